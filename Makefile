@@ -1,0 +1,88 @@
+# Each target makes the virtual environment that it needs; a second run finds it there and costs nothing.
+#
+#   make test PYTHON=python3.13 VENV=.venv-3.13     another interpreter, in an environment of its own
+#   make bench BENCHMARKS=lookup BENCH_ARGS=        one benchmark, at full size
+#
+# Works with GNU Make 3.81 (macOS) and later.
+
+PYTHON     ?=
+VENV       ?= .venv
+JOBS       ?= 2
+BENCHMARKS ?= open lookup build memory
+BENCH_ARGS ?= --quick
+
+BIN     := $(VENV)/bin
+TYPED   := $(wildcard mmcache tools benchmarks tests)
+INSTALL := $(BIN)/python -m pip install --quiet
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench nightly clean distclean
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## see it work: a bank of test patterns, four workers, one file
+	@$(BIN)/mmcache demo
+
+test: check  ## everything that continuous integration runs: check, then the tests
+	@echo "==> tests"
+	@$(BIN)/python -m pytest -q -n $(JOBS)
+
+check: $(VENV)/.dev  ## format, lint, types and import layers
+	@echo "==> format"
+	@$(BIN)/ruff format --quiet --check . || { echo "run $(BIN)/ruff format ." >&2; exit 1; }
+	@echo "==> lint"
+	@$(BIN)/ruff check --quiet .
+	@echo "==> types"
+	@$(BIN)/mypy --no-error-summary $(TYPED)
+	@echo "==> import layers"
+	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
+
+bench: $(VENV)/.bench  ## quick benchmarks, with SQLite and LMDB on the same records
+	@for name in $(BENCHMARKS); do \
+	    echo "==> benchmarks.$$name"; \
+	    $(BIN)/python -m benchmarks.$$name $(BENCH_ARGS) || exit 1; \
+	done
+
+nightly: $(VENV)/.dev  ## all tests with many more examples, and the long campaigns of faults
+	@echo "==> all tests, nightly profile"
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) -m "" -o timeout=7200
+
+clean:  ## remove what the tools leave behind
+	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove the virtual environment
+	@if [ -e $(VENV)/.venv ]; then rm -rf $(VENV); fi
+
+# One environment, with as much in it as was asked for so far. The stamps are made again when pyproject.toml changes.
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.venv
+	@echo "==> installing mmcache with its command line into $(VENV)"
+	@$(INSTALL) --editable '.[cli]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.venv
+	@echo "==> installing mmcache and the peers it is measured against into $(VENV)"
+	@$(INSTALL) --editable '.[cli]' --group bench
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.venv
+	@echo "==> installing mmcache and the development tools into $(VENV)"
+	@$(INSTALL) --editable '.[cli]' --group dev
+	@touch $@ $(VENV)/.demo $(VENV)/.bench
+
+# pip 25.1 is the first to read dependency groups; Python 3.11 brings an older one.
+$(VENV)/.venv:
+	@for python in $(if $(PYTHON),$(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python); do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        echo "==> making $(VENV) with $$("$$python" --version)"; \
+	        "$$python" -m venv $(VENV) && $(INSTALL) --upgrade 'pip>=25.1' && touch $@; \
+	        exit; \
+	    fi; \
+	done; \
+	echo "mmcache needs Python 3.11 or newer with its venv module$(if $(PYTHON),; $(PYTHON) is not that,)." >&2; \
+	echo "Name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+	exit 1

@@ -1,0 +1,101 @@
+"""One immutable file of records, indexes and embeddings, mapped read-only by many worker processes.
+
+Every public name is importable from here and is loaded when it is first used (PEP 562): `import mmcache` alone
+costs no more than this file, so that a command line or a plugin can afford it in every process.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuildError",
+    "BuildReport",
+    "Cache",
+    "ClosedError",
+    "Collection",
+    "CorruptFileError",
+    "IncompatibleFormatError",
+    "IterableSource",
+    "JSONLinesSource",
+    "LockTimeoutError",
+    "MissingFileError",
+    "MmcacheError",
+    "PublishError",
+    "Record",
+    "SQLiteSource",
+    "Schema",
+    "Selection",
+    "Snapshot",
+    "Source",
+    "SourceError",
+    "SourceRecord",
+    "Stats",
+    "UntrustedPathError",
+    "UnusableFileError",
+    "__version__",
+    "build",
+    "open",
+]
+
+if TYPE_CHECKING:
+    from .cache import Cache, Stats, open
+    from .errors import (
+        BuildError,
+        ClosedError,
+        CorruptFileError,
+        IncompatibleFormatError,
+        LockTimeoutError,
+        MissingFileError,
+        MmcacheError,
+        PublishError,
+        SourceError,
+        UntrustedPathError,
+        UnusableFileError,
+    )
+    from .schema import Schema
+    from .sources.base import Source, SourceRecord
+    from .sources.iterable import IterableSource, JSONLinesSource
+    from .sources.sqlite import SQLiteSource
+    from .storage.publish import BuildReport, build
+    from .storage.snapshot import Collection, Record, Selection, Snapshot
+else:  # hidden from type checkers, which would otherwise take any misspelt name for one of ours
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'mmcache' has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(home, __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+_HOMES = {
+    name: module
+    for module, names in {
+        ".cache": ("Cache", "Stats", "open"),
+        ".errors": (
+            "BuildError",
+            "ClosedError",
+            "CorruptFileError",
+            "IncompatibleFormatError",
+            "LockTimeoutError",
+            "MissingFileError",
+            "MmcacheError",
+            "PublishError",
+            "SourceError",
+            "UntrustedPathError",
+            "UnusableFileError",
+        ),
+        ".schema": ("Schema",),
+        ".sources.base": ("Source", "SourceRecord"),
+        ".sources.iterable": ("IterableSource", "JSONLinesSource"),
+        ".sources.sqlite": ("SQLiteSource",),
+        ".storage.publish": ("BuildReport", "build"),
+        ".storage.snapshot": ("Collection", "Record", "Selection", "Snapshot"),
+    }.items()
+    for name in names
+}

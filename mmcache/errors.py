@@ -1,0 +1,113 @@
+"""Every exception of mmcache, arranged by what a caller does about it.
+
+`UnusableFileError` and what is below it mean "this file cannot answer": a cache that has a source answers
+from there. Everything else reaches the caller. A missing id is a plain `KeyError`, an argument of the wrong
+type a plain `TypeError`.
+
+All of them pickle, fields included, so that they survive a process boundary.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BuildError",
+    "ClosedError",
+    "CorruptFileError",
+    "IncompatibleFormatError",
+    "LockTimeoutError",
+    "MissingFileError",
+    "MmcacheError",
+    "PublishError",
+    "SourceError",
+    "UntrustedPathError",
+    "UnusableFileError",
+]
+
+
+class MmcacheError(Exception):
+    """Base of every error that mmcache raises on its own account.
+
+    `path` is the file it is about, or None. Subclasses may add fields; all are keyword arguments with a
+    default, which is what makes them pickle.
+    """
+
+    def __init__(self, message: str = "", *, path: str | None = None, **fields: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.__dict__.update(fields)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class UnusableFileError(MmcacheError):
+    """The file cannot answer (unreadable, an I/O error, or one of the subclasses)."""
+
+    cause = "unreadable"
+
+
+class MissingFileError(UnusableFileError, FileNotFoundError):
+    """There is no file at the path."""
+
+    cause = "missing"
+
+
+class CorruptFileError(UnusableFileError, ValueError):
+    """The bytes are not what a writer wrote. `section` names the part, where it is known."""
+
+    cause = "corrupt"
+    section: str | None = None
+
+
+class IncompatibleFormatError(UnusableFileError, ValueError):
+    """A whole file of another major format version, or with features this version does not know.
+
+    `found` and `supported` are version strings.
+    """
+
+    cause = "incompatible"
+    found: str | None = None
+    supported: str | None = None
+
+
+class UntrustedPathError(UnusableFileError, PermissionError):
+    """A symlink, a special file, a foreign owner or a directory that anyone may write."""
+
+    cause = "untrusted"
+
+
+class BuildError(MmcacheError, ValueError):
+    """The input cannot become a file. `collection`, `key` and `reason` say where and why."""
+
+    collection: str | None = None
+    key: str | None = None
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, collection: str, key: object, reason: str) -> BuildError:
+        where = f"collection {collection!r}" + ("" if key is None else f", key {key!r}")
+        return cls(
+            f"{where}: {reason}",
+            collection=collection,
+            key=key if isinstance(key, str) else None if key is None else repr(key),
+            reason=reason,
+        )
+
+
+class PublishError(MmcacheError, OSError):
+    """The system refused a call that writing the file needs. The published file is as it was. `errno` says why."""
+
+    errno: int | None = None  # plain, where OSError's own would not survive pickling
+
+
+class SourceError(MmcacheError):
+    """The source failed while it was the only tier left, or there is no source to ask."""
+
+
+class LockTimeoutError(MmcacheError, TimeoutError):
+    """Another process held the build lock for longer than we were told to wait."""
+
+
+class ClosedError(MmcacheError, ValueError):
+    """The snapshot or cache was closed."""

@@ -1,0 +1,264 @@
+"""The fixed header and the section table.
+
+    0 header, 256 bytes | 256 section table, 128 bytes a row | sections ... | end == header.file_size
+
+The header says how long the file is, the table covers every byte of it, and the build id is a hash of the
+table: header -> table -> sections is a chain of checksums without a gap. `parse_header` and `parse_table`
+check in the order cheapest and most telling first, and name what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+from ..errors import CorruptFileError, IncompatibleFormatError
+
+MAGIC: Final = b"\x89MMC\r\n\x1a\n"
+"""As PNG's: a high bit, CR LF, end-of-file and LF, so that a text-mode transfer or a 7-bit channel shows at once."""
+
+VERSION: Final = (1, 0, 0)
+"""Of the format, not of the package. Another major: refused. A newer minor: read."""
+
+HEADER_SIZE: Final = 256
+TABLE_ROW_SIZE: Final = 128
+ALIGN: Final = 64
+"""Of every section: a cache line, and what numpy and SIMD loads like best."""
+PAGE: Final = 4096
+"""Of records and embeddings, so that the kernel can be advised about them apart from the rest."""
+BLOCK: Final = 65_536
+"""Bytes under one checksum of the `blocks` section."""
+MAX_SECTIONS: Final = 4096
+
+REQUIRED: Final = 1
+"""Section flag: a reader that does not know this kind must refuse the file."""
+
+META, IDS, ROWS, RECORDS, INDEX, EMBEDDINGS, NORMS, PRESENCE, BLOCKS = range(1, 10)
+KINDS: Final = {
+    META: "meta",
+    IDS: "ids",
+    ROWS: "rows",
+    RECORDS: "records",
+    INDEX: "index",
+    EMBEDDINGS: "embeddings",
+    NORMS: "norms",
+    PRESENCE: "presence",
+    BLOCKS: "blocks",
+}
+ALIGNMENT: Final = {RECORDS: PAGE, EMBEDDINGS: PAGE}
+
+_HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 3Q 80x Q")
+_ROW = struct.Struct("<72s II 5Q 8x")
+_CHECKED = HEADER_SIZE - 8
+assert _HEADER.size == HEADER_SIZE
+assert _ROW.size == TABLE_ROW_SIZE
+
+
+def align(offset: int, alignment: int = ALIGN) -> int:
+    """The first multiple of `alignment` (a power of two) that is not below `offset`."""
+    return (offset + alignment - 1) & -alignment
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first 256 bytes.
+
+    generation: grows by one per publish. created_ns: wall clock when the source was about to be read, so that
+    the file holds everything committed before it. elapsed_ns: how long the build took. build_id: xxh3_128 of the
+    section table; equal for equal content. sha256: of all bytes after the table. fingerprint: the source's, zeros
+    if it has none. soft, hard, ring: control tokens of the builder; 0 where there is no control page.
+    """
+
+    file_size: int
+    section_count: int
+    generation: int
+    created_ns: int
+    elapsed_ns: int
+    build_id: bytes
+    sha256: bytes
+    fingerprint: bytes = bytes(32)
+    soft: int = 0
+    hard: int = 0
+    ring: int = 0
+    version: tuple[int, int, int] = VERSION
+
+    @property
+    def table_size(self) -> int:
+        return self.section_count * TABLE_ROW_SIZE
+
+    def pack(self) -> bytes:
+        """256 bytes, checksum included."""
+        body = _HEADER.pack(
+            MAGIC,
+            *self.version,
+            0,
+            self.section_count,
+            HEADER_SIZE,
+            self.file_size,
+            self.generation,
+            self.created_ns,
+            self.elapsed_ns,
+            self.build_id,
+            self.sha256,
+            self.fingerprint,
+            self.soft,
+            self.hard,
+            self.ring,
+            0,
+        )[:_CHECKED]
+        return body + struct.pack("<Q", xxh3_64_intdigest(body))
+
+
+def parse_header(data: bytes, actual_size: int) -> Header:
+    """Check and unpack the first 256 bytes of a file of `actual_size` bytes."""
+    if len(data) < HEADER_SIZE:
+        raise _corrupt("header", f"expected at least {HEADER_SIZE} bytes, found {len(data)}")
+    data = data[:HEADER_SIZE]
+    if data[:8] != MAGIC:
+        raise _corrupt("header", f"not an mmcache file: expected magic {MAGIC!r}, found {data[:8]!r}")
+    (
+        _,
+        major,
+        minor,
+        patch,
+        flags,
+        section_count,
+        table_offset,
+        file_size,
+        generation,
+        created_ns,
+        elapsed_ns,
+        build_id,
+        sha256,
+        fingerprint,
+        soft,
+        hard,
+        ring,
+        checksum,
+    ) = _HEADER.unpack(data)
+    if major != VERSION[0]:
+        raise IncompatibleFormatError(
+            f"format {major}.{minor}.{patch}, and this version reads {VERSION[0]}.x: "
+            "rebuild the file with it, or upgrade mmcache",
+            found=f"{major}.{minor}.{patch}",
+            supported=".".join(map(str, VERSION)),
+        )
+    if xxh3_64_intdigest(data[:_CHECKED]) != checksum:
+        raise _corrupt("header", "checksum does not match")
+    if flags:
+        raise IncompatibleFormatError(
+            f"features {flags:#x} that a reader must understand are unknown to this version: upgrade mmcache",
+            found=f"{major}.{minor}.{patch} with flags {flags:#x}",
+            supported=".".join(map(str, VERSION)),
+        )
+    if file_size != actual_size:
+        raise _corrupt("header", f"expected a file of {file_size} bytes, found {actual_size}: truncated or extended")
+    if table_offset != HEADER_SIZE:
+        raise _corrupt("header", f"expected the section table at {HEADER_SIZE}, found {table_offset}")
+    if not 1 <= section_count <= MAX_SECTIONS:
+        raise _corrupt("header", f"expected 1 to {MAX_SECTIONS} sections, found {section_count}")
+    if HEADER_SIZE + section_count * TABLE_ROW_SIZE > file_size:
+        raise _corrupt("header", f"the section table of {section_count} rows does not fit into {file_size} bytes")
+    if generation == 0:
+        raise _corrupt("header", "generation 0 was never published")
+    if minor <= VERSION[1] and (data[14:16] != b"\0\0" or any(data[168:_CHECKED])):
+        raise _corrupt("header", "reserved bytes are not zero")
+    return Header(
+        file_size=file_size,
+        section_count=section_count,
+        generation=generation,
+        created_ns=created_ns,
+        elapsed_ns=elapsed_ns,
+        build_id=build_id,
+        sha256=sha256,
+        fingerprint=fingerprint,
+        soft=soft,
+        hard=hard,
+        ring=ring,
+        version=(major, minor, patch),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One row of the section table: a named extent of the file.
+
+    offset: absolute. payload: where, from `offset`, the first array of a msgpack-framed section begins; else 0.
+    count: slots, rows, terms or blocks, by kind. checksum: xxh3_64 of the `length` bytes.
+    """
+
+    name: str
+    kind: int
+    flags: int
+    offset: int
+    length: int
+    payload: int
+    count: int
+    checksum: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+    def pack(self) -> bytes:
+        return _ROW.pack(
+            self.name.encode(),
+            self.kind,
+            self.flags,
+            self.offset,
+            self.length,
+            self.payload,
+            self.count,
+            self.checksum,
+        )
+
+
+def build_id_of(table: bytes) -> bytes:
+    """The build id: xxh3_128 of the section table, and so of every section's name, place, length and digest."""
+    return xxh3_128_digest(table)
+
+
+def parse_table(header: Header, data: bytes) -> dict[str, Section]:
+    """Check and unpack the section table; the sections by name, in file order.
+
+    Sections are sorted, aligned, do not overlap, and cover the file up to padding of less than a page; the
+    last one ends where the file ends.
+    """
+    if len(data) != header.table_size:
+        raise _corrupt("table", f"expected {header.table_size} bytes, found {len(data)}")
+    if build_id_of(data) != header.build_id:
+        raise _corrupt("table", "checksum does not match the build id")
+    sections: dict[str, Section] = {}
+    end = HEADER_SIZE + len(data)
+    for raw_name, kind, flags, offset, length, payload, count, checksum in _ROW.iter_unpack(data):
+        try:
+            name = raw_name.rstrip(b"\0").decode()
+        except UnicodeDecodeError:
+            raise _corrupt("table", f"section name {raw_name!r} is not UTF-8") from None
+        if not name or name in sections:
+            raise _corrupt("table", f"section name {name!r} is empty or stands twice")
+        if kind not in KINDS and flags & REQUIRED:
+            raise IncompatibleFormatError(
+                f"section {name!r} is of kind {kind}, which a reader must understand "
+                "and this version does not: upgrade mmcache",
+                found=".".join(map(str, header.version)),
+                supported=".".join(map(str, VERSION)),
+            )
+        if offset % ALIGNMENT.get(kind, ALIGN):
+            raise _corrupt(name, f"offset {offset} is not aligned to {ALIGNMENT.get(kind, ALIGN)}")
+        if not end <= offset < end + PAGE:
+            raise _corrupt(name, f"expected to begin within {PAGE} bytes after {end}, found {offset}")
+        if length > header.file_size - offset or payload > length:
+            raise _corrupt(name, f"{length} bytes from {offset} reach beyond the file's {header.file_size}")
+        end = offset + length
+        sections[name] = Section(name, kind, flags, offset, length, payload, count, checksum)
+    if end != header.file_size:
+        raise _corrupt("table", f"the sections end at {end}, the file at {header.file_size}")
+    return sections
+
+
+def _corrupt(section: str, reason: str) -> CorruptFileError:
+    return CorruptFileError(f"section {section!r}: {reason}", section=section)

@@ -1,0 +1,222 @@
+"""The record codec: a record is one msgpack array of its values, the key first.
+
+The names of the fields are kept once per file, in *shapes*: arrays decode about three times faster than maps
+and take less room. A shape may also name the fields of a map that stands directly in a record (`metadata`),
+which is then an array of values too. Maps further down, and maps that a shape does not name, stay maps.
+
+The records section is a plain sequence of msgpack arrays; a stock `Unpacker` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgpack
+from xxhash import xxh3_64_intdigest
+
+from ..errors import CorruptFileError
+
+MAX_KEY_BYTES = 65_535
+MAX_RECORD_BYTES = 16 * 2**20
+"""A record decodes to at most 73 times its bytes (an array of empty maps): what bounds the memory of one get."""
+MAX_SHAPES = 4096
+MAX_NESTED_SHAPES = 256
+"""Once a collection has this many shapes, nested maps stay maps."""
+
+Nested = dict[int, tuple[str, ...]]
+
+
+class Shape:
+    """The field names of a record: of its values, and of the values of maps directly in it."""
+
+    __slots__ = ("count", "index", "names", "nested", "prefix")
+
+    def __init__(self, names: tuple[str, ...], nested: Nested) -> None:
+        self.names = names
+        self.nested = nested
+        self.count = len(names)
+        self.index = {name: i for i, name in enumerate(names)}
+        self.prefix = 1 if len(names) < 16 else 3 if len(names) < 65_536 else 5
+        """Bytes of the msgpack array header, after which the key's own header stands."""
+
+    def to_plain(self) -> list[Any]:
+        """As it stands in `meta`: a list of names, a nested map as [name, [names]]."""
+        return [[name, list(self.nested[i])] if i in self.nested else name for i, name in enumerate(self.names)]
+
+    @classmethod
+    def from_plain(cls, data: object) -> Shape:
+        """Raises CorruptFileError for anything that `to_plain` would not give."""
+        if not isinstance(data, list):
+            raise _bad_shape(data)
+        names: list[str] = []
+        nested: Nested = {}
+        for i, item in enumerate(data):
+            if isinstance(item, list) and len(item) == 2 and isinstance(item[1], list):
+                name, inner = item
+                if not all(isinstance(field, str) for field in inner) or len(set(inner)) != len(inner):
+                    raise _bad_shape(data)
+                nested[i] = tuple(inner)
+            else:
+                name = item
+            if not isinstance(name, str):
+                raise _bad_shape(data)
+            names.append(name)
+        if not names or len(set(names)) != len(names):
+            raise _bad_shape(data)
+        return cls(tuple(names), nested)
+
+
+def _bad_shape(data: object) -> CorruptFileError:
+    return CorruptFileError(f"section 'meta': {data!r:.80} is not the shape of a record", section="meta")
+
+
+def key_offset(prefix: int, key_length: int) -> int:
+    """Where in a record its key's bytes begin: after the array's header and the string's."""
+    return prefix + (1 if key_length < 32 else 2 if key_length < 256 else 3)
+
+
+def checksum(record: bytes, shape: int) -> int:
+    """xxh3_64 of the record's bytes, xor its shape number, so that the shape is covered too."""
+    return xxh3_64_intdigest(record) ^ shape
+
+
+def decode(record: bytes) -> Any:
+    """The array of values. Raises CorruptFileError for bytes that are not one msgpack object."""
+    try:
+        return msgpack.unpackb(record)
+    except ValueError as error:
+        if "strict_map_key" not in str(error):
+            raise undecodable(error) from None
+    except (msgpack.UnpackException, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise undecodable(error) from None
+    try:
+        return msgpack.unpackb(record, strict_map_key=False)
+    except (ValueError, msgpack.UnpackException, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise undecodable(error) from None
+
+
+def undecodable(error: BaseException) -> CorruptFileError:
+    return CorruptFileError(f"section 'records': a record does not decode ({error})", section="records")
+
+
+class Encoder:
+    """Turns the records of one collection into bytes, learning shapes as it goes.
+
+    `encode_run` takes records that share one tuple of names, which is how they come, and does as much as
+    it can in C. Not for several threads.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: list[Shape] = []
+        self._pack: Callable[[Any], bytes] = msgpack.Packer(strict_types=True, default=self._unusual).pack
+        self._numbers: dict[tuple[tuple[str, ...], tuple[tuple[str, ...] | None, ...]], int] = {}
+        self._maps_at: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self._saw_unusual = False
+
+    def encode_run(self, names: tuple[str, ...], rows: Iterable[Sequence[Any]]) -> tuple[list[bytes], list[int]]:
+        """Encoded records and their shape numbers. Raises whatever msgpack raises for a value that it cannot carry;
+        `encode_one` tells which record and why."""
+        self._saw_unusual = False
+        lists = list(map(list, rows))
+        maps_at = self._maps_at.get(names)
+        if maps_at is None:
+            maps_at = self._maps_at[names] = tuple(i for i, value in enumerate(lists[0]) if type(value) is dict)
+        if len(maps_at) == 1:
+            shapes = self._split_column(names, lists, maps_at[0])
+        elif maps_at:
+            shapes = [self._split_maps(names, values, maps_at) for values in lists]
+        else:
+            shapes = [self._number(names, ())] * len(lists)
+        packed = list(map(self._pack, lists))
+        if self._saw_unusual:
+            for values in lists:
+                _check_keys(values)
+        return packed, shapes
+
+    def encode_one(self, names: tuple[str, ...], values: Sequence[Any]) -> tuple[bytes, int]:
+        """One record. Raises ValueError with a reason for people."""
+        try:
+            packed, shapes = self.encode_run(names, [values])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(_reason(names, values, error)) from None
+        return packed[0], shapes[0]
+
+    def _split_column(self, names: tuple[str, ...], lists: list[list[Any]], at: int) -> list[int]:
+        """`_split_maps` for many records with one map each, quick where all of them have the same fields."""
+        column = [values[at] for values in lists]
+        if {dict}.issuperset(map(type, column)) and len(set(map(tuple, column))) == 1:
+            number = self._split_maps(names, lists[0], (at,))
+            if at in self.shapes[number].nested:
+                for values, value in zip(lists[1:], column[1:], strict=True):
+                    values[at] = list(value.values())
+            return [number] * len(lists)
+        return [self._split_maps(names, values, (at,)) for values in lists]
+
+    def _split_maps(self, names: tuple[str, ...], values: list[Any], maps_at: tuple[int, ...]) -> int:
+        """Replace the maps at these places by lists of their values, and tell which shape that makes."""
+        inner = tuple([tuple(values[i]) if type(values[i]) is dict else None for i in maps_at])
+        number = self._numbers.get((names, inner))
+        if number is None:
+            full = len(self.shapes) >= MAX_NESTED_SHAPES
+            inner = tuple(
+                None if full or fields is None or not all(type(field) is str for field in fields) else fields
+                for fields in inner
+            )
+            number = self._number(names, inner, maps_at)
+        nested = self.shapes[number].nested
+        for i in maps_at:
+            if i in nested:
+                values[i] = list(values[i].values())
+        return number
+
+    def _number(
+        self, names: tuple[str, ...], inner: tuple[tuple[str, ...] | None, ...], maps_at: tuple[int, ...] = ()
+    ) -> int:
+        number = self._numbers.get((names, inner))
+        if number is None:
+            number = self._numbers[names, inner] = len(self.shapes)
+            if number >= MAX_SHAPES:
+                raise ValueError(
+                    f"more than {MAX_SHAPES} different sets of fields; put the variable ones into one field as a map"
+                )
+            nested = {i: fields for i, fields in zip(maps_at, inner, strict=False) if fields is not None}
+            self.shapes.append(Shape(names, nested))
+        return number
+
+    def _unusual(self, value: object) -> object:
+        """msgpack asks here about everything that is not exactly of a type that it carries."""
+        self._saw_unusual = True
+        plain: Any
+        for plain in (str, int, float, bytes, list, dict):
+            if isinstance(value, plain):
+                return plain(value)
+        if isinstance(value, tuple):
+            return list(value)
+        raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not a type that msgpack carries")
+
+
+def _check_keys(value: object) -> None:
+    """Refuse a map with a tuple for a key: it would be written as an array, which no reader can use as a key."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, (tuple, list)) and not isinstance(key, msgpack.ExtType):
+                raise TypeError(f"a map has the key {key!r}; a key may be a str, bytes, number, bool or None")
+            _check_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
+
+
+def _reason(names: tuple[str, ...], values: Sequence[Any], error: Exception) -> str:
+    """Which field of a record cannot be encoded."""
+    for name, value in zip(names, values, strict=False):
+        try:
+            Encoder().encode_run((name,), [(value,)])
+        except (TypeError, ValueError, OverflowError) as inner:
+            if isinstance(inner, OverflowError):
+                return f"field {name!r} has an int beyond 64 bits; store it as text"
+            if isinstance(inner, UnicodeEncodeError):
+                return f"field {name!r} has text that is not valid Unicode ({inner.reason})"
+            return f"field {name!r}: {inner}"
+    return str(error)

@@ -1,0 +1,79 @@
+"""The gapped table: hash -> ordinal, probed in place, built wholly in numpy.
+
+Entries lie in hash order. An entry's home is `(hash >> 32) * homes >> 32`, which grows with the hash, so
+placing sorted entries at `max(home, previous + 1)` gives a linear-probing table whose hashes never
+decrease from slot to slot. An empty slot repeats the next entry, so a probe needs no emptiness test:
+walk up while the hash is smaller, compare while it is equal, stop when it is greater. Slots after the last
+entry hold hash 2^64-1 and ordinal `EMPTY`.
+
+Deterministic: the same hashes in the same order give the same bytes. `max_probe`, the greatest distance of
+an entry from its home, bounds every walk. Hashes are xxh3_64 under a seed that the builder picks so that
+`max_probe` stays in bounds whatever the keys are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .layout import MAX_PROBE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EMPTY = 2**32 - 1
+SEEDS = range(8)
+SLOTS_PER_KEY = 2
+"""Half of the slots are empty: 1.5 probes a hit on average (Knuth, TAOCP 6.4), at 24 bytes a key."""
+
+
+class Slots(NamedTuple):
+    """hash: u64[slots], ascending. ordinal: u32[slots]. homes: slots that can be a home. max_probe: see above."""
+
+    hash: NDArray[np.uint64]
+    ordinal: NDArray[np.uint32]
+    homes: int
+    max_probe: int
+
+
+def build_slots(hashes: NDArray[np.uint64]) -> Slots:
+    """The table that maps hashes[i] to i. O(n log n); about 60 bytes a key while it runs."""
+    n = len(hashes)
+    order = np.argsort(hashes, kind="stable")
+    sorted_hashes = hashes[order]
+    homes = max(1, SLOTS_PER_KEY * n)
+    home = ((sorted_hashes >> np.uint64(32)) * np.uint64(homes) >> np.uint64(32)).astype(np.int64)
+    step = np.arange(n, dtype=np.int64)
+    position = np.maximum.accumulate(home - step) + step
+    max_probe = int((position - home).max(initial=0))
+    total = max(homes, int(position[-1]) + 1 if n else 0) + 1
+    total = -(-total // 8) * 8
+    following = np.searchsorted(position, np.arange(total, dtype=np.int64))
+    return Slots(
+        hash=np.append(sorted_hashes, np.uint64(2**64 - 1))[following],
+        ordinal=np.append(order, EMPTY).astype(np.uint32)[following],
+        homes=homes,
+        max_probe=max_probe,
+    )
+
+
+def seeded_slots(hashes: Callable[[int], Any]) -> tuple[Slots, int]:
+    """The table under the first seed that keeps every probe short; `hashes(seed)` gives one u64 a key.
+
+    Keys chosen to collide under one seed do not under the next. Raises ValueError when no seed helps.
+    """
+    for seed in SEEDS:
+        slots = build_slots(np.asarray(hashes(seed), dtype=np.uint64))
+        if slots.max_probe <= MAX_PROBE:
+            return slots, seed
+    raise ValueError(f"the keys collide under all of {len(SEEDS)} hash seeds, which does not happen by chance")
+
+
+def equal_neighbours(hashes: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    """Pairs of ordinals with equal hashes (neighbours in hash order): the candidates for a duplicate key."""
+    order = np.argsort(hashes, kind="stable")
+    sorted_hashes = hashes[order]
+    same = np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1])
+    return [(int(order[i]), int(order[i + 1])) for i in same]

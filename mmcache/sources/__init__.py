@@ -1,0 +1,82 @@
+"""Sources of truth: where records come from, and who answers when the file cannot.
+
+SQLiteSource, IterableSource and JSONLinesSource are loaded when they are first asked for, as sqlite3 and numpy are not
+free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError
+from ..schema import Schema
+from .base import Reading, Source, SourceRecord
+
+if TYPE_CHECKING:
+    from .iterable import IterableSource, JSONLinesSource
+    from .sqlite import SQLiteSource
+
+__all__ = [
+    "IterableSource",
+    "JSONLinesSource",
+    "Reading",
+    "SQLiteSource",
+    "Source",
+    "SourceRecord",
+    "as_source",
+    "from_spec",
+]
+
+_HOMES = {
+    "IterableSource": "mmcache.sources.iterable",
+    "JSONLinesSource": "mmcache.sources.iterable",
+    "SQLiteSource": "mmcache.sources.sqlite",
+    "PatternsSource": "mmcache.presets.patterns",
+}
+
+_KINDS = {"sqlite": "SQLiteSource", "jsonl": "JSONLinesSource", "patterns": "PatternsSource"}
+"""All that a spec can name. A file chooses from this table and cannot add to it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__ and name in _HOMES:
+        return _load(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _load(name: str) -> Any:
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
+    """What `mmcache.build` was given, as a source: a source as it is, anything else by way of `IterableSource`.
+
+    Several schemas take a mapping {collection: records}. Raises TypeError when a source comes with schemas, as it has
+    its own, or records come without.
+    """
+    schemas = tuple(schemas)
+    if isinstance(records_or_source, Source):
+        if schemas:
+            names = ", ".join(schema.name for schema in records_or_source.schemas)
+            raise TypeError(f"a source has its own schemas ({names}); give them there and not here")
+        return records_or_source
+    if not schemas:
+        raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
+    source: Source = _load("IterableSource")(records_or_source, *schemas)
+    return source
+
+
+def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema]) -> Source:
+    """The source that `Source.spec` described. Raises SourceError for a kind that this version does not know."""
+    kind, path = spec.get("kind"), spec.get("path")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise SourceError(f"unknown kind of source {kind!r}; this version knows: {', '.join(_KINDS)}")
+    if not isinstance(path, str) or not path:
+        raise SourceError(f"a source of kind {kind!r} needs a path, found {path!r}")
+    try:
+        source: Source = _load(_KINDS[kind])(path, *schemas)
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"the source of kind {kind!r} cannot be made again: {error}", path=path) from error
+    return source

@@ -1,0 +1,73 @@
+"""What a source of truth must be able to do: the protocol, and the one form a record has on its way.
+
+A source is asked two kinds of things: to be read whole, once, consistently (a build), and to answer for
+single ids or terms (the fallback tier). Both give a `SourceRecord`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from ..schema import Query, Schema
+
+__all__ = ["Reading", "Source", "SourceRecord"]
+
+
+class SourceRecord(NamedTuple):
+    """One record as a source gives it.
+
+    names: the fields, the key first, the embedding not among them. The same tuple object for records of one
+        shape where that costs nothing: the builder recognises a shape by identity first.
+    values: as many values as names. Values may be anything msgpack carries; the builder checks them.
+    vector: the embedding as little-endian float32 bytes, checked to be whole numbers of 4 bytes and, where the
+        schema gives `dim`, of that length; or None. The builder checks that all have one length and are finite.
+    """
+
+    names: tuple[str, ...]
+    values: Sequence[Any]
+    vector: bytes | None
+
+
+class Reading(Protocol):
+    """One consistent view of all collections of a source; valid inside `with source.read()`."""
+
+    def count(self, collection: str) -> int | None:
+        """How many records there are, or None where only reading them would tell. For progress, not for layout."""
+        ...
+
+    def records(self, collection: str) -> Iterator[SourceRecord]:
+        """Every record once, in the source's own stable order. Streams; raises BuildError naming collection and key."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The source of truth. Safe to use from several threads, after a fork, and, pickled, in another process."""
+
+    @property
+    def schemas(self) -> tuple[Schema, ...]:
+        """One per collection, the default collection first."""
+        ...
+
+    def read(self) -> AbstractContextManager[Reading]:
+        """One consistent read of all collections: later writers do not show in it."""
+        ...
+
+    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+        """The records with these ids, in their order, None where there is none. Raises SourceError."""
+        ...
+
+    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
+        """The records that answer the query, in the order of `Reading.records`. Raises SourceError."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that differ when the source may have changed since; cheap, and never the same by mistake
+        for a change that went through the source's own means."""
+        ...
+
+    def spec(self) -> dict[str, Any] | None:
+        """Plain data (with `kind`) from which `from_spec` makes the source again, schemas apart; None if it cannot."""
+        ...

@@ -1,0 +1,27 @@
+"""The schemas of a source by the name of their collection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..schema import Schema
+
+__all__ = ["Catalog"]
+
+
+class Catalog(dict[str, Schema]):
+    """Collection name -> Schema; asking for another name is a ValueError that lists those there are."""
+
+    def __init__(self, schemas: Iterable[Schema]) -> None:
+        super().__init__()
+        for schema in schemas:
+            if not isinstance(schema, Schema):
+                raise TypeError(f"a source takes Schema objects, not {type(schema).__name__}: {schema!r}")
+            if schema.name in self:
+                raise ValueError(f"two schemas are named {schema.name!r}; a collection's name is unique in a source")
+            self[schema.name] = schema
+        if not self:
+            raise TypeError("a source needs at least one Schema, to know the key and the collection's name")
+
+    def __missing__(self, name: str) -> Schema:
+        raise ValueError(f"the source has no collection {name!r}; it has: {', '.join(self)}")

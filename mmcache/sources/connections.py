@@ -1,0 +1,184 @@
+"""Read-only SQLite connections to one file, each lent to one user at a time.
+
+A connection is opened when none is idle, is exclusive while lent (so a suspended iterator and a lookup in the same
+thread never share a transaction), and goes back with its cursors closed and its transaction ended. Any thread may use
+any idle connection.
+
+Fork: SQLite's rule (howtocorrupt.html, 2.6) is that a child neither uses nor closes what its parent opened. The child's
+hook drops the pools' books and keeps the inherited objects alive for ever; new connections are opened on demand. One
+case has no cure: SQLite counts its locks per process in memory, so a child forked *while a read was under way* would
+believe that it holds a lock which it does not. There, connecting is refused and the error says what to do.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sqlite3
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+from weakref import WeakSet
+
+from ..errors import SourceError
+
+__all__ = ["Connection", "Connections"]
+
+MAX_IDLE = 8
+
+
+class Connection:
+    """A lent connection: `with connections.take() as connection`. Raises what sqlite3 raises."""
+
+    __slots__ = ("_home", "_pool", "abandoned", "cursors", "raw")
+
+    def __init__(self, raw: sqlite3.Connection, pool: Connections, home: list[Connection]) -> None:
+        self.raw = raw
+        self.cursors: list[sqlite3.Cursor] = []
+        self.abandoned = False
+        self._pool = pool
+        self._home = home
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """A cursor that lives, and is kept alive, until the connection goes back."""
+        if self.abandoned:
+            raise SourceError("this read was begun before a fork; a read cannot continue in the child process")
+        cursor = self.raw.execute(sql, parameters)
+        self.cursors.append(cursor)
+        return cursor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.give_back(self, self._home)
+
+
+class Connections:
+    """The connections to `path`, an absolute path. `timeout`: seconds to wait for a writer's lock."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        _pools.add(self)
+
+    def take(self) -> Connection:
+        """An exclusive connection, outside any transaction. Raises SourceError."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        if self.path in _tainted:
+            raise SourceError(
+                "this process was forked while its parent was reading the database, and SQLite cannot lock the file "
+                "here; fork outside of reads, or start workers by 'spawn' or 'forkserver'",
+                path=self.path,
+            )
+        connection = Connection(self._connect(), self, self._idle)
+        self._open.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection, home: list[Connection]) -> None:
+        if connection not in self._open:
+            return  # a fork came between: it belongs to the parent
+        for cursor in connection.cursors:
+            cursor.close()
+        connection.cursors.clear()
+        if connection.raw.in_transaction:
+            connection.raw.rollback()
+        if home is self._idle and len(home) < MAX_IDLE:
+            home.append(connection)
+        else:
+            self._open.discard(connection)
+            connection.raw.close()
+
+    def close(self) -> None:
+        """Close what is idle now, and what is lent when it comes back. A later `take` opens anew."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            self._open.discard(connection)
+            connection.raw.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def error(self, error: sqlite3.Error) -> SourceError:
+        """What happened, in words that help, as the error that a source raises."""
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_BUSY"):
+            reason = (
+                f"the database is locked: a writer kept it for longer than the timeout of {self.timeout:g} s; end that "
+                "transaction, raise SQLiteSource(timeout=...), or let readers and writers overlap (journal_mode=WAL)"
+            )
+        elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")):
+            reason = self._why_not_read(error)
+        elif name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+            reason = f"not a whole SQLite database ({error}); check it with PRAGMA integrity_check"
+        elif "Could not decode" in str(error):
+            reason = f"{error}: text in the database is not valid UTF-8; store such bytes as a BLOB"
+        else:
+            reason = f"SQLite: {error}" + (f" ({name})" if name else "")
+        return SourceError(reason, path=self.path)
+
+    def _why_not_read(self, error: sqlite3.Error) -> str:
+        if not os.path.exists(self.path):
+            return "there is no database at this path; check the path, or create the database first"
+        if not os.path.isfile(self.path):
+            return "this is not a file; expected a SQLite database"
+        if not os.access(self.path, os.R_OK):
+            return "no permission to read the database"
+        return (
+            f"SQLite cannot read the database ({error}); if it is in WAL mode, reading needs write access to its "
+            "directory for the -shm file: grant it, or switch to journal_mode=DELETE"
+        )
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = "file://" + quote(os.fsencode(self.path)) + "?mode=ro"
+        try:
+            raw = sqlite3.connect(uri, uri=True, timeout=self.timeout, isolation_level=None, check_same_thread=False)
+            # A mapped database turns a truncated file into SIGBUS; a read gives an error instead.
+            raw.execute("PRAGMA mmap_size = 0").close()
+        except sqlite3.Error as error:
+            raise self.error(error) from error
+        return raw
+
+    def _abandon(self) -> None:
+        """In a forked child: forget every connection without touching it."""
+        if not self._open:
+            return
+        if len(self._open) > len(self._idle):
+            _tainted.add(self.path)
+        for connection in self._open:
+            connection.abandoned = True
+        _abandoned.append(self._open)
+        self._open, self._idle = set(), []
+
+
+_pools: WeakSet[Connections] = WeakSet()
+_tainted: set[str] = set()
+_abandoned: list[set[Connection]] = []
+
+
+def _abandon_all() -> None:
+    for pool in list(_pools):
+        pool._abandon()
+    if _abandoned:
+        atexit.register(_leak)
+
+
+def _leak() -> None:
+    """Keep the interpreter's shutdown from closing what was inherited."""
+    import ctypes
+
+    for connections in _abandoned:
+        for connection in connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    _abandoned.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

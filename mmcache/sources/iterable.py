@@ -1,0 +1,257 @@
+"""Records that are mappings: in memory, or as lines of JSON. See `mappings` for how they are read and looked up."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from typing import IO, Any
+
+from ..errors import BuildError, SourceError
+from ..schema import Query, Schema
+from .base import Reading, SourceRecord
+from .catalog import Catalog
+from .fingerprint import fingerprint_of
+from .mappings import keyed, matching, shape_records
+from .vectors import float32_bytes
+
+__all__ = ["IterableSource", "JSONLinesSource"]
+
+_BLOCK_ROWS = 1024
+
+Records = Iterable[Mapping[str, Any]]
+
+
+class IterableSource:
+    """Mappings with a key field, from any iterable.
+
+    records: the records of the one schema; or, for several collections, a mapping {collection: records}. A mapping is
+        always taken for the latter, so pass `records.values()` of a dict of records.
+    embeddings: an (n, dim) array of any integer or floating dtype whose row i is the embedding of record i, in place of
+        embeddings inside the records; or, for several collections, {collection: array}.
+
+    A list can be read again and looked up; an iterator such as a generator can be read once. An iterable cannot tell
+    that it changed, so the fingerprint is constant: after a change, rebuild, and use a new source for lookups.
+    """
+
+    def __init__(self, records: Records | Mapping[str, Records], *schemas: Schema, embeddings: Any = None) -> None:
+        self._catalog = Catalog(schemas)
+        self._records = self._by_collection(records, "records")
+        self._embeddings = {} if embeddings is None else self._by_collection(embeddings, "embeddings")
+        missing = [name for name in self._catalog if name not in self._records]
+        if missing:
+            known = ", ".join(self._records) or "none"
+            raise ValueError(f"no records for collection {', '.join(missing)}; records= has: {known}")
+        for name in self._embeddings:
+            if self._catalog[name].embedding is None:
+                raise ValueError(f"embeddings= for collection {name!r}, whose Schema names no embedding field")
+        self._spent: set[str] = set()
+        self._lookup: dict[str, dict[str, SourceRecord]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lookup": {}}
+
+    @property
+    def schemas(self) -> tuple[Schema, ...]:
+        return tuple(self._catalog.values())
+
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        """The source itself: consistent for as long as nobody changes what is iterated."""
+        yield self
+
+    def count(self, collection: str) -> int | None:
+        records = self._records[self._catalog[collection].name]
+        return len(records) if isinstance(records, Sized) else None
+
+    def records(self, collection: str) -> Iterator[SourceRecord]:
+        schema = self._catalog[collection]
+        records = self._records[collection]
+        try:
+            iterator = iter(records)
+        except TypeError:
+            raise BuildError.of(
+                collection, None, f"records is of type {type(records).__name__}, expected an iterable of mappings"
+            ) from None
+        if isinstance(records, Iterator):
+            if collection in self._spent:
+                raise SourceError(
+                    f"the records of collection {collection!r} are an iterator ({type(records).__name__}), which can "
+                    "be read once and was; give a list, or a new source for each build"
+                )
+            self._spent.add(collection)
+        vectors = None
+        if collection in self._embeddings:
+            vectors = _rows(self._embeddings[collection], schema)
+        return shape_records(schema, iterator, "record {}".format, vectors)
+
+    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+        found = self._by_key(collection)
+        return [found.get(key) for key in ids]
+
+    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
+        return matching(self._by_key(collection), query)
+
+    def fingerprint(self) -> bytes:
+        return bytes(32)
+
+    def spec(self) -> dict[str, Any] | None:
+        return None
+
+    def _by_collection(self, value: Any, argument: str) -> dict[str, Any]:
+        if isinstance(value, Mapping):
+            unknown = [name for name in value if name not in self._catalog]
+            if unknown:
+                raise ValueError(
+                    f"{argument}= is a mapping, so its keys are collections; no schema is named {unknown[0]!r}. "
+                    "For a mapping from key to record pass its values()"
+                )
+            return dict(value)
+        if len(self._catalog) > 1:
+            raise ValueError(
+                f"{argument}= must be a mapping from collection to {argument} for {len(self._catalog)} schemas: "
+                + ", ".join(self._catalog)
+            )
+        return {next(iter(self._catalog)): value}
+
+    def _by_key(self, collection: str) -> dict[str, SourceRecord]:
+        self._catalog[collection]
+        records = self._records[collection]
+        if isinstance(records, Iterator):
+            raise SourceError(
+                f"the records of collection {collection!r} are an iterator ({type(records).__name__}), in which "
+                "nothing can be looked up; give a list"
+            )
+        if collection not in self._lookup:
+            self._lookup[collection] = keyed(self.records(collection))
+        return self._lookup[collection]
+
+
+class JSONLinesSource:
+    """A file of one JSON object a line, UTF-8, plain or (by the suffix .gz) gzipped; blank lines are skipped.
+
+    Read again for each build. Lookups are from a dict of the whole file, which is read anew when the file has changed.
+    Pickles to its arguments.
+    """
+
+    kind = "jsonl"
+
+    def __init__(self, path: str | os.PathLike[str], schema: Schema) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self._catalog = Catalog([schema])
+        self._schema = schema
+        self._lookup: tuple[bytes, dict[str, SourceRecord]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lookup": None}
+
+    @property
+    def schemas(self) -> tuple[Schema, ...]:
+        return (self._schema,)
+
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        """The file as it is now, held open; that it does not change while it is read is checked at its end."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below, under its own error)
+        except OSError as error:
+            raise self._error(error) from error
+        with file:
+            yield JSONLinesReading(self, file)
+
+    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+        found = self._by_key(collection)
+        return [found.get(key) for key in ids]
+
+    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
+        return matching(self._by_key(collection), query)
+
+    def fingerprint(self) -> bytes:
+        """Of the file's identity, size and times. Raises SourceError when there is no file."""
+        try:
+            return fingerprint_of(os.stat(self.path))
+        except OSError as error:
+            raise self._error(error) from error
+
+    def spec(self) -> dict[str, Any] | None:
+        try:
+            self.path.encode()
+        except UnicodeEncodeError:
+            return None
+        return {"kind": self.kind, "path": self.path}
+
+    def _by_key(self, collection: str) -> dict[str, SourceRecord]:
+        self._catalog[collection]
+        now = self.fingerprint()
+        if self._lookup is None or self._lookup[0] != now:
+            with self.read() as reading:
+                self._lookup = now, keyed(reading.records(collection))
+        return self._lookup[1]
+
+    def _error(self, error: Exception) -> SourceError:
+        if isinstance(error, FileNotFoundError):
+            return SourceError("there is no file at this path; check the path", path=self.path)
+        return SourceError(f"cannot read the file: {error}", path=self.path)
+
+
+class JSONLinesReading:
+    """One open file; made by `JSONLinesSource.read`."""
+
+    def __init__(self, source: JSONLinesSource, file: IO[bytes]) -> None:
+        self._source = source
+        self._file = file
+        self._line = 0
+
+    def count(self, collection: str) -> int | None:  # noqa: ARG002 (only reading would tell)
+        return None
+
+    def records(self, collection: str) -> Iterator[SourceRecord]:
+        schema = self._source._catalog[collection]
+        before = fingerprint_of(os.fstat(self._file.fileno()))
+        try:
+            yield from shape_records(schema, self._objects(schema), lambda _: f"line {self._line}")
+        except BuildError as error:
+            error.path = self._source.path
+            raise
+        except (OSError, EOFError, zlib.error) as error:
+            raise self._source._error(error) from error
+        if fingerprint_of(os.fstat(self._file.fileno())) != before:
+            raise SourceError("the file changed while it was being read; read it again", path=self._source.path)
+
+    def _objects(self, schema: Schema) -> Iterator[Any]:
+        self._file.seek(0)
+        lines: Iterable[bytes] = self._file
+        if self._source.path.endswith(".gz"):
+            lines = gzip.GzipFile(fileobj=self._file, mode="rb")
+        for self._line, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if self._line == 1 else "utf-8")
+                if not text.isspace():
+                    yield json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise BuildError.of(schema.name, None, f"line {self._line} is not JSON: {error}") from error
+
+
+def _rows(embeddings: Any, schema: Schema) -> Iterator[bytes]:
+    """The rows of an (n, dim) array as float32 bytes, converted a block at a time."""
+    import numpy as np
+
+    array = np.asanyarray(embeddings)
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] != (schema.dim or array.shape[1] or None):
+        raise BuildError.of(
+            schema.name,
+            None,
+            f"embeddings= is an array of shape {array.shape} and dtype {array.dtype}, expected "
+            f"(n, {schema.dim or 'dim'}) numbers",
+        )
+    width = 4 * array.shape[1]
+    for start in range(0, len(array), _BLOCK_ROWS):
+        try:
+            block = float32_bytes(array[start : start + _BLOCK_ROWS])
+        except ValueError as error:
+            raise BuildError.of(schema.name, None, f"embeddings= from row {start} on: {error}") from error
+        for offset in range(0, len(block), width):
+            yield block[offset : offset + width]

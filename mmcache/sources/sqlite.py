@@ -1,0 +1,332 @@
+"""SQLite as the source of truth.
+
+A build is one read transaction over all collections, streamed row by row. Lookups use the same statements with a
+condition, and every row that they give is checked by the same rules as the file's (`schema.terms_of`, keys equal as
+text), so that affinities, collations and JSON1 never make the two tiers differ.
+
+The database is opened read-only and never through anything but SQLite: to open and close its file by other means in a
+process that has connections to it would drop their locks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from ..errors import BuildError, SourceError
+from ..schema import Query, Schema, Term, terms_of
+from .base import Reading, SourceRecord
+from .catalog import Catalog
+from .connections import Connection, Connections
+from .fingerprint import fingerprint_of
+from .statements import Plan, condition, make_plan, storable
+from .vectors import VectorDecoder
+
+__all__ = ["SQLiteSource"]
+
+MAX_IDS = 512
+
+
+class SQLiteSource:
+    """The tables, views or queries of one SQLite database, one collection for each schema.
+
+    path: of the database; made absolute at once, opened when first needed, never created.
+    schemas: where and how each collection is read (`table`, `query`, `columns`, `json`, `dtype`).
+    timeout: seconds to wait for a writer's lock.
+
+    Records come by rowid, or by primary key from a WITHOUT ROWID table, or as a query or view gives them; `find` keeps
+    that order, which for a query or view means to run it whole. While a database in a rollback-journal mode is being
+    read, its writers cannot commit; in WAL mode they can.
+
+    Safe to use from several threads. After a fork the child opens connections of its own. Pickles to its arguments.
+    """
+
+    kind: ClassVar[str] = "sqlite"
+
+    def __init__(self, path: str | os.PathLike[str], *schemas: Schema, timeout: float = 5.0) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        if "\0" in self.path:
+            raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
+        self._catalog = Catalog(schemas)
+        self._connections = Connections(self.path, timeout)
+        self._plans: dict[str, tuple[int, Plan]] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, {', '.join(self._catalog)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "schemas": self.schemas, "timeout": self._connections.timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        SQLiteSource.__init__(self, state["path"], *state["schemas"], timeout=state["timeout"])
+
+    @property
+    def schemas(self) -> tuple[Schema, ...]:
+        return tuple(self._catalog.values())
+
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        """One read transaction, begun here. Raises SourceError, or BuildError for a schema the database cannot meet."""
+        with self._connections.take() as connection:
+            try:
+                connection.execute("BEGIN")
+                connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # BEGIN alone locks nothing
+                plans = {name: self._make_plan(connection, schema) for name, schema in self._catalog.items()}
+            except sqlite3.Error as error:
+                raise self._connections.error(error) from error
+            reading = SQLiteReading(self._connections, connection, self._catalog, plans)
+            try:
+                yield reading
+            finally:
+                reading.close()
+
+    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+        """Looked up by the key column's index, `MAX_IDS` at a time; one consistent read if there are more."""
+        schema = self._catalog[collection]
+        wanted = [key for key in dict.fromkeys(ids) if isinstance(key, str) and storable(key)]
+        found: dict[str, SourceRecord] = {}
+        with self._connections.take() as connection:
+            try:
+                if len(wanted) > MAX_IDS:
+                    connection.execute("BEGIN")
+                plan = self._plan(connection, schema)
+                for start in range(0, len(wanted), MAX_IDS):
+                    sql, parameters = _by_key(plan, wanted[start : start + MAX_IDS])
+                    for record in _records(schema, plan, connection.execute(sql, parameters)):
+                        found.setdefault(record.values[0], record)
+            except sqlite3.Error as error:
+                raise self._connections.error(error) from error
+            except BuildError as error:
+                raise SourceError(error.message, path=self.path) from error
+        return [found.get(key) for key in ids]
+
+    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
+        """Streams, and holds a connection until it is exhausted or closed."""
+        schema = self._catalog[collection]
+        with self._connections.take() as connection:
+            try:
+                plan = self._plan(connection, schema)
+                where = condition(plan, schema, query)
+                if where is None:
+                    return
+                sql, parameters = where
+                cursor = connection.execute(f"{plan.select} {plan.stable} WHERE {sql} {plan.order}", parameters)
+                wanted = [(plan.names.index(field), frozenset(terms)) for field, terms in query.items()]
+                for record in _records(schema, plan, cursor):
+                    if all(_holds(record.values[position], terms) for position, terms in wanted):
+                        yield record
+            except sqlite3.Error as error:
+                raise self._connections.error(error) from error
+            except BuildError as error:
+                raise SourceError(error.message, path=self.path) from error
+
+    def fingerprint(self) -> bytes:
+        """Of the identity, size and times of the database and its -wal file: two `stat` calls.
+
+        An empty -wal is as good as none, since a reader creates one. Raises SourceError when there is no database.
+        """
+        real = os.path.realpath(self.path)
+        try:
+            database = os.stat(real)
+        except OSError as error:
+            raise SourceError(f"cannot look at the database: {error.strerror}", path=self.path) from error
+        try:
+            wal = os.stat(real + "-wal")
+        except OSError:
+            wal = None
+        return fingerprint_of(database, wal if wal and wal.st_size else None)
+
+    def spec(self) -> dict[str, Any] | None:
+        return {"kind": self.kind, "path": self.path} if storable(self.path) else None
+
+    def close(self) -> None:
+        """Close the connections. Not final: a later call opens new ones."""
+        self._connections.close()
+
+    def _make_plan(self, connection: Connection, schema: Schema) -> Plan:
+        try:
+            return make_plan(connection, schema)
+        except ValueError as error:
+            failure = BuildError.of(schema.name, None, str(error))
+            failure.path = self.path
+            raise failure from error
+
+    def _plan(self, connection: Connection, schema: Schema) -> Plan:
+        """The plan for lookups: kept for as long as the database's own schema stays as it is."""
+        version: int = connection.execute("PRAGMA schema_version").fetchone()[0]
+        known = self._plans.get(schema.name)
+        if known is not None and known[0] == version:
+            return known[1]
+        plan = self._make_plan(connection, schema)
+        self._plans[schema.name] = version, plan
+        return plan
+
+
+class SQLiteReading:
+    """One read transaction; made by `SQLiteSource.read`, and good until that ends."""
+
+    def __init__(
+        self, connections: Connections, connection: Connection, catalog: Catalog, plans: dict[str, Plan]
+    ) -> None:
+        self._connections = connections
+        self._connection: Connection | None = connection
+        self._catalog = catalog
+        self._plans = plans
+
+    def close(self) -> None:
+        """The connection is somebody else's from now on."""
+        self._connection = None
+
+    def count(self, collection: str) -> int | None:
+        """Exact for a table, from its smallest index where it has one; None for a query or view."""
+        sql = self._plans[self._catalog[collection].name].count
+        if sql is None:
+            return None
+        try:
+            return int(self._lent().execute(sql).fetchone()[0])
+        except sqlite3.Error as error:
+            raise self._connections.error(error) from error
+
+    def records(self, collection: str) -> Iterator[SourceRecord]:
+        schema = self._catalog[collection]
+        plan = self._plans[schema.name]
+        try:
+            yield from _records(schema, plan, self._lent().execute(plan.all))
+        except BuildError as error:
+            error.path = self._connections.path
+            raise
+        except sqlite3.Error as error:
+            if "Could not decode" in str(error):
+                raise self._undecodable(schema, plan) from error
+            raise self._connections.error(error) from error
+
+    def _lent(self) -> Connection:
+        if self._connection is None:
+            raise SourceError("the read is over; use it inside `with source.read()`", path=self._connections.path)
+        return self._connection
+
+    def _undecodable(self, schema: Schema, plan: Plan) -> BuildError:
+        """Whose text is not UTF-8. sqlite3 does not say, so read again, to the first row that has such text."""
+        connection = self._lent()
+        connection.raw.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+        try:
+            for row in connection.execute(plan.all):
+                for name, value in zip((*plan.names, schema.embedding), row, strict=False):
+                    if isinstance(value, str) and not storable(value):
+                        reason = f"the text of column {name!r} is not valid UTF-8; store such bytes as a BLOB"
+                        error = BuildError.of(schema.name, row[0], reason)
+                        error.path = self._connections.path
+                        return error
+        finally:
+            connection.raw.text_factory = str
+        return BuildError.of(schema.name, None, "text that is not valid UTF-8")
+
+
+def _by_key(plan: Plan, ids: Sequence[str]) -> tuple[str, list[str]]:
+    """The statement for some ids. Their number is filled up to a power of two, so that few statements are prepared."""
+    size = 1 << (len(ids) - 1).bit_length()
+    marks = ", ".join("?" * size)
+    sql = f"{plan.select} {plan.lookup} WHERE typeof({plan.key}) = 'text' AND {plan.key} IN ({marks})"
+    return sql, [*ids, *[ids[-1]] * (size - len(ids))]
+
+
+def _holds(value: object, wanted: frozenset[Term]) -> bool:
+    try:
+        return not wanted.isdisjoint(terms_of(value))
+    except TypeError:
+        return False  # not a term, so it is not in an index either
+
+
+def _records(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
+    """The rows of a cursor, decoded and checked. Raises BuildError; sqlite3's own errors pass.
+
+    A build spends its time here. A row is handed on as a slice of the tuple that sqlite3 made; `tuple.__new__` skips
+    the Python-level constructor of the NamedTuple.
+    """
+    if plan.decode:
+        return _decoded_rows(schema, plan, cursor)
+    if schema.embedding is None:
+        return _bare_rows(schema, plan, cursor)
+    return _vector_rows(schema, plan, cursor)
+
+
+def _bare_rows(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
+    new, record, names = tuple.__new__, SourceRecord, plan.names
+    for row in cursor:
+        key = row[0]
+        if type(key) is not str or not key:
+            raise _bad_key(schema, key)
+        yield new(record, (names, row, None))
+
+
+def _vector_rows(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
+    new, record, names = tuple.__new__, SourceRecord, plan.names
+    decode = VectorDecoder(schema.dim, schema.dtype)
+    size = 4 * decode.dim if decode.dim and decode.dtype == "f4" else -1
+    for row in cursor:
+        key, vector = row[0], row[-1]
+        if type(key) is not str or not key:
+            raise _bad_key(schema, key)
+        if type(vector) is not bytes or len(vector) != size:
+            try:
+                vector = decode(vector)
+            except ValueError as error:
+                raise BuildError.of(schema.name, key, str(error)) from error
+            size = 4 * decode.dim if decode.dim and decode.dtype == "f4" else -1
+        yield new(record, (names, row[:-1], vector))
+
+
+def _decoded_rows(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
+    new, record, names = tuple.__new__, SourceRecord, plan.names
+    width = len(names)
+    vector_of = VectorDecoder(schema.dim, schema.dtype)
+    vector = None
+    for row in cursor:
+        key = row[0]
+        if type(key) is not str or not key:
+            raise _bad_key(schema, key)
+        values = list(row)
+        position = -1
+        try:
+            if len(row) > width:
+                vector = vector_of(values.pop())
+            for position in plan.decode:
+                values[position] = _decoded(values[position])
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if position < 0 else f"column {names[position]!r} is not JSON text: {error}"
+            raise BuildError.of(schema.name, key, reason) from error
+        yield new(record, (names, values, vector))
+
+
+def _decoded(value: Any) -> Any:
+    """What the JSON text says; a number stands for itself, as a column of type JSON turns numeric text into numbers."""
+    if type(value) is str:
+        # Faster than json.loads, which also skips leading blanks, minds what follows and says well what is wrong.
+        try:
+            found, end = _scan(value)
+        except ValueError:
+            found, end = None, -1
+        return found if end == len(value) else json.loads(value)
+    if type(value) is bytes:
+        raise ValueError(f"a BLOB of {len(value)} bytes")
+    return value
+
+
+_scan = json.JSONDecoder().raw_decode
+
+
+def _bad_key(schema: Schema, key: object) -> BuildError:
+    name = schema.key
+    if key is None or key == "":
+        found = "empty" if key == "" else "NULL"
+        reason = f"the key {name!r} is {found}; give every record a key, or leave it out by query="
+    else:
+        reason = (
+            f"non-string key: {name!r} holds {type(key).__name__}, expected text; "
+            f"give a query= that selects CAST({name} AS TEXT) AS {name}"
+        )
+    return BuildError.of(schema.name, key, reason)

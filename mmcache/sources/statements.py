@@ -1,0 +1,223 @@
+"""SQL from a schema: which columns, from where, in which order, and under what condition.
+
+Pure but for looking at what the database has. Two rules make the rest of the package simple:
+
+- Columns are always qualified (`s."name"`), because SQLite takes an unknown double-quoted name for a string.
+- The condition of a query by terms is a *superset*: it uses indexes, collations and JSON1 as they are, and the caller
+  checks each row it gives with `schema.terms_of`. It must only never lose a row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..schema import Query, Schema, Term
+from .connections import Connection
+
+__all__ = ["Plan", "condition", "make_plan"]
+
+MAX_TERMS = 500
+"""More terms than this in one field are not put into SQL; the caller's check alone finds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to read one collection; the pieces of its statements.
+
+    names: the fields of a row; the key first, the embedding not among them, though it is last in the row.
+    key: the key column, as it is written in a condition.
+    select: "SELECT ..." up to FROM.
+    lookup: FROM clause where the order does not matter, so that SQLite may use any index of a table below a query.
+    stable: FROM clause whose order no condition changes.
+    order: ORDER BY clause, or "" where `stable` has its own order.
+    decode: positions in `names` of columns of JSON text.
+    count: statement that counts the records, or None where only reading them would.
+    """
+
+    names: tuple[str, ...]
+    key: str
+    select: str
+    lookup: str
+    stable: str
+    order: str
+    decode: tuple[int, ...]
+    count: str | None
+
+    @property
+    def all(self) -> str:
+        """The statement that gives every row."""
+        return f"{self.select} {self.stable} {self.order}"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether `stable` keeps conditions away from indexes (a query or view)."""
+        return self.stable != self.lookup
+
+
+def make_plan(connection: Connection, schema: Schema) -> Plan:
+    """The plan for one schema, checked against what the database has. Raises ValueError with the reason."""
+    if schema.query is not None:
+        body, order, count = f"(\n{schema.query}\n)", "", None
+        columns = _query_columns(connection, schema.query, body)
+    else:
+        table, kind = _find_table(connection, schema.table or schema.name)
+        body = _quoted(table)
+        columns = _columns(connection, f"SELECT * FROM {body} LIMIT 0")
+        order = _order(connection, table) if kind == "table" else ""
+        count = f"SELECT count(*) FROM {body}" if kind == "table" else None
+    names = _choose(schema, columns)
+    selected = names if schema.embedding is None else (*names, schema.embedding)
+    lookup = f"FROM {body} AS s"
+    return Plan(
+        names=names,
+        key=f"s.{_quoted(schema.key)}",
+        select="SELECT " + ", ".join(f"s.{_quoted(name)}" for name in selected),
+        lookup=lookup,
+        # LIMIT keeps SQLite from merging the inner query with the outer, and so its order as it is.
+        stable=lookup if order else f"FROM (SELECT * FROM {body} LIMIT -1) AS s",
+        order=order,
+        decode=tuple(i for i, name in enumerate(names) if name in schema.json),
+        count=count,
+    )
+
+
+def condition(plan: Plan, schema: Schema, query: Query) -> tuple[str, list[Any]] | None:
+    """A condition that holds for every row that answers the query, and perhaps for others; None if none can."""
+    clauses, parameters = [], []
+    for field, terms in query.items():
+        column = f"s.{_quoted(field)}"
+        # Without an index to use, "+" keeps a query's column affinity from converting the parameter.
+        found = _json_clause(column, terms) if field in schema.json else _clause("+" * plan.pinned + column, terms)
+        if found is None:
+            return None
+        clauses.append(found[0])
+        parameters += found[1]
+    return " AND ".join(clauses) or "1", parameters
+
+
+def _clause(column: str, terms: Iterable[Term]) -> tuple[str, list[Any]] | None:
+    texts = [term for term in terms if isinstance(term, str) and storable(term)]
+    numbers = [int(term) for term in terms if isinstance(term, int) and term < 2**63]
+    if len(texts) + len(numbers) > MAX_TERMS:
+        return "1", []
+    clauses = []
+    if texts:
+        clauses.append(f"typeof({column}) = 'text' AND {column} IN ({_marks(texts)})")
+    if numbers:
+        clauses.append(f"typeof({column}) = 'integer' AND {column} IN ({_marks(numbers)})")
+    if None in terms:
+        clauses.append(f"{column} IS NULL")
+    if not clauses:
+        return None
+    return "(" + " OR ".join(f"({clause})" for clause in clauses) + ")", [*texts, *numbers]
+
+
+def _json_clause(column: str, terms: Sequence[Term]) -> tuple[str, list[Any]] | None:
+    if not terms:
+        return None
+    values = [term for term in terms if isinstance(term, int) or (isinstance(term, str) and storable(term))]
+    # JSON1 cuts strings at NUL and reads integers beyond 64 bits as floats: leave such terms to the caller's check.
+    beyond = any("\0" in value if isinstance(value, str) else value >= 2**63 for value in values)
+    if beyond or len(values) > MAX_TERMS:
+        return "1", []
+    null = None in terms
+    items = [f"e.value IN ({_marks(values)})"] * bool(values) + ["e.type = 'null'"] * null
+    if not items:
+        return None
+    found = f"EXISTS (SELECT 1 FROM json_each({column}) AS e WHERE {' OR '.join(items)})"
+    # What is not JSON goes to the caller, who says whose it is.
+    return f"CASE WHEN {column} IS NULL THEN {int(null)} WHEN json_valid({column}) THEN {found} ELSE 1 END", values
+
+
+def storable(text: str) -> bool:
+    """Whether SQLite can hold the text: one with lone surrogates equals nothing there."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _columns(connection: Connection, sql: str) -> list[str]:
+    return [column[0] for column in connection.execute(sql).description]
+
+
+def _query_columns(connection: Connection, query: str, body: str) -> list[str]:
+    try:
+        columns = _columns(connection, f"SELECT * FROM {body} LIMIT 0")
+    except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+        if getattr(error, "sqlite_errorname", "SQLITE_ERROR") != "SQLITE_ERROR":
+            raise
+        raise ValueError(f"query= must be one SELECT without parameters; SQLite says: {error}") from error
+    # A sub-select renames the second "id" to "id:1"; only the query itself tells that from a column of that name.
+    if any(":" in name for name in columns):
+        given = _columns(connection, query)
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            raise ValueError(f"query= gives more than one column named {_listed(twice)}; name them apart with AS")
+    return columns
+
+
+def _find_table(connection: Connection, name: str) -> tuple[str, str]:
+    tables = connection.execute("SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1")
+    found = dict(tables.fetchall())
+    for table, kind in found.items():
+        if table.lower() == name.lower():
+            return table, kind
+    known = _listed(table for table in found if not table.startswith("sqlite_"))
+    raise ValueError(f"the database has no table {name!r}; it has: {known}. Name it with Schema(table=...)")
+
+
+def _order(connection: Connection, table: str) -> str:
+    """By rowid where there is one, by primary key where that takes its place, else none."""
+    rows = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?)", (table,)).fetchall()
+    taken = {name.lower() for name, _ in rows}
+    for alias in ("rowid", "_rowid_", "oid"):
+        if alias in taken:
+            continue
+        try:
+            connection.execute(f"SELECT s.{alias} FROM {_quoted(table)} AS s LIMIT 0")
+        except sqlite3.OperationalError as error:
+            if "no such column" not in str(error):
+                raise
+            break
+        return f"ORDER BY s.{alias}"
+    key = sorted((pk, name) for name, pk in rows if pk)
+    return "ORDER BY " + ", ".join(f"s.{_quoted(name)}" for _, name in key) if key else ""
+
+
+def _choose(schema: Schema, columns: list[str]) -> tuple[str, ...]:
+    """The fields of a record: the key, then the wanted columns without the embedding."""
+    wanted = list(schema.columns if schema.columns is not None else columns)
+    asked = {"key": [schema.key], "columns": wanted, "index": schema.index, "json": schema.json}
+    if schema.embedding is not None:
+        asked["embedding"] = [schema.embedding]
+    for argument, names in asked.items():
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise ValueError(f"{argument}: no column named {_listed(missing)}; there are: {_listed(columns)}")
+    fields = tuple(name for name in dict.fromkeys([schema.key, *wanted]) if name != schema.embedding)
+    for argument in ("index", "json"):
+        absent = [name for name in asked[argument] if name not in fields and name != schema.embedding]
+        if absent:
+            raise ValueError(f"{argument}: {_listed(absent)} not among columns={list(fields)}; add it there")
+    if schema.key in schema.json:
+        raise ValueError(f"json: {schema.key!r} is the key, which is a str and cannot be JSON to decode")
+    return fields

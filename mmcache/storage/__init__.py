@@ -1,0 +1,1 @@
+"""Files: building, publishing and reading them. Every file-system call goes through `fs`."""

@@ -1,0 +1,511 @@
+"""Every file-system call of mmcache, and every rule about whom a path is trusted from.
+
+All calls go through the name `system`, which is the `os` module; tests put a proxy there that counts the
+calls, fails them or kills the process at one of them. Names are relative to an open directory, so that nothing
+done to its path afterwards can redirect us. An `OSError` leaves this module as the `MmcacheError` that a caller
+can act on.
+
+Whom we trust. A directory, when we or root own it and the world cannot write it (its group is trusted with
+it); or when it is sticky, as /tmp is: then every file touched must be our own. A reader, who writes nothing,
+also trusts the owner of the directory that it was told to read from. Symbolic links, devices and pipes are never
+followed or waited on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
+
+system: Any = os
+map_file: Any = mmap.mmap
+
+CHUNK = 2**20
+"""Bytes per read or write call: large enough to cost nothing, small enough to keep out of the heap's way."""
+_LARGEST_CALL = 2**30
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_HARD_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
+_TEMP_SUFFIX = ".tmp"
+
+
+def lock_name(name: str) -> str:
+    return f"{name}.lock"
+
+
+def backup_name(name: str) -> str:
+    return f"{name}.bak"
+
+
+def _temp_name(name: str) -> str:
+    return f".{name}.{secrets.token_hex(8)}{_TEMP_SUFFIX}"
+
+
+def _is_leftover(candidate: str, name: str) -> bool:
+    """Whether this is a temporary file of `name` that a dead writer left."""
+    if candidate == f"{backup_name(name)}.new":
+        return True
+    token = candidate[len(name) + 2 : -len(_TEMP_SUFFIX)]
+    is_token = len(token) == 16 and set(token) <= set("0123456789abcdef")
+    return is_token and candidate == f".{name}.{token}{_TEMP_SUFFIX}"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class ReadFile:
+    """A file opened for reading, found to be a regular file of trusted owner; `size` is of that moment.
+
+    Reads are `pread`, so that a file that shrinks gives fewer bytes, not a signal. Closed by `close` or with the
+    last reference.
+    """
+
+    __slots__ = ("fd", "identity", "path", "size")
+
+    def __init__(self, path: str, directory: int | None = None) -> None:
+        self.fd = -1
+        self.path = path
+        try:
+            self.fd = system.open(path, _READ_FLAGS, dir_fd=directory)
+            status = system.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}", path=path)
+            if directory is None:
+                _check_readable(path, status, system.stat(os.path.dirname(path) or "."))
+        except OSError as error:
+            self.close()
+            raise (error if isinstance(error, UntrustedPathError) else _unusable(error, path)) from None
+        self.size = status.st_size
+        self.identity = (status.st_dev, status.st_ino, status.st_size)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from an offset, fewer only where the file ends. Raises UnusableFileError."""
+        try:
+            data: bytes = system.pread(self.fd, min(length, _LARGEST_CALL), offset)
+            while len(data) < length:
+                more = system.pread(self.fd, min(length - len(data), _LARGEST_CALL), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise _unusable(error, self.path) from None
+        return data
+
+    def chunks(self, offset: int, end: int) -> Iterator[bytes]:
+        """The bytes from an offset to an end, a chunk at a time."""
+        while offset < end and (data := self.read(offset, min(CHUNK, end - offset))):
+            yield data
+            offset += len(data)
+
+    def map(self) -> mmap.mmap:
+        """The whole file, mapped read-only and shared. Not for an empty file. Raises UnusableFileError."""
+        try:
+            # Without trackfd=False the map would hold a descriptor of its own.
+            extra = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+            return map_file(self.fd, self.size, prot=mmap.PROT_READ, **extra)  # type: ignore[no-any-return]
+        except (OSError, ValueError) as error:
+            raise UnusableFileError(f"cannot be mapped ({error})", path=self.path) from None
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                system.close(fd)
+
+    __del__ = close
+
+
+def identity_of(path: str) -> tuple[int, int, int] | None:
+    """Device, inode and size of what is at a path now; None if there is nothing to be seen there."""
+    try:
+        status = system.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size
+
+
+def _kind(mode: int) -> str:
+    for name, test in (
+        ("a directory", stat.S_ISDIR),
+        ("a symbolic link", stat.S_ISLNK),
+        ("a named pipe", stat.S_ISFIFO),
+        ("a socket", stat.S_ISSOCK),
+        ("a block device", stat.S_ISBLK),
+        ("a character device", stat.S_ISCHR),
+    ):
+        if test(mode):
+            return name
+    return "something else"
+
+
+def _check_readable(path: str, file: os.stat_result, directory: os.stat_result) -> None:
+    trusted = {os.geteuid(), 0}
+    if directory.st_mode & stat.S_IWOTH:
+        if not directory.st_mode & stat.S_ISVTX:
+            raise UntrustedPathError("the directory can be written by anyone: chmod o-w it", path=path)
+    else:
+        trusted.add(directory.st_uid)
+    if file.st_uid not in trusted:
+        raise UntrustedPathError(
+            f"owned by uid {file.st_uid}; trusted here: {', '.join(map(str, sorted(trusted)))}", path=path
+        )
+
+
+def _unusable(error: OSError, path: str) -> UnusableFileError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return MissingFileError("there is no such file: build it, or check the path", path=path)
+    if error.errno == errno.ELOOP:
+        return UntrustedPathError("is a symbolic link, which is not followed: give the file's own path", path=path)
+    return UnusableFileError(f"cannot be read: {os.strerror(error.errno or 0)}", path=path)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class Directory:
+    """The directory of a cache, opened and found trustworthy; what a writer does, it does in here.
+
+    `name` is the published file's. Every method raises PublishError for what the system refuses, or
+    UntrustedPathError. A context manager.
+    """
+
+    def __init__(self, path: str) -> None:
+        parent, self.name = os.path.split(os.path.abspath(path))
+        self.path = os.path.join(parent, self.name)
+        self.fd = -1
+        try:
+            self.fd = system.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            status = system.fstat(self.fd)
+        except OSError as error:
+            self.close()
+            raise _failed(error, parent, "open the directory") from None
+        self._only_ours = bool(status.st_mode & stat.S_IWOTH)
+        if self._only_ours and not status.st_mode & stat.S_ISVTX:
+            self.close()
+            raise UntrustedPathError("can be written by anyone: chmod o-w it", path=parent)
+        if status.st_uid not in (os.geteuid(), 0):
+            self.close()
+            raise UntrustedPathError(
+                f"owned by uid {status.st_uid}, neither us ({os.geteuid()}) nor root: build as its owner", path=parent
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                system.close(fd)
+
+    def read(self, name: str) -> ReadFile:
+        """Open one of the directory's files for reading. Raises UnusableFileError."""
+        file = ReadFile(name, self.fd)
+        file.path = os.path.join(os.path.dirname(self.path), name)
+        self.check_ours(name)
+        return file
+
+    def check_ours(self, name: str) -> None:
+        """Refuse to touch what stands under a name unless it is a regular file of an owner we trust, or nothing."""
+        status = self._stat(name)
+        if status is not None:
+            self._check(name, status)
+
+    def _check(self, name: str, status: os.stat_result) -> None:
+        path = os.path.join(os.path.dirname(self.path), name)
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}: remove it", path=path)
+        if self._only_ours and status.st_uid != os.geteuid():
+            raise UntrustedPathError(
+                f"owned by uid {status.st_uid} in a directory that anyone may write: use a directory of your own",
+                path=path,
+            )
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        try:
+            return system.stat(name, dir_fd=self.fd, follow_symlinks=False)  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _failed(error, self.path, f"look at {name!r}") from None
+
+    def create(self) -> WriteFile:
+        """A new temporary file, which no reader looks at."""
+        for _ in range(100):
+            name = _temp_name(self.name)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                return WriteFile(self, name, _not_a_standard_stream(system.open(name, flags, 0o600, dir_fd=self.fd)))
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise _failed(error, self.path, "create a temporary file beside it") from None
+        raise PublishError("could not find a free temporary name in 100 tries", path=self.path)
+
+    def scratch(self) -> WriteFile:
+        """A new temporary file without a name: gone when it is closed, however that happens."""
+        file = self.create()
+        try:
+            file.unlink()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def sweep(self) -> None:
+        """Remove what dead writers left. Only under the lock, which proves that they are dead."""
+        try:
+            names = system.listdir(self.fd)
+        except OSError as error:
+            raise _failed(error, self.path, "list the directory") from None
+        for name in names:
+            if _is_leftover(name, self.name):
+                status = self._stat(name)
+                if status is not None and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                    self.unlink(name)
+
+    def unlink(self, name: str) -> None:
+        try:
+            system.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _failed(error, self.path, f"remove {name!r}") from None
+
+    def rename(self, old: str, new: str) -> None:
+        try:
+            system.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError as error:
+            raise _failed(error, self.path, f"rename {old!r} to {new!r}") from None
+
+    def link(self, old: str, new: str) -> bool:
+        """Give a file a second name; False where the file system has no hard links or does not permit this one."""
+        try:
+            system.link(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _NO_HARD_LINK:
+                return False
+            raise _failed(error, self.path, f"link {old!r} to {new!r}") from None
+        return True
+
+    def sync(self) -> None:
+        """Make the names durable."""
+        try:
+            _fsync(self.fd)
+        except OSError as error:
+            raise _failed(error, self.path, "sync the directory") from None
+
+    @contextlib.contextmanager
+    def lock(self, timeout: float) -> Iterator[None]:
+        """Hold the build lock: one writer at a time, over all processes and threads. Freed when we die.
+
+        timeout: seconds to wait for another holder; 0 tries once. Raises LockTimeoutError, which names the holder.
+        """
+        fd = self._locked_descriptor(time.monotonic() + timeout)
+        _held_locks.add(fd)
+        try:
+            yield
+        finally:
+            _held_locks.discard(fd)
+            with contextlib.suppress(OSError):
+                system.close(fd)
+
+    def _locked_descriptor(self, deadline: float) -> int:
+        from filelock import lock_descriptor
+
+        name = lock_name(self.name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        pause = 0.001
+        while True:
+            fd = -1
+            try:
+                fd = _not_a_standard_stream(system.open(name, flags, 0o660, dir_fd=self.fd))
+                status = system.fstat(fd)
+                self._check(name, status)
+                if status.st_nlink > 1:
+                    raise UntrustedPathError(f"the lock file has {status.st_nlink} names: remove it", path=self.path)
+                # Someone may have replaced the file between our open and our lock: only the lock on the file that
+                # stands under the name excludes the others.
+                if lock_descriptor(fd, blocking=False):
+                    if self._names(name, status):
+                        _sign(fd)
+                        return fd
+                    system.close(fd)
+                    continue
+                holder = _signature(fd)
+            except OSError as error:
+                _close_quietly(fd)
+                if isinstance(error, UntrustedPathError):
+                    raise
+                raise _failed(error, self.path, f"take the lock {name!r}") from None
+            _close_quietly(fd)
+            if (left := deadline - time.monotonic()) <= 0:
+                raise LockTimeoutError(f"another build holds {name!r}{holder}: try later", path=self.path)
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, 0.05)
+
+    def _names(self, name: str, status: os.stat_result) -> bool:
+        current = self._stat(name)
+        return current is not None and os.path.samestat(current, status)
+
+
+class WriteFile:
+    """A temporary file being written. Discarded on `close` unless `directory.rename` gave it its place.
+
+    Raises PublishError for what the system refuses; a failed `sync` is final, for a retry would report a
+    success that did not happen.
+    """
+
+    def __init__(self, directory: Directory, name: str, fd: int) -> None:
+        self.directory = directory
+        self.name: str | None = name
+        self.fd = fd
+
+    def allocate(self, size: int) -> None:
+        """Reserve the room, so that a full disk is known before anything is written."""
+        if size and hasattr(system, "posix_fallocate"):
+            try:
+                system.posix_fallocate(self.fd, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise self._failed(error, f"reserve {size} bytes") from None
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        with memoryview(data) as whole, whole.cast("B") as view:
+            done = 0
+            while done < len(view):
+                try:
+                    done += system.pwrite(self.fd, view[done : done + _LARGEST_CALL], offset + done)
+                except OSError as error:
+                    raise self._failed(error, f"write {len(view)} bytes") from None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly these bytes, which we wrote."""
+        parts = []
+        while length:
+            try:
+                data = system.pread(self.fd, min(length, _LARGEST_CALL), offset)
+            except OSError as error:
+                raise self._failed(error, f"read back {length} bytes") from None
+            if not data:
+                raise PublishError(f"a temporary file ended {length} bytes early", path=self.directory.path)
+            parts.append(data)
+            offset += len(data)
+            length -= len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def seal(self, mode: int) -> None:
+        """Set the final permissions and make the bytes durable."""
+        try:
+            system.fchmod(self.fd, mode)
+            _fsync(self.fd)
+        except OSError as error:
+            raise self._failed(error, "make the new file durable") from None
+
+    def unlink(self) -> None:
+        if self.name is not None:
+            self.directory.unlink(self.name)
+            self.name = None
+
+    def published(self) -> None:
+        """The name is no longer a temporary one: keep the file."""
+        self.name = None
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            _close_quietly(fd)
+        if self.name is not None:
+            with contextlib.suppress(PublishError):
+                self.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _failed(self, error: OSError, doing: str) -> PublishError:
+        return _failed(error, self.directory.path, doing)
+
+
+def _failed(error: OSError, path: str, doing: str) -> PublishError:
+    hint = {
+        errno.ENOSPC: ": free some space",
+        errno.EDQUOT: ": the quota is used up",
+        errno.EACCES: ": this user may not write here",
+        errno.EROFS: ": the file system is read-only",
+        errno.ENOENT: ": create the directory first",
+    }.get(error.errno or 0, "")
+    return PublishError(
+        f"could not {doing} ({os.strerror(error.errno or 0)}){hint}; the published file is unchanged",
+        path=path,
+        errno=error.errno,
+    )
+
+
+def _fsync(fd: int) -> None:
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        system.fsync(fd)
+
+
+def _close_quietly(fd: int) -> None:
+    if fd >= 0:
+        with contextlib.suppress(OSError):
+            system.close(fd)
+
+
+def _not_a_standard_stream(fd: int) -> int:
+    """Move a descriptor off 0..2, where a stray print would write into the file."""
+    if fd > 2:
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        _close_quietly(fd)
+
+
+# --- the lock's descriptor --------------------------------------------------------------------------------------------
+
+_held_locks: set[int] = set()
+
+
+def _forget_locks() -> None:
+    """A forked child must not keep its parent's lock alive: the kernel frees it with the last descriptor."""
+    for fd in _held_locks:
+        _close_quietly(fd)
+    _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+def _sign(fd: int) -> None:
+    """Write who holds the lock into the file, for the error message of whoever waits in vain."""
+    with contextlib.suppress(OSError):
+        system.pwrite(fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".ljust(64).encode(), 0)
+
+
+def _signature(fd: int) -> str:
+    try:
+        text = system.pread(fd, 64, 0).decode("ascii", "replace").strip()
+    except OSError:
+        text = ""
+    return f" ({text})" if text.isprintable() and text else ""

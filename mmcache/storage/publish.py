@@ -1,0 +1,374 @@
+"""Building a file and making it visible: lock, stage, write, verify, back up, rename.
+
+    lock  re-check  sweep  [read the source]  temp  allocate  body  header  fsync  verify  .bak  rename  fsync dir
+                                                                                                 ^ commit  ^ durable
+
+A process killed anywhere before the rename leaves the published file as it was, and a temporary file that the next
+writer sweeps away; killed after it, the new file is there whole. An error does the same, and removes its temporary
+file itself. A failed fsync is never tried again: the second one would report a success that did not happen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import (
+    BuildError,
+    MissingFileError,
+    MmcacheError,
+    PublishError,
+    SourceError,
+    UntrustedPathError,
+    UnusableFileError,
+)
+from ..format.header import HEADER_SIZE, MAGIC, Header, parse_header
+from ..format.layout import Layout, validate
+from ..schema import Schema
+from ..sources import Source, as_source, from_spec
+from . import fs
+from .builder import Progress, Staged, lay_out, stage, write
+from .verify import verify_bytes
+
+__all__ = ["BuildReport", "Progress", "build", "clear", "publish", "rebuild"]
+
+log = logging.getLogger("mmcache")
+
+MODE = 0o444
+"""Of a published file: a stray in-place write, which would pull the pages from under every reader, fails."""
+
+LOCK_TIMEOUT = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What is published now, and what this build did about it.
+
+    records: per collection. size: of the file, bytes. build_id, sha256: of the content, hexadecimal.
+    seconds: that this call took. changed: whether the published file is another than before; False when the content
+    was the same, or when someone else had just built it. durable: False if the file system could not promise that
+    the new name survives a power cut.
+    """
+
+    path: str
+    generation: int
+    records: Mapping[str, int]
+    size: int
+    build_id: str
+    sha256: str
+    seconds: float
+    changed: bool
+    durable: bool = True
+
+
+Serves = Callable[[Layout], bool]
+
+
+def build(
+    path: str | os.PathLike[str],
+    records: Source | Iterable[Any] | Mapping[str, Iterable[Any]],
+    *schemas: Schema,
+    cluster_by: str | Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    timeout: float = LOCK_TIMEOUT,
+) -> BuildReport:
+    """Build a file from a source or from records, and publish it at `path`.
+
+    records: a `Source`; or an iterable of mappings with one schema; or a mapping of collection name to iterable.
+    cluster_by: a field whose equal values shall stand together, which makes each of them one contiguous view;
+        of several collections, a mapping of collection to field.
+    metadata: a map of anything msgpack carries, to be found as `Snapshot.metadata`.
+    progress: called as progress(stage, done, total).
+    timeout: seconds to wait for another build of this file.
+
+    The same records give the same bytes, and then the published file stays in place.
+    Raises BuildError for records that cannot be stored, SourceError, LockTimeoutError, UntrustedPathError, and
+    PublishError for what the system refuses; after any of them the published file is as it was.
+    """
+    return publish(
+        path,
+        as_source(records, schemas),
+        cluster_by=cluster_by,
+        metadata=metadata,
+        progress=progress,
+        timeout=timeout,
+    )
+
+
+def publish(
+    path: str | os.PathLike[str],
+    source: Source,
+    *,
+    cluster_by: str | Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    timeout: float = LOCK_TIMEOUT,
+    unless: Serves | None = None,
+) -> BuildReport:
+    """`build` from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
+    serves, because another process built it while we waited; then it stays."""
+    begun = time.monotonic()
+    clusters = _clusters(source.schemas, cluster_by)
+    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout):
+        for name in (directory.name, fs.backup_name(directory.name)):
+            directory.check_ours(name)
+        if unless is not None:
+            there = _whole(directory)
+            if there is not None and unless(there):
+                return _report(directory, there, begun, changed=False)
+        directory.sweep()
+        with contextlib.ExitStack() as scratch, directory.create() as file:
+            created_ns = time.time_ns()
+            fingerprint = source.fingerprint()
+            staged = _stage(source, clusters, directory, scratch, progress)
+            plan = lay_out(staged, writer=_writer(), source=source.spec(), metadata=metadata)
+            file.allocate(plan.size)
+            digest = write(plan, file, progress)
+            current = _whole(directory)
+            if current is not None and current.header.build_id == digest.build_id:
+                return _report(directory, current, begun, changed=False)
+            header = Header(
+                file_size=digest.size,
+                section_count=digest.section_count,
+                generation=_next_generation(directory),
+                created_ns=created_ns,
+                elapsed_ns=max(0, time.time_ns() - created_ns),
+                build_id=digest.build_id,
+                sha256=digest.sha256,
+                fingerprint=fingerprint,
+            )
+            file.write(0, header.pack())
+            file.seal(MODE)
+            layout = _read_back(directory, file, header)
+            if current is not None:
+                _back_up(directory)
+            directory.rename(file.name or "", directory.name)
+            file.published()
+        return _report(directory, layout, begun, changed=True, durable=_sync(directory))
+
+
+def rebuild(
+    path: str | os.PathLike[str], *, progress: Progress | None = None, timeout: float = LOCK_TIMEOUT
+) -> BuildReport:
+    """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata.
+
+    Where the file itself is missing or damaged, its backup says how. Raises what `build` raises; SourceError for a
+    file that was built from records in memory; UnusableFileError where neither file nor backup can be read.
+    """
+    layout = _described(os.fspath(path))
+    if layout.source is None:
+        raise SourceError("was built from records in memory and names no source: build it again", path=os.fspath(path))
+    schemas = tuple(collection.schema for collection in layout.collections.values())
+    return publish(
+        path,
+        from_spec(layout.source, schemas),
+        cluster_by={name: c.cluster_by for name, c in layout.collections.items() if c.cluster_by is not None},
+        metadata=layout.metadata,
+        progress=progress,
+        timeout=timeout,
+    )
+
+
+def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_run: bool = False) -> list[str]:
+    """Remove a file, its backup, and the temporary files of dead writers. The paths of the first two that were there.
+
+    Nothing is removed unless all of it is ours to remove: raises UntrustedPathError for what is not a regular file or
+    was not written by mmcache. The lock file stays: a writer that waits on it would lock a file without a name, and
+    the next one a new file, both at once. Readers keep what they have mapped.
+    dry_run: only look, without the lock.
+    """
+    whole = os.fspath(path)
+    found = []
+    with fs.Directory(whole) as directory, contextlib.ExitStack() as held:
+        places = {directory.name: whole, fs.backup_name(directory.name): fs.backup_name(whole)}
+        if all(fs.identity_of(place) is None for place in (*places.values(), fs.lock_name(whole))):
+            return []  # no writer was ever here: leave no lock file behind either
+        if not dry_run:
+            held.enter_context(directory.lock(timeout))
+        for name, place in places.items():
+            try:
+                file = directory.read(name)
+            except MissingFileError:
+                continue
+            with contextlib.closing(file):
+                if file.read(0, len(MAGIC)) != MAGIC:
+                    raise UntrustedPathError("is not an mmcache file: remove it yourself if it should go", path=place)
+            found.append(name)
+        if not dry_run:
+            directory.sweep()
+            for name in found:
+                directory.unlink(name)
+    return [places[name] for name in found]
+
+
+def _described(path: str) -> Layout:
+    """What the file says of itself, or its backup where the file cannot be read."""
+    try:
+        return _layout(fs.ReadFile(path))
+    except UnusableFileError as error:
+        try:
+            return _layout(fs.ReadFile(fs.backup_name(path)))
+        except UnusableFileError:
+            raise error from None
+
+
+def _layout(file: fs.ReadFile) -> Layout:
+    try:
+        return validate(file.read, file.size)
+    except UnusableFileError as error:
+        error.path = error.path or file.path
+        raise
+    finally:
+        file.close()
+
+
+def _clusters(schemas: tuple[Schema, ...], cluster_by: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Collection -> field. A single field name is meant for every collection that has it indexed."""
+    if cluster_by is None:
+        return {}
+    if isinstance(cluster_by, str):
+        clusters = {schema.name: cluster_by for schema in schemas if cluster_by in schema.index}
+        if not clusters:
+            indexed = ", ".join(dict.fromkeys(field for schema in schemas for field in schema.index)) or "none"
+            reason = f"cannot cluster by {cluster_by!r}, which is not indexed; indexed fields: {indexed}"
+            raise BuildError(reason, reason=reason)
+        return clusters
+    unknown = set(cluster_by) - {schema.name for schema in schemas}
+    if unknown:
+        reason = f"cluster_by names {', '.join(sorted(unknown))}, which is not a collection here"
+        raise BuildError(reason, reason=reason)
+    return dict(cluster_by)
+
+
+def _stage(
+    source: Source,
+    clusters: Mapping[str, str],
+    directory: fs.Directory,
+    scratch: contextlib.ExitStack,
+    progress: Progress | None,
+) -> list[Staged]:
+    """Every collection of the source, read in one transaction."""
+    with source.read() as reading:
+        return [
+            stage(
+                schema,
+                reading.records(schema.name),
+                lambda: scratch.enter_context(directory.scratch()),
+                cluster_by=clusters.get(schema.name),
+                total=reading.count(schema.name) if progress is not None else None,
+                progress=progress,
+            )
+            for schema in source.schemas
+        ]
+
+
+def _whole(directory: fs.Directory) -> Layout | None:
+    """The layout of the published file, if there is one and every byte of it passes its checksum. O(file)."""
+    try:
+        file = directory.read(directory.name)
+        try:
+            return verify_bytes(file.read, file.size)
+        finally:
+            file.close()
+    except UnusableFileError:
+        return None
+
+
+def _next_generation(directory: fs.Directory) -> int:
+    """One more than any generation that a reader can have seen.
+
+    The header alone tells, even of a file that is damaged behind it. Where not even that can be read, the backup is
+    of the generation before the lost one.
+    """
+    for name, step in ((directory.name, 1), (fs.backup_name(directory.name), 2)):
+        with contextlib.suppress(UnusableFileError):
+            file = directory.read(name)
+            try:
+                return parse_header(file.read(0, HEADER_SIZE), file.size).generation + step
+            finally:
+                file.close()
+    return 1
+
+
+def _read_back(directory: fs.Directory, file: fs.WriteFile, header: Header) -> Layout:
+    """Open the new file as a reader would and verify all of it: what is published is known to be readable."""
+    try:
+        written = directory.read(file.name or "")
+        try:
+            layout = verify_bytes(written.read, written.size)
+        finally:
+            written.close()
+    except MmcacheError as error:
+        raise PublishError(
+            f"the new file did not read back as written ({error}); the published file is unchanged", path=directory.path
+        ) from None
+    if layout.header != header:
+        raise PublishError(
+            "another file stood in the place of the new one; the published file is unchanged", path=directory.path
+        )
+    return layout
+
+
+def _back_up(directory: fs.Directory) -> None:
+    """Keep the published file under a second name, without a moment in which either name is missing."""
+    backup = fs.backup_name(directory.name)
+    fresh = f"{backup}.new"
+    directory.unlink(fresh)
+    if directory.link(directory.name, fresh):
+        directory.rename(fresh, backup)
+        # When both names were one file already, after a crash, the rename did nothing at all.
+        directory.unlink(fresh)
+        return
+    with directory.create() as copy:
+        published = directory.read(directory.name)
+        try:
+            copy.allocate(published.size)
+            offset = 0
+            for chunk in published.chunks(0, published.size):
+                copy.write(offset, chunk)
+                offset += len(chunk)
+        except UnusableFileError as error:
+            raise PublishError(f"the backup could not be written ({error})", path=directory.path) from None
+        finally:
+            published.close()
+        copy.seal(MODE)
+        directory.rename(copy.name or "", backup)
+        copy.published()
+
+
+def _sync(directory: fs.Directory) -> bool:
+    """Make the rename durable. It cannot be taken back, so a failure is told, not raised."""
+    try:
+        directory.sync()
+    except PublishError as error:
+        log.warning("published, but not known to be durable: %s", error, extra={"event": "not_durable"})
+        return False
+    return True
+
+
+def _report(
+    directory: fs.Directory, layout: Layout, begun: float, *, changed: bool, durable: bool = True
+) -> BuildReport:
+    return BuildReport(
+        path=directory.path,
+        generation=layout.header.generation,
+        records={name: collection.n for name, collection in layout.collections.items()},
+        size=layout.header.file_size,
+        build_id=layout.header.build_id.hex(),
+        sha256=layout.header.sha256.hex(),
+        seconds=time.monotonic() - begun,
+        changed=changed,
+        durable=durable,
+    )
+
+
+def _writer() -> str:
+    from .. import __version__
+
+    return f"mmcache {__version__}"

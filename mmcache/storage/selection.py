@@ -1,0 +1,75 @@
+"""`Selection`: the records that a `where` found, as a sequence that reads them when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, overload
+
+from .record import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Selection"]
+
+
+class _Rows(Protocol):
+    """What a selection asks of its collection."""
+
+    def ids_at(self, rows: NDArray[np.uint32]) -> list[str]: ...
+
+    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]: ...
+
+    def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]: ...
+
+
+class Selection(Sequence[Record]):
+    """Rows of one collection, ascending. Making one reads no record; iterating decodes them as it goes.
+
+    Belongs to the generation that it came from, and keeps it mapped.
+    """
+
+    __slots__ = ("_collection", "_rows")
+
+    def __init__(self, collection: _Rows, rows: NDArray[np.uint32]) -> None:
+        self._collection = collection
+        self._rows = rows
+
+    @property
+    def rows(self) -> NDArray[np.uint32]:
+        """uint32, (len,): ordinals, the same in `embeddings` and every other array of the collection. Read-only."""
+        view = self._rows.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def ids(self) -> list[str]:
+        """The keys, in row order. O(len)."""
+        return self._collection.ids_at(self._rows)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """float32, (len, dim): a read-only view where the rows are consecutive (see `cluster_by`), else a copy.
+
+        A record without an embedding has zeros.
+        """
+        return self._collection.embeddings_at(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._collection.records_at(self._rows)
+
+    @overload
+    def __getitem__(self, i: int) -> Record: ...
+    @overload
+    def __getitem__(self, i: slice) -> Selection: ...
+    def __getitem__(self, i: int | slice) -> Record | Selection:
+        if isinstance(i, slice):
+            return Selection(self._collection, self._rows[i])
+        return next(self._collection.records_at(self._rows[i].reshape(1)))
+
+    def __repr__(self) -> str:
+        return f"<Selection of {len(self)} records>"

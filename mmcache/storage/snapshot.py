@@ -1,0 +1,784 @@
+"""`Snapshot`: one file, opened, mapped and never trusted blindly. `Collection`: the records of one kind in it.
+
+Opening reads header, table and meta with `pread` and checks them; after that everything is read in place through
+one read-only shared map. Nothing is decoded or copied that grows with the file.
+
+What is verified when. A record's checksum is checked on every get, in every mode. Everything else is verified at
+open, or in blocks of 64 KiB when first touched. An id that is found needs no block: the record's own checksum
+and the key in it prove the whole way there. An id that is not found does, and so does every array handed out.
+
+Call grammar: open (read | verify)* close. After close reads raise ClosedError, and arrays handed out stay valid.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgpack
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from ..errors import ClosedError, CorruptFileError, MmcacheError, UnusableFileError
+from ..format.frame import place_arrays
+from ..format.header import Header
+from ..format.layout import ROW_SIZE, CollectionLayout, Layout, ids_sizes, validate
+from ..format.postings import IndexReader, select
+from ..format.records import MAX_RECORD_BYTES, Shape, checksum, decode, key_offset
+from ..format.slots import EMPTY
+from ..schema import Query, Schema, Term, parse_query, terms_of
+from .blocks import Blocks
+from .fs import ReadFile
+from .record import Record, RecordItems, RecordValues
+from .selection import Selection
+from .verify import verify_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Collection", "Record", "Selection", "Snapshot"]
+
+AUTO_FULL_BYTES = 64 * 2**20
+"""verify="auto" checksums files up to this size whole at open: some 3 ms in the page cache."""
+
+_BATCH = 2048
+"""Records decoded at a time by whatever reads many."""
+
+_SMALL_BATCH = 24
+"""Below so many keys, one get after the other is faster than numpy."""
+
+_WINDOW = np.arange(8)
+"""Slots that a batch looks at together: one cache line of hashes."""
+
+_unpack_row = struct.Struct("<QIHHQ").unpack_from
+_ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("key_length", "<u2"), ("shape", "<u2"), ("checksum", "<u8")])
+_UNEXPECTED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, msgpack.UnpackException)
+"""What reading hostile, damaged or closed memory can raise before the careful path has looked at it."""
+
+Verify = Literal["auto", "full", "lazy"]
+Access = Literal["mmap", "copy"]
+
+
+class Collection(Mapping[str, Record]):
+    """The records of one collection: a read-only mapping from key to `Record`, in the order of its rows.
+
+    Takes no lock and may be used from any thread. A get costs one hash, a slot or two, one checksum and one
+    decode; nothing is kept per record. Raises CorruptFileError where the file is not what was written, and
+    ClosedError after its snapshot was closed.
+    """
+
+    def __init__(
+        self, path: str, buffer: Any, view: memoryview, layout: CollectionLayout, blocks: Blocks | None
+    ) -> None:
+        ids, rows = layout.sections["ids"], layout.sections["rows"]
+        arrays = place_arrays(ids_sizes(ids.count)).offsets
+        self._hash_at, self._row_at = ids.offset + arrays["hash"], ids.offset + arrays["row"]
+        self._path = path
+        self._buffer = buffer
+        self._view = view
+        self._layout = layout
+        self._blocks = blocks
+        self._closed = False
+        self._n = layout.n
+        self._shapes = layout.shapes
+        self._homes = layout.ids.homes
+        self._max_probe = layout.ids.max_probe
+        self._digest = partial(xxh3_64_intdigest, seed=layout.ids.seed) if layout.ids.seed else xxh3_64_intdigest
+        self._hash = view[self._hash_at : self._hash_at + 8 * ids.count].cast("Q")
+        self._row = view[self._row_at : self._row_at + 4 * ids.count].cast("I")
+        self._rows_at = rows.offset
+        self._indexes: dict[str, IndexReader] = {}
+        self._matrix: NDArray[np.float32] | None = None
+
+    # --- look-ups by key
+
+    def __getitem__(self, key: str) -> Record:
+        absent = False
+        try:
+            hashed = self._digest(key.encode())
+            home = slot = (hashed >> 32) * self._homes >> 32
+            found = self._hash[slot]
+            while found < hashed and slot - home <= self._max_probe:
+                slot += 1
+                found = self._hash[slot]
+            if found == hashed:
+                row = self._row[slot]
+                offset, length, _, number, expected = _unpack_row(self._buffer, self._rows_at + ROW_SIZE * row)
+                if length <= MAX_RECORD_BYTES:
+                    record = self._buffer[offset : offset + length]
+                    if xxh3_64_intdigest(record) ^ number == expected:
+                        values = msgpack.unpackb(record)
+                        shape = self._shapes[number]
+                        if values[0] == key and len(values) == shape.count and row < self._n:
+                            return Record(shape, values, self, row)
+            else:
+                absent = self._blocks is None and found > hashed
+        except _UNEXPECTED:
+            pass
+        if absent:
+            raise KeyError(key)
+        # Two keys with one hash, a map with keys that are not text, damage, a closed snapshot, or a miss in a
+        # part of the file that is not verified yet.
+        return self._record(self._locate(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The record, or a default where there is none."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self._find(key)
+        except KeyError:
+            return False
+        return True
+
+    def get_many(self, keys: Iterable[str]) -> list[Record | None]:
+        """The records of these keys, in their order, None where there is none. About half the cost of single gets."""
+        wanted = list(keys)
+        if len(wanted) < _SMALL_BATCH:
+            return [self.get(key) for key in wanted]
+        found: list[Record | None] = []
+        for begin in range(0, len(wanted), _BATCH):
+            batch = wanted[begin : begin + _BATCH]
+            try:
+                found += self._get_batch(batch)
+            except _UNEXPECTED:
+                found += [self.get(key) for key in batch]
+        return found
+
+    def row(self, key: str) -> int:
+        """The row of a key: its place in `embeddings` and every other array. Raises KeyError."""
+        return self._find(key)
+
+    def embedding(self, key: str) -> NDArray[np.float32] | None:
+        """float32, (dim,), a read-only view of the file; None for a record without one. Raises KeyError."""
+        return self.vector(self._find(key))
+
+    # --- all of it
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[str]:
+        for rows in self._batches(np.arange(len(self), dtype=np.uint32)):
+            yield from self.ids_at(rows)
+
+    def values(self) -> ValuesView[Record]:
+        """The records, in row order, decoded in batches."""
+        return RecordValues(self)
+
+    def items(self) -> ItemsView[str, Record]:
+        """Keys and records, in row order, decoded in batches."""
+        return RecordItems(self)
+
+    def all_records(self) -> Iterator[Record]:
+        """What `values` iterates over."""
+        return self.records_at(np.arange(len(self), dtype=np.uint32))
+
+    @property
+    def schema(self) -> Schema:
+        """As it was given to the build."""
+        return self._layout.schema
+
+    @property
+    def name(self) -> str:
+        return self._layout.schema.name
+
+    @property
+    def dim(self) -> int:
+        """Numbers in an embedding; 0 for a collection without."""
+        return self._layout.dim
+
+    @property
+    def cluster_by(self) -> str | None:
+        """The field whose records stand together, or None."""
+        return self._layout.cluster_by
+
+    # --- look-ups by field
+
+    def where(self, terms: Mapping[str, object] | None = None, /, **more: object) -> Selection:
+        """The records whose indexed fields have these values: AND over fields, a list means OR within one.
+
+        Reads posting lists, no record. Raises ValueError for a field without an index, TypeError for a value
+        that cannot be indexed.
+        """
+        return self.find(parse_query(self.schema, terms, more))
+
+    def find(self, query: Query) -> Selection:
+        """The same for a query that was parsed."""
+        try:
+            return Selection(self, select({field: self._index(field) for field in query}, query, len(self)))
+        except MmcacheError as error:
+            raise self._at_path(error) from None
+
+    def terms(self, field: str) -> dict[Term, int]:
+        """The values of an indexed field and how many records have each, in order of first appearance. O(terms)."""
+        parse_query(self.schema, {field: None}, {})
+        try:
+            return dict(self._index(field).terms())
+        except MmcacheError as error:
+            raise self._at_path(error) from None
+
+    # --- arrays
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """float32, (n, dim), C-contiguous, read-only view of the file, rows without an embedding zero.
+
+        Keeps its generation mapped while it is referenced. (n, 0) for a collection without embeddings.
+        """
+        self._check_open()
+        self._touch_section("embeddings")
+        return self._vectors()
+
+    @property
+    def norms(self) -> NDArray[np.float32]:
+        """float32, (n,): the Euclidean length of every embedding; a read-only view of the file."""
+        return self._array("norms", "<f4")
+
+    @property
+    def has_embedding(self) -> NDArray[np.bool_]:
+        """bool, (n,): whether a row has an embedding. O(n)."""
+        if not self.dim:
+            return np.zeros(len(self), np.bool_)
+        if not self._layout.missing:
+            return np.ones(len(self), np.bool_)
+        bits = np.unpackbits(self._array("presence", "u1"), count=len(self), bitorder="little")
+        return bits.astype(np.bool_)
+
+    def vector(self, row: int) -> NDArray[np.float32] | None:
+        """float32, (dim,): the embedding of a row, a read-only view; None without one."""
+        matrix = self._matrix
+        if matrix is not None and self._blocks is None and not self._layout.missing:
+            return matrix[row]  # type: ignore[no-any-return]
+        self._check_open()
+        if not self.dim:
+            return None
+        # The row entry is what binds a key to a row, and so to an embedding.
+        self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
+        if self._layout.missing:
+            presence = self._layout.sections["presence"]
+            self._touch(presence.offset + (row >> 3), 1)
+            if not self._view[presence.offset + (row >> 3)] >> (row & 7) & 1:
+                return None
+        self._touch(self._layout.sections["embeddings"].offset + 4 * self.dim * row, 4 * self.dim)
+        return self._vectors()[row]  # type: ignore[no-any-return]
+
+    # --- what a selection asks; rows are uint32 and below n
+
+    def ids_at(self, rows: NDArray[np.uint32]) -> list[str]:
+        """The keys of rows."""
+        ids: list[str] = []
+        for batch in self._batches(rows):
+            entries = self._entries(batch)
+            prefixes = np.array([shape.prefix for shape in self._shapes], np.uint64)
+            try:
+                lengths = entries["key_length"].astype(np.uint64)
+                string_header = np.select([lengths < 32, lengths < 256], [1, 2], 3).astype(np.uint64)
+                begins = entries["offset"] + prefixes[entries["shape"]] + string_header
+                if self._blocks is not None:
+                    self._blocks.touch_many(begins, lengths)
+                buffer = self._buffer
+                ends = (begins + lengths).tolist()
+                ids += [str(buffer[begin:end], "utf-8") for begin, end in zip(begins.tolist(), ends, strict=True)]
+            except (*_UNEXPECTED, MmcacheError) as error:
+                self._check_open()
+                if isinstance(error, MmcacheError):
+                    raise self._at_path(error) from None
+                raise self.corrupt("rows", f"a key cannot be read ({error})") from None
+        return ids
+
+    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
+        """The records of rows, decoded in batches."""
+        for batch in self._batches(rows):
+            if self._blocks is not None:
+                self._touch_rows(batch)
+            records: Iterable[Record]
+            try:
+                records = self._decode_batch(batch)
+            except _UNEXPECTED:
+                records = map(self._record, batch.tolist())
+            yield from records
+
+    def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """float32, (len(rows), dim): a view for consecutive rows, else a copy."""
+        self._check_open()
+        if self._blocks is not None and self.dim and len(rows):
+            at = self._layout.sections["embeddings"].offset
+            for row in rows.tolist():
+                self._touch(at + 4 * self.dim * row, 4 * self.dim)
+        if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+            return self._vectors()[int(rows[0]) : int(rows[-1]) + 1]
+        return self._vectors()[rows]
+
+    # --- the careful path
+
+    def _find(self, key: object) -> int:
+        """The row of a key, proved by comparing the key's bytes. Raises KeyError."""
+        try:
+            raw = key.encode()  # type: ignore[attr-defined]
+            hashed = self._digest(raw)
+            home = slot = (hashed >> 32) * self._homes >> 32
+            found = self._hash[slot]
+            while found < hashed and slot - home <= self._max_probe:
+                slot += 1
+                found = self._hash[slot]
+            if found == hashed:
+                row = self._row[slot]
+                offset, _, length, number, _ = _unpack_row(self._buffer, self._rows_at + ROW_SIZE * row)
+                at = offset + key_offset(self._shapes[number].prefix, length)
+                if self._buffer[at : at + length] == raw and row < self._n:
+                    self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
+                    return row
+        except _UNEXPECTED:
+            pass
+        return self._locate(key)
+
+    def _locate(self, key: object) -> int:
+        """The row of a key, every byte on the way verified and every number checked before it is used."""
+        self._check_open()
+        if not isinstance(key, str):
+            raise KeyError(key)
+        try:
+            raw = key.encode()
+        except UnicodeEncodeError:
+            raise KeyError(key) from None
+        hashed = self._digest(raw)
+        home = (hashed >> 32) * self._homes >> 32
+        self._touch(self._hash_at + 8 * home, 8 * (self._max_probe + 2))
+        try:
+            for slot in range(home, home + self._max_probe + 2):
+                found = self._hash[slot]
+                if found > hashed:
+                    break
+                if found == hashed:
+                    self._touch(self._row_at + 4 * slot, 4)
+                    row = self._row[slot]
+                    if row != EMPTY and self._key(row) == raw:
+                        return row
+        except IndexError:
+            raise self.corrupt("ids", f"a slot lies outside of the table of {len(self._hash)}") from None
+        raise KeyError(key)
+
+    def _row_entry(self, row: int) -> tuple[int, int, int, int, int]:
+        """offset, length, key length, shape and checksum of a row, checked."""
+        if row >= len(self):
+            raise self.corrupt("ids", f"row {row} of {len(self)}")
+        self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
+        entry: tuple[int, int, int, int, int] = _unpack_row(self._view, self._rows_at + ROW_SIZE * row)
+        offset, length, key_length, number, _ = entry
+        records = self._layout.sections["records"]
+        if length > MAX_RECORD_BYTES or not records.offset <= offset <= records.end - length:
+            raise self.corrupt("rows", f"record {row} of {length} bytes at {offset} lies outside of the records")
+        if number >= len(self._shapes) or key_length > length:
+            raise self.corrupt("rows", f"record {row} has shape {number} and a key of {key_length} bytes")
+        return entry
+
+    def _key(self, row: int) -> bytes:
+        offset, _, length, number, _ = self._row_entry(row)
+        at = offset + key_offset(self._shapes[number].prefix, length)
+        self._touch(at, length)
+        return bytes(self._view[at : at + length])
+
+    def _record(self, row: int) -> Record:
+        """The record of a row. Raises CorruptFileError with the reason."""
+        self._check_open()
+        offset, length, _, number, expected = self._row_entry(row)
+        raw = bytes(self._view[offset : offset + length])
+        if checksum(raw, number) != expected:
+            raise self.corrupt("records", f"record {row} does not match its checksum")
+        try:
+            values = decode(raw)
+        except MmcacheError as error:
+            raise self._at_path(error) from None
+        shape = self._shapes[number]
+        if type(values) is not list or len(values) != len(shape.names) or type(values[0]) is not str:
+            raise self.corrupt("records", f"record {row} does not have the {len(shape.names)} values of its shape")
+        return Record(shape, values, self, row)
+
+    # --- in batches
+
+    def _get_batch(self, keys: list[str]) -> list[Record | None]:
+        """Many look-ups at once. Raises one of _UNEXPECTED where single ones must tell what is wrong."""
+        hashed = np.fromiter(map(self._digest, map(str.encode, keys)), np.uint64, len(keys))
+        hashes = np.frombuffer(self._hash, np.uint64)
+        slots = ((hashed >> np.uint64(32)) * np.uint64(self._homes) >> np.uint64(32)).astype(np.int64)
+        for _ in range(self._max_probe // len(_WINDOW) + 1):
+            # Hashes ascend from slot to slot, so those that are smaller tell how far to walk.
+            smaller = (hashes.take(slots[:, None] + _WINDOW, mode="clip") < hashed[:, None]).sum(axis=1)
+            slots += smaller
+            if smaller.max() < len(_WINDOW):
+                break
+        hit = hashes.take(slots, mode="clip") == hashed
+        if hit.all():
+            records = self._decode_batch(np.frombuffer(self._row, np.uint32)[slots])
+            if [record._values[0] for record in records] != keys:
+                raise LookupError("two keys have one hash")
+            return records  # type: ignore[return-value]
+        if self._blocks is not None:
+            raise LookupError("a miss is looked at one by one in a file that is not wholly verified")
+        found: list[Record | None] = [None] * len(keys)
+        where = np.flatnonzero(hit).tolist()
+        for i, record in zip(where, self._get_batch([keys[i] for i in where]) if where else (), strict=True):
+            found[i] = record
+        return found
+
+    def _decode_batch(self, rows: NDArray[np.uint32]) -> list[Record]:
+        """Many records with one decode. Raises one of _UNEXPECTED where any of them is not right."""
+        entries = np.frombuffer(self._buffer, _ROW, self._n, self._rows_at)[rows]
+        begins, lengths, numbers = entries["offset"], entries["length"], entries["shape"]
+        if lengths.max(initial=0) > MAX_RECORD_BYTES:
+            raise ValueError("a record is too long")
+        buffer = self._buffer
+        raw = [buffer[begin:end] for begin, end in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)]
+        checksums = np.fromiter(map(xxh3_64_intdigest, raw), np.uint64, len(raw))
+        if not np.array_equal(checksums ^ numbers, entries["checksum"]):
+            raise ValueError("a record does not match its checksum")
+        decoded = msgpack.unpackb(b"\xdd" + len(raw).to_bytes(4, "big") + b"".join(raw))
+        if numbers.any():
+            shapes: Iterable[Shape] = [self._shapes[number] for number in numbers.tolist()]
+            alike = list(map(len, decoded)) == [shape.count for shape in shapes]
+        else:
+            shapes = itertools.repeat(self._shapes[0], len(raw))
+            alike = {self._shapes[0].count}.issuperset(map(len, decoded))
+        if not alike:
+            raise ValueError("a record does not have the values of its shape")
+        return list(map(Record, shapes, decoded, itertools.repeat(self), rows.tolist()))
+
+    def _batches(self, rows: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
+        self._check_open()
+        for begin in range(0, len(rows), _BATCH):
+            yield rows[begin : begin + _BATCH]
+
+    def _entries(self, rows: NDArray[np.uint32]) -> NDArray[Any]:
+        self._touch_section("rows")
+        return np.frombuffer(self._view, _ROW, len(self), self._rows_at)[rows]
+
+    # --- parts of the file
+
+    def _index(self, field: str) -> IndexReader:
+        self._check_open()
+        reader = self._indexes.get(field)
+        if reader is None:
+            section = self._layout.sections[f"index.{field}"]
+            self._touch(section.offset, section.length)
+            reader = IndexReader(self._view[section.offset : section.end], self._layout.index[field], len(self))
+            self._indexes[field] = reader
+        return reader
+
+    def _vectors(self) -> NDArray[np.float32]:
+        """The whole matrix; whoever hands out a part of it has touched that part."""
+        if self._matrix is None:
+            if not self.dim:
+                self._matrix = np.zeros((len(self), 0), np.float32)
+                self._matrix.flags.writeable = False
+            else:
+                at = self._layout.sections["embeddings"].offset
+                flat = np.frombuffer(self._view, "<f4", len(self) * self.dim, at)
+                self._matrix = flat.reshape(len(self), self.dim)
+        return self._matrix
+
+    def _array(self, part: str, dtype: str) -> NDArray[Any]:
+        self._check_open()
+        section = self._layout.sections.get(part)
+        if section is None:
+            return np.empty(0, dtype)
+        self._touch_section(part)
+        return np.frombuffer(self._view[section.offset : section.end], dtype)
+
+    def _touch_section(self, part: str) -> None:
+        section = self._layout.sections.get(part)
+        if section is not None:
+            self._touch(section.offset, section.length)
+
+    def _touch_rows(self, rows: NDArray[np.uint32]) -> None:
+        """Verify the entries of these rows."""
+        begins = rows.astype(np.uint64) * np.uint64(ROW_SIZE) + np.uint64(self._rows_at)
+        try:
+            self._blocks.touch_many(begins, np.full(len(rows), ROW_SIZE, np.uint64))  # type: ignore[union-attr]
+        except MmcacheError as error:
+            raise self._at_path(error) from None
+
+    def _touch(self, offset: int, length: int) -> None:
+        if self._blocks is not None:
+            try:
+                self._blocks.touch(offset, length)
+            except MmcacheError as error:
+                raise self._at_path(error) from None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the snapshot was closed: open it again with Snapshot.open(path)", path=self._path)
+
+    def corrupt(self, part: str, reason: str) -> CorruptFileError:
+        """What to raise about a part of this collection."""
+        name = f"{self.name}/{part}"
+        return CorruptFileError(f"section {name!r}: {reason}", path=self._path, section=name)
+
+    def _at_path(self, error: MmcacheError) -> MmcacheError:
+        error.path = error.path or self._path
+        return error
+
+    def close(self) -> None:
+        """For the snapshot to call."""
+        self._closed = True
+        self._hash.release()
+        self._row.release()
+        self._indexes = {}
+        self._buffer = self._view = self._matrix = self._blocks = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r}: {len(self)} records>"
+
+
+class Snapshot(Mapping[str, Record]):
+    """One generation of a file, with no source, no lock and no control page; a mapping of its first collection.
+
+    Make one with `Snapshot.open`. A context manager. Safe in threads and after a fork; does not pickle, because
+    the path may hold another generation by then.
+    """
+
+    def __init__(
+        self, file: ReadFile, layout: Layout, collections: dict[str, Collection], in_memory: bytes | None
+    ) -> None:
+        self._file = file
+        self._layout = layout
+        self._collections = collections
+        self.default = next(iter(collections.values()))
+        """The first collection, which the snapshot itself is a mapping of."""
+        self._in_memory = in_memory
+        self._closed = False
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: Verify = "auto", access: Access = "mmap") -> Self:
+        """Open a file.
+
+        verify: what is checksummed now, beyond header, table and meta, which always are. "full": every byte. "lazy":
+        nothing; a block of 64 KiB is when it is first touched. "auto": every byte of a file up to 64 MB, and of a
+        larger one ids, rows and indexes, the rest when touched.
+        access: "mmap" shares the pages with every process; "copy" reads the file into memory of our own, checksummed
+        in full, for file systems whose files may change under a map.
+
+        Raises MissingFileError, CorruptFileError, IncompatibleFormatError, UntrustedPathError, or their base
+        UnusableFileError for a file that the system does not let us read.
+        """
+        if verify not in ("auto", "full", "lazy"):
+            raise ValueError(f"verify must be 'auto', 'full' or 'lazy', not {verify!r}")
+        if access not in ("mmap", "copy"):
+            raise ValueError(f"access must be 'mmap' or 'copy', not {access!r}")
+        return cls._from(ReadFile(os.fspath(path)), verify, access)
+
+    @classmethod
+    def _from(cls, file: ReadFile, verify: Verify, access: Access) -> Self:
+        try:
+            layout = validate(file.read, file.size)
+            if access == "copy":
+                in_memory = file.read(0, file.size)
+                if len(in_memory) != file.size:
+                    raise CorruptFileError(f"expected {file.size} bytes, found {len(in_memory)}: it shrinks while read")
+                buffer: Any = in_memory
+            else:
+                in_memory, buffer = None, file.map()
+            view = memoryview(buffer)
+            blocks: Blocks | None = Blocks(view, layout)
+            if verify == "full" or access == "copy" or (verify == "auto" and file.size <= AUTO_FULL_BYTES):
+                blocks.verify_all()  # type: ignore[union-attr]
+                blocks = None
+            elif verify == "auto":
+                _verify_indexes(layout, view, blocks)  # type: ignore[arg-type]
+            collections = {
+                name: Collection(file.path, buffer, view, described, blocks)
+                for name, described in layout.collections.items()
+            }
+        except UnusableFileError as error:
+            file.close()
+            error.path = error.path or file.path
+            raise
+        return cls(file, layout, collections, in_memory)
+
+    # --- what it is
+
+    @property
+    def path(self) -> str:
+        return self._file.path
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Device, inode and size of the file that was opened."""
+        return self._file.identity
+
+    @property
+    def header(self) -> Header:
+        """Format version, sizes, build id, SHA-256 and times, as they stand in the file."""
+        return self._layout.header
+
+    @property
+    def generation(self) -> int:
+        """Grows by one per publish."""
+        return self._layout.header.generation
+
+    @property
+    def created(self) -> float:
+        """Wall-clock time (seconds since the epoch) at which the build began to read the source."""
+        return self._layout.header.created_ns / 1e9
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the build was given as metadata=."""
+        return MappingProxyType(self._layout.metadata)
+
+    @property
+    def source(self) -> Mapping[str, Any] | None:
+        """The source's spec, as plain data; None if the file was built from records in memory."""
+        return None if self._layout.source is None else MappingProxyType(self._layout.source)
+
+    @property
+    def layout(self) -> Layout:
+        """Sections and everything else that `validate` found."""
+        return self._layout
+
+    @property
+    def schema(self) -> Schema:
+        """Of the first collection."""
+        return self.default.schema
+
+    @property
+    def collections(self) -> Mapping[str, Collection]:
+        """Every collection by name, the default one first."""
+        return MappingProxyType(self._collections)
+
+    def collection(self, name: str) -> Collection:
+        """A collection by name. Raises KeyError naming those that there are."""
+        try:
+            return self._collections[name]
+        except KeyError:
+            raise KeyError(f"no collection {name!r}; there are: {', '.join(self._collections)}") from None
+
+    # --- the first collection
+
+    def __getitem__(self, key: str) -> Record:
+        return self.default[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.default)
+
+    def __len__(self) -> int:
+        return len(self.default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.default
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The record, or a default where there is none."""
+        return self.default.get(key, default)
+
+    def get_many(self, keys: Iterable[str]) -> list[Record | None]:
+        """See `Collection.get_many`."""
+        return self.default.get_many(keys)
+
+    def values(self) -> ValuesView[Record]:
+        return self.default.values()
+
+    def items(self) -> ItemsView[str, Record]:
+        return self.default.items()
+
+    def where(self, terms: Mapping[str, object] | None = None, /, **more: object) -> Selection:
+        """See `Collection.where`."""
+        return self.default.where(terms, **more)
+
+    def embedding(self, key: str) -> NDArray[np.float32] | None:
+        """See `Collection.embedding`."""
+        return self.default.embedding(key)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """See `Collection.embeddings`."""
+        return self.default.embeddings
+
+    # --- verification
+
+    def verify(self, *, deep: bool = False) -> None:
+        """Recompute every checksum over every byte, padding included. O(file), with 1 MiB of memory.
+
+        deep: also decode every record, find it by its key, and check every posting list. O(n).
+        Raises CorruptFileError naming what is wrong.
+        """
+        if self._closed:
+            raise ClosedError("the snapshot was closed: open it again with Snapshot.open(path)", path=self.path)
+        try:
+            if self._in_memory is None:
+                verify_bytes(self._file.read, self._file.size)
+            else:
+                data = self._in_memory
+                verify_bytes(lambda offset, length: data[offset : offset + length], len(data))
+            if deep:
+                for collection in self._collections.values():
+                    _verify_deep(collection)
+        except UnusableFileError as error:
+            error.path = error.path or self.path
+            raise
+
+    # --- lifetime
+
+    def close(self) -> None:
+        """Let go of the file. Arrays handed out stay valid, and keep it mapped, until they are dropped."""
+        if not self._closed:
+            self._closed = True
+            for collection in self._collections.values():
+                collection.close()
+            self._file.close()
+            self._in_memory = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Snapshot does not pickle, because its path may hold another generation when it arrives: "
+            f"send the path and use Snapshot.open({self.path!r}), or send a Cache"
+        )
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}: {len(collection)}" for name, collection in self._collections.items())
+        return f"<Snapshot {self.path!r}, generation {self.generation}, {counts}>"
+
+
+def _verify_indexes(layout: Layout, view: memoryview, blocks: Blocks) -> None:
+    """Checksum the sections that look-ups go through: ids, rows and indexes."""
+    for section in layout.sections.values():
+        part = section.name.partition("/")[2]
+        if part in ("ids", "rows") or part.startswith("index."):
+            if xxh3_64_intdigest(view[section.offset : section.end]) != section.checksum:
+                raise CorruptFileError(f"section {section.name!r}: checksum does not match", section=section.name)
+            blocks.mark(section)
+
+
+def _verify_deep(collection: Collection) -> None:
+    """Every record decodes, is found by its key, and stands in exactly the posting lists of its terms."""
+    postings = {
+        field: {term: set(collection.where({field: term}).rows.tolist()) for term in collection.terms(field)}
+        for field in collection.schema.index
+    }
+    counted = dict.fromkeys(postings, 0)
+    for row, record in enumerate(collection.values()):
+        if collection.row(record.id) != row:
+            raise collection.corrupt("ids", f"key {record.id!r} leads to another row than {row}")
+        for field, lists in postings.items():
+            for term in terms_of(record.get(field)):
+                counted[field] += 1
+                if row not in lists.get(term, ()):
+                    raise collection.corrupt(f"index.{field}", f"the list of term {term!r} lacks row {row}")
+    for field, lists in postings.items():
+        if counted[field] != sum(map(len, lists.values())):
+            raise collection.corrupt(f"index.{field}", "a posting list has rows that do not carry its term")

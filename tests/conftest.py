@@ -1,0 +1,86 @@
+"""What every test may ask for: paths, a check for leaked descriptors and maps, and how hard Hypothesis tries.
+
+HYPOTHESIS_PROFILE chooses a profile: `quick` (default: the same modest number of examples on every run) or
+`nightly` (many, and different ones each time).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("quick", max_examples=60, stateful_step_count=30, derandomize=True, deadline=None)
+settings.register_profile(
+    "nightly",
+    max_examples=3_000,
+    stateful_step_count=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# A developer's own settings must not decide how a test ends.
+for _name in [name for name in os.environ if name.startswith("MMCACHE_")] + ["NO_COLOR", "FORCE_COLOR"]:
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a file may be published: a name in an empty directory that only we can write."""
+    return tmp_path / "items.mmc"
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The files kept with the tests."""
+    return Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The test leaves no file or directory open and no mmcache file mapped.
+
+    For a whole module: `pytestmark = pytest.mark.usefixtures("no_leaks")`. Descriptors are checked on Linux and
+    macOS, maps on Linux. Pipes and sockets do not count: multiprocessing keeps some for the life of the process.
+    """
+    scratch = f"{tmp_path_factory.getbasetemp()}/"
+    gc.collect()
+    files, maps = open_files(), mapped_files(scratch)
+    yield
+    gc.collect()
+    leaks = [f"open: {what}" for fd, what in open_files().items() if files.get(fd) != what]
+    leaks += [f"mapped: {name}" for name in mapped_files(scratch) - maps]
+    assert not leaks, leaks
+
+
+def open_files() -> dict[int, str]:
+    """Descriptor -> what it is, for every regular file and directory that this process has open."""
+    linux = os.path.isdir("/proc/self/fd")
+    found = {}
+    for name in os.listdir("/proc/self/fd" if linux else "/dev/fd"):
+        fd = int(name)
+        try:
+            info = os.fstat(fd)
+        except OSError:  # the descriptor of the listing itself
+            continue
+        if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+            where = os.readlink(f"/proc/self/fd/{fd}") if linux else f"device {info.st_dev}"
+            found[fd] = f"{where} (inode {info.st_ino})"
+    return found
+
+
+def mapped_files(scratch: str) -> Counter[str]:
+    """How often each file below `scratch`, or with .mmc in its name, is mapped; nothing where /proc is absent."""
+    try:
+        with open("/proc/self/maps") as lines:
+            paths = [fields[5].rstrip() for line in lines if len(fields := line.split(maxsplit=5)) == 6]
+    except FileNotFoundError:
+        return Counter()
+    return Counter(name for name in paths if name.startswith(scratch) or ".mmc" in os.path.basename(name))

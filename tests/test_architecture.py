@@ -1,0 +1,234 @@
+"""The rules that hold the parts together: what importing costs, who imports whom, who may touch a file system,
+and what the public names and errors promise wherever they are defined."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mmcache
+from mmcache import errors
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mmcache"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def run(code: str) -> str:
+    """The output of Python code in a process of its own, which coverage does not reach into."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+# Importing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statement", ["import mmcache", "import mmcache.errors, mmcache.schema"])
+def test_importing_mmcache_loads_nothing_heavy(statement):
+    heavy = "{'numpy', 'msgpack', 'filelock', 'sqlite3', 'xxhash', 'multiprocessing', 'asyncio', 'rich'}"
+    assert run(f"import sys; {statement}; print(sorted({heavy} & sys.modules.keys()))") == "[]"
+
+
+def test_every_public_name_has_a_home_and_every_home_a_public_name():
+    assert sorted(mmcache.__all__) == sorted([*mmcache._HOMES, "__version__"])
+    assert set(errors.__all__) <= set(mmcache.__all__)
+    assert set(mmcache.__all__) <= set(dir(mmcache))
+
+
+@pytest.mark.parametrize("name", sorted(mmcache._HOMES))
+def test_public_name_resolves_to_the_one_of_its_module(name):
+    home = importlib.import_module(mmcache._HOMES[name], "mmcache")
+    assert getattr(mmcache, name) is getattr(home, name)
+    assert name in home.__all__
+
+
+def test_type_checkers_see_the_same_public_names_as_callers():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = {
+        alias.name: "." + (node.module or "")
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == mmcache._HOMES
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'mmcache' has no attribute 'opne'"):
+        mmcache.opne  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError):
+        from mmcache import opne  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_imports_only_go_down():
+    pytest.importorskip("importlinter", reason="the lint group is not installed")
+    command = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True, no_logo=True))"
+    run(command)
+
+
+# Calls ---------------------------------------------------------------------------------------------------------------
+
+BANNED = {
+    "cloudpickle": "a file must never be able to run code",
+    "dill": "a file must never be able to run code",
+    "eval": "a file must never be able to run code",
+    "exec": "a file must never be able to run code",
+    "marshal": "a file must never be able to run code",
+    "numpy.load": "it may unpickle",
+    "numpy.memmap": "it keeps no promise about lifetime; map once and use frombuffer",
+    "os.ftruncate": "a file that shrinks under a map kills its readers",
+    "os.truncate": "a file that shrinks under a map kills its readers",
+    "pickle": "a file must never be able to run code",
+    "shelve": "a file must never be able to run code",
+    "signal.SIGBUS": "a handler cannot repair a read; never let one happen",
+}
+
+# Names of `os` that touch no file. Constants (O_RDONLY, EX_OK) do not either.
+HARMLESS = (
+    *("os.PathLike", "os.environ", "os.fsdecode", "os.fsencode", "os.fspath", "os.name", "os.sep", "os.stat_result"),
+    *("os.cpu_count", "os.get_terminal_size", "os.process_cpu_count", "os.sched_getaffinity", "os.sched_yield"),
+    *("os.getegid", "os.geteuid", "os.getgid", "os.getpid", "os.getppid", "os.getuid", "os.strerror", "os.sysconf"),
+    *("os._exit", "os.fork", "os.kill", "os.register_at_fork", "os.urandom", "os.waitpid", "os.waitstatus_to_exitcode"),
+    *("os.path.abspath", "os.path.basename", "os.path.commonpath", "os.path.dirname", "os.path.expanduser"),
+    *("os.path.isabs", "os.path.join", "os.path.normpath", "os.path.relpath", "os.path.split", "os.path.splitext"),
+)
+
+FILE_SYSTEM = (
+    *("os", "open", "io.open", "io.FileIO", "mmap.mmap", "numpy.fromfile"),
+    *("fcntl", "glob", "pathlib.Path", "shutil", "tempfile"),
+)
+
+# Module, or directory with a slash at its end -> what it may use all the same. Nobody else's file is written here.
+ALLOWED = {
+    "storage/fs.py": FILE_SYSTEM,
+    "sources/": ("open", "os.access", "os.fstat", "os.path", "os.stat"),  # look at and read the user's own data
+    "cli/": ("open", "pathlib.Path"),  # reads settings
+    "cli/demo.py": FILE_SYSTEM,  # works in a directory of its own
+}
+
+
+def used_names(source: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) for everything that the source imports or uses, under the name it was defined with."""
+    tree = ast.parse(source)
+    known = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                known[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
+                if alias.name.split(".")[0] != "os":  # the import of os alone is no use of it
+                    yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for alias in node.names:
+                known[alias.asname or alias.name] = f"{module}.{alias.name}"
+                yield node.lineno, f"{module}.{alias.name}"
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Attribute, ast.Name)) and id(node) not in inner:
+            parts = []
+            base: ast.expr = node
+            while isinstance(base, ast.Attribute):
+                parts.append(base.attr)
+                base = base.value
+            if isinstance(base, ast.Name):
+                yield node.lineno, ".".join([known.get(base.id, base.id), *reversed(parts)])
+
+
+def under(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def touches_files(name: str) -> bool:
+    if under(name, HARMLESS) or (name.startswith("os.") and name.rpartition(".")[2].isupper()):
+        return False
+    return (under(name, FILE_SYSTEM) and name != "os.path") or ".fs.system" in name
+
+
+def test_nothing_runs_code_from_a_file_or_shrinks_one():
+    offenders = [
+        f"{module.relative_to(ROOT)}:{line}: {name}: {why}"
+        for module in MODULES
+        for line, name in used_names(module.read_text())
+        for banned, why in BANNED.items()
+        if under(name, (banned,))
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_only_fs_touches_the_file_system():
+    offenders = []
+    for module in MODULES:
+        place = module.relative_to(PACKAGE).as_posix()
+        allowed = tuple(
+            name
+            for where, names in ALLOWED.items()
+            if place == where or (where.endswith("/") and place.startswith(where))
+            for name in names
+        )
+        offenders += [
+            f"{module.relative_to(ROOT)}:{line}: {name}"
+            for line, name in used_names(module.read_text())
+            if touches_files(name) and not under(name, allowed)
+        ]
+    assert not offenders, "move these calls into mmcache/storage/fs.py:\n" + "\n".join(offenders)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import os\nos.unlink(p)", True),
+        ("import os as o\no.open(p, o.O_RDONLY)", True),
+        ("from os import stat as s\ns(p)", True),
+        ("from os.path import exists\nexists(p)", True),
+        ("import os.path\nos.path.getsize(p)", True),
+        ("open(p)", True),
+        ("import mmap\nmmap.mmap(3, 0)", True),
+        ("import tempfile", True),
+        ("import os\nos.fspath(p), os.environ.get('X'), os.path.join(p, q), os.O_CLOEXEC", False),
+        ("from . import fs\nfs.system.unlink(p)", True),
+        ("import mmap\nmmap.PAGESIZE", False),
+        ("from .storage import fs\nfs.open(p), self.open(p)", False),
+    ],
+)
+def test_the_search_for_file_system_calls_finds_them(source, found):
+    assert any(touches_files(name) for _, name in used_names(source)) is found
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_error_survives_pickle_and_copy_with_its_fields(name):
+    kind = getattr(errors, name)
+    declared = {field for base in kind.__mro__ for field in inspect.get_annotations(base)}
+    fields = {field: f"some {field}" for field in declared}
+    error = kind("what, and what to do", path="/some/file.mmc", **fields)
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is kind
+        assert str(twin) == str(error) == "/some/file.mmc: what, and what to do"
+        assert twin.args == error.args
+        assert vars(twin) == vars(error)
+        assert {field: getattr(twin, field) for field in fields} == fields
+
+
+def test_every_error_is_public_and_one_of_ours():
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert defined == set(errors.__all__)
+    assert all(issubclass(getattr(errors, name), errors.MmcacheError) for name in defined)
