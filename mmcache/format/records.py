@@ -175,11 +175,12 @@ class Encoder:
     ) -> int:
         number = self._numbers.get((names, inner))
         if number is None:
-            number = self._numbers[names, inner] = len(self.shapes)
+            number = len(self.shapes)
             if number >= MAX_SHAPES:
                 raise ValueError(
                     f"more than {MAX_SHAPES} different sets of fields; put the variable ones into one field as a map"
                 )
+            self._numbers[names, inner] = number
             nested = {i: fields for i, fields in zip(maps_at, inner, strict=False) if fields is not None}
             self.shapes.append(Shape(names, nested))
         return number
@@ -187,8 +188,10 @@ class Encoder:
     def _unusual(self, value: object) -> object:
         """msgpack asks here about everything that is not exactly of a type that it carries."""
         self._saw_unusual = True
+        if isinstance(value, str):
+            return str.__str__(value)  # of an enum, str() would give its name
         plain: Any
-        for plain in (str, int, float, bytes, list, dict):
+        for plain in (int, float, bytes, list, dict):
             if isinstance(value, plain):
                 return plain(value)
         if isinstance(value, tuple):

@@ -71,9 +71,10 @@ def seeded_slots(hashes: Callable[[int], Any]) -> tuple[Slots, int]:
     raise ValueError(f"the keys collide under all of {len(SEEDS)} hash seeds, which does not happen by chance")
 
 
-def equal_neighbours(hashes: NDArray[np.uint64]) -> list[tuple[int, int]]:
-    """Pairs of ordinals with equal hashes (neighbours in hash order): the candidates for a duplicate key."""
+def equal_hashes(hashes: NDArray[np.uint64]) -> list[list[int]]:
+    """The ordinals that share each hash that occurs more than once, ascending: where a duplicate key would be."""
     order = np.argsort(hashes, kind="stable")
     sorted_hashes = hashes[order]
     same = np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1])
-    return [(int(order[i]), int(order[i + 1])) for i in same]
+    runs = np.split(same, np.flatnonzero(np.diff(same) > 1) + 1)
+    return [order[run[0] : run[-1] + 2].tolist() for run in runs if len(run)]

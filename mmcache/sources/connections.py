@@ -12,10 +12,10 @@ believe that it holds a lock which it does not. There, connecting is refused and
 
 from __future__ import annotations
 
-import atexit
 import os
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -121,6 +121,8 @@ class Connections:
             reason = f"not a whole SQLite database ({error}); check it with PRAGMA integrity_check"
         elif "Could not decode" in str(error):
             reason = f"{error}: text in the database is not valid UTF-8; store such bytes as a BLOB"
+        elif "no such collation" in str(error):
+            reason = f"SQLite: {error}; look the column up by bytes, with query='SELECT id COLLATE BINARY AS id, ...'"
         else:
             reason = f"SQLite: {error}" + (f" ({name})" if name else "")
         return SourceError(reason, path=self.path)
@@ -147,38 +149,26 @@ class Connections:
             raise self.error(error) from error
         return raw
 
-    def _abandon(self) -> None:
-        """In a forked child: forget every connection without touching it."""
+    def abandon(self) -> list[set[Connection]]:
+        """In a forked child: forget every connection without touching it. The caller keeps them from being dropped."""
         if not self._open:
-            return
+            return []
         if len(self._open) > len(self._idle):
             _tainted.add(self.path)
         for connection in self._open:
             connection.abandoned = True
-        _abandoned.append(self._open)
-        self._open, self._idle = set(), []
+        inherited, self._open, self._idle = self._open, set(), []
+        return [inherited]
 
 
 _pools: WeakSet[Connections] = WeakSet()
 _tainted: set[str] = set()
-_abandoned: list[set[Connection]] = []
 
 
-def _abandon_all() -> None:
+def _abandon_all(keep: list[set[Connection]]) -> None:
     for pool in list(_pools):
-        pool._abandon()
-    if _abandoned:
-        atexit.register(_leak)
+        keep.extend(pool.abandon())
 
 
-def _leak() -> None:
-    """Keep the interpreter's shutdown from closing what was inherited."""
-    import ctypes
-
-    for connections in _abandoned:
-        for connection in connections:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-    _abandoned.clear()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
+# The interpreter never lets go of a hook, not even as it ends, and so never closes what the hook keeps.
+os.register_at_fork(after_in_child=partial(_abandon_all, []))

@@ -210,7 +210,7 @@ class JSONLinesReading:
 
     def records(self, collection: str) -> Iterator[SourceRecord]:
         schema = self._source._catalog[collection]
-        before = fingerprint_of(os.fstat(self._file.fileno()))
+        before = self._state()
         try:
             yield from shape_records(schema, self._objects(schema), lambda _: f"line {self._line}")
         except BuildError as error:
@@ -218,8 +218,12 @@ class JSONLinesReading:
             raise
         except (OSError, EOFError, zlib.error) as error:
             raise self._source._error(error) from error
-        if fingerprint_of(os.fstat(self._file.fileno())) != before:
+        if self._state() != before:
             raise SourceError("the file changed while it was being read; read it again", path=self._source.path)
+
+    def _state(self) -> tuple[int, int]:
+        stat = os.fstat(self._file.fileno())
+        return stat.st_size, stat.st_mtime_ns
 
     def _objects(self, schema: Schema) -> Iterator[Any]:
         self._file.seek(0)

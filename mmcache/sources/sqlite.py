@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -73,8 +73,7 @@ class SQLiteSource:
         """One read transaction, begun here. Raises SourceError, or BuildError for a schema the database cannot meet."""
         with self._connections.take() as connection:
             try:
-                connection.execute("BEGIN")
-                connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # BEGIN alone locks nothing
+                connection.execute("BEGIN")  # locks nothing yet; looking at the tables does
                 plans = {name: self._make_plan(connection, schema) for name, schema in self._catalog.items()}
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
@@ -95,8 +94,9 @@ class SQLiteSource:
                     connection.execute("BEGIN")
                 plan = self._plan(connection, schema)
                 for start in range(0, len(wanted), MAX_IDS):
-                    sql, parameters = _by_key(plan, wanted[start : start + MAX_IDS])
-                    for record in _records(schema, plan, connection.execute(sql, parameters)):
+                    rows = connection.execute(*_by_key(plan, wanted[start : start + MAX_IDS]))
+                    texts = (row for row in rows if type(row[0]) is str)
+                    for record in _records(schema, plan, texts):
                         found.setdefault(record.values[0], record)
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
@@ -110,7 +110,7 @@ class SQLiteSource:
         with self._connections.take() as connection:
             try:
                 plan = self._plan(connection, schema)
-                where = condition(plan, schema, query)
+                where = condition(schema, query)
                 if where is None:
                     return
                 sql, parameters = where
@@ -229,8 +229,7 @@ class SQLiteReading:
 def _by_key(plan: Plan, ids: Sequence[str]) -> tuple[str, list[str]]:
     """The statement for some ids. Their number is filled up to a power of two, so that few statements are prepared."""
     size = 1 << (len(ids) - 1).bit_length()
-    marks = ", ".join("?" * size)
-    sql = f"{plan.select} {plan.lookup} WHERE typeof({plan.key}) = 'text' AND {plan.key} IN ({marks})"
+    sql = f"{plan.select} {plan.lookup} WHERE {plan.key} IN ({', '.join('?' * size)})"
     return sql, [*ids, *[ids[-1]] * (size - len(ids))]
 
 
@@ -241,33 +240,33 @@ def _holds(value: object, wanted: frozenset[Term]) -> bool:
         return False  # not a term, so it is not in an index either
 
 
-def _records(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
-    """The rows of a cursor, decoded and checked. Raises BuildError; sqlite3's own errors pass.
+def _records(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
+    """The rows of a statement, decoded and checked. Raises BuildError; sqlite3's own errors pass.
 
     A build spends its time here. A row is handed on as a slice of the tuple that sqlite3 made; `tuple.__new__` skips
     the Python-level constructor of the NamedTuple.
     """
     if plan.decode:
-        return _decoded_rows(schema, plan, cursor)
+        return _decoded_rows(schema, plan, rows)
     if schema.embedding is None:
-        return _bare_rows(schema, plan, cursor)
-    return _vector_rows(schema, plan, cursor)
+        return _bare_rows(schema, plan, rows)
+    return _vector_rows(schema, plan, rows)
 
 
-def _bare_rows(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
+def _bare_rows(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
     new, record, names = tuple.__new__, SourceRecord, plan.names
-    for row in cursor:
+    for row in rows:
         key = row[0]
         if type(key) is not str or not key:
             raise _bad_key(schema, key)
         yield new(record, (names, row, None))
 
 
-def _vector_rows(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
+def _vector_rows(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
     new, record, names = tuple.__new__, SourceRecord, plan.names
     decode = VectorDecoder(schema.dim, schema.dtype)
     size = 4 * decode.dim if decode.dim and decode.dtype == "f4" else -1
-    for row in cursor:
+    for row in rows:
         key, vector = row[0], row[-1]
         if type(key) is not str or not key:
             raise _bad_key(schema, key)
@@ -280,12 +279,12 @@ def _vector_rows(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator
         yield new(record, (names, row[:-1], vector))
 
 
-def _decoded_rows(schema: Schema, plan: Plan, cursor: sqlite3.Cursor) -> Iterator[SourceRecord]:
+def _decoded_rows(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
     new, record, names = tuple.__new__, SourceRecord, plan.names
     width = len(names)
     vector_of = VectorDecoder(schema.dim, schema.dtype)
     vector = None
-    for row in cursor:
+    for row in rows:
         key = row[0]
         if type(key) is not str or not key:
             raise _bad_key(schema, key)

@@ -3,8 +3,8 @@
 Pure but for looking at what the database has. Two rules make the rest of the package simple:
 
 - Columns are always qualified (`s."name"`), because SQLite takes an unknown double-quoted name for a string.
-- The condition of a query by terms is a *superset*: it uses indexes, collations and JSON1 as they are, and the caller
-  checks each row it gives with `schema.terms_of`. It must only never lose a row.
+- A condition gives a *superset*: it takes indexes, affinities, collations and JSON1 as they are, and the caller checks
+  each row. It must only never lose one.
 """
 
 from __future__ import annotations
@@ -51,11 +51,6 @@ class Plan:
         """The statement that gives every row."""
         return f"{self.select} {self.stable} {self.order}"
 
-    @property
-    def pinned(self) -> bool:
-        """Whether `stable` keeps conditions away from indexes (a query or view)."""
-        return self.stable != self.lookup
-
 
 def make_plan(connection: Connection, schema: Schema) -> Plan:
     """The plan for one schema, checked against what the database has. Raises ValueError with the reason."""
@@ -84,13 +79,12 @@ def make_plan(connection: Connection, schema: Schema) -> Plan:
     )
 
 
-def condition(plan: Plan, schema: Schema, query: Query) -> tuple[str, list[Any]] | None:
+def condition(schema: Schema, query: Query) -> tuple[str, list[Any]] | None:
     """A condition that holds for every row that answers the query, and perhaps for others; None if none can."""
     clauses, parameters = [], []
     for field, terms in query.items():
         column = f"s.{_quoted(field)}"
-        # Without an index to use, "+" keeps a query's column affinity from converting the parameter.
-        found = _json_clause(column, terms) if field in schema.json else _clause("+" * plan.pinned + column, terms)
+        found = _json_clause(column, terms) if field in schema.json else _clause(column, terms)
         if found is None:
             return None
         clauses.append(found[0])
@@ -99,26 +93,19 @@ def condition(plan: Plan, schema: Schema, query: Query) -> tuple[str, list[Any]]
 
 
 def _clause(column: str, terms: Iterable[Term]) -> tuple[str, list[Any]] | None:
-    texts = [term for term in terms if isinstance(term, str) and storable(term)]
-    numbers = [int(term) for term in terms if isinstance(term, int) and term < 2**63]
-    if len(texts) + len(numbers) > MAX_TERMS:
+    values = [
+        term for term in terms if (term < 2**63 if isinstance(term, int) else term is not None and storable(term))
+    ]
+    if len(values) > MAX_TERMS:
         return "1", []
-    clauses = []
-    if texts:
-        clauses.append(f"typeof({column}) = 'text' AND {column} IN ({_marks(texts)})")
-    if numbers:
-        clauses.append(f"typeof({column}) = 'integer' AND {column} IN ({_marks(numbers)})")
-    if None in terms:
-        clauses.append(f"{column} IS NULL")
-    if not clauses:
-        return None
-    return "(" + " OR ".join(f"({clause})" for clause in clauses) + ")", [*texts, *numbers]
+    clauses = [f"{column} IN ({_marks(values)})"] * bool(values) + [f"{column} IS NULL"] * (None in terms)
+    return (f"({' OR '.join(clauses)})", values) if clauses else None
 
 
 def _json_clause(column: str, terms: Sequence[Term]) -> tuple[str, list[Any]] | None:
     if not terms:
         return None
-    values = [term for term in terms if isinstance(term, int) or (isinstance(term, str) and storable(term))]
+    values = [term for term in terms if isinstance(term, int) or (term is not None and storable(term))]
     # JSON1 cuts strings at NUL and reads integers beyond 64 bits as floats: leave such terms to the caller's check.
     beyond = any("\0" in value if isinstance(value, str) else value >= 2**63 for value in values)
     if beyond or len(values) > MAX_TERMS:

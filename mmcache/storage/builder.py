@@ -44,7 +44,7 @@ from ..format.layout import (
 )
 from ..format.postings import EncodedIndex, encode_index, encode_term
 from ..format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, Encoder, decode
-from ..format.slots import EMPTY, equal_neighbours, seeded_slots
+from ..format.slots import EMPTY, equal_hashes, seeded_slots
 from ..schema import MAX_DIM, Schema, terms_of
 from ..sources.base import SourceRecord
 from .fs import CHUNK
@@ -288,7 +288,8 @@ class Staged:
             raise self.fail(
                 keys[i], "the embedding has NaN or infinite numbers; mend it, or build with Schema(allow_nan=True)"
             )
-        self.norms.append(norms.astype(np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):  # a length beyond float32 is infinite
+            self.norms.append(norms.astype(np.float32))
         self.vectors.append(data)
 
     def _learn_dim(self, vectors: Sequence[bytes | None]) -> None:
@@ -322,9 +323,13 @@ class Staged:
         )
 
     def check_unique(self) -> None:
-        for one, other in equal_neighbours(self.seeded_hashes(0)):
-            if self.key(one) == self.key(other):
-                raise self.fail(self.key(one), f"the key stands twice, in records {one} and {other} (from 0)")
+        for rows in equal_hashes(self.seeded_hashes(0)):
+            first: dict[str, int] = {}
+            for row in rows:
+                key = self.key(row)
+                if key in first:
+                    raise self.fail(key, f"the key stands twice, in records {first[key]} and {row} (from 0)")
+                first[key] = row
 
 
 def stage(

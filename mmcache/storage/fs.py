@@ -17,7 +17,6 @@ import contextlib
 import errno
 import mmap
 import os
-import secrets
 import stat
 import sys
 import time
@@ -46,7 +45,7 @@ def backup_name(name: str) -> str:
 
 
 def _temp_name(name: str) -> str:
-    return f".{name}.{secrets.token_hex(8)}{_TEMP_SUFFIX}"
+    return f".{name}.{os.urandom(8).hex()}{_TEMP_SUFFIX}"
 
 
 def _is_leftover(candidate: str, name: str) -> bool:
@@ -386,9 +385,12 @@ class WriteFile:
             done = 0
             while done < len(view):
                 try:
-                    done += system.pwrite(self.fd, view[done : done + _LARGEST_CALL], offset + done)
+                    moved = system.pwrite(self.fd, view[done : done + _LARGEST_CALL], offset + done)
+                    if not moved:  # POSIX leaves it open; trying again could take for ever
+                        raise OSError(errno.EIO, "nothing was written")
                 except OSError as error:
                     raise self._failed(error, f"write {len(view)} bytes") from None
+                done += moved
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly these bytes, which we wrote."""
@@ -449,7 +451,7 @@ def _failed(error: OSError, path: str, doing: str) -> PublishError:
         errno.ENOENT: ": create the directory first",
     }.get(error.errno or 0, "")
     return PublishError(
-        f"could not {doing} ({os.strerror(error.errno or 0)}){hint}; the published file is unchanged",
+        f"could not {doing} ({os.strerror(error.errno or 0)}){hint}; what is published stays",
         path=path,
         errno=error.errno,
     )

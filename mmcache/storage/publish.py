@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -117,7 +118,7 @@ def publish(
     clusters = _clusters(source.schemas, cluster_by)
     with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout):
         for name in (directory.name, fs.backup_name(directory.name)):
-            directory.check_ours(name)
+            _check_replaceable(directory, name)
         if unless is not None:
             there = _whole(directory)
             if there is not None and unless(there):
@@ -184,27 +185,38 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     dry_run: only look, without the lock.
     """
     whole = os.fspath(path)
-    found = []
     with fs.Directory(whole) as directory, contextlib.ExitStack() as held:
         places = {directory.name: whole, fs.backup_name(directory.name): fs.backup_name(whole)}
         if all(fs.identity_of(place) is None for place in (*places.values(), fs.lock_name(whole))):
             return []  # no writer was ever here: leave no lock file behind either
         if not dry_run:
             held.enter_context(directory.lock(timeout))
-        for name, place in places.items():
-            try:
-                file = directory.read(name)
-            except MissingFileError:
-                continue
-            with contextlib.closing(file):
-                if file.read(0, len(MAGIC)) != MAGIC:
-                    raise UntrustedPathError("is not an mmcache file: remove it yourself if it should go", path=place)
-            found.append(name)
+        found = [name for name in places if _check_replaceable(directory, name)]
         if not dry_run:
             directory.sweep()
             for name in found:
                 directory.unlink(name)
     return [places[name] for name in found]
+
+
+def _check_replaceable(directory: fs.Directory, name: str) -> bool:
+    """Whether there is a file, which is a cache file: nobody's database is replaced because a path was mistyped.
+
+    A file that is empty, begins with zeros or has up to two wrong bytes in its magic may be one that was damaged.
+    Raises UntrustedPathError for any other.
+    """
+    try:
+        file = directory.read(name)
+    except MissingFileError:
+        return False
+    with contextlib.closing(file):
+        head = file.read(0, len(MAGIC))
+    if any(head) and sum(map(operator.eq, head, MAGIC)) < len(MAGIC) - 2:
+        raise UntrustedPathError(
+            f"is not an mmcache file (it begins with {head!r}), and is left alone: use another path, or remove it",
+            path=file.path,
+        )
+    return True
 
 
 def _described(path: str) -> Layout:
@@ -284,15 +296,22 @@ def _next_generation(directory: fs.Directory) -> int:
     """One more than any generation that a reader can have seen.
 
     The header alone tells, even of a file that is damaged behind it. Where not even that can be read, the backup is
-    of the generation before the lost one.
+    of the generation before the lost one. A file that is there and that the system does not let us read now could be
+    of any generation: raises PublishError.
     """
     for name, step in ((directory.name, 1), (fs.backup_name(directory.name), 2)):
-        with contextlib.suppress(UnusableFileError):
+        try:
             file = directory.read(name)
             try:
                 return parse_header(file.read(0, HEADER_SIZE), file.size).generation + step
             finally:
                 file.close()
+        except UnusableFileError as error:
+            if error.cause == UnusableFileError.cause:
+                raise PublishError(
+                    f"{name!r} {error.message}, so its generation is unknown; the published file is unchanged",
+                    path=directory.path,
+                ) from None
     return 1
 
 
@@ -321,9 +340,11 @@ def _back_up(directory: fs.Directory) -> None:
     fresh = f"{backup}.new"
     directory.unlink(fresh)
     if directory.link(directory.name, fresh):
-        directory.rename(fresh, backup)
-        # When both names were one file already, after a crash, the rename did nothing at all.
-        directory.unlink(fresh)
+        try:
+            directory.rename(fresh, backup)
+        finally:
+            # When both names were one file already, after a crash, the rename did nothing at all.
+            directory.unlink(fresh)
         return
     with directory.create() as copy:
         published = directory.read(directory.name)

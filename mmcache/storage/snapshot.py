@@ -15,10 +15,10 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
-from functools import partial
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from functools import partial, wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import msgpack
 import numpy as np
@@ -62,6 +62,32 @@ _UNEXPECTED = (ValueError, TypeError, LookupError, AttributeError, OverflowError
 
 Verify = Literal["auto", "full", "lazy"]
 Access = Literal["mmap", "copy"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _careful(method: Callable[Concatenate[Collection, P], T]) -> Callable[Concatenate[Collection, P], T]:
+    """For the slow path: whatever reading raises leaves as an MmcacheError that names the path, or a KeyError.
+
+    Another thread may close the snapshot at any point; what fails then, fails because of that.
+    """
+
+    @wraps(method)
+    def checked(self: Collection, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except MmcacheError as error:
+            error.path = error.path or self._path
+            raise
+        except KeyError:
+            self._check_open()
+            raise
+        except _UNEXPECTED as error:
+            self._check_open()
+            raise CorruptFileError(f"cannot be read as written ({error})", path=self._path) from None
+
+    return checked
 
 
 class Collection(Mapping[str, Record]):
@@ -214,18 +240,20 @@ class Collection(Mapping[str, Record]):
 
     def find(self, query: Query) -> Selection:
         """The same for a query that was parsed."""
-        try:
-            return Selection(self, select({field: self._index(field) for field in query}, query, len(self)))
-        except MmcacheError as error:
-            raise self._at_path(error) from None
+        return Selection(self, self._select(query))
+
+    @_careful
+    def _select(self, query: Query) -> NDArray[np.uint32]:
+        return select({field: self._index(field) for field in query}, query, len(self))
 
     def terms(self, field: str) -> dict[Term, int]:
         """The values of an indexed field and how many records have each, in order of first appearance. O(terms)."""
         parse_query(self.schema, {field: None}, {})
-        try:
-            return dict(self._index(field).terms())
-        except MmcacheError as error:
-            raise self._at_path(error) from None
+        return self._terms(field)
+
+    @_careful
+    def _terms(self, field: str) -> dict[Term, int]:
+        return dict(self._index(field).terms())
 
     # --- arrays
 
@@ -235,6 +263,10 @@ class Collection(Mapping[str, Record]):
 
         Keeps its generation mapped while it is referenced. (n, 0) for a collection without embeddings.
         """
+        return self._all_vectors()
+
+    @_careful
+    def _all_vectors(self) -> NDArray[np.float32]:
         self._check_open()
         self._touch_section("embeddings")
         return self._vectors()
@@ -259,6 +291,10 @@ class Collection(Mapping[str, Record]):
         matrix = self._matrix
         if matrix is not None and self._blocks is None and not self._layout.missing:
             return matrix[row]  # type: ignore[no-any-return]
+        return self._vector(row)
+
+    @_careful
+    def _vector(self, row: int) -> NDArray[np.float32] | None:
         self._check_open()
         if not self.dim:
             return None
@@ -274,26 +310,22 @@ class Collection(Mapping[str, Record]):
 
     # --- what a selection asks; rows are uint32 and below n
 
+    @_careful
     def ids_at(self, rows: NDArray[np.uint32]) -> list[str]:
         """The keys of rows."""
+        self._touch_section("rows")
+        prefixes = np.array([shape.prefix for shape in self._shapes], np.uint64)
         ids: list[str] = []
         for batch in self._batches(rows):
-            entries = self._entries(batch)
-            prefixes = np.array([shape.prefix for shape in self._shapes], np.uint64)
-            try:
-                lengths = entries["key_length"].astype(np.uint64)
-                string_header = np.select([lengths < 32, lengths < 256], [1, 2], 3).astype(np.uint64)
-                begins = entries["offset"] + prefixes[entries["shape"]] + string_header
-                if self._blocks is not None:
-                    self._blocks.touch_many(begins, lengths)
-                buffer = self._buffer
-                ends = (begins + lengths).tolist()
-                ids += [str(buffer[begin:end], "utf-8") for begin, end in zip(begins.tolist(), ends, strict=True)]
-            except (*_UNEXPECTED, MmcacheError) as error:
-                self._check_open()
-                if isinstance(error, MmcacheError):
-                    raise self._at_path(error) from None
-                raise self.corrupt("rows", f"a key cannot be read ({error})") from None
+            entries = np.frombuffer(self._buffer, _ROW, self._n, self._rows_at)[batch]
+            lengths = entries["key_length"].astype(np.uint64)
+            string_headers = np.select([lengths < 32, lengths < 256], [1, 2], 3).astype(np.uint64)  # see key_offset
+            begins = entries["offset"] + prefixes[entries["shape"]] + string_headers
+            if self._blocks is not None:
+                self._blocks.touch_many(begins, lengths)
+            buffer = self._buffer
+            ends = (begins + lengths).tolist()
+            ids += [str(buffer[begin:end], "utf-8") for begin, end in zip(begins.tolist(), ends, strict=True)]
         return ids
 
     def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
@@ -308,6 +340,7 @@ class Collection(Mapping[str, Record]):
                 records = map(self._record, batch.tolist())
             yield from records
 
+    @_careful
     def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]:
         """float32, (len(rows), dim): a view for consecutive rows, else a copy."""
         self._check_open()
@@ -342,6 +375,7 @@ class Collection(Mapping[str, Record]):
             pass
         return self._locate(key)
 
+    @_careful
     def _locate(self, key: object) -> int:
         """The row of a key, every byte on the way verified and every number checked before it is used."""
         self._check_open()
@@ -362,7 +396,9 @@ class Collection(Mapping[str, Record]):
                 if found == hashed:
                     self._touch(self._row_at + 4 * slot, 4)
                     row = self._row[slot]
-                    if row != EMPTY and self._key(row) == raw:
+                    if row == EMPTY:
+                        break
+                    if self._key(row) == raw:
                         return row
         except IndexError:
             raise self.corrupt("ids", f"a slot lies outside of the table of {len(self._hash)}") from None
@@ -388,6 +424,7 @@ class Collection(Mapping[str, Record]):
         self._touch(at, length)
         return bytes(self._view[at : at + length])
 
+    @_careful
     def _record(self, row: int) -> Record:
         """The record of a row. Raises CorruptFileError with the reason."""
         self._check_open()
@@ -395,10 +432,7 @@ class Collection(Mapping[str, Record]):
         raw = bytes(self._view[offset : offset + length])
         if checksum(raw, number) != expected:
             raise self.corrupt("records", f"record {row} does not match its checksum")
-        try:
-            values = decode(raw)
-        except MmcacheError as error:
-            raise self._at_path(error) from None
+        values = decode(raw)
         shape = self._shapes[number]
         if type(values) is not list or len(values) != len(shape.names) or type(values[0]) is not str:
             raise self.corrupt("records", f"record {row} does not have the {len(shape.names)} values of its shape")
@@ -458,10 +492,6 @@ class Collection(Mapping[str, Record]):
         for begin in range(0, len(rows), _BATCH):
             yield rows[begin : begin + _BATCH]
 
-    def _entries(self, rows: NDArray[np.uint32]) -> NDArray[Any]:
-        self._touch_section("rows")
-        return np.frombuffer(self._view, _ROW, len(self), self._rows_at)[rows]
-
     # --- parts of the file
 
     def _index(self, field: str) -> IndexReader:
@@ -486,6 +516,7 @@ class Collection(Mapping[str, Record]):
                 self._matrix = flat.reshape(len(self), self.dim)
         return self._matrix
 
+    @_careful
     def _array(self, part: str, dtype: str) -> NDArray[Any]:
         self._check_open()
         section = self._layout.sections.get(part)
@@ -499,20 +530,15 @@ class Collection(Mapping[str, Record]):
         if section is not None:
             self._touch(section.offset, section.length)
 
+    @_careful
     def _touch_rows(self, rows: NDArray[np.uint32]) -> None:
         """Verify the entries of these rows."""
         begins = rows.astype(np.uint64) * np.uint64(ROW_SIZE) + np.uint64(self._rows_at)
-        try:
-            self._blocks.touch_many(begins, np.full(len(rows), ROW_SIZE, np.uint64))  # type: ignore[union-attr]
-        except MmcacheError as error:
-            raise self._at_path(error) from None
+        self._blocks.touch_many(begins, np.full(len(rows), ROW_SIZE, np.uint64))  # type: ignore[union-attr]
 
     def _touch(self, offset: int, length: int) -> None:
         if self._blocks is not None:
-            try:
-                self._blocks.touch(offset, length)
-            except MmcacheError as error:
-                raise self._at_path(error) from None
+            self._blocks.touch(offset, length)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -523,15 +549,12 @@ class Collection(Mapping[str, Record]):
         name = f"{self.name}/{part}"
         return CorruptFileError(f"section {name!r}: {reason}", path=self._path, section=name)
 
-    def _at_path(self, error: MmcacheError) -> MmcacheError:
-        error.path = error.path or self._path
-        return error
-
     def close(self) -> None:
         """For the snapshot to call."""
         self._closed = True
-        self._hash.release()
-        self._row.release()
+        # Every read from here on fails, and then looks whether it fails because of this.
+        self._hash = memoryview(b"").cast("Q")
+        self._row = memoryview(b"").cast("I")
         self._indexes = {}
         self._buffer = self._view = self._matrix = self._blocks = None  # type: ignore[assignment]
 

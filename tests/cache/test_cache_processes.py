@@ -105,29 +105,33 @@ def test_fork_while_another_thread_holds_the_caches_lock(path: Path, bank: Path)
 def test_many_threads_read_count_exactly_and_never_fail_during_swaps(path: Path, bank: Path) -> None:
     cache = mmcache.open(path, source_of(bank))
     keys = list(truth(bank))
-    per_thread = 3000
     failures: list[BaseException] = []
+    reads = [0] * 6
+    enough = threading.Event()
 
     def work(seed: int) -> None:
         try:
-            for i in range(per_thread):
-                key = keys[(i * 7 + seed) % len(keys)]
+            while not enough.is_set():
+                key = keys[(reads[seed] * 7 + seed) % len(keys)]
                 assert cache[key].id == key
+                reads[seed] += 1
         except BaseException as error:  # noqa: BLE001  any failure of a thread fails the test
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(reads))]
     for thread in threads:
         thread.start()
-    swaps = 0
-    while any(thread.is_alive() for thread in threads):
+    for swap in range(5):
         with sqlite3.connect(bank) as db:
-            insert_item(db, 3, kind=f"k{swaps}")
+            insert_item(db, 3, kind=f"k{swap}")
         db.close()
-        swaps += cache.rebuild().changed
+        assert cache.rebuild().changed
+    enough.set()
+    for thread in threads:
+        thread.join()
     assert not failures
-    assert swaps > 0
-    assert cache.stats().hits == 6 * per_thread
+    assert cache["item-3-ä"]["kind"] == "k4"
+    assert cache.stats().hits == sum(reads) + 1
 
 
 class SlowSource(SQLiteSource):

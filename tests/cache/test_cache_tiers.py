@@ -24,6 +24,7 @@ from mmcache import (
     UntrustedPathError,
     UnusableFileError,
 )
+from mmcache.storage.publish import clear
 from tests.cache.bank import ITEMS, insert_item, make_bank, source_of, truth
 
 
@@ -367,3 +368,28 @@ def test_incompatible_error_says_what_was_found(path: Path, source: SQLiteSource
         Snapshot.open(path)
     error: Any = raised.value
     assert (error.found, error.supported) == ("3.1.4", "1.0.0")
+
+
+def test_a_mistyped_path_never_replaces_what_is_not_a_cache_file(path: Path, bank: Path, source: SQLiteSource) -> None:
+    before = bank.read_bytes()
+    for replace in (
+        lambda: mmcache.build(bank, source),
+        lambda: mmcache.open(bank, source).rebuild(),
+        lambda: clear(bank),
+    ):
+        with pytest.raises(UntrustedPathError, match="is not an mmcache file"):
+            replace()
+    cache = mmcache.open(bank, source)
+    assert cache["item-1-ä"]["size"] == 1
+    assert bank.read_bytes() == before
+    backup = path.with_name(f"{path.name}.bak")
+    backup.write_text("my own notes")
+    with pytest.raises(UntrustedPathError, match="is not an mmcache file"):
+        mmcache.build(path, source)
+    assert backup.read_text() == "my own notes"
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(4096), b"\x88MMC\r\n\x1a\n" + bytes(500)])
+def test_a_cache_file_with_a_damaged_beginning_is_replaced(path: Path, source: SQLiteSource, damage: bytes) -> None:
+    path.write_bytes(damage)
+    assert mmcache.open(path, source).generation == 1

@@ -1,0 +1,194 @@
+"""Make a cache file from a SQLite database or from JSON lines, and publish it at FILE.
+
+SOURCE ending in .jsonl, .ndjson, .jsonl.gz or .ndjson.gz holds one JSON object a line; anything else is a SQLite
+database. The file remembers how it was built: after changes, `mmcache rebuild FILE` is enough.
+
+  mmcache build shop.db --table items --key sku --index kind,tags --json tags --embedding vector -o items.mmc
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..schema import Schema
+from .options import FILE_COMPLETION, OK, UsageError, count, file_argument, names, setting
+from .output import Output
+from .rebuild import add_timeout, report
+
+if TYPE_CHECKING:
+    from ..sources import Source
+
+__all__ = ["add_arguments", "run"]
+
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_SQLITE_ONLY = ("table", "query", "json_columns", "columns")
+_OF_SCHEMA = ("collection", "key", "index", "embedding", "dim", "dtype", "metric", "allow_nan", *_SQLITE_ONLY)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    file_argument(parser, "source", "a SQLite database, or a file of JSON lines")
+    out = parser.add_argument(
+        "-o", "--output", dest="file", metavar="FILE", required=True, help="the cache file to make"
+    )
+    out.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    records = parser.add_argument_group("records")
+    records.add_argument("--table", help="the table (default: the only one)")
+    records.add_argument("--query", metavar="SQL", help="a SELECT that gives the records, in place of a table")
+    records.add_argument("--collection", metavar="NAME", help="what to call them (default: as the table or the source)")
+    records.add_argument("--key", metavar="FIELD", help="the field that identifies a record (default: id)")
+    records.add_argument(
+        "--index", type=names, action="extend", metavar="A,B", help="fields that `find` can ask for; lists are possible"
+    )
+    records.add_argument("--columns", type=names, action="extend", metavar="A,B", help="columns to take (default: all)")
+    records.add_argument(
+        "--json",
+        dest="json_columns",
+        type=names,
+        action=_JSONOrColumns,
+        nargs="?",
+        metavar="A,B",
+        help="columns of JSON text to decode; without names: print the report as JSON",
+    )
+    records.add_argument("--preset", choices=("patterns",), help="a known kind of database, with all its collections")
+    vectors = parser.add_argument_group("embeddings")
+    vectors.add_argument("--embedding", metavar="FIELD", help="the field that holds the embedding")
+    vectors.add_argument("--dim", type=count, metavar="N", help="numbers in an embedding (default: as in the first)")
+    vectors.add_argument("--dtype", choices=("f4", "f8"), help="of the numbers in BLOBs (default: f4, float32)")
+    vectors.add_argument("--metric", choices=("cosine", "dot", "euclidean"), help="what they are compared by; stored")
+    vectors.add_argument("--allow-nan", action="store_true", default=None, help="accept NaN and infinite numbers")
+    file = parser.add_argument_group("the file")
+    file.add_argument(
+        "--cluster-by", metavar="FIELD", help="let records with equal values of this field stand together"
+    )
+    file.add_argument(
+        "--metadata",
+        type=_metadata,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="words of your own to keep in the file; KEY:=JSON for what is not text",
+    )
+    add_timeout(parser)
+
+
+class _JSONOrColumns(argparse.Action):
+    """`--json a,b` names columns, `--json` alone asks for JSON on stdout, as in every other command."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        if values is None:
+            namespace.json = True
+        else:
+            namespace.json_columns = (*(namespace.json_columns or ()), *values)
+
+
+def _metadata(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.rstrip(":"):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
+    if not key.endswith(":"):
+        return key, value
+    try:
+        return key[:-1], json.loads(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} after := is not JSON ({error})") from None
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    from ..storage.publish import build
+    from .files import refuse_foreign
+
+    refuse_foreign(arguments.file)
+    source = _source(arguments)
+    with output.progress() as progress:
+        done = build(
+            arguments.file,
+            source,
+            cluster_by=arguments.cluster_by,
+            metadata=dict(arguments.metadata),
+            progress=progress,
+            timeout=setting(arguments, "timeout"),
+        )
+    report(done, arguments.file, output)
+    return OK
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    path: str = arguments.source
+    given = [name for name in _OF_SCHEMA if getattr(arguments, name) is not None]
+    if arguments.preset == "patterns":
+        if given:
+            raise UsageError(f"--preset says it all; leave out {_flags(given)}")
+        from ..presets.patterns import PatternsSource
+
+        return PatternsSource(path)
+    if path.lower().endswith(_JSON_LINES):
+        if wrong := [name for name in _SQLITE_ONLY if name in given]:
+            raise UsageError(f"{_flags(wrong)} is for SQLite, and {path} holds JSON lines")
+        from ..sources import JSONLinesSource
+
+        return JSONLinesSource(path, _schema(arguments, {}, _stem(path)))
+    if arguments.table is not None and arguments.query is not None:
+        raise UsageError("give --table or --query, not both")
+    from ..sources import SQLiteSource
+
+    if arguments.query is not None:
+        return SQLiteSource(path, _schema(arguments, {"query": arguments.query}, _stem(path)))
+    table = arguments.table or _only_table(path)
+    return SQLiteSource(path, _schema(arguments, {"table": table}, table))
+
+
+def _schema(arguments: argparse.Namespace, origin: dict[str, Any], name: str) -> Schema:
+    name = arguments.collection or name
+    if origin.get("table") == name:
+        origin = {}  # the table is the collection's name unless it says otherwise
+    options = {
+        field: value
+        for field in ("key", "index", "columns", "embedding", "dim", "dtype", "metric", "allow_nan")
+        if (value := getattr(arguments, field)) is not None
+    }
+    if arguments.json_columns is not None:
+        options["json"] = arguments.json_columns
+    try:
+        return Schema(name, **options, **origin)
+    except ValueError as error:
+        hint = "" if arguments.collection or not str(error).startswith("collection name") else "; name it: --collection"
+        raise UsageError(f"{error}{hint}") from None
+
+
+def _only_table(path: str) -> str:
+    """The table of a database that has one. Raises UsageError naming those that there are, or SourceError."""
+    import sqlite3
+
+    from ..sources.connections import Connections
+
+    connections = Connections(os.path.abspath(path), timeout=5.0)
+    try:
+        with connections.take() as connection:
+            sql = (
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite%' ORDER BY 1"
+            )
+            tables = [name for (name,) in connection.execute(sql)]
+    except sqlite3.Error as error:
+        raise connections.error(error) from None
+    finally:
+        connections.close()
+    if len(tables) != 1:
+        raise UsageError(f"say which table, with --table; {path} has: {', '.join(tables) or 'none'}")
+    return str(tables[0])
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path).split(".")[0] or "records"
+
+
+def _flags(fields: list[str]) -> str:
+    return ", ".join("--" + field.removesuffix("_columns").replace("_", "-") for field in fields)

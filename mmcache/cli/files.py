@@ -1,0 +1,55 @@
+"""What a file says of itself, from its header, table and meta: no numpy, no map, O(1) in its size."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from ..errors import UnusableFileError
+from ..format.header import MAGIC
+from ..format.layout import Layout, validate
+from ..storage import fs
+from .options import UsageError
+
+__all__ = ["described", "layout_of", "opened", "refuse_foreign"]
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[fs.ReadFile]:
+    """A file open for reading; errors from within name its path. Raises UnusableFileError."""
+    file = fs.ReadFile(path)
+    try:
+        yield file
+    except UnusableFileError as error:
+        error.path = error.path or path
+        raise
+    finally:
+        file.close()
+
+
+def layout_of(path: str) -> Layout:
+    """Raises UnusableFileError."""
+    with opened(path) as file:
+        return validate(file.read, file.size)
+
+
+def described(path: str) -> Layout:
+    """The same, of the backup where the file itself cannot be read."""
+    try:
+        return layout_of(path)
+    except UnusableFileError as error:
+        try:
+            return layout_of(fs.backup_name(path))
+        except UnusableFileError:
+            raise error from None
+
+
+def refuse_foreign(path: str) -> None:
+    """Raise UsageError if a file that mmcache did not write is in the way, such as the database itself."""
+    try:
+        with opened(path) as file:
+            head = file.read(0, len(MAGIC))
+    except UnusableFileError:
+        return  # missing, or what publishing refuses with its own words
+    if head != MAGIC:
+        raise UsageError(f"{path} is there and is not an mmcache file: choose another name, or remove it first")

@@ -1,0 +1,86 @@
+"""Print records by id, as JSON.
+
+One record is one JSON document: indented on a terminal, else on a line of its own. With --json, all of them are one
+list, in the order asked, null for an id that the file does not have (exit code 1). The file is asked, not its source.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .options import ERROR, OK, UsageError, file_argument, one_of, setting
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..storage.record import Record
+    from ..storage.snapshot import Collection, Snapshot
+
+__all__ = ["add_arguments", "add_reading", "collection_of", "fields_of", "open_snapshot", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    file_argument(parser)
+    parser.add_argument("ids", nargs="+", metavar="ID", help="which records")
+    parser.add_argument("--embedding", action="store_true", help="with the embedding, as a list of numbers")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--collection", metavar="NAME", help="which collection (default: the first)")
+    parser.add_argument(
+        "--verify",
+        type=one_of(("auto", "full", "lazy")),
+        metavar="MODE",
+        help="what is checked at open, beyond what is read: auto, full or lazy (default)",
+    )
+    parser.add_argument(
+        "--access", type=one_of(("mmap", "copy")), metavar="MODE", help="map the file (mmap, default) or read it (copy)"
+    )
+
+
+def open_snapshot(arguments: argparse.Namespace) -> Snapshot:
+    from ..storage.snapshot import Snapshot
+
+    return Snapshot.open(arguments.file, verify=setting(arguments, "verify"), access=setting(arguments, "access"))
+
+
+def collection_of(snapshot: Snapshot, name: str | None) -> Collection:
+    if name is None:
+        return next(iter(snapshot.collections.values()))
+    if name not in snapshot.collections:
+        raise UsageError(f"no collection {name!r}; there are: {', '.join(snapshot.collections)}")
+    return snapshot.collections[name]
+
+
+def fields_of(collection: Collection, record: Record, *, embedding: bool) -> dict[str, Any]:
+    """The record's fields, and its embedding under the name that it has in the source."""
+    fields = record.asdict()
+    if embedding:
+        vector = record.embedding
+        # The shortest decimal that gives the same float32 again.
+        numbers = None if vector is None else [float(str(number)) for number in vector]
+        fields[collection.schema.embedding or "embedding"] = numbers
+    return fields
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    with open_snapshot(arguments) as snapshot:
+        collection = collection_of(snapshot, arguments.collection)
+        if arguments.embedding and collection.schema.embedding is None:
+            raise UsageError(f"collection {collection.name!r} has no embeddings")
+        found: list[dict[str, Any] | None] = []
+        missing = False
+        for key in arguments.ids:
+            record = collection.get(key)
+            fields = None if record is None else fields_of(collection, record, embedding=arguments.embedding)
+            if output.json:
+                found.append(fields)
+            elif fields is not None:
+                (output.document if output.is_terminal else output.row)(fields)
+            if fields is None:
+                output.error(f"mmcache get: {arguments.file}: no {key!r} in collection {collection.name!r}")
+                missing = True
+        if output.json:
+            output.document(found)
+    return ERROR if missing else OK

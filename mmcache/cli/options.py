@@ -1,0 +1,138 @@
+"""What the commands share before they do anything: exit codes, usage errors, settings, types of arguments.
+
+A setting is the command's own flag, else MMCACHE_<NAME>, else `[tool.mmcache]` in the nearest pyproject.toml, else
+the default. Nothing here imports more than argparse needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+OK: Final = 0
+ERROR: Final = 1
+USAGE: Final = 2
+MISSING: Final = 3
+STALE: Final = 4
+"""For `status --check` and its like; no command gives it yet."""
+CORRUPT: Final = 5
+LOCKED: Final = 75
+"""EX_TEMPFAIL of sysexits.h: try again later."""
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+"""What a shell reports for a program that SIGPIPE ended."""
+
+FILE_COMPLETION = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+"""What shtab calls FILE; spelt out so that building the parser does not need shtab."""
+
+
+class UsageError(Exception):
+    """The command line cannot be meant like this; ends in exit code 2."""
+
+
+# --- types of arguments ----------------------------------------------------------------------------------------------
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`a,b` as ("a", "b")."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, found {text!r}")
+    return parts
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, found {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
+    return int(text)
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(choices)}, found {text!r}")
+        return text
+
+    return parse
+
+
+def file_argument(parser: argparse.ArgumentParser, name: str = "file", text: str = "the cache file") -> None:
+    action = parser.add_argument(name, metavar=name.upper(), help=text)
+    action.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+SETTINGS: Final[dict[str, tuple[Callable[[str], Any], Any]]] = {
+    "timeout": (seconds, 600.0),
+    "verify": (one_of(("auto", "full", "lazy")), "lazy"),
+    "access": (one_of(("mmap", "copy")), "mmap"),
+}
+"""Name -> how its text is read, and its default. A new one is a row here and a flag of a command."""
+
+
+def setting(arguments: argparse.Namespace, name: str) -> Any:
+    """The value of a setting for this call. Raises UsageError where it is set to nonsense, naming the place."""
+    parse, default = SETTINGS[name]
+    if (value := getattr(arguments, name, None)) is not None:
+        return value
+    variable = f"MMCACHE_{name.upper()}"
+    if text := os.environ.get(variable):
+        return _parsed(parse, text, variable)
+    project, table = _project_settings()
+    if name in table:
+        return _parsed(parse, str(table[name]), f"{name} of [tool.mmcache] in {project}")
+    return default
+
+
+def _parsed(parse: Callable[[str], Any], text: str, place: str) -> Any:
+    try:
+        return parse(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{place}: {error}") from None
+
+
+def _project_settings() -> tuple[str, dict[str, Any]]:
+    """The nearest pyproject.toml from here upwards, and what its [tool.mmcache] says."""
+    from pathlib import Path
+
+    here = Path.cwd()
+    for directory in (here, *here.parents):
+        project = directory / "pyproject.toml"
+        try:
+            text = project.read_text("utf-8")
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{project}: cannot be read ({error})") from None
+        if "mmcache" not in text:
+            return str(project), {}
+        return str(project), _table(str(project), text)
+    return "", {}
+
+
+def _table(project: str, text: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        table = tomllib.loads(text).get("tool", {}).get("mmcache", {})
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{project}: not valid TOML ({error})") from None
+    if not isinstance(table, dict):
+        raise UsageError(f"{project}: [tool.mmcache] must be a table")
+    unknown = sorted(table.keys() - SETTINGS.keys())
+    if unknown:
+        raise UsageError(f"{project}: unknown in [tool.mmcache]: {', '.join(unknown)}; known: {', '.join(SETTINGS)}")
+    return table

@@ -1,0 +1,116 @@
+"""What one section of a file holds, as numbers that fit on a screen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from ..errors import CorruptFileError
+from ..format import header as h
+from .files import opened
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..storage.snapshot import Collection, Snapshot
+
+__all__ = ["summary"]
+
+_ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("key_length", "<u2"), ("shape", "<u2"), ("checksum", "<u8")])
+_KINDS_OF_POSTINGS = {0: "lists", 1: "bitmaps", 2: "ranges"}
+
+
+def summary(snapshot: Snapshot, name: str, top: int) -> dict[str, Any]:
+    """Raises CorruptFileError where the section's bytes do not match its checksum."""
+    section = snapshot.layout.sections[name]
+    plain: dict[str, Any] = {
+        "name": name,
+        "kind": h.KINDS.get(section.kind, str(section.kind)),
+        "offset": section.offset,
+        "length": section.length,
+    }
+    collection = snapshot.collections.get(name.partition("/")[0])
+    if section.kind == h.META:
+        return plain | _meta(snapshot)
+    if section.kind == h.BLOCKS:
+        return plain | {"blocks": section.count, "bytes_a_block": h.BLOCK}
+    if collection is None:
+        return plain
+    layout = snapshot.layout.collections[collection.name]
+    if section.kind == h.IDS:
+        slots = {"slots": section.count, "filled": layout.n, "load": round(layout.n / section.count, 4)}
+        return plain | slots | {"homes": layout.ids.homes, "max_probe": layout.ids.max_probe, "seed": layout.ids.seed}
+    if section.kind == h.ROWS:
+        return plain | _rows(snapshot, name)
+    if section.kind == h.RECORDS:
+        return plain | {"records": layout.n, "first_ids": _first_ids(collection, top)}
+    if section.kind == h.INDEX:
+        return plain | _index(collection, name.partition("/index.")[2], top)
+    if section.kind == h.PRESENCE:
+        return plain | {"records": layout.n, "with_embedding": int(collection.has_embedding.sum())}
+    if section.kind in (h.EMBEDDINGS, h.NORMS):
+        shape = {"records": layout.n, "dim": layout.dim, "without_embedding": layout.missing}
+        return plain | shape | {"norms": _spread(collection.norms[collection.has_embedding])}
+    return plain
+
+
+def _meta(snapshot: Snapshot) -> dict[str, Any]:
+    layout = snapshot.layout
+    collections = {
+        name: {"schema": c.schema.to_dict(), "dim": c.dim, "shapes": [shape.to_plain() for shape in c.shapes]}
+        for name, c in layout.collections.items()
+    }
+    return {
+        "writer": layout.writer,
+        "source": layout.source,
+        "metadata": layout.metadata,
+        "collections": collections,
+    }
+
+
+def _rows(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    section = snapshot.layout.sections[name]
+    with opened(snapshot.path) as file:
+        raw = file.read(section.offset, section.length)
+    if len(raw) != section.length or xxh3_64_intdigest(raw) != section.checksum:
+        raise CorruptFileError(f"section {name!r}: checksum does not match", path=snapshot.path, section=name)
+    rows = np.frombuffer(raw, _ROW)
+    shapes, uses = np.unique(rows["shape"], return_counts=True)
+    return {
+        "records": len(rows),
+        "record_bytes": _spread(rows["length"]),
+        "key_bytes": _spread(rows["key_length"]),
+        "uses_of_shapes": dict(zip(map(str, shapes.tolist()), uses.tolist(), strict=True)),
+    }
+
+
+def _index(collection: Collection, field: str, top: int) -> dict[str, Any]:
+    terms = collection.terms(field)
+    types = Counter(type(term).__name__ for term in terms)
+    frequent = sorted(terms.items(), key=lambda item: -item[1])[:top]
+    return {
+        "values": len(terms),
+        "postings": sum(terms.values()),
+        "types": dict(types),
+        "records_a_value": _spread(np.fromiter(terms.values(), np.int64, len(terms))),
+        "top": [{"value": term, "records": n} for term, n in frequent],
+    }
+
+
+def _first_ids(collection: Collection, top: int) -> list[str]:
+    return collection.ids_at(np.arange(min(top, len(collection)), dtype=np.uint32))
+
+
+def _spread(values: NDArray[Any]) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    found = {
+        "min": values.min(),
+        "median": np.median(values),
+        "mean": values.mean(dtype=np.float64),
+        "max": values.max(),
+    }
+    return {name: round(float(value), 6) for name, value in found.items()}

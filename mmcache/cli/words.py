@@ -1,0 +1,56 @@
+"""How sizes, times and text of unknown origin are written for people."""
+
+from __future__ import annotations
+
+__all__ = ["ago", "bytes_of", "number", "plural", "printable", "short", "span"]
+
+
+def number(value: int) -> str:
+    return f"{value:,}"
+
+
+def plural(value: int, noun: str) -> str:
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+
+
+def bytes_of(size: int) -> str:
+    """8,294,400 as "8.3 MB": decimal units, two digits or more."""
+    if size < 1000:
+        return plural(size, "byte")
+    value, unit = size / 1000, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def span(seconds: float) -> str:
+    """A measured time: "4.21 µs", "13.4 ms", "125 s"."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        value = seconds * factor
+        if value >= 1:
+            return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def ago(seconds: float) -> str:
+    """An age: "5 minutes ago"."""
+    if seconds < 0:
+        return "in the future, by this clock"
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length or (unit == "day" and seconds >= length):
+            return f"{plural(int(seconds // length), unit)} ago"
+    return f"{plural(int(seconds), 'second')} ago"
+
+
+def printable(text: str) -> str:
+    """Text that cannot move a cursor, ring a bell or turn the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(text: str, limit: int) -> str:
+    text = printable(text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,137 @@
+"""A bank of test patterns and of agent configurations in SQLite.
+
+The two schemas, what makes a record valid, and `PatternsSource`, which reads such a bank and refuses invalid records.
+The DDL and the made-up banks (`generate`, `write_bank`) come from `bank`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from ..errors import BuildError
+from ..schema import Schema
+from ..sources.base import Reading, SourceRecord
+from ..sources.sqlite import SQLiteSource
+from .bank import DDL, generate, generate_agents, write_bank
+
+__all__ = [
+    "AGENT_CONFIGS",
+    "DDL",
+    "PATTERNS",
+    "VERDICTS",
+    "PatternsSource",
+    "check_agent_config",
+    "check_pattern",
+    "generate",
+    "generate_agents",
+    "write_bank",
+]
+
+VERDICTS = ("success", "failure", "flaky", "unknown")
+
+PATTERNS = Schema(
+    "patterns",
+    key="id",
+    index=("domain", "type", "framework"),
+    embedding="embedding",
+    dim=768,
+    json=("metadata",),
+)
+AGENT_CONFIGS = Schema("agent_configs", key="agent_id", index=("type",))
+
+_PATTERN_TEXTS = ("id", "type", "domain", "framework", "content")
+_AGENT_TEXTS = ("agent_id", "type", "config_json", "updated_at")
+
+
+def check_pattern(pattern: Mapping[str, Any]) -> None:
+    """Raises ValueError with the reason why the pattern, its metadata decoded, is not valid.
+
+    id, type, domain, framework and content must be non-empty text. In the metadata the verdict must be one of four
+    ('unknown' is there for when it is); coverage and flakiness_score must be in 0..1, or absent or None: not measured.
+    """
+    _check_texts(pattern, _PATTERN_TEXTS)
+    metadata = pattern.get("metadata")
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata must be a JSON object, found {metadata!r}")  # noqa: TRY004 (a reason, as below)
+    for field in ("coverage", "flakiness_score"):
+        value = metadata.get(field)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1
+        ):
+            raise ValueError(f"metadata.{field} must be a number in 0..1, found {value!r}")
+    verdict = metadata.get("verdict")
+    if verdict not in VERDICTS:
+        raise ValueError(f"metadata.verdict must be one of {', '.join(VERDICTS)}; found {verdict!r}")
+
+
+def check_agent_config(config: Mapping[str, Any]) -> None:
+    """Raises ValueError with the reason why the agent configuration is not valid.
+
+    agent_id, type, config_json and updated_at must be non-empty text, config_json of JSON; version, text or a number.
+    """
+    _check_texts(config, _AGENT_TEXTS)
+    version = config.get("version")
+    if version is None or version == "":
+        raise ValueError(f"version is required, found {version!r}")
+    try:
+        json.loads(config["config_json"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"config_json is not JSON: {error}") from error
+
+
+def _check_texts(record: Mapping[str, Any], fields: tuple[str, ...]) -> None:
+    for field in fields:
+        value = record.get(field)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{field} is required and must be non-empty text, found {value!r}")
+
+
+_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    PATTERNS.name: check_pattern,
+    AGENT_CONFIGS.name: check_agent_config,
+}
+
+
+class PatternsSource(SQLiteSource):
+    """A SQLite bank made by `DDL`, with every record checked when it is read for a build.
+
+    schemas: by default PATTERNS and AGENT_CONFIGS. A collection of either name is checked by that name's rules. For
+        embeddings of other than 768 numbers: `dataclasses.replace(PATTERNS, dim=384)`.
+
+    Lookups (`fetch`, `find`) give what is there, unchecked.
+    """
+
+    kind: ClassVar[str] = "patterns"
+
+    def __init__(self, path: str | os.PathLike[str], *schemas: Schema, timeout: float = 5.0) -> None:
+        super().__init__(path, *(schemas or (PATTERNS, AGENT_CONFIGS)), timeout=timeout)
+
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        with super().read() as reading:
+            yield _CheckedReading(reading, self.path)
+
+
+class _CheckedReading:
+    def __init__(self, reading: Reading, path: str) -> None:
+        self._reading = reading
+        self._path = path
+
+    def count(self, collection: str) -> int | None:
+        return self._reading.count(collection)
+
+    def records(self, collection: str) -> Iterator[SourceRecord]:
+        check = _CHECKS.get(collection)
+        for record in self._reading.records(collection):
+            if check is not None:
+                try:
+                    check(dict(zip(record.names, record.values, strict=True)))
+                except ValueError as error:
+                    failure = BuildError.of(collection, record.values[0], str(error))
+                    failure.path = self._path
+                    raise failure from error
+            yield record

@@ -1,0 +1,71 @@
+"""`mmcache demo` succeeds and is complete. What it measures is its own affair."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+import mmcache
+from tests.cli.console import ok, run
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One run, with its files kept."""
+    directory = tmp_path_factory.mktemp("demo") / "play"
+    done = run("demo", "--json", "--dir", directory)
+    assert done.code == 0, done
+    return done, directory
+
+
+def test_every_figure_is_there(demo):
+    result = demo[0].json
+    assert (result["bank"]["records"], result["bank"]["dim"]) == (1000, 768)
+    assert result["build"]["size"] > 1000 * 768 * 4
+    assert [line["name"] for line in result["lookups"]] == [
+        *("one record", "a batch of 100", "one embedding", "all of one domain")
+    ]
+    assert all(
+        line["equal"] and line["sqlite_seconds"] > 0 and line["mmcache_seconds"] > 0 for line in result["lookups"]
+    )
+    memory = result["memory"]
+    assert memory["workers"] == 4
+    if sys.platform == "linux":
+        assert memory["measured"] == "pss"
+        assert memory["private_bytes"] > memory["shared_bytes"]
+    assert result["seconds"] > 0
+
+
+def test_no_read_failed_while_the_file_was_swapped(demo):
+    swap = demo[0].json["swap"]
+    assert (swap["failed"], swap["from_sqlite"], swap["reason"]) == (0, 0, None)
+    assert swap["generations"] == [2, 3, 4]
+    assert swap["reads"] > 1000
+
+
+def test_the_damage_was_found_answered_and_mended(demo):
+    damage = demo[0].json["damage"]
+    assert damage["found_by_verify"] == "section 'patterns/records': checksum does not match"
+    assert (damage["found_by_get"], damage["answered_by"], damage["same_answer"]) == (True, "sqlite", True)
+    assert (damage["mended_generation"], damage["verified_after"]) == (5, True)
+
+
+def test_the_files_can_be_played_with(demo):
+    directory = demo[1]
+    assert sorted(os.listdir(directory)) == ["patterns.db", "patterns.mmc", "patterns.mmc.bak", "patterns.mmc.lock"]
+    ok("verify", directory / "patterns.mmc", "--deep")
+    with mmcache.Snapshot.open(directory / "patterns.mmc") as snapshot:
+        assert snapshot["pattern-7"]["metadata"]["revision"] == 4
+
+
+def test_it_speaks_to_people_and_leaves_nothing_behind(tmp_path):
+    done = run("demo", env={"TMPDIR": str(tmp_path)})
+    assert done.code == 0, done
+    for words in ("0 failed", "verify:  section 'patterns/records'", "the same answer as before", "mmcache demo --dir"):
+        assert words in done.out
+    assert "\x1b" not in done.out
+    assert not list(tmp_path.iterdir())

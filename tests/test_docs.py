@@ -1,0 +1,83 @@
+"""The documents are tested: what README shows runs, and what it should name it names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmcache
+from mmcache.presets.bank import write_bank
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCS = README + "".join(page.read_text() for page in sorted((ROOT / "docs").rglob("*.md")))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_python_block_of_the_readme_runs_in_one_session(tmp_path: Path) -> None:
+    write_bank(tmp_path / "patterns.db", 200)
+    script = "\n".join(blocks("python"))
+    assert script.count("mmcache.open(") == 1
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "patterns.mmc").exists()
+    assert (tmp_path / "items.mmc").exists()
+
+
+def test_the_readme_names_only_targets_that_the_makefile_has() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)", "\n".join(re.findall(r"`[^`\n]+`", DOCS)) + "".join(blocks("sh"))))
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize("name", sorted(set(mmcache.__all__) - {"__version__"}))
+def test_every_public_name_is_documented(name: str) -> None:
+    assert re.search(rf"\b{name}\b", DOCS), f"{name} is public and stands in no document"
+    assert getattr(mmcache, name).__doc__, f"{name} has no docstring"
+
+
+def test_every_command_is_documented_and_every_documented_command_exists() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "mmcache", "--help"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    commands = set(re.findall(r"^ {4}([a-z]+)\b", shown, re.MULTILINE))
+    assert {"build", "rebuild", "status", "verify", "get", "find", "inspect", "clear", "demo"} <= commands
+    documented = set(
+        re.findall(r"\bmmcache ([a-z]+)\b", "\n".join(re.findall(r"`[^`\n]+`", DOCS)) + "".join(blocks("sh")))
+    )
+    assert commands - {"optimize"} <= documented
+    assert documented <= commands
+
+
+def test_every_file_and_directory_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"`((?:mmcache|tests|docs|benchmarks|tools)/[\w/.]+)`", README))
+    named |= {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_decision_record_has_its_three_parts() -> None:
+    for page in (ROOT / "docs" / "adr").glob("*.md"):
+        assert re.fullmatch(r"\d{4}-[a-z0-9-]+", page.stem)
+        text = page.read_text()
+        assert re.match(rf"# {int(page.stem[:4])}\. ", text)
+        assert all(f"**{part}.**" in text for part in ("Problem", "Decision")), page
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## [{mmcache.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
