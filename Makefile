@@ -8,7 +8,7 @@
 PYTHON     ?=
 VENV       ?= .venv
 JOBS       ?= 2
-BENCHMARKS ?= open lookup build memory
+BENCHMARKS ?= requirements lookup open build memory
 BENCH_ARGS ?= --quick
 
 BIN     := $(VENV)/bin

@@ -86,11 +86,10 @@ class Schema:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `from_dict` makes the same schema; defaults are left out."""
-        blank = {f.name: f.default for f in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
-            if value != blank[name]
+            if value != _DEFAULTS[name]
         }
 
     @classmethod
@@ -99,8 +98,10 @@ class Schema:
 
         Raises TypeError or ValueError when a value is not what the field takes.
         """
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in data.items() if name in known})
+        return cls(**{name: value for name, value in data.items() if name in _DEFAULTS})
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Schema)}
 
 
 def _check_name(what: str, name: object, limit: int) -> None:

@@ -42,7 +42,7 @@ def summary(snapshot: Snapshot, name: str, top: int) -> dict[str, Any]:
     layout = snapshot.layout.collections[collection.name]
     if section.kind == h.IDS:
         slots = {"slots": section.count, "filled": layout.n, "load": round(layout.n / section.count, 4)}
-        return plain | slots | {"homes": layout.ids.homes, "max_probe": layout.ids.max_probe, "seed": layout.ids.seed}
+        return plain | slots | {"bits": layout.ids.bits, "max_probe": layout.ids.max_probe, "seed": layout.ids.seed}
     if section.kind == h.ROWS:
         return plain | _rows(snapshot, name)
     if section.kind == h.RECORDS:

@@ -3,8 +3,8 @@
 `meta` is a msgpack map, the only section that is decoded at open:
 
     {"writer": "mmcache 0.1.0", "source": {...} or nil, "metadata": {...}, "collections": [
-        {"schema": {...}, "dim": 768, "shapes": [[...]], "ids": [homes, max_probe, seed],
-         "index": {"domain": [slots, homes, max_probe, seed, terms, terms_size, rows_size]},
+        {"schema": {...}, "dim": 768, "shapes": [[...]], "ids": [bits, max_probe, seed],
+         "index": {"domain": [slots, bits, max_probe, seed, terms, terms_size, rows_size]},
          "missing": 3, "cluster_by": "domain"}]}
 
 Sections of a collection are named `<collection>/ids`, `<collection>/index.<field>` and so on.
@@ -22,8 +22,8 @@ from xxhash import xxh3_64_intdigest
 from ..errors import CorruptFileError
 from ..schema import MAX_DIM, Schema
 from .frame import place_arrays
-from .header import BLOCK, HEADER_SIZE, Header, Section, align, parse_header, parse_table
-from .records import Shape
+from .header import BLOCK, HEADER_SIZE, KINDS, Header, Section, align, parse_header, parse_table
+from .records import MAX_SHAPES, Shape
 
 META_NAME = "meta"
 BLOCKS_NAME = "blocks"
@@ -45,7 +45,7 @@ Read = Callable[[int, int], bytes]
 class IdsLayout(NamedTuple):
     """What `meta` says about an `ids` section, beside the number of slots that the section table has."""
 
-    homes: int
+    bits: int
     max_probe: int
     seed: int
 
@@ -54,7 +54,7 @@ class IndexLayout(NamedTuple):
     """What `meta` says about an index section; with it, every array in it can be found by arithmetic."""
 
     slots: int
-    homes: int
+    bits: int
     max_probe: int
     seed: int
     terms: int
@@ -179,17 +179,22 @@ def validate(read: Read, size: int) -> Layout:
     plain = _decode_meta(raw, meta)
     try:
         parts = _by_collection(sections)
-        layouts = [_collection(item, parts) for item in plain["collections"]]
-        collections = {layout.schema.name: layout for layout in layouts}
-        if not collections or len(collections) != len(layouts):
-            raise ValueError(f"expected collections with names of their own, found {[c.schema.name for c in layouts]}")
+        collections: dict[str, CollectionLayout] = {}
+        for item in plain["collections"]:
+            layout = _collection(item, parts)
+            if layout.schema.name in collections:
+                raise ValueError(f"collection {layout.schema.name!r} stands twice")
+            collections[layout.schema.name] = layout
+        if not collections:
+            raise ValueError("expected at least one collection")
         writer, source, metadata = plain["writer"], plain["source"], plain["metadata"]
         if not (isinstance(writer, str) and isinstance(source, (dict, type(None))) and isinstance(metadata, dict)):
             raise TypeError("expected writer, source and metadata")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        # RecursionError: what msgpack decodes may nest deeper than repr() goes.
         if isinstance(error, CorruptFileError):
             raise
-        raise _corrupt(META_NAME, f"not as a writer writes it ({type(error).__name__}: {error})") from None
+        raise _corrupt(META_NAME, f"not as a writer writes it ({type(error).__name__}: {error!s:.200})") from None
     return Layout(header, sections, collections, blocks, writer, source, metadata)
 
 
@@ -217,6 +222,10 @@ def _by_collection(sections: Mapping[str, Section]) -> dict[str, dict[str, Secti
 
 def _collection(plain: dict[str, Any], parts: Mapping[str, Mapping[str, Section]]) -> CollectionLayout:
     schema = Schema.from_dict(plain["schema"])
+    if not all(isinstance(name, (str, type(None))) for name in (schema.embedding, schema.table, schema.query)):
+        raise TypeError("expected names in the schema")
+    if not all(isinstance(name, str) for name in (*(schema.columns or ()), *schema.json)):
+        raise TypeError("expected names of columns in the schema")
     own = parts.get(schema.name, {})
     rows = _required(own, "rows", schema.name)
     n = rows.count
@@ -224,7 +233,7 @@ def _collection(plain: dict[str, Any], parts: Mapping[str, Mapping[str, Section]
         raise _corrupt(rows.name, f"expected {ROW_SIZE} bytes for each of {n} rows, found {rows.length}")
     ids = _required(own, "ids", schema.name)
     ids_layout = IdsLayout(*_counts(plain["ids"], 3))
-    _check_slots(ids.name, ids.count, ids_layout.homes, ids_layout.max_probe)
+    _check_slots(ids.name, ids.count, ids_layout.bits, ids_layout.max_probe)
     _check_frame(ids, ids_sizes(ids.count))
     _required(own, "records", schema.name)
     dim, missing = _counts([plain["dim"], plain["missing"]], 2)
@@ -237,6 +246,8 @@ def _collection(plain: dict[str, Any], parts: Mapping[str, Mapping[str, Section]
                 raise _corrupt(section.name, f"expected {length} bytes for {n} x {dim}, found {section.length}")
         if missing and _required(own, "presence", schema.name).length != bitmap_size(n):
             raise _corrupt(f"{schema.name}/presence", f"expected {bitmap_size(n)} bytes for {n} rows")
+    if len(plain["shapes"]) > MAX_SHAPES:
+        raise _corrupt(META_NAME, f"{len(plain['shapes'])} shapes; there can be {MAX_SHAPES}")
     shapes = tuple(Shape.from_plain(shape) for shape in plain["shapes"])
     if any(shape.names[0] != schema.key for shape in shapes):
         raise _corrupt(META_NAME, f"a shape does not begin with the key {schema.key!r}")
@@ -244,7 +255,7 @@ def _collection(plain: dict[str, Any], parts: Mapping[str, Mapping[str, Section]
     for name in schema.index:
         layout = IndexLayout(*_counts(plain["index"][name], 7))
         section = _required(own, f"index.{name}", schema.name)
-        _check_slots(section.name, layout.slots, layout.homes, layout.max_probe)
+        _check_slots(section.name, layout.slots, layout.bits, layout.max_probe)
         _check_frame(section, layout.sizes())
         if section.count != layout.terms:
             raise _corrupt(section.name, f"expected {layout.terms} terms, found {section.count}")
@@ -263,9 +274,9 @@ def _counts(plain: object, expected: int) -> list[int]:
     return plain
 
 
-def _check_slots(name: str, slots: int, homes: int, max_probe: int) -> None:
-    if max_probe > MAX_PROBE or not 1 <= homes < slots or slots % 8:
-        raise _corrupt(name, f"a table of {slots} slots with {homes} homes and probes of {max_probe} is none of ours")
+def _check_slots(name: str, slots: int, bits: int, max_probe: int) -> None:
+    if max_probe > MAX_PROBE or not 1 <= bits < 64 or not 1 << bits < slots or slots % 8:
+        raise _corrupt(name, f"a table of {slots} slots, {bits} bits and probes of {max_probe} is none of ours")
 
 
 def _check_frame(section: Section, sizes: dict[str, int]) -> None:
@@ -279,6 +290,8 @@ def _required(sections: Mapping[str, Section], part: str, collection: str = "") 
     if section is None:
         name = section_name(collection, part) if collection else part
         raise _corrupt(name, "is missing")
+    if KINDS.get(section.kind) != part.partition(".")[0]:
+        raise _corrupt(section.name, f"is of kind {section.kind}, which is not that of its name")
     return section
 
 

@@ -13,6 +13,7 @@ i >> 3; chosen when more than one row in 32 has the term, where it is the smalle
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -44,8 +45,18 @@ ENTRY: Final = np.dtype(
         ("zero", "<u4"),
     ]
 )
+_unpack_entry = struct.Struct("<QQIII4x").unpack_from
 assert ENTRY.itemsize == INDEX_ENTRY_SIZE
-"""term_at and rows_at count from the start of their arrays; of a RANGE, rows_at is the first row."""
+
+
+class Entry(NamedTuple):
+    """Where a term and its rows are, from the start of their arrays; of a RANGE, rows_at is the first row."""
+
+    term_at: int
+    rows_at: int
+    size: int
+    term_length: int
+    kind: int
 
 
 def encode_term(term: Term) -> bytes:
@@ -90,7 +101,7 @@ def encode_index(terms: list[bytes], codes: NDArray[np.uint32], rows: NDArray[np
     entries["kind"] = kinds
     slots, seed = seeded_slots(lambda seed: [xxh3_64_intdigest(term, seed) for term in terms])
     names, rows_bytes = b"".join(terms), b"".join(payload)
-    layout = IndexLayout(len(slots.hash), slots.homes, slots.max_probe, seed, len(terms), len(names), len(rows_bytes))
+    layout = IndexLayout(len(slots.hash), slots.bits, slots.max_probe, seed, len(terms), len(names), len(rows_bytes))
     arrays: dict[str, bytes | NDArray[Any]] = {
         "hash": slots.hash,
         "term": slots.ordinal,
@@ -164,7 +175,7 @@ class IndexReader:
         self._n = n
         self._hash = array("hash").cast("Q")
         self._term = array("term").cast("I")
-        self._entries = np.frombuffer(array("entries"), ENTRY)
+        self._entries = array("entries")
         self._terms = array("terms")
         self._rows = array("rows")
 
@@ -172,7 +183,7 @@ class IndexReader:
         """The posting list of a term, or None if no record carries it."""
         raw = encode_term(term)
         hashed = xxh3_64_intdigest(raw, self._layout.seed)
-        at = (hashed >> 32) * self._layout.homes >> 32
+        at = hashed >> 64 - self._layout.bits
         try:
             for slot in range(at, at + self._layout.max_probe + 2):
                 found = self._hash[slot]
@@ -182,35 +193,43 @@ class IndexReader:
                     code = self._term[slot]
                     if code == EMPTY:
                         return None
-                    if self._term_bytes(code) == raw:
-                        return self._postings(code)
+                    entry = self._entry(code)
+                    if self._term_bytes(entry) == raw:
+                        return self._postings(code, entry)
         except IndexError:
             raise _corrupt("a slot or term lies outside of its array") from None
         return None
 
     def terms(self) -> Iterator[tuple[Term, int]]:
         """Every term and how many records carry it, in the order of first appearance. O(terms)."""
+        entries = np.frombuffer(self._entries, ENTRY)
+        lengths = entries["term_length"].astype(np.uint64)
+        if not np.array_equal(entries["term_at"], np.cumsum(lengths) - lengths):
+            raise _corrupt("the terms do not stand end to end")
         for code in range(self._layout.terms):
+            entry = self._entry(code)
             try:
-                term = msgpack.unpackb(self._term_bytes(code))
+                term = msgpack.unpackb(self._term_bytes(entry))
             except (ValueError, msgpack.UnpackException) as error:
                 raise _corrupt(f"term {code} does not decode ({error})") from None
             if not (term is None or isinstance(term, (str, int))):
                 raise _corrupt(f"term {code} is of type {type(term).__name__}")
-            yield term, int(self._entries["count"][code])
+            yield term, entry.size
 
-    def _term_bytes(self, code: int) -> bytes:
-        entry = self._entries[code]
-        at, length = int(entry["term_at"]), int(entry["term_length"])
-        raw = bytes(self._terms[at : at + length])
-        if len(raw) != length:
-            raise _corrupt(f"term {code} lies outside of its array")
+    def _entry(self, code: int) -> Entry:
+        if code >= self._layout.terms:
+            raise _corrupt(f"term {code} of {self._layout.terms}")
+        return Entry._make(_unpack_entry(self._entries, INDEX_ENTRY_SIZE * code))
+
+    def _term_bytes(self, entry: Entry) -> bytes:
+        raw = bytes(self._terms[entry.term_at : entry.term_at + entry.term_length])
+        if len(raw) != entry.term_length:
+            raise _corrupt("a term lies outside of its array")
         return raw
 
-    def _postings(self, code: int) -> Postings:
+    def _postings(self, code: int, entry: Entry) -> Postings:
         """The posting list of a term, every number in it checked against what it is used for."""
-        entry = self._entries[code]
-        at, count, kind = int(entry["rows_at"]), int(entry["count"]), int(entry["kind"])
+        at, count, kind = entry.rows_at, entry.size, entry.kind
         if not 1 <= count <= self._n:
             raise _corrupt(f"term {code} has {count} of {self._n} rows")
         if kind == RANGE:

@@ -201,14 +201,16 @@ class Encoder:
 
 def _check_keys(value: object) -> None:
     """Refuse a map with a tuple for a key: it would be written as an array, which no reader can use as a key."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(key, (tuple, list)) and not isinstance(key, msgpack.ExtType):
-                raise TypeError(f"a map has the key {key!r}; a key may be a str, bytes, number, bool or None")
-            _check_keys(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_keys(item)
+    left = [value]  # a stack: values may nest deeper than Python functions do
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            for key in value:
+                if isinstance(key, (tuple, list)) and not isinstance(key, msgpack.ExtType):
+                    raise TypeError(f"a map has the key {key!r}; a key may be a str, bytes, number, bool or None")
+            left.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            left.extend(value)
 
 
 def _reason(names: tuple[str, ...], values: Sequence[Any], error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The gapped table: hash -> ordinal, probed in place, built wholly in numpy.
 
-Entries lie in hash order. An entry's home is `(hash >> 32) * homes >> 32`, which grows with the hash, so
-placing sorted entries at `max(home, previous + 1)` gives a linear-probing table whose hashes never
+Entries lie in hash order. An entry's home is the number that the top `bits` bits of its hash make, so placing sorted
+entries at `max(home, previous + 1)` gives a linear-probing table whose hashes never
 decrease from slot to slot. An empty slot repeats the next entry, so a probe needs no emptiness test:
 walk up while the hash is smaller, compare while it is equal, stop when it is greater. Slots after the last
 entry hold hash 2^64-1 and ordinal `EMPTY`.
@@ -25,36 +25,37 @@ if TYPE_CHECKING:
 
 EMPTY = 2**32 - 1
 SEEDS = range(8)
-SLOTS_PER_KEY = 2
-"""Half of the slots are empty: 1.5 probes a hit on average (Knuth, TAOCP 6.4), at 24 bytes a key."""
 
 
 class Slots(NamedTuple):
-    """hash: u64[slots], ascending. ordinal: u32[slots]. homes: slots that can be a home. max_probe: see above."""
+    """hash: u64[slots], ascending. ordinal: u32[slots]. bits: of a hash that are its home. max_probe: see above."""
 
     hash: NDArray[np.uint64]
     ordinal: NDArray[np.uint32]
-    homes: int
+    bits: int
     max_probe: int
 
 
 def build_slots(hashes: NDArray[np.uint64]) -> Slots:
-    """The table that maps hashes[i] to i. O(n log n); about 60 bytes a key while it runs."""
+    """The table that maps hashes[i] to i. O(n log n); some 60 bytes a key while it runs."""
     n = len(hashes)
-    order = np.argsort(hashes, kind="stable")
-    sorted_hashes = hashes[order]
-    homes = max(1, SLOTS_PER_KEY * n)
-    home = ((sorted_hashes >> np.uint64(32)) * np.uint64(homes) >> np.uint64(32)).astype(np.int64)
-    step = np.arange(n, dtype=np.int64)
-    position = np.maximum.accumulate(home - step) + step
-    max_probe = int((position - home).max(initial=0))
-    total = max(homes, int(position[-1]) + 1 if n else 0) + 1
-    total = -(-total // 8) * 8
-    following = np.searchsorted(position, np.arange(total, dtype=np.int64))
+    order = np.argsort(hashes, kind="stable").astype(np.uint32)
+    ascending = hashes[order]
+    bits = max(1, (3 * n // 2).bit_length())  # a third to two thirds of the slots are used: 18 to 36 bytes a key
+    home = ascending >> np.uint64(64 - bits)
+    position = home.astype(np.int64)
+    position -= np.arange(n)
+    np.maximum.accumulate(position, out=position)
+    position += np.arange(n)
+    max_probe = int((position - home.astype(np.int64)).max(initial=0))
+    used = int(position[-1]) + 1 if n else 0
+    total = -(-(max(1 << bits, used) + 1) // 8) * 8
+    repeats = np.append(np.diff(position, prepend=-1), total - used)  # an entry fills the gap before it, too
+    del home, position
     return Slots(
-        hash=np.append(sorted_hashes, np.uint64(2**64 - 1))[following],
-        ordinal=np.append(order, EMPTY).astype(np.uint32)[following],
-        homes=homes,
+        hash=np.repeat(np.append(ascending, np.uint64(2**64 - 1)), repeats),
+        ordinal=np.repeat(np.append(order, np.uint32(EMPTY)), repeats),
+        bits=bits,
         max_probe=max_probe,
     )
 

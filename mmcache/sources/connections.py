@@ -43,7 +43,8 @@ class Connection:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         """A cursor that lives, and is kept alive, until the connection goes back."""
         if self.abandoned:
-            raise SourceError("this read was begun before a fork; a read cannot continue in the child process")
+            reason = "this read was begun before a fork; a read cannot continue in the child process"
+            raise SourceError(reason, path=self._pool.path)
         cursor = self.raw.execute(sql, parameters)
         self.cursors.append(cursor)
         return cursor
@@ -91,16 +92,24 @@ class Connections:
         connection.cursors.clear()
         if connection.raw.in_transaction:
             connection.raw.rollback()
-        if home is self._idle and len(home) < MAX_IDLE:
-            home.append(connection)
-        else:
-            self._open.discard(connection)
-            connection.raw.close()
+        home.append(connection)
+        if home is not self._idle:  # closed since it was lent, or at this moment
+            self._close(home, 0)
+        elif len(home) > MAX_IDLE:
+            self._close(home, MAX_IDLE)
 
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back. A later `take` opens anew."""
         idle, self._idle = self._idle, []
-        for connection in idle:
+        self._close(idle, 0)
+
+    def _close(self, idle: list[Connection], keep: int) -> None:
+        """By `pop`, which gives a connection to one thread alone, as another may be in `take` or here."""
+        while len(idle) > keep:
+            try:
+                connection = idle.pop()
+            except IndexError:
+                return
             self._open.discard(connection)
             connection.raw.close()
 

@@ -15,6 +15,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, ClassVar
 
 from ..errors import BuildError, SourceError
@@ -29,6 +30,12 @@ from .vectors import VectorDecoder
 __all__ = ["SQLiteSource"]
 
 MAX_IDS = 512
+
+_RUN = 512
+"""Rows whose JSON is decoded together: enough to be quick, few enough that a lookup does not wait for many."""
+
+_TOGETHER = 8
+_TEXT_OR_NULL = {str, type(None)}
 
 
 class SQLiteSource:
@@ -284,21 +291,43 @@ def _decoded_rows(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -
     width = len(names)
     vector_of = VectorDecoder(schema.dim, schema.dtype)
     vector = None
-    for row in rows:
-        key = row[0]
-        if type(key) is not str or not key:
-            raise _bad_key(schema, key)
-        values = list(row)
-        position = -1
-        try:
-            if len(row) > width:
-                vector = vector_of(values.pop())
-            for position in plan.decode:
-                values[position] = _decoded(values[position])
-        except (ValueError, RecursionError) as error:
-            reason = str(error) if position < 0 else f"column {names[position]!r} is not JSON text: {error}"
-            raise BuildError.of(schema.name, key, reason) from error
-        yield new(record, (names, values, vector))
+    remaining = iter(rows)
+    while run := list(islice(remaining, _RUN)):
+        columns = [(position, _decoded_together([row[position] for row in run])) for position in plan.decode]
+        for i, row in enumerate(run):
+            key = row[0]
+            if type(key) is not str or not key:
+                raise _bad_key(schema, key)
+            values = list(row)
+            position = -1
+            try:
+                if len(row) > width:
+                    vector = vector_of(values.pop())
+                for position, column in columns:
+                    values[position] = _decoded(values[position]) if column is None else column[i]
+            except (ValueError, RecursionError) as error:
+                reason = str(error) if position < 0 else f"column {names[position]!r} is not JSON text: {error}"
+                raise BuildError.of(schema.name, key, reason) from error
+            yield new(record, (names, values, vector))
+
+
+def _decoded_together(texts: list[Any]) -> list[Any] | None:
+    """What many JSON texts say, read as one array, in half the time; None if they must be looked at one by one.
+
+    Between any two stands a string that no text can contain, so what is not JSON by itself shows: it swallows that
+    string, or is an error, or shifts it from its place.
+    """
+    if len(texts) < _TOGETHER or not _TEXT_OR_NULL.issuperset(map(type, texts)):
+        return None
+    mark = os.urandom(16).hex()
+    joined = f',"{mark}",'.join(["null" if text is None else text for text in texts])
+    try:
+        items = json.loads(f"[{joined}]")
+    except (ValueError, RecursionError):
+        return None
+    if len(items) != 2 * len(texts) - 1 or items[1::2] != [mark] * (len(texts) - 1):
+        return None
+    return items[::2]  # type: ignore[no-any-return]
 
 
 def _decoded(value: Any) -> Any:

@@ -4,8 +4,8 @@
     plan = lay_out(staged, ...)               pure arithmetic: every section's place and the file's exact size
     digest = write(plan, file)                one pass in file order: copy, and hash what is copied
 
-Memory is a small constant, about 64 bytes a record, and the distinct terms of the indexed fields; neither records
-nor embeddings are ever held. The header is the publisher's to write, last.
+Memory is a small constant, some 120 bytes a record (`python -m benchmarks.build` measures it), and the distinct terms
+the indexed fields; neither records nor embeddings are ever held. The header is the publisher's to write, last.
 
 The same records in the same order give the same bytes.
 """
@@ -200,6 +200,9 @@ class Staged:
 
     def _add_alike(self, names: tuple[str, ...], values: Sequence[Sequence[Any]]) -> None:
         """Records with the same fields."""
+        if {len(names)} != set(map(len, values)):
+            key = next((row[0] for row in values if row and len(row) != len(names)), None)
+            raise self.fail(key, f"the source gave values that do not match its {len(names)} fields")
         keys = [row[0] for row in values]
         raw_keys = self._encode_keys(keys)
         first_row = len(self.lengths)
@@ -213,8 +216,6 @@ class Staged:
             packed, shapes = self.encoder.encode_run(names, values)
         except (TypeError, ValueError, OverflowError):
             raise self._blame_record(names, values) from None
-        if {len(names)} != set(map(len, values)):
-            raise self.fail(keys[0], f"the source gave values that do not match its {len(names)} fields")
         lengths = list(map(len, packed))
         if max(lengths) > MAX_RECORD_BYTES:
             key = keys[lengths.index(max(lengths))]
@@ -453,7 +454,7 @@ def _collection_parts(staged: Staged) -> tuple[CollectionLayout, list[Part]]:
         dim=staged.dim,
         missing=len(staged.missing) if staged.dim else 0,
         shapes=tuple(staged.encoder.shapes),
-        ids=IdsLayout(slots.homes, slots.max_probe, seed),
+        ids=IdsLayout(slots.bits, slots.max_probe, seed),
         index={name: encoded.layout for name, encoded in index.items()},
         cluster_by=staged.cluster_by,
     )

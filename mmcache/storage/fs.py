@@ -119,7 +119,13 @@ class ReadFile:
             with contextlib.suppress(OSError):
                 system.close(fd)
 
-    __del__ = close
+    def __del__(self) -> None:
+        # At interpreter exit this module may be half gone, and the system closes what is left.
+        if self.fd >= 0 and system is not None:
+            try:  # noqa: SIM105  contextlib may be gone
+                system.close(self.fd)
+            except OSError:
+                pass
 
 
 def identity_of(path: str) -> tuple[int, int, int] | None:
@@ -163,6 +169,8 @@ def _unusable(error: OSError, path: str) -> UnusableFileError:
         return MissingFileError("there is no such file: build it, or check the path", path=path)
     if error.errno == errno.ELOOP:
         return UntrustedPathError("is a symbolic link, which is not followed: give the file's own path", path=path)
+    if error.errno == errno.ENXIO:
+        return UntrustedPathError("expected a regular file, found a socket or device", path=path)
     return UnusableFileError(f"cannot be read: {os.strerror(error.errno or 0)}", path=path)
 
 
@@ -180,6 +188,8 @@ class Directory:
         parent, self.name = os.path.split(os.path.abspath(path))
         self.path = os.path.join(parent, self.name)
         self.fd = -1
+        if not self.name:
+            raise PublishError("is a directory: give the name of a file in it", path=parent)
         try:
             self.fd = system.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             status = system.fstat(self.fd)
@@ -210,8 +220,13 @@ class Directory:
 
     def read(self, name: str) -> ReadFile:
         """Open one of the directory's files for reading. Raises UnusableFileError."""
-        file = ReadFile(name, self.fd)
-        file.path = os.path.join(os.path.dirname(self.path), name)
+        path = os.path.join(os.path.dirname(self.path), name)
+        try:
+            file = ReadFile(name, self.fd)
+        except UnusableFileError as error:
+            error.path = path
+            raise
+        file.path = path
         self.check_ours(name)
         return file
 

@@ -61,7 +61,7 @@ class Record(Mapping[str, Any]):
 
     def asdict(self) -> dict[str, Any]:
         """A plain dict of the fields."""
-        fields = dict(zip(self._shape.names, self._values, strict=True))
+        fields = dict(zip(self._shape.names, self._values))  # noqa: B905  lengths were compared when it was decoded
         for i, names in self._shape.nested.items():
             fields[self._shape.names[i]] = _map(names, self._values[i])
         return fields

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+from array import array
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from functools import partial, wraps
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from xxhash import xxh3_64_intdigest
 
 from ..errors import ClosedError, CorruptFileError, MmcacheError, UnusableFileError
 from ..format.frame import place_arrays
-from ..format.header import Header
+from ..format.header import BLOCK, Header
 from ..format.layout import ROW_SIZE, CollectionLayout, Layout, ids_sizes, validate
 from ..format.postings import IndexReader, select
 from ..format.records import MAX_RECORD_BYTES, Shape, checksum, decode, key_offset
@@ -52,10 +53,15 @@ _BATCH = 2048
 _SMALL_BATCH = 24
 """Below so many keys, one get after the other is faster than numpy."""
 
+_SHORT_KEY = 64
+"""Up to so many bytes, gathering keys as columns of a matrix is faster than slicing them out one by one."""
+
 _WINDOW = np.arange(8)
 """Slots that a batch looks at together: one cache line of hashes."""
 
 _unpack_row = struct.Struct("<QIHHQ").unpack_from
+_unpack_record = struct.Struct("<QI2xHQ").unpack_from
+"""Of a row entry, all but the key's length."""
 _ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("key_length", "<u2"), ("shape", "<u2"), ("checksum", "<u8")])
 _UNEXPECTED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, msgpack.UnpackException)
 """What reading hostile, damaged or closed memory can raise before the careful path has looked at it."""
@@ -78,6 +84,7 @@ def _careful(method: Callable[Concatenate[Collection, P], T]) -> Callable[Concat
         try:
             return method(self, *args, **kwargs)
         except MmcacheError as error:
+            self._check_open()  # what looked like damage may be the empty tables that closing leaves
             error.path = error.path or self._path
             raise
         except KeyError:
@@ -99,7 +106,14 @@ class Collection(Mapping[str, Record]):
     """
 
     def __init__(
-        self, path: str, buffer: Any, view: memoryview, layout: CollectionLayout, blocks: Blocks | None
+        self,
+        path: str,
+        buffer: Any,
+        view: memoryview,
+        layout: CollectionLayout,
+        blocks: Blocks | None,
+        *,
+        ids_verified: bool,
     ) -> None:
         ids, rows = layout.sections["ids"], layout.sections["rows"]
         arrays = place_arrays(ids_sizes(ids.count)).offsets
@@ -112,7 +126,7 @@ class Collection(Mapping[str, Record]):
         self._closed = False
         self._n = layout.n
         self._shapes = layout.shapes
-        self._homes = layout.ids.homes
+        self._shift = 64 - layout.ids.bits
         self._max_probe = layout.ids.max_probe
         self._digest = partial(xxh3_64_intdigest, seed=layout.ids.seed) if layout.ids.seed else xxh3_64_intdigest
         self._hash = view[self._hash_at : self._hash_at + 8 * ids.count].cast("Q")
@@ -120,6 +134,11 @@ class Collection(Mapping[str, Record]):
         self._rows_at = rows.offset
         self._indexes: dict[str, IndexReader] = {}
         self._matrix: NDArray[np.float32] | None = None
+        self._ids_verified = ids_verified
+        self._verified = None if blocks is None else blocks.verified
+        self._complete = layout.dim > 0 and not layout.missing
+        self._stride = 4 * layout.dim
+        self._vectors_at = layout.sections["embeddings"].offset if layout.dim else 0
 
     # --- look-ups by key
 
@@ -127,14 +146,14 @@ class Collection(Mapping[str, Record]):
         absent = False
         try:
             hashed = self._digest(key.encode())
-            home = slot = (hashed >> 32) * self._homes >> 32
+            home = slot = hashed >> self._shift
             found = self._hash[slot]
             while found < hashed and slot - home <= self._max_probe:
                 slot += 1
                 found = self._hash[slot]
             if found == hashed:
                 row = self._row[slot]
-                offset, length, _, number, expected = _unpack_row(self._buffer, self._rows_at + ROW_SIZE * row)
+                offset, length, number, expected = _unpack_record(self._buffer, self._rows_at + ROW_SIZE * row)
                 if length <= MAX_RECORD_BYTES:
                     record = self._buffer[offset : offset + length]
                     if xxh3_64_intdigest(record) ^ number == expected:
@@ -143,7 +162,7 @@ class Collection(Mapping[str, Record]):
                         if values[0] == key and len(values) == shape.count and row < self._n:
                             return Record(shape, values, self, row)
             else:
-                absent = self._blocks is None and found > hashed
+                absent = self._ids_verified and found > hashed
         except _UNEXPECTED:
             pass
         if absent:
@@ -186,7 +205,16 @@ class Collection(Mapping[str, Record]):
 
     def embedding(self, key: str) -> NDArray[np.float32] | None:
         """float32, (dim,), a read-only view of the file; None for a record without one. Raises KeyError."""
-        return self.vector(self._find(key))
+        row = self._find(key)
+        matrix = self._matrix
+        if matrix is not None and self._complete:
+            verified = self._verified
+            if verified is None:
+                return matrix[row]  # type: ignore[no-any-return]
+            at = self._vectors_at + self._stride * row
+            if self._stride <= BLOCK and verified[at >> 16] and verified[(at + self._stride - 1) >> 16]:
+                return matrix[row]  # type: ignore[no-any-return]
+        return self._vector(row)
 
     # --- all of it
 
@@ -274,7 +302,7 @@ class Collection(Mapping[str, Record]):
     @property
     def norms(self) -> NDArray[np.float32]:
         """float32, (n,): the Euclidean length of every embedding; a read-only view of the file."""
-        return self._array("norms", "<f4")
+        return self._array("norms", "<f4") if self.dim else np.zeros(len(self), np.float32)
 
     @property
     def has_embedding(self) -> NDArray[np.bool_]:
@@ -288,9 +316,6 @@ class Collection(Mapping[str, Record]):
 
     def vector(self, row: int) -> NDArray[np.float32] | None:
         """float32, (dim,): the embedding of a row, a read-only view; None without one."""
-        matrix = self._matrix
-        if matrix is not None and self._blocks is None and not self._layout.missing:
-            return matrix[row]  # type: ignore[no-any-return]
         return self._vector(row)
 
     @_careful
@@ -298,14 +323,14 @@ class Collection(Mapping[str, Record]):
         self._check_open()
         if not self.dim:
             return None
-        # The row entry is what binds a key to a row, and so to an embedding.
-        self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
+        if not self._ids_verified:  # the row entry is what binds a key to a row, and so to an embedding
+            self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
         if self._layout.missing:
             presence = self._layout.sections["presence"]
             self._touch(presence.offset + (row >> 3), 1)
             if not self._view[presence.offset + (row >> 3)] >> (row & 7) & 1:
                 return None
-        self._touch(self._layout.sections["embeddings"].offset + 4 * self.dim * row, 4 * self.dim)
+        self._touch(self._vectors_at + self._stride * row, self._stride)
         return self._vectors()[row]  # type: ignore[no-any-return]
 
     # --- what a selection asks; rows are uint32 and below n
@@ -323,16 +348,30 @@ class Collection(Mapping[str, Record]):
             begins = entries["offset"] + prefixes[entries["shape"]] + string_headers
             if self._blocks is not None:
                 self._blocks.touch_many(begins, lengths)
-            buffer = self._buffer
-            ends = (begins + lengths).tolist()
-            ids += [str(buffer[begin:end], "utf-8") for begin, end in zip(begins.tolist(), ends, strict=True)]
+            ids += self._texts(begins, lengths)
         return ids
+
+    def _texts(self, begins: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> list[str]:
+        """The texts at these places; short ones gathered by numpy, a line each, and decoded together."""
+        longest = int(lengths.max(initial=0))
+        # A window must not reach beyond the file, as one of a short key in the last bytes would.
+        if longest <= _SHORT_KEY and int(begins.max(initial=0)) + longest < len(self._buffer):
+            windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self._buffer, np.uint8), longest + 1)
+            lines = windows[begins.astype(np.int64)]
+            lines[np.arange(len(lines)), lengths.astype(np.int64)] = ord("\n")
+            if int(lengths.min()) != longest:
+                lines = lines[np.arange(longest + 1) <= lengths.astype(np.int64)[:, None]]
+            keys = lines.tobytes().decode().split("\n")
+            if len(keys) == len(lengths) + 1:  # unless a key has a line feed
+                return keys[:-1]
+        ends = begins + lengths
+        return [self._buffer[i:j].decode() for i, j in zip(begins.tolist(), ends.tolist(), strict=True)]
 
     def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
         """The records of rows, decoded in batches."""
+        end = 0
         for batch in self._batches(rows):
-            if self._blocks is not None:
-                self._touch_rows(batch)
+            end = self._check_rows(batch, end)
             records: Iterable[Record]
             try:
                 records = self._decode_batch(batch)
@@ -356,10 +395,11 @@ class Collection(Mapping[str, Record]):
 
     def _find(self, key: object) -> int:
         """The row of a key, proved by comparing the key's bytes. Raises KeyError."""
+        absent = False
         try:
             raw = key.encode()  # type: ignore[attr-defined]
             hashed = self._digest(raw)
-            home = slot = (hashed >> 32) * self._homes >> 32
+            home = slot = hashed >> self._shift
             found = self._hash[slot]
             while found < hashed and slot - home <= self._max_probe:
                 slot += 1
@@ -367,12 +407,18 @@ class Collection(Mapping[str, Record]):
             if found == hashed:
                 row = self._row[slot]
                 offset, _, length, number, _ = _unpack_row(self._buffer, self._rows_at + ROW_SIZE * row)
-                at = offset + key_offset(self._shapes[number].prefix, length)
+                # As key_offset has it, without the call.
+                at = offset + self._shapes[number].prefix + (1 if length < 32 else 2 if length < 256 else 3)
                 if self._buffer[at : at + length] == raw and row < self._n:
-                    self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
+                    if not self._ids_verified:
+                        self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
                     return row
+            else:
+                absent = self._ids_verified and found > hashed
         except _UNEXPECTED:
             pass
+        if absent:
+            raise KeyError(key)
         return self._locate(key)
 
     @_careful
@@ -386,7 +432,7 @@ class Collection(Mapping[str, Record]):
         except UnicodeEncodeError:
             raise KeyError(key) from None
         hashed = self._digest(raw)
-        home = (hashed >> 32) * self._homes >> 32
+        home = hashed >> self._shift
         self._touch(self._hash_at + 8 * home, 8 * (self._max_probe + 2))
         try:
             for slot in range(home, home + self._max_probe + 2):
@@ -444,7 +490,7 @@ class Collection(Mapping[str, Record]):
         """Many look-ups at once. Raises one of _UNEXPECTED where single ones must tell what is wrong."""
         hashed = np.fromiter(map(self._digest, map(str.encode, keys)), np.uint64, len(keys))
         hashes = np.frombuffer(self._hash, np.uint64)
-        slots = ((hashed >> np.uint64(32)) * np.uint64(self._homes) >> np.uint64(32)).astype(np.int64)
+        slots = (hashed >> np.uint64(self._shift)).astype(np.int64)
         for _ in range(self._max_probe // len(_WINDOW) + 1):
             # Hashes ascend from slot to slot, so those that are smaller tell how far to walk.
             smaller = (hashes.take(slots[:, None] + _WINDOW, mode="clip") < hashed[:, None]).sum(axis=1)
@@ -457,7 +503,7 @@ class Collection(Mapping[str, Record]):
             if [record._values[0] for record in records] != keys:
                 raise LookupError("two keys have one hash")
             return records  # type: ignore[return-value]
-        if self._blocks is not None:
+        if not self._ids_verified:
             raise LookupError("a miss is looked at one by one in a file that is not wholly verified")
         found: list[Record | None] = [None] * len(keys)
         where = np.flatnonzero(hit).tolist()
@@ -469,8 +515,8 @@ class Collection(Mapping[str, Record]):
         """Many records with one decode. Raises one of _UNEXPECTED where any of them is not right."""
         entries = np.frombuffer(self._buffer, _ROW, self._n, self._rows_at)[rows]
         begins, lengths, numbers = entries["offset"], entries["length"], entries["shape"]
-        if lengths.max(initial=0) > MAX_RECORD_BYTES:
-            raise ValueError("a record is too long")
+        if lengths.sum() > MAX_RECORD_BYTES:
+            raise ValueError("more than is decoded at once")
         buffer = self._buffer
         raw = [buffer[begin:end] for begin, end in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)]
         checksums = np.fromiter(map(xxh3_64_intdigest, raw), np.uint64, len(raw))
@@ -489,8 +535,10 @@ class Collection(Mapping[str, Record]):
 
     def _batches(self, rows: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
         self._check_open()
-        for begin in range(0, len(rows), _BATCH):
-            yield rows[begin : begin + _BATCH]
+        average = self._layout.sections["records"].length // max(1, self._n)
+        size = max(1, min(_BATCH, MAX_RECORD_BYTES // 2 // max(1, average)))
+        for begin in range(0, len(rows), size):
+            yield rows[begin : begin + size]
 
     # --- parts of the file
 
@@ -531,10 +579,23 @@ class Collection(Mapping[str, Record]):
             self._touch(section.offset, section.length)
 
     @_careful
-    def _touch_rows(self, rows: NDArray[np.uint32]) -> None:
-        """Verify the entries of these rows."""
-        begins = rows.astype(np.uint64) * np.uint64(ROW_SIZE) + np.uint64(self._rows_at)
-        self._blocks.touch_many(begins, np.full(len(rows), ROW_SIZE, np.uint64))  # type: ignore[union-attr]
+    def _check_rows(self, rows: NDArray[np.uint32], end: int) -> int:
+        """Verify the entries of these rows, and that ascending ones lead to records that follow each other.
+
+        end: where the last record before them ends. Gives where theirs end. Records that overlap would decode to
+        more than a file of this size can hold.
+        """
+        self._check_open()
+        if self._blocks is not None:
+            begins = rows.astype(np.uint64) * np.uint64(ROW_SIZE) + np.uint64(self._rows_at)
+            self._blocks.touch_many(begins, np.full(len(rows), ROW_SIZE, np.uint64))
+        entries = np.frombuffer(self._buffer, _ROW, self._n, self._rows_at)[rows]
+        begins, ends = entries["offset"], entries["offset"] + entries["length"]
+        if rows[0] > rows[-1]:
+            return 0
+        if begins[0] < end or (begins[1:] < ends[:-1]).any():
+            raise self.corrupt("rows", "two records lie in the same place")
+        return int(ends[-1])
 
     def _touch(self, offset: int, length: int) -> None:
         if self._blocks is not None:
@@ -617,8 +678,9 @@ class Snapshot(Mapping[str, Record]):
                 blocks = None
             elif verify == "auto":
                 _verify_indexes(layout, view, blocks)  # type: ignore[arg-type]
+            ids_verified = blocks is None or verify == "auto"
             collections = {
-                name: Collection(file.path, buffer, view, described, blocks)
+                name: Collection(file.path, buffer, view, described, blocks, ids_verified=ids_verified)
                 for name, described in layout.collections.items()
             }
         except UnusableFileError as error:
@@ -789,19 +851,21 @@ def _verify_indexes(layout: Layout, view: memoryview, blocks: Blocks) -> None:
 
 def _verify_deep(collection: Collection) -> None:
     """Every record decodes, is found by its key, and stands in exactly the posting lists of its terms."""
-    postings = {
-        field: {term: set(collection.where({field: term}).rows.tolist()) for term in collection.terms(field)}
-        for field in collection.schema.index
-    }
-    counted = dict.fromkeys(postings, 0)
+    carried: dict[str, dict[Term, array[int]]] = {field: {} for field in collection.schema.index}
     for row, record in enumerate(collection.values()):
-        if collection.row(record.id) != row:
-            raise collection.corrupt("ids", f"key {record.id!r} leads to another row than {row}")
-        for field, lists in postings.items():
-            for term in terms_of(record.get(field)):
-                counted[field] += 1
-                if row not in lists.get(term, ()):
-                    raise collection.corrupt(f"index.{field}", f"the list of term {term!r} lacks row {row}")
-    for field, lists in postings.items():
-        if counted[field] != sum(map(len, lists.values())):
-            raise collection.corrupt(f"index.{field}", "a posting list has rows that do not carry its term")
+        if record.id not in collection or collection.row(record.id) != row:
+            raise collection.corrupt("ids", f"key {record.id!r} does not lead to its row {row}")
+        for field, lists in carried.items():
+            try:
+                terms = terms_of(record.get(field))
+            except TypeError as error:
+                raise collection.corrupt("records", f"record {row}, indexed field {field!r}: {error}") from None
+            for term in terms:
+                lists.setdefault(term, array("I")).append(row)
+    for field, lists in carried.items():
+        counts = collection.terms(field)
+        for term, rows in lists.items():
+            if counts.pop(term, 0) != len(rows) or collection.where({field: term}).rows.tolist() != rows.tolist():
+                raise collection.corrupt(f"index.{field}", f"the list of term {term!r} is not that of the records")
+        if counts:
+            raise collection.corrupt(f"index.{field}", f"no record carries the term {next(iter(counts))!r}")

@@ -1,0 +1,147 @@
+"""Makes the golden file of format 1.0.0: `python -m tests.data.make_golden DIRECTORY`.
+
+Run once for each version of the format. The file stays as it is for ever: it must open in every later version of
+1.x. Beside it stands what it holds, as JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgpack
+
+import mmcache
+from mmcache import Schema
+
+NAME = "golden-1.0.0"
+SCHEMAS = (
+    Schema(
+        "patterns",
+        index=("domain", "rare", "tags", "level"),
+        embedding="vector",
+        metric="dot",
+        json=("metadata",),
+    ),
+    Schema("agent_configs", key="agent_id", index=("type",)),
+    Schema("empty", index=("kind",), embedding="vector", dim=5),
+)
+WRITER = "mmcache 0.1.0"
+"""The one thing in the file that depends on the version of the package."""
+METADATA = {"purpose": "golden", "list": [1, None, {"deep": True}]}
+CLUSTER_BY = {"agent_configs": "type"}
+
+
+def vector(i: int) -> list[float]:
+    return [i + 0.5, -float(i), 2.0**-i, float(i * i), 0.0, 1e-3 * i, 7.0]
+
+
+def patterns() -> list[dict[str, Any]]:
+    """List, bitmap and range postings, several shapes, nested maps, every type of value, and missing embeddings."""
+    unusual = [
+        *(None, True, False, 0, -1, 127, -32, 2**64 - 1, -(2**63), 0.5, -0.0, float("inf"), 1e300, "", "\0", "\u00e9"),
+        *("e\u0301", "\U0001f9ea", "x" * 300, b"", b"\0\xff", [], [1, [2, [3]]], {}, {"a": {"b": {"c": None}}}),
+        *(
+            {1: "int", b"b": "bytes", None: "none", 2.5: "float"},
+            msgpack.Timestamp(1_700_000_000, 5),
+            msgpack.ExtType(5, b"e"),
+        ),
+    ]
+    items = []
+    for i in range(80):
+        item: dict[str, Any] = {
+            "id": f"pattern-{i:03d}" if i % 9 else f"p\u00e4ttern \U0001f9ea {i}",
+            "domain": "api" if i % 2 else "ui",
+            "rare": "first and last" if i in (0, 79) else ("run" if 20 <= i < 30 else None),
+            "tags": [["a"], ["a", "b"], [], [True, 2**63], "single"][i % 5],
+            "level": i // 8,
+            "value": unusual[i % len(unusual)],
+            "metadata": {"coverage": i / 80, "verdict": "flaky"} if i % 3 else {"usage_count": i},
+            "vector": vector(i) if i % 7 != 3 else None,
+        }
+        if i % 4 == 0:
+            item["note"] = "n" * i
+        if i % 10 == 0:
+            item |= {f"wide{j}": j for j in range(12)}
+        items.append(item)
+    return items
+
+
+def agent_configs() -> list[dict[str, Any]]:
+    return [
+        {"agent_id": f"agent-{i}", "type": ("planner", "runner", "critic")[i % 3], "config": {"n": i}, "version": i}
+        for i in range(10)
+    ]
+
+
+def records() -> dict[str, list[dict[str, Any]]]:
+    return {"patterns": patterns(), "agent_configs": agent_configs(), "empty": []}
+
+
+def build(path: str | os.PathLike[str]) -> mmcache.BuildReport:
+    with mock.patch("mmcache.storage.publish._writer", return_value=WRITER):
+        return mmcache.build(path, records(), *SCHEMAS, cluster_by=CLUSTER_BY, metadata=METADATA)
+
+
+def jsonable(value: Any) -> Any:
+    """A form of any value that JSON keeps apart from every other."""
+    if isinstance(value, dict):
+        return {"map": [[jsonable(key), jsonable(item)] for key, item in value.items()]}
+    if isinstance(value, msgpack.ExtType):
+        return {"ext": [value.code, base64.b64encode(value.data).decode()]}
+    if isinstance(value, msgpack.Timestamp):
+        return {"timestamp": [value.seconds, value.nanoseconds]}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    return value
+
+
+def described(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file holds, as plain JSON."""
+    with mmcache.Snapshot.open(path) as snapshot:
+        return {
+            "metadata": jsonable(dict(snapshot.metadata)),
+            "build_id": snapshot.header.build_id.hex(),
+            "sha256": snapshot.header.sha256.hex(),
+            "collections": {
+                collection.name: {
+                    "schema": collection.schema.to_dict(),
+                    "cluster_by": collection.cluster_by,
+                    "records": [
+                        [
+                            jsonable(record.asdict()),
+                            None if record.embedding is None else [x.hex() for x in record.embedding.tolist()],
+                        ]
+                        for record in collection.values()
+                    ],
+                    "terms": {
+                        field: [
+                            [term, collection.where({field: term}).rows.tolist()] for term in collection.terms(field)
+                        ]
+                        for field in collection.schema.index
+                    },
+                }
+                for collection in snapshot.collections.values()
+            },
+        }
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    made = directory / f"{NAME}.mmc"
+    build(made)
+    (directory / f"{NAME}.json").write_text(json.dumps(described(made), separators=(",", ":")) + "\n")
+    (directory / f"{NAME}.mmc.lock").unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""`find` answers as a file of the same records would: the oracle is `schema.terms_of` over what the build reads."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sqlite3
+
+import pytest
+from hypothesis import example, given, strategies as st
+
+from mmcache.errors import SourceError
+from mmcache.schema import Query, Schema, parse_query, terms_of
+from mmcache.sources import SQLiteSource
+from mmcache.sources.statements import MAX_TERMS
+
+PLAIN = ("as_text", "as_int", "as_num", "as_real", "as_any", "nocase")
+FIELDS = (*PLAIN, "j")
+SCHEMA = Schema("items", index=FIELDS, json=("j",))
+DDL = """
+    CREATE TABLE items (id TEXT PRIMARY KEY, as_text TEXT, as_int INTEGER, as_num NUMERIC, as_real REAL, as_any,
+                        nocase TEXT COLLATE NOCASE, j JSON);
+    CREATE INDEX i1 ON items (as_text);
+    CREATE INDEX i2 ON items (as_any);
+    CREATE INDEX i3 ON items (nocase);
+"""
+WAYS = {
+    "table": SCHEMA,
+    "query": Schema("items", index=FIELDS, json=("j",), query="SELECT * FROM items ORDER BY as_any, id DESC"),
+    "unordered": Schema("items", index=FIELDS, json=("j",), query="SELECT * FROM items"),
+    "view": Schema("items", index=FIELDS, json=("j",), table="seen"),
+}
+
+texts = st.sampled_from(
+    ["", "a", "A", "é", "É", "5", "05", "5.0", "1e2", "a\0b", "true", "null", "[]", "😀", "x y", "'"]
+)
+numbers = st.sampled_from([0, 1, -1, 5, 2**53 + 1, 2**63 - 1, -(2**63)])
+terms = st.one_of(st.none(), st.booleans(), texts, numbers, st.sampled_from([2**63, 2**64 - 1, "\ud800", "a\0"]))
+columns = st.one_of(st.none(), texts, numbers, st.sampled_from([5.0, 1.5, -0.0, 1e300, b"a", b"5", b""]))
+
+scalars = st.one_of(
+    st.none(), st.booleans(), texts, numbers, st.sampled_from([2**63, 2**64 - 1, 2**64, -(2**63) - 1, 5.0, 1e2])
+)
+nested = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2), max_leaves=6
+)
+json_texts = st.one_of(
+    st.none(),
+    st.builds(json.dumps, st.one_of(scalars, st.lists(scalars, max_size=4), nested), ensure_ascii=st.booleans()),
+    st.builds(lambda value: f" \n{json.dumps(value)}\t", st.lists(scalars, max_size=2)),
+    st.sampled_from(["-0", "1E2", '"\\ud83d\\ude00"', '"\\/"', '["\\u0061", 5]', "[-0, 0.0]", '{"a": "b"}', "[[5]]"]),
+)
+rows = st.lists(st.tuples(*[columns] * len(PLAIN), json_texts), min_size=1, max_size=8)
+queries = st.dictionaries(st.sampled_from(FIELDS), st.one_of(terms, st.lists(terms, max_size=4)), max_size=2)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """A function that gives the path of a new database."""
+    directory = tmp_path_factory.mktemp("find")
+    counter = itertools.count()
+    return lambda: directory / f"{next(counter)}.db"
+
+
+def fill(path, given):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("PRAGMA synchronous = OFF;" + DDL + "CREATE VIEW seen AS SELECT * FROM items WHERE id <> 'k0'")
+        db.executemany(
+            f"INSERT INTO items VALUES (?, {', '.join('?' * len(FIELDS))})",
+            [(f"k{i}", *row) for i, row in enumerate(given)],
+        )
+        db.commit()
+
+
+def answers(record, query):
+    """The oracle: the record's own values, by the one definition of terms."""
+    for field, wanted in query.items():
+        try:
+            held = terms_of(record.values[record.names.index(field)])
+        except TypeError:
+            return False
+        if set(held).isdisjoint(wanted):
+            return False
+    return True
+
+
+def check(path, asked):
+    for way, schema in WAYS.items():
+        query = parse_query(schema, asked, {})
+        with contextlib.closing(SQLiteSource(path, schema)) as source:
+            with source.read() as reading:
+                expected = [record for record in reading.records("items") if answers(record, query)]
+            assert list(source.find("items", query)) == expected, (way, query)
+
+
+@given(rows, st.lists(queries, min_size=1, max_size=4))
+@example([(None,) * 6 + ('"a\\u0000b"',), (None,) * 6 + ('"a"',)], [{"j": "a"}, {"j": "a\0b"}])
+@example([(None,) * 6 + (f"[{2**63}]",), (None,) * 6 + (f"[{2**63 - 1}]",)], [{"j": 2**63}, {"j": 2**63 - 1}])
+@example(
+    [("5", "5", "5", "5", "5", "5", "5"), (5, 5, 5, 5, 5, 5, "[5, true]")],
+    [{f: v} for f in FIELDS for v in (5, "5", True)],
+)
+def test_find_is_what_a_scan_with_terms_of_gives(fresh, given, asked):
+    path = fresh()
+    fill(path, given)
+    for query in asked:
+        check(path, query)
+
+
+@pytest.mark.parametrize("field", ["as_text", "as_int", "j"])
+@pytest.mark.parametrize("count", [MAX_TERMS, MAX_TERMS + 1, 260_000])  # more than any SQLite takes as parameters
+def test_any_number_of_terms(fresh, field, count):
+    path = fresh()
+    fill(path, [(f"t{i}",) * 6 + (json.dumps([f"t{i}"]),) for i in range(5)])
+    source = SQLiteSource(path, SCHEMA)
+    query: Query = {field: tuple(f"t{i}" for i in range(3, 3 + count))}
+    assert [record.values[0] for record in source.find("items", query)] == ["k3", "k4"]
+    source.close()
+
+
+def test_no_terms_match_nothing_and_no_fields_match_all(fresh):
+    path = fresh()
+    fill(path, [(None,) * 7, ("a",) * 6 + ('"a"',)])
+    source = SQLiteSource(path, SCHEMA)
+    assert len(list(source.find("items", {}))) == 2
+    for field in FIELDS:
+        assert list(source.find("items", {field: ()})) == []
+    source.close()
+
+
+def test_an_empty_list_matches_nothing_not_even_none(fresh):
+    path = fresh()
+    fill(path, [(None,) * 6 + (text,) for text in ("[]", "null", None, "[null]", "{}", '""')])
+    source = SQLiteSource(path, SCHEMA)
+    assert [record.values[0] for record in source.find("items", {"j": (None,)})] == ["k1", "k2", "k3"]
+    source.close()
+
+
+def test_a_record_that_does_not_decode_is_an_error_not_an_omission(fresh):
+    path = fresh()
+    fill(path, [(None,) * 6 + (text,) for text in ('["a"]', "[oops", '["a"]')])
+    source = SQLiteSource(path, SCHEMA)
+    found = source.find("items", {"j": ("a",)})
+    assert next(found).values[0] == "k0"
+    with pytest.raises(SourceError, match="key 'k1': column 'j' is not JSON text"):
+        next(found)
+    with pytest.raises(SourceError, match="key 'k1': column 'j' is not JSON text"):
+        source.fetch("items", ["k0", "k1"])
+    source.close()
+
+
+def test_find_keeps_the_order_of_the_records(fresh):
+    path = fresh()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executescript(
+            "CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT); CREATE INDEX k ON items (kind);"
+            "CREATE TABLE w (id TEXT, kind TEXT, PRIMARY KEY (id DESC)) WITHOUT ROWID; CREATE INDEX wk ON w (kind);"
+            "CREATE VIEW seen AS SELECT id, kind FROM items"
+        )
+        pairs = [(f"k{i * 37 % 101}", "abc"[i % 3]) for i in range(101)]
+        db.executemany("INSERT INTO items VALUES (?, ?)", pairs)
+        db.executemany("INSERT INTO w VALUES (?, ?)", pairs)
+    for schema in (
+        Schema("items", index=("kind",)),
+        Schema("w", index=("kind",)),
+        Schema("seen", index=("kind",)),
+        Schema("q", index=("kind",), query="SELECT id, kind FROM items"),
+        Schema("o", index=("kind",), query="SELECT id, kind FROM items ORDER BY id DESC"),
+    ):
+        with contextlib.closing(SQLiteSource(path, schema)) as source:
+            with source.read() as reading:
+                everything = list(reading.records(schema.name))
+            for wanted in [("a",), ("c", "a"), ("b", "c", "a")]:
+                expected = [record for record in everything if record.values[1] in wanted]
+                assert list(source.find(schema.name, {"kind": wanted})) == expected
+                assert len(expected) >= 33
+
+
+def test_columns_of_a_union_keep_their_own_affinities(fresh):
+    path = fresh()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executescript(
+            "CREATE TABLE a (id TEXT, n INTEGER); INSERT INTO a VALUES ('a', 5);"
+            "CREATE TABLE b (id TEXT, n TEXT); INSERT INTO b VALUES ('b', '5')"
+        )
+    for query in ("SELECT * FROM a UNION ALL SELECT * FROM b", "SELECT * FROM b UNION ALL SELECT * FROM a"):
+        with contextlib.closing(SQLiteSource(path, Schema("u", index=("n",), query=query))) as source:
+            assert [record.values[0] for record in source.find("u", {"n": ("5",)})] == ["b"]
+            assert [record.values[0] for record in source.find("u", {"n": (5,)})] == ["a"]
+
+
+def test_an_abandoned_search_gives_its_connection_back(fresh):
+    path = fresh()
+    fill(path, [(None,) * 7] * 10)
+    source = SQLiteSource(path, SCHEMA)
+    found = source.find("items", {})
+    next(found)
+    # The search holds its own connection: a lookup meanwhile does not disturb it.
+    assert [record and record.values[0] for record in source.fetch("items", ["k3"])] == ["k3"]
+    assert next(found).values[0] == "k1"
+    assert len(source._connections._open) == 2
+    del found
+    assert len(source._connections._idle) == 2
+    source.close()

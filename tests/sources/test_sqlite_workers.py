@@ -1,0 +1,608 @@
+"""SQLiteSource beside writers, in threads, after a fork and in other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mmcache.errors import MmcacheError, SourceError
+from mmcache.schema import Schema
+from mmcache.sources import SQLiteSource, connections
+from mmcache.sources.fingerprint import fingerprint_of
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+SCHEMAS = Schema("a", index=("kind",)), Schema("b")
+
+
+@pytest.fixture(params=["delete", "wal"])
+def journal(request):
+    return request.param
+
+
+@pytest.fixture
+def writer(tmp_path, journal):
+    writer = sqlite3.connect(tmp_path / "items.db", timeout=0, isolation_level=None)
+    writer.execute(f"PRAGMA journal_mode = {journal}")
+    writer.execute("PRAGMA synchronous = OFF")
+    writer.executescript("CREATE TABLE a (id TEXT PRIMARY KEY, kind TEXT); CREATE TABLE b (id TEXT PRIMARY KEY);")
+    writer.execute("BEGIN")
+    writer.executemany("INSERT INTO a VALUES (?, ?)", [(f"k{i}", "xy"[i % 2]) for i in range(200)])
+    writer.executemany("INSERT INTO b VALUES (?)", [("one",)])
+    writer.execute("COMMIT")
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def source(tmp_path, writer):
+    source = SQLiteSource(tmp_path / "items.db", *SCHEMAS, timeout=0.01)
+    yield source
+    source.close()
+
+
+def ids(records):
+    return [record and record.values[0] for record in records]
+
+
+def in_child(work: Callable[[], object]) -> Any:
+    """What `work` returns in a forked child, or the exception it raises there."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 (it is the result)
+                result = error
+            os.write(writer, pickle.dumps(result))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(pid, 0)
+    return pickle.loads(data)
+
+
+# ---- one consistent read ---------------------------------------------------------------------------------------------
+
+
+def test_a_read_does_not_see_what_is_written_during_it(source, writer, journal):
+    with source.read() as reading:
+        rows = reading.records("a")
+        assert next(rows).values[0] == "k0"
+        if journal == "wal":
+            writer.execute("BEGIN")
+            writer.execute("INSERT INTO a VALUES ('late', 'x')")
+            writer.execute("INSERT INTO b VALUES ('late')")
+            writer.execute("COMMIT")
+        else:
+            writer.execute("BEGIN")
+            writer.execute("INSERT INTO b VALUES ('late')")
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                writer.execute("COMMIT")
+        assert len(list(rows)) == 199
+        assert reading.count("b") == 1
+        assert ids(reading.records("b")) == ["one"]
+    if journal == "delete":
+        writer.execute("COMMIT")  # the lock went with the read
+    assert ids(source.fetch("b", ["late"])) == ["late"]
+    with source.read() as reading:
+        assert ids(reading.records("b")) == ["one", "late"]
+
+
+@pytest.mark.parametrize("journal", ["wal"], indirect=True)  # else a writer cannot commit meanwhile
+@pytest.mark.parametrize("schema", [Schema("b"), Schema("q", query="SELECT * FROM b")], ids=["table", "query"])
+def test_the_view_is_fixed_when_the_read_begins(tmp_path, writer, journal, schema):
+    source = SQLiteSource(tmp_path / "items.db", schema)
+    with source.read() as reading:
+        writer.execute("INSERT INTO b VALUES ('late')")
+        assert ids(reading.records(schema.name)) == ["one"]
+    source.close()
+
+
+@pytest.mark.parametrize("journal", ["wal"], indirect=True)
+def test_a_fetch_of_many_is_one_consistent_read(source, writer, journal):
+    asked = [f"k{i}" for i in range(2000)]
+    assert ids(source.fetch("a", asked[::-1]))[-200:] == asked[:200][::-1]
+    (connection,) = source._connections._idle
+    selects: list[str] = []
+
+    def change(sql):
+        if sql.startswith("SELECT s."):
+            selects.append(sql)
+            if len(selects) == 2:
+                writer.execute("DELETE FROM a")
+
+    connection.raw.set_trace_callback(change)
+    try:
+        assert ids(source.fetch("a", asked[::-1]))[-200:] == asked[:200][::-1]
+    finally:
+        connection.raw.set_trace_callback(None)
+    assert len(selects) == 4
+    assert ids(source.fetch("a", ["k1"])) == [None]
+
+
+def test_a_collection_can_be_read_twice_and_two_interleaved(source):
+    with source.read() as reading:
+        first, second = reading.records("a"), reading.records("a")
+        assert next(first) == next(second)
+        assert ids(reading.records("b")) == ["one"]
+        assert list(first) == list(second)
+
+
+def test_a_read_that_is_over_gives_no_more(source):
+    with source.read() as reading:
+        rows = reading.records("a")
+        next(rows)
+    with pytest.raises(SourceError):
+        next(rows)
+    with pytest.raises(SourceError, match="over"):
+        list(reading.records("a"))
+    with pytest.raises(SourceError, match="over"):
+        reading.count("a")
+
+
+def test_a_failed_read_leaves_no_lock(source, writer):
+    def fail():
+        with source.read() as reading:
+            next(reading.records("a"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    writer.execute("INSERT INTO b VALUES ('late')")
+
+
+@pytest.mark.parametrize("journal", ["wal"], indirect=True)
+def test_a_writer_in_wal_mode_locks_nobody_out(source, writer, journal):
+    writer.execute("BEGIN EXCLUSIVE")
+    writer.execute("INSERT INTO b VALUES ('late')")
+    assert ids(source.fetch("b", ["one", "late"])) == ["one", None]
+    writer.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("journal", ["delete"], indirect=True)
+def test_a_locked_database_is_a_source_error_that_helps(source, writer, journal):
+    source.fetch("a", ["k1"])
+    writer.execute("BEGIN EXCLUSIVE")
+    for ask in (
+        lambda: source.fetch("a", ["k1"]),
+        lambda: list(source.find("a", {})),
+        lambda: source.read().__enter__(),
+    ):
+        with pytest.raises(SourceError, match=r"the database is locked: .*timeout of 0.01 s.*WAL") as caught:
+            ask()
+        assert caught.value.path == source.path
+    writer.execute("ROLLBACK")
+    assert ids(source.fetch("a", ["k1"])) == ["k1"]
+
+
+@pytest.mark.parametrize("journal", ["delete"], indirect=True)  # in WAL mode readers do not wait
+def test_a_short_lock_is_waited_for(tmp_path, writer, journal):
+    source = SQLiteSource(tmp_path / "items.db", *SCHEMAS, timeout=30)
+    writer.execute("BEGIN EXCLUSIVE")
+    found = []
+    reader = threading.Thread(target=lambda: found.extend(source.fetch("b", ["one"])))
+    reader.start()
+    writer.execute("COMMIT")
+    reader.join()
+    assert ids(found) == ["one"]
+    source.close()
+
+
+# ---- fingerprint -----------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_follows_writers_and_not_readers(source, writer):
+    source.fetch("a", ["k1"])
+    seen = {source.fingerprint()}
+    for n in range(3):
+        before = source.fingerprint()
+        with source.read() as reading:
+            list(reading.records("a"))
+        assert source.fingerprint() == before
+        assert SQLiteSource(source.path, Schema("b")).fingerprint() == before
+        writer.executemany("INSERT INTO a VALUES (?, ?)", [(f"n{n}-{i}", "z" * 100) for i in range(100)])
+        seen.add(source.fingerprint())
+    assert len(seen) == 4
+    assert {len(fingerprint) for fingerprint in seen} == {32}
+
+
+def test_reading_a_wal_database_that_nobody_has_open_does_not_change_its_fingerprint(tmp_path):
+    path = tmp_path / "w.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (id TEXT); INSERT INTO a VALUES ('k')")
+    assert not os.path.exists(f"{path}-wal")
+    source = SQLiteSource(path, Schema("a"))
+    before = source.fingerprint()
+    for _ in range(2):
+        with source.read() as reading:
+            assert ids(reading.records("a")) == ["k"]
+        assert source.fingerprint() == before
+        source.close()
+        assert source.fingerprint() == before
+
+
+def test_every_part_of_the_fingerprint_counts():
+    parts = [0o100644, 1, 2, 1, 0, 0, 3, 0, 0, 0]  # mode, inode, device, links, user, group, size, and whole seconds
+    stats = [os.stat_result(parts, {"st_mtime_ns": 4, "st_ctime_ns": 5})]
+    stats += [os.stat_result(parts, {"st_mtime_ns": 6, "st_ctime_ns": 5})]
+    stats += [os.stat_result(parts, {"st_mtime_ns": 4, "st_ctime_ns": 6})]
+    for position in (1, 2, 6):
+        changed = [*parts[:position], 9, *parts[position + 1 :]]
+        stats.append(os.stat_result(changed, {"st_mtime_ns": 4, "st_ctime_ns": 5}))
+    found = {fingerprint_of(stat, wal) for stat in stats for wal in (None, stats[0])}
+    assert len(found) == 12
+
+
+def test_a_file_put_in_its_place_shows_even_with_equal_size_and_times(tmp_path, source, writer):
+    writer.close()
+    before, stat = source.fingerprint(), os.stat(source.path)
+    shutil.copy2(source.path, tmp_path / "copy")
+    os.utime(tmp_path / "copy", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.replace(tmp_path / "copy", source.path)
+    assert os.stat(source.path).st_mtime_ns == stat.st_mtime_ns
+    assert source.fingerprint() != before
+    assert ids(source.fetch("b", ["one"])) == ["one"]
+
+
+def test_the_wal_of_a_linked_database_is_found(tmp_path, writer, journal):
+    os.symlink(tmp_path / "items.db", tmp_path / "link.db")
+    source = SQLiteSource(tmp_path / "link.db", *SCHEMAS)
+    before = source.fingerprint()
+    writer.executemany("INSERT INTO a VALUES (?, ?)", [(f"n{i}", "z" * 100) for i in range(100)])
+    assert source.fingerprint() != before
+    source.close()
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_source(source):
+    barrier, wrong = threading.Barrier(8), []
+
+    def work(seed):
+        barrier.wait()
+        for i in range(60):
+            key = f"k{(seed * 31 + i) % 200}"
+            if ids(source.fetch("a", [key, "no"])) != [key, None]:
+                wrong.append(key)
+            if i % 20 == 0 and len(list(source.find("a", {"kind": ("x",)}))) != 100:
+                wrong.append("find")
+            if i % 30 == 0:
+                with source.read() as reading:
+                    if reading.count("a") != 200 or len(list(reading.records("a"))) != 200:
+                        wrong.append("read")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(source._connections._open) == len(source._connections._idle) <= connections.MAX_IDLE
+
+
+def test_more_users_than_may_stay_idle_all_get_a_connection(source):
+    searches = [source.find("a", {}) for _ in range(connections.MAX_IDLE + 3)]
+    assert {next(search).values[0] for search in searches} == {"k0"}
+    for search in searches:
+        search.close()
+    assert len(source._connections._open) == len(source._connections._idle) == connections.MAX_IDLE
+
+
+def test_close_is_not_final_and_spares_what_is_lent(source):
+    search = source.find("a", {})
+    next(search)
+    source.fetch("a", ["k1"])
+    source.close()
+    source.close()
+    assert len(list(search)) == 199
+    assert not source._connections._open
+    assert ids(source.fetch("a", ["k1"])) == ["k1"]
+
+
+def test_closing_while_others_read_disturbs_nobody(source):
+    stop, wrong = threading.Event(), []
+
+    def work():
+        while not stop.is_set():
+            if ids(source.fetch("a", ["k1"])) != ["k1"]:
+                wrong.append("fetch")
+
+    def caught():
+        try:
+            work()
+        except SourceError as error:
+            wrong.append(str(error))
+
+    threads = [threading.Thread(target=caught) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(200):
+        source.close()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    source.close()
+    assert not source._connections._open
+
+
+def test_a_forgotten_source_closes_its_connections(tmp_path, writer):
+    source = SQLiteSource(tmp_path / "items.db", *SCHEMAS)
+    source.fetch("a", ["k1"])
+    (connection,) = source._connections._idle
+    raw = connection.raw
+    del source, connection
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        raw.execute("SELECT 1")
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def test_it_pickles_to_its_arguments(tmp_path, source):
+    source.fetch("a", ["k1"])
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.__getstate__() == source.__getstate__() == {"path": source.path, "schemas": SCHEMAS, "timeout": 0.01}
+    assert not copy._connections._open
+    assert ids(copy.fetch("a", ["k1", "no"])) == ["k1", None]
+    copy.close()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_it_works_in_workers_of_every_start_method(source, method):
+    source.fetch("a", ["k1"])
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert ids(pool.apply(source.fetch, ("a", ["k1", "no"]))) == ["k1", None]
+    assert ids(source.fetch("a", ["k1"])) == ["k1"]
+
+
+class Watched(sqlite3.Connection):
+    """Says when a process that did not open it executes on it, closes it or drops it."""
+
+    offences: tuple[str, ...] = ()
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.opener = os.getpid()
+
+    def _note(self, what):
+        if os.getpid() != self.opener:
+            Watched.offences += (what,)
+
+    def execute(self, *args):
+        self._note("execute")
+        return super().execute(*args)
+
+    def close(self):
+        self._note("close")
+        super().close()
+
+    def rollback(self):
+        self._note("rollback")
+        super().rollback()
+
+    def __del__(self):
+        self._note("drop")
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, factory=Watched))
+
+
+def test_a_child_neither_uses_nor_closes_what_it_inherits(watched, source):
+    source.fetch("a", ["k1"])
+    other = SQLiteSource(source.path, *SCHEMAS)
+    other.fetch("a", ["k1"])
+    inherited = [weakref.ref(connection.raw) for s in (source, other) for connection in s._connections._idle]
+    sources = [other]
+    del other
+
+    def child():
+        found = ids(source.fetch("a", ["k1"])), ids(source.find("b", {}))
+        sources.pop().close()
+        source.close()
+        gc.collect()
+        return found, len(inherited), [ref() is None for ref in inherited], Watched.offences
+
+    assert in_child(child) == ((["k1"], ["one"]), 2, [False, False], ())
+    assert ids(source.fetch("a", ["k2"])) == ["k2"]
+    assert len(source._connections._open) == 1  # the parent's connection was not disturbed
+    sources.pop().close()
+
+
+def test_a_grandchild_does_not_either(watched, source):
+    source.fetch("a", ["k1"])
+
+    def child():
+        source.fetch("a", ["k1"])
+        return in_child(lambda: (ids(source.fetch("a", ["k1"])), Watched.offences))
+
+    assert in_child(child) == (["k1"], ())
+
+
+def test_what_other_threads_had_lent_is_not_closed_by_their_end_in_the_child(watched, source):
+    lent, done = threading.Event(), threading.Event()
+
+    def work():
+        with source._connections.take() as connection:
+            cursor = connection.execute("SELECT id FROM a")
+            cursor.fetchone()
+            lent.set()
+            done.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    lent.wait()
+
+    def child():
+        gc.collect()
+        return Watched.offences
+
+    try:
+        assert in_child(child) == ()
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_read_does_not_continue_in_a_child(watched, source):
+    with source.read() as reading:
+        rows = reading.records("a")
+        next(rows)
+
+        def child():
+            try:
+                list(reading.records("b"))
+            except SourceError as error:
+                return str(error), Watched.offences
+            return None
+
+        message, offences = in_child(child)
+        assert "a read cannot continue in the child process" in message
+        assert offences == ()
+        assert len(list(rows)) == 199
+
+
+def test_leaving_a_read_in_the_child_does_not_touch_it(watched, source, writer, journal):
+    def child():
+        context.__exit__(None, None, None)
+        gc.collect()
+        return Watched.offences
+
+    context = source.read()
+    reading = context.__enter__()
+    rows = reading.records("a")
+    next(rows)
+    assert in_child(child) == ()
+    assert len(list(rows)) == 199
+    if journal == "delete":  # and the parent's lock still holds
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            writer.execute("INSERT INTO b VALUES ('late')")
+    context.__exit__(None, None, None)
+    writer.execute("INSERT INTO b VALUES ('late')")
+
+
+def test_a_child_forked_during_a_read_is_refused(source):
+    """SQLite would take the parent's lock for the child's own, and a writer could write under its reads."""
+    with source.read():
+        error = in_child(lambda: source.fetch("a", ["k1"]))
+        other = in_child(lambda: SQLiteSource(source.path, *SCHEMAS).fetch("a", ["k1"]))
+    for found in (error, other):
+        assert isinstance(found, SourceError)
+        assert "forked while its parent was reading" in str(found)
+        assert found.path == source.path
+    assert ids(in_child(lambda: source.fetch("a", ["k1"]))) == ["k1"]
+    assert ids(source.fetch("a", ["k1"])) == ["k1"]
+
+
+def test_the_end_of_a_child_does_not_close_what_it_inherits(source):
+    script = """
+import os, sqlite3, sys
+from mmcache.schema import Schema
+from mmcache.sources import SQLiteSource
+
+parent = os.getpid()
+
+class Told(sqlite3.Connection):
+    def __del__(self):
+        if os.getpid() != parent:
+            os.write(1, b"closed by the child")
+
+connect = sqlite3.connect
+sqlite3.connect = lambda *args, **kwargs: connect(*args, **kwargs, factory=Told)
+source = SQLiteSource(sys.argv[1], Schema("a"))
+source.fetch("a", ["k1"])
+sqlite3.connect = connect
+if os.fork():
+    assert os.wait()[1] == 0
+else:
+    assert source.fetch("a", ["k1"]) != [None]
+"""
+    run = subprocess.run([sys.executable, "-c", script, source.path], check=True, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("", "")
+
+
+def test_errors_survive_a_process_boundary(tmp_path):
+    with (
+        multiprocessing.get_context("fork").Pool(1) as pool,
+        pytest.raises(MmcacheError, match="no database") as caught,
+    ):
+        pool.apply(SQLiteSource(tmp_path / "no.db", *SCHEMAS).fetch, ("a", ["k"]))
+    assert caught.value.path == str(tmp_path / "no.db")
+
+
+@pytest.mark.parametrize("journal", ["wal"], indirect=True)
+def test_readers_in_processes_and_threads_beside_a_writer(tmp_path, writer, journal):
+    """Every read is of one commit: the two tables always hold the same generation."""
+    writer.execute("DELETE FROM b")
+    writer.execute("UPDATE a SET kind = '0'")
+    writer.execute("INSERT INTO b VALUES ('0')")
+    source = SQLiteSource(tmp_path / "items.db", *SCHEMAS)
+    source.fetch("b", ["0"])
+
+    def look():
+        seen: set[str] = set()
+        deadline = time.monotonic() + 20
+        while len(seen) < 5 and time.monotonic() < deadline:
+            with source.read() as reading:
+                kinds = {record.values[1] for record in reading.records("a")}
+                generations = set(ids(reading.records("b")))
+            assert kinds == generations, (kinds, generations)
+            assert len(kinds) == 1
+            seen |= kinds
+        return len(seen)
+
+    stop = threading.Event()
+
+    def write():
+        generation = 0
+        while not stop.is_set():
+            generation += 1
+            with contextlib.closing(sqlite3.connect(tmp_path / "items.db", timeout=30)) as db, db:
+                db.execute("UPDATE a SET kind = ?", (str(generation),))
+                db.execute("UPDATE b SET id = ?", (str(generation),))
+
+    writing = threading.Thread(target=write)
+    reader, pipe = os.pipe()
+    pid = os.fork()  # before any thread begins a read
+    if pid == 0:
+        try:
+            os.write(pipe, pickle.dumps(look()))
+        finally:
+            os._exit(0)
+    os.close(pipe)
+    counts = []
+    readers = [threading.Thread(target=lambda: counts.append(look())) for _ in range(2)]
+    for thread in (writing, *readers):
+        thread.start()
+    for thread in readers:
+        thread.join()
+    with open(reader, "rb") as result:
+        counts.append(pickle.loads(result.read()))
+    os.waitpid(pid, 0)
+    stop.set()
+    writing.join()
+    assert min(counts) >= 5
+    source.close()

@@ -1,0 +1,240 @@
+"""Embeddings in every form a source holds them, and what is refused with which reason."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from array import array
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from mmcache.sources.vectors import VectorDecoder, float32_bytes, vector_bytes
+
+EXACT = [0.0, -0.0, 1.0, -2.5, 3.0, 65504.0]
+BYTES = struct.pack("<6f", *EXACT)
+F8 = struct.pack("<6d", *EXACT)
+
+f4_numbers = st.floats(width=32, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        BYTES,
+        bytearray(BYTES),
+        memoryview(BYTES),
+        memoryview(b"xx" + BYTES)[2:],
+        memoryview(array("d", EXACT)),
+        json.dumps(EXACT),
+        " [0, -0.0, 1, -2.5, 3e0, 65504] ",
+        EXACT,
+        tuple(EXACT),
+        array("f", EXACT),
+        array("d", EXACT),
+        [np.float32(number) for number in EXACT],
+        np.array(EXACT, "<f4"),
+        np.array(EXACT, ">f4"),
+        np.array(EXACT, "f2"),
+        np.array(EXACT, "f8"),
+        np.array(EXACT, np.longdouble),
+        np.array([EXACT, EXACT], "f4").T[:, 0],
+    ],
+)
+@pytest.mark.parametrize("dim", [6, None])
+def test_every_form_gives_the_same_bytes(value, dim):
+    assert vector_bytes(value, dim=dim, dtype="f4") == BYTES
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", ">i8", "u8"])
+def test_integer_arrays_and_integers_are_numbers(dtype):
+    assert vector_bytes(np.array([0, 1, 127], dtype), dim=3, dtype="f4") == struct.pack("<3f", 0, 1, 127)
+    assert vector_bytes([0, 1, 127], dim=3, dtype="f4") == struct.pack("<3f", 0, 1, 127)
+
+
+@pytest.mark.parametrize("value", [None, "null"])
+@pytest.mark.parametrize("dim", [6, None])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_null_is_no_embedding(value, dim, dtype):
+    assert vector_bytes(value, dim=dim, dtype=dtype) is None
+
+
+def test_a_float32_blob_of_the_right_length_is_not_copied():
+    assert vector_bytes(BYTES, dim=6, dtype="f4") is BYTES
+
+
+def test_float64_blobs_are_converted_where_the_schema_says_so():
+    assert vector_bytes(F8, dim=6, dtype="f8") == BYTES
+    assert vector_bytes(bytearray(F8), dim=None, dtype="f8") == BYTES
+
+
+def test_dtype_is_about_blobs_only():
+    assert vector_bytes(EXACT, dim=6, dtype="f8") == BYTES
+    assert vector_bytes(np.array(EXACT, "f4"), dim=6, dtype="f8") == BYTES
+    assert vector_bytes(json.dumps(EXACT), dim=6, dtype="f8") == BYTES
+
+
+@given(st.lists(f4_numbers, min_size=1, max_size=40))
+def test_float32_numbers_come_through_every_form_unchanged(numbers):
+    expected = struct.pack(f"<{len(numbers)}f", *numbers)
+    doubles = struct.pack(f"<{len(numbers)}d", *numbers)
+    for value in (numbers, np.array(numbers, "f8"), np.array(numbers, ">f4"), json.dumps(numbers), expected):
+        assert vector_bytes(value, dim=len(numbers), dtype="f4") == expected
+    assert vector_bytes(doubles, dim=len(numbers), dtype="f8") == expected
+
+
+@given(st.lists(st.floats(-3e38, 3e38), min_size=1, max_size=40))
+def test_every_form_rounds_doubles_alike(numbers):
+    expected = np.array(numbers, "<f8").astype("<f4").tobytes()
+    for value in (numbers, np.array(numbers), json.dumps(numbers)):
+        assert vector_bytes(value, dim=None, dtype="f4") == expected
+    assert vector_bytes(np.array(numbers, "<f8").tobytes(), dim=None, dtype="f8") == expected
+
+
+def test_nan_and_infinity_pass_for_the_builder_to_judge():
+    for value in ([math.nan, math.inf], np.array([math.nan, math.inf]), "[NaN, Infinity]"):
+        assert vector_bytes(value, dim=2, dtype="f4") == struct.pack("<2f", math.nan, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "empty"),
+        ("[]", "empty"),
+        ([], "empty"),
+        (np.array([]), "empty"),
+        (b"12345", "5 bytes, expected 24"),
+        (BYTES[:-4], "20 bytes, expected 24"),
+        (F8, "48 bytes, which is dim=6 numbers of float64.*set dtype='f8'"),
+        ([1.0] * 5, "5 numbers, expected dim=6"),
+        ("[1, 2]", "2 numbers, expected dim=6"),
+        (np.ones(7), "7 numbers, expected dim=6"),
+        ("", "not JSON"),
+        ("1, 2", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a": 1}', "JSON of type dict"),
+        ("5", "JSON of type int"),
+        ('["1", 2, 3, 4, 5, 6]', "'1' at position 0"),
+        ("[1, 2, null, 4, 5, 6]", "None at position 2"),
+        ("[1, [2], 3, 4, 5, 6]", r"\[2\] at position 1"),
+        ([1, 2, 3, 4, 5, True], "True at position 5"),
+        ([1, 2, 3, 4, b"5", 6], "b'5' at position 4"),
+        ([1, 2, 3, 4, 1j, 6], "1j at position 4"),
+        ([1, 2, 3, 1e39, 5, 6], r"1e\+39 at position 3, which float32 cannot"),
+        ([1, 2, 3, 10**400, 5, 6], "position 3, which float32 cannot"),
+        (np.array([1, 2, 3, 1e39, 5, 6]), r"1e\+39 at position 3, which float32 cannot"),
+        (np.ones((2, 3)), r"shape \(2, 3\)"),
+        (np.float64(1.0), r"shape \(\)"),
+        (np.array(["a"] * 6), "dtype <U1"),
+        (np.array([True] * 6), "dtype bool"),
+        (np.ones(6, complex), "dtype complex"),
+        (5, "type int"),
+        (1.5, "type float"),
+        ({1.0: 2}, "type dict"),
+        (iter(EXACT), "iterator"),
+    ],
+)
+def test_anything_else_is_refused_with_its_reason(value, reason):
+    with pytest.raises(ValueError, match=reason):
+        vector_bytes(value, dim=6, dtype="f4")
+
+
+def test_f8_refusals():
+    with pytest.raises(ValueError, match=r"24 bytes, which is dim=6 numbers of float32, expected float64.*dtype='f4'"):
+        vector_bytes(BYTES, dim=6, dtype="f8")
+    with pytest.raises(ValueError, match="not a multiple of 8"):
+        vector_bytes(b"123456789012", dim=None, dtype="f8")
+    with pytest.raises(ValueError, match="1e\\+39 at position 1, which float32 cannot"):
+        vector_bytes(struct.pack("<2d", 1.0, 1e39), dim=2, dtype="f8")
+
+
+def test_rows_of_a_matrix_are_refused_with_the_position_in_the_row():
+    with pytest.raises(ValueError, match="at position 1,"):
+        float32_bytes(np.array([[1.0, 2.0, 3.0], [1.0, 1e300, 3.0]]))
+
+
+# ---- float64 read as float32, when only the numbers can tell ---------------------------------------------------------
+
+f4_vectors = st.one_of(
+    st.lists(st.floats(-1, 1, width=32), min_size=8, max_size=100),
+    st.lists(f4_numbers, min_size=8, max_size=100),
+    st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, -1.0, 1e-20]), min_size=8, max_size=100),
+    st.lists(st.integers(-10, 300), min_size=8, max_size=100),
+)
+
+
+@given(f4_vectors)
+def test_float32_is_not_taken_for_float64(numbers):
+    blob = struct.pack(f"<{len(numbers)}f", *numbers)
+    assert vector_bytes(blob, dim=None, dtype="f4") == blob
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rng: rng.normal(size=768) * 10.0 ** rng.uniform(-9, 9),
+        lambda rng: rng.normal(size=768) * (rng.random(768) < 0.1),
+        lambda rng: np.zeros(768),
+        lambda rng: np.eye(1, 768, int(rng.integers(768)))[0],
+        lambda rng: np.where(np.arange(768) % 2, rng.uniform(0.1, 1, 768), 0.0),
+        lambda rng: np.where(np.arange(768) % 2, rng.uniform(0.1, 1, 768), 1e-9 * rng.normal(size=768)),
+        lambda rng: np.exp(rng.normal(size=768) * 15).clip(0, 1e38),
+        lambda rng: np.stack([np.sin(angle := rng.random(384)), np.cos(angle)], axis=1).ravel(),
+        lambda rng: rng.integers(0, 256, 768),
+    ],
+    ids=["scaled", "sparse", "zeros", "one-hot", "zero pairs", "tiny pairs", "log-normal", "sin-cos", "bytes"],
+)
+def test_no_false_alarm_on_the_shapes_real_embeddings_have(make):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        blob = np.asarray(make(rng), "<f4").tobytes()
+        assert vector_bytes(blob, dim=None, dtype="f4") == blob
+
+
+@pytest.mark.parametrize("dim", [16, 64, 384, 768])
+@pytest.mark.parametrize("once", ["f4", "f8"])
+def test_float64_is_recognised_without_a_dim(dim, once):
+    rng = np.random.default_rng(1)
+    reasons = []
+    for _ in range(100):
+        vector = rng.normal(size=dim)
+        blob = (vector / np.linalg.norm(vector)).astype(once).astype("<f8").tobytes()
+        try:
+            vector_bytes(blob, dim=None, dtype="f4")
+        except ValueError as error:
+            reasons.append(str(error))
+    assert len(reasons) >= 95
+    assert all(f"{dim} numbers of float64; set dtype='f8'" in reason for reason in reasons)
+
+
+def test_a_dim_overrules_the_suspicion():
+    blob = np.random.default_rng(1).normal(size=64).astype("<f8").tobytes()
+    assert vector_bytes(blob, dim=128, dtype="f4") is blob
+
+
+# ---- a collection ----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_embedding_sets_the_dim_for_the_rest():
+    decode = VectorDecoder(None, "f4")
+    assert decode(None) is None
+    assert decode([1.0, 2.0]) == struct.pack("<2f", 1, 2)
+    assert decode.dim == 2
+    with pytest.raises(ValueError, match="3 numbers, expected dim=2"):
+        decode([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="float64"):
+        decode(struct.pack("<2d", 1, 2))
+
+
+def test_float32_blobs_text_and_lists_do_without_numpy():
+    script = (
+        "import sys; from mmcache.sources.vectors import vector_bytes as v\n"
+        "v(b'\\0' * 64, dim=16, dtype='f4'); v(b'\\0' * 64, dim=None, dtype='f4'); v('[1]', dim=1, dtype='f4')\n"
+        "v([1, 2.0], dim=2, dtype='f4'); v(None, dim=2, dtype='f4')\n"
+        "assert 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,253 @@
+"""Every byte of a file is covered: a flipped bit is found by `verify`, and no look-up gives a wrong answer.
+
+The sweeps run over bytes in memory, which is the reader's own code on everything but `fs`; a part of them is
+repeated on a real file under a real map.
+"""
+
+# mypy: disable-error-code="arg-type, type-arg"
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+import mmcache
+from mmcache import CorruptFileError, MmcacheError, Snapshot
+from mmcache.storage.verify import verify_bytes
+from tests.storage.helpers import (
+    SMALL,
+    Bytes,
+    Expected,
+    build_bytes,
+    damaged,
+    questions,
+    small_items,
+    sweep,
+    table_rows,
+)
+
+pytestmark = pytest.mark.usefixtures("no_disk_wait")
+
+
+def small(path) -> tuple[bytearray, dict]:
+    items = small_items(6)
+    data = build_bytes(path, items, SMALL, cluster_by="kind")
+    return bytearray(data), {"items": list(questions(Expected.of(SMALL, items, "kind"), absent=["", "nobody"]))}
+
+
+def large(path) -> tuple[bytearray, dict]:
+    """Several 64 KiB blocks, so that damage in one leaves others readable."""
+    items = small_items(300)
+    for i, item in enumerate(items):
+        item["text"] = chr(97 + i % 26) * 900
+    data = build_bytes(path, items, SMALL)
+    assert len(data) > 4 * 65_536
+    sample = Expected.of(SMALL, items)
+    asked = list(questions(sample))
+    return bytearray(data), {"items": asked}
+
+
+def content(data: bytes) -> list[range]:
+    """The bytes of the sections, without the padding between them."""
+    return [range(offset, offset + length) for _, _, _, offset, length, *_ in table_rows(data)]
+
+
+def is_refused(data: bytearray) -> bool:
+    try:
+        verify_bytes(Bytes(data).read, len(data))
+    except MmcacheError:
+        return True
+    return False
+
+
+def test_the_undamaged_files_answer_everything(path):
+    for make in (small, large):
+        data, expected = make(path)
+        for verify in ("auto", "full", "lazy"):
+            for access in ("mmap", "copy"):
+                with damaged(data, verify, access) as snapshot:
+                    assert sweep(snapshot, expected) == 0
+                    snapshot.verify(deep=True)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_verify_finds_every_flipped_bit(path, part):
+    data, _ = small(path)
+    assert not is_refused(data)
+    missed = []
+    for at in range(part, len(data), 2):
+        for bit in range(8):
+            data[at] ^= 1 << bit
+            if not is_refused(data):
+                missed.append((at, bit))
+            data[at] ^= 1 << bit
+    assert not missed
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_every_answer_after_any_flipped_bit_is_right_or_an_error(path, part):
+    data, expected = small(path)
+    places = [at for extent in content(data) for at in extent]
+    padding = set(range(len(data))).difference(places)
+    assert len(padding) + len(places) == len(data)
+    flips = [(at, bit) for at in places for bit in range(8)] + [(at, at % 8) for at in sorted(padding)[::4]]
+    refused = 0
+    for at, bit in flips[part::2]:
+        data[at] ^= 1 << bit
+        try:
+            with damaged(data) as snapshot:
+                refused += sweep(snapshot, expected) > 0
+        except MmcacheError:
+            refused += 1
+        except AssertionError as error:
+            raise AssertionError(f"bit {bit} of byte {at}: {error}") from None
+        finally:
+            data[at] ^= 1 << bit
+    assert refused == len(flips[part::2])
+
+
+def test_flipped_bits_under_a_real_map_are_right_or_an_error(path):
+    data, expected = small(path)
+    os.chmod(path, 0o644)
+    chance = random.Random(20)
+    places = [at for extent in content(data) for at in extent]
+    flips = [(chance.choice(places), chance.randrange(8)) for _ in range(300)]
+    with open(path, "r+b", buffering=0) as file:
+        for at, bit in flips:
+            os.pwrite(file.fileno(), bytes([data[at] ^ 1 << bit]), at)
+            for access in ("mmap", "copy"):
+                try:
+                    with Snapshot.open(path, verify="lazy", access=access) as snapshot:
+                        sweep(snapshot, expected)
+                        with pytest.raises(CorruptFileError):
+                            snapshot.verify()
+                except MmcacheError:
+                    pass
+            for verify in ("auto", "full"):
+                with pytest.raises(MmcacheError):
+                    Snapshot.open(path, verify=verify)
+            os.pwrite(file.fileno(), bytes([data[at]]), at)
+
+
+def check_random_damage(data: bytearray, expected: dict, rounds: int, chance: random.Random) -> None:
+    """Flips anywhere in the file, one to three of them; `verify` finds them, answers are right or errors."""
+    places = [at for extent in content(data) for at in extent]
+    for _ in range(rounds):
+        where = [
+            chance.choice(places if chance.random() < 0.9 else range(len(data)))
+            for _ in range(chance.choice([1, 1, 3]))
+        ]
+        flips = {at: 1 << chance.randrange(8) for at in where}
+        for at, mask in flips.items():
+            data[at] ^= mask
+        try:
+            assert is_refused(data), flips
+            with damaged(data) as snapshot:
+                sweep(snapshot, expected)
+        except MmcacheError:
+            pass
+        except AssertionError as error:
+            raise AssertionError(f"flips {flips}: {error}") from None
+        finally:
+            for at, mask in flips.items():
+                data[at] ^= mask
+
+
+def test_random_flips_in_a_file_of_several_blocks_are_right_or_an_error(path):
+    data, expected = large(path)
+    expected["items"] = [question for i, question in enumerate(expected["items"]) if i % 11 == 0]
+    check_random_damage(data, expected, 600, random.Random(7))
+
+
+@pytest.mark.nightly
+def test_many_random_flips_in_a_file_of_several_blocks_are_right_or_an_error(path):
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    data, expected = large(path)
+    expected["items"] = [question for i, question in enumerate(expected["items"]) if i % 7 == 0]
+    check_random_damage(data, expected, 20_000, random.Random(seed))
+
+
+@pytest.mark.nightly
+def test_verify_finds_every_flipped_bit_of_a_64_kib_file(path):
+    items = small_items(400)
+    data = bytearray(build_bytes(path, items, SMALL))
+    assert 40_000 < len(data) < 90_000
+    for at in range(len(data)):
+        for bit in range(8):
+            data[at] ^= 1 << bit
+            assert is_refused(data), (at, bit)
+            data[at] ^= 1 << bit
+
+
+def test_every_truncation_and_extension_is_refused_at_open(path):
+    data, _ = small(path)
+    for length in range(len(data)):
+        with pytest.raises(MmcacheError):
+            damaged(data[:length])
+    for more in (*range(1, 65), *range(65, 4097, 61), 4096):
+        for fill in (b"\0", b"\xff"):
+            with pytest.raises(MmcacheError, match="truncated or extended"):
+                damaged(data + fill * more)
+
+
+def test_truncations_and_extensions_of_a_real_file_are_refused_at_open(path):
+    data, _ = small(path)
+    os.chmod(path, 0o644)
+    for length in (*range(0, len(data), 97), len(data) - 1, len(data) + 1, len(data) + 4096):
+        path.write_bytes((data + bytes(4096))[:length])
+        for access in ("mmap", "copy"):
+            with pytest.raises(mmcache.CorruptFileError):
+                Snapshot.open(path, verify="lazy", access=access)
+
+
+def torn(data: bytes, older: bytes, size: int, sectors: range):
+    """(name, bytes) for every way in which one of these sectors may be lost or mistaken for another."""
+    for at in range(sectors.start, sectors.stop, size):
+        sector = data[at : at + size]
+        for name, wrong in (
+            ("zeroed", bytes(len(sector))),
+            ("all ones", b"\xff" * len(sector)),
+            ("of an older generation", older[at : at + size]),
+            ("a copy of the one before", data[at - size : at]),
+            ("a copy of the one after", data[at + size : at + 2 * size]),
+        ):
+            if wrong != sector and len(wrong) == len(sector):
+                yield f"sector {at // size} {name}", data[:at] + wrong + data[at + size :]
+        for other in (at + size, at + 2 * size, at + 5 * size, len(data) - size):
+            if other + size <= len(data) and data[other : other + size] != sector:
+                swapped = bytearray(data)
+                swapped[at : at + size], swapped[other : other + size] = data[other : other + size], sector
+                yield f"sectors {at // size} and {other // size} swapped", bytes(swapped)
+
+
+@pytest.mark.parametrize("size", [24, 64, 512, 4096])
+def test_torn_sectors_are_found_and_answers_are_right_or_an_error(path, size):
+    """The embeddings are in another 64 KiB block than rows and ids, so that no check of the one covers the other."""
+
+    def items(generation: int):
+        for i, item in enumerate(small_items(26, generation)):
+            yield item | {"text": chr(97 + i) * 5_000}
+
+    older = build_bytes(path, list(items(0))[::-1], SMALL)
+    data = build_bytes(path, list(items(0)), SMALL)
+    assert len(older) == len(data)
+    asked = list(questions(Expected.of(SMALL, list(items(0)))))
+    extents = {row[0].rstrip(b"\0").decode(): range(row[3], row[3] + row[4]) for row in table_rows(data)}
+    begin = extents["items/rows"].start if size == 24 else 256
+    interesting = range(begin, min(extents["items/records"].start + 8192, len(data)))
+    if size >= 512:
+        interesting = range(len(data))
+    order = random.Random(3)
+    for name, wrong in torn(data, older, size, interesting):
+        assert is_refused(bytearray(wrong)), name
+        order.shuffle(asked)  # what is asked first may leave a block verified for what follows
+        try:
+            with damaged(wrong) as snapshot:
+                sweep(snapshot, {"items": asked})
+        except MmcacheError:
+            pass
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
