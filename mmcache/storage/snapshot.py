@@ -54,7 +54,8 @@ _SMALL_BATCH = 24
 """Below so many keys, one get after the other is faster than numpy."""
 
 _SHORT_KEY = 64
-"""Up to so many bytes, gathering keys as columns of a matrix is faster than slicing them out one by one."""
+_MANY_KEYS = 256
+"""Up to so many bytes, from so many keys on, gathering them as a matrix is faster than slicing them out one by one."""
 
 _WINDOW = np.arange(8)
 """Slots that a batch looks at together: one cache line of hashes."""
@@ -355,7 +356,11 @@ class Collection(Mapping[str, Record]):
         """The texts at these places; short ones gathered by numpy, a line each, and decoded together."""
         longest = int(lengths.max(initial=0))
         # A window must not reach beyond the file, as one of a short key in the last bytes would.
-        if longest <= _SHORT_KEY and int(begins.max(initial=0)) + longest < len(self._buffer):
+        if (
+            longest <= _SHORT_KEY
+            and len(begins) >= _MANY_KEYS
+            and int(begins.max(initial=0)) + longest < len(self._buffer)
+        ):
             windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self._buffer, np.uint8), longest + 1)
             lines = windows[begins.astype(np.int64)]
             lines[np.arange(len(lines)), lengths.astype(np.int64)] = ord("\n")

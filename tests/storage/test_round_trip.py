@@ -618,3 +618,15 @@ def test_metadata_of_any_kind_comes_back(path):
         assert same(dict(snapshot.metadata), metadata)
         assert snapshot.source is None
         assert snapshot.header.version == (1, 0, 0)
+
+
+@pytest.mark.parametrize("last", ["z", "\n", "a\nb", "\u00e4" * 31, "x" * 300])
+@pytest.mark.parametrize("n", [3, 300, 3000])
+def test_keys_of_any_length_are_listed_to_the_very_end_of_a_file(path, n, last):
+    keys = ["k" * 60, *(f"{i}\u00e9"[-1 - i % 5 :] + str(i) for i in range(n)), last]
+    mmcache.build(path, [{"id": key} for key in keys], Schema("items"))
+    for verify in ("full", "lazy"):
+        with Snapshot.open(path, verify=verify) as snapshot:
+            assert list(snapshot) == keys
+            assert snapshot.where().ids == keys
+            assert snapshot.where()[::-7].ids == keys[::-7]
