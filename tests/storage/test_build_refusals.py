@@ -178,7 +178,7 @@ def refused(path, *args: Any, **options: Any) -> BuildError:
     error = caught.value
     error.__traceback__ = None
     after = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
-    before.setdefault(f"{path.name}.lock", after.get(f"{path.name}.lock", b""))
+    before[f"{path.name}.lock"] = after[f"{path.name}.lock"]  # it says who held it last, and when
     assert after == before
     assert open_files() == files
     again = pickle.loads(pickle.dumps(error))
