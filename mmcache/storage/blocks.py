@@ -31,7 +31,7 @@ class Blocks:
         """1 for each block that was verified; hot paths look here themselves."""
 
     def touch(self, offset: int, length: int) -> None:
-        """Verify what these bytes lie in; 0.2 us where that was done before. Raises CorruptFileError."""
+        """Verify what these bytes lie in where that was not done before. Raises CorruptFileError."""
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
         if self.verified.find(0, first, last + 1) >= 0 or last >= len(self.verified):
             self._verify(range(first, last + 1))

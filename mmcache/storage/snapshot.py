@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Collection", "Record", "Selection", "Snapshot"]
 
 AUTO_FULL_BYTES = 64 * 2**20
-"""verify="auto" checksums files up to this size whole at open: some 3 ms in the page cache."""
+"""verify="auto" checksums files up to this size whole at open, which takes a few ms in the page cache."""
 
 _BATCH = 2048
 """Records decoded at a time by whatever reads many."""
@@ -187,7 +187,7 @@ class Collection(Mapping[str, Record]):
         return True
 
     def get_many(self, keys: Iterable[str]) -> list[Record | None]:
-        """The records of these keys, in their order, None where there is none. About half the cost of single gets."""
+        """The records of these keys, in their order, None where there is none. Cheaper than one by one."""
         wanted = list(keys)
         if len(wanted) < _SMALL_BATCH:
             return [self.get(key) for key in wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import struct
@@ -24,6 +25,7 @@ from mmcache import (
     UntrustedPathError,
     UnusableFileError,
 )
+from mmcache.storage import fs
 from mmcache.storage.publish import clear
 from tests.cache.bank import ITEMS, insert_item, make_bank, source_of, truth
 
@@ -153,6 +155,30 @@ def test_an_unreadable_file_is_answered_by_the_source(path: Path, bank: Path, so
     cache = mmcache.open(path, source)
     check_equals_source(cache, bank)
     assert set(cache.stats().fallbacks) == {"unreadable"}
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_a_file_that_the_system_refuses_to_open_is_answered_by_the_source(
+    path: Path, bank: Path, source: SQLiteSource, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """What the test above does, for root too, and for errors that permissions cannot make."""
+    mmcache.build(path, source)
+
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+        def open(self, *_: Any, **__: Any) -> int:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fs, "system", Refusing())
+    cache = mmcache.open(path, source)
+    check_equals_source(cache, bank)
+    stats = cache.stats()
+    assert set(stats.fallbacks) == {"unreadable"}
+    assert stats.rebuilds == 0
+    with pytest.raises(UnusableFileError, match="cannot be read"):
+        mmcache.open(path)
 
 
 def test_a_directory_in_its_place_is_answered_by_the_source(path: Path, bank: Path, source: SQLiteSource) -> None:
