@@ -8,7 +8,7 @@
 PYTHON     ?=
 VENV       ?= .venv
 JOBS       ?= 2
-BENCHMARKS ?= requirements lookup open build memory
+BENCHMARKS ?= requirements lookup open build memory freshness tracking
 BENCH_ARGS ?= --quick
 
 BIN     := $(VENV)/bin

@@ -111,6 +111,8 @@ class DataSet:
                 _remove(outdated)
             write(f"{path}.part")
             os.rename(f"{path}.part", path)
+            for shared in glob.glob(f"{glob.escape(path)}.part.*"):  # lock, control page and metrics of that name
+                _remove(shared)
         return path
 
 

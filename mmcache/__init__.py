@@ -32,6 +32,7 @@ __all__ = [
     "SourceError",
     "SourceRecord",
     "Stats",
+    "Status",
     "UntrustedPathError",
     "UnusableFileError",
     "__version__",
@@ -55,10 +56,12 @@ if TYPE_CHECKING:
         UnusableFileError,
     )
     from .schema import Schema
+    from .sharing.publishing import build
+    from .sharing.status import Status
     from .sources.base import Source, SourceRecord
     from .sources.iterable import IterableSource, JSONLinesSource
     from .sources.sqlite import SQLiteSource
-    from .storage.publish import BuildReport, build
+    from .storage.publish import BuildReport
     from .storage.snapshot import Collection, Record, Selection, Snapshot
 else:  # hidden from type checkers, which would otherwise take any misspelt name for one of ours
 
@@ -94,7 +97,9 @@ _HOMES = {
         ".sources.base": ("Source", "SourceRecord"),
         ".sources.iterable": ("IterableSource", "JSONLinesSource"),
         ".sources.sqlite": ("SQLiteSource",),
-        ".storage.publish": ("BuildReport", "build"),
+        ".sharing.publishing": ("build",),
+        ".sharing.status": ("Status",),
+        ".storage.publish": ("BuildReport",),
         ".storage.snapshot": ("Collection", "Record", "Selection", "Snapshot"),
     }.items()
     for name in names

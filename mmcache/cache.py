@@ -1,44 +1,34 @@
 """`Cache`: the file first, the source for whatever the file cannot answer.
 
-A get takes no lock: it reads one attribute, the current snapshot, and asks it. Only `UnusableFileError` sends a
-caller on to the source, one id at a time where one record is damaged; an error of the caller's own is never
-taken for a fault of the file. Adopting a newer file replaces that one attribute; readers in the middle of something
-finish with the generation that they began with.
+A get takes no lock: it looks whether anything is new (see `tiers`), reads one attribute, the snapshot that answers now,
+and asks it. Only `UnusableFileError` sends a caller on to the source, one id at a time where one record is damaged; an
+error of the caller's own is never taken for a fault of the file. Readers in the middle of something finish with the
+generation that they began with.
 
-Call grammar: open (read | rebuild | refresh)* close.
+Call grammar: open (read | invalidate | rebuild | refresh)* close.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import logging
 import os
-import threading
 import time
-import weakref
-from collections import Counter as Tally
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet, ValuesView
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from .errors import (
-    ClosedError,
-    IncompatibleFormatError,
-    LockTimeoutError,
-    MissingFileError,
-    MmcacheError,
-    SourceError,
-    UnusableFileError,
-)
-from .format.layout import Layout
+from . import freshness
+from .errors import SourceError, UnusableFileError
 from .schema import Query, Schema, parse_query
+from .sharing import metrics
+from .sharing.control import WAKE, entry_of, wildcard_of
+from .sharing.status import Status, status_of
 from .sources.base import Source, SourceRecord
-from .storage.fs import identity_of
-from .storage.publish import LOCK_TIMEOUT, BuildReport, publish
+from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.record import Record, RecordItems, RecordValues, detached
 from .storage.selection import Selection
 from .storage.snapshot import Access, Collection, Snapshot, Verify
+from .tiers import EXECUTORS, Tiers, is_disabled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,10 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "CachedCollection", "FoundRecords", "Stats", "open"]
 
-log = logging.getLogger("mmcache")
+Executor = Literal["subprocess", "thread", "inline", "external"]
+Profile = Literal["development", "staging", "production"]
 
-RETRY_SECONDS = 1.0
-"""How often a cache without a file looks whether there is one by now."""
+_clock = time.monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +47,32 @@ class Stats:
     """What this process has seen of one cache.
 
     hits: the file answered. misses: no tier had the id. fallbacks: the source answered, by cause: "absent" (an id that
-    the file lacks), "record" (damage in what was read), "building" (another process is), "disabled", or why there is
-    no file: "missing", "corrupt", "incompatible", "unreadable", "untrusted".
-    corruptions: damage met, in a file or in a record. opens: files opened; load_seconds: how long the last one took.
-    fallback_seconds: spent in the source, all together. rebuilds, build_failures: builds that we ran.
-    generation: that is served now; None while there is no file.
+    the file lacks), "invalidated", "expired", "record" (damage in what was read), "slow", "building" (another process
+    is), "disabled", or why there is no file: "missing", "corrupt", "incompatible", "unreadable", "untrusted".
+    stale_served: answers of a file that was due to be built again, or had expired while the source failed.
+    corruptions: damage met, in a file or in a record. opens: files opened; adoptions: those in the place of another;
+    refusals: files that were not right. load_seconds: how long the last opening took. fallback_seconds: spent in the
+    source, all together. rebuilds, build_failures: builds that this cache ran itself, in a get or a thread.
+    invalidations: said here. slow_lookups: beyond `slow_after`. generation: of the file; None while there is none.
+    state: "fresh", "stale", "expired", "invalidated", "slow", "no file", "disabled"; "starting" before the first look.
     """
 
     hits: int
     misses: int
     fallbacks: Mapping[str, int]
+    stale_served: int
     corruptions: int
     opens: int
+    adoptions: int
+    refusals: int
     rebuilds: int
     build_failures: int
+    invalidations: int
+    slow_lookups: int
     load_seconds: float
     fallback_seconds: float
     generation: int | None
+    state: str
 
     @property
     def hit_rate(self) -> float:
@@ -82,251 +81,15 @@ class Stats:
         return self.hits / total if total else 1.0
 
 
-class _Hits:
-    """A counter that is exact under threads and takes no lock: `next` of a C iterator cannot be interrupted."""
-
-    def __init__(self) -> None:
-        self._count = itertools.count()
-        self.bump = self._count.__next__
-        self._lock = threading.Lock()
-        self._looks = 0
-        self._added = 0
-
-    def add(self, n: int) -> None:
-        with self._lock:
-            self._added += n
-
-    def value(self) -> int:
-        """So far. Looking counts, so looks are taken off again."""
-        with self._lock:
-            value = self.bump() - self._looks + self._added
-            self._looks += 1
-            return value
-
-
-class _Tiers:
-    """What the collections of one cache share: the snapshot, the source, and what has happened.
-
-    `snapshot` is replaced as a whole and read without a lock. Everything else changes under `lock`.
-    """
-
-    def __init__(self, path: str, source: Source | None, options: dict[str, Any]) -> None:
-        self.path = path
-        self.source = source
-        self.options = options
-        self.snapshot: Snapshot | None = None
-        self.closed = False
-        self.cause = "missing"
-        self._error: UnusableFileError | None = None
-        self._next_try = 0.0
-        self._may_build = bool(options["build"])
-        self.begin_counting()
-        _alive.add(self)
-
-    def begin_counting(self) -> None:
-        """Counters and locks of this process: at the start, and in a forked child."""
-        self.lock = threading.RLock()
-        self.hits = _Hits()
-        self._tally: Tally[str] = Tally()
-        self._fallbacks: Tally[str] = Tally()
-        self._load_seconds = 0.0
-        self._fallback_seconds = 0.0
-
-    def count(self, what: str, n: int = 1) -> None:
-        with self.lock:
-            self._tally[what] += n
-
-    def count_fallback(self, cause: str, n: int, seconds: float) -> None:
-        with self.lock:
-            self._fallback_seconds += seconds
-            if n:
-                self._fallbacks[cause] += n
-
-    def stats(self) -> Stats:
-        snapshot = self.snapshot
-        with self.lock:
-            return Stats(
-                hits=self.hits.value(),
-                misses=self._tally["misses"],
-                fallbacks=dict(self._fallbacks),
-                corruptions=self._tally["corruptions"],
-                opens=self._tally["opens"],
-                rebuilds=self._tally["rebuilds"],
-                build_failures=self._tally["build_failures"],
-                load_seconds=self._load_seconds,
-                fallback_seconds=self._fallback_seconds,
-                generation=None if snapshot is None else snapshot.generation,
-            )
-
-    # --- the file
-
-    def attached(self) -> Snapshot | None:
-        """The snapshot to read from, opened or built now if need be; None leaves it to the source.
-
-        Raises the file's UnusableFileError where there is no source to leave it to.
-        """
-        if self.closed:
-            raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
-        if self.snapshot is not None:
-            return self.snapshot
-        if _disabled():
-            self.cause = "disabled"
-            if self.source is None:
-                raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
-            return None
-        if not self.lock.acquire(timeout=self.options["wait"]):  # a thread of ours is building
-            self.cause = "building"
-            return None
-        try:
-            if self.snapshot is None and time.monotonic() >= self._next_try:
-                self._attach()
-        finally:
-            self.lock.release()
-        if self.snapshot is None and self.source is None and self._error is not None:
-            raise self._error
-        return self.snapshot
-
-    def _attach(self) -> None:
-        """Open the file, or build it; or remember why neither was possible, and when to look again."""
-        try:
-            self.snapshot = self._open()
-        except UnusableFileError as error:
-            self._refuse(error)
-            if self._may_build and self.source is not None and self._is_ours_to_mend(error):
-                self._build_first(self.source)
-        if self.snapshot is None:
-            self._next_try = time.monotonic() + (RETRY_SECONDS if self.source is not None else 0.0)
-
-    def _open(self) -> Snapshot:
-        begun = time.perf_counter()
-        snapshot = Snapshot.open(self.path, verify=self.options["verify"], access=self.options["access"])
-        if not self._has_our_schemas(snapshot.layout):
-            raise IncompatibleFormatError(
-                "was built with other schemas than the source has now: rebuild it", path=self.path
-            )
-        self._load_seconds = time.perf_counter() - begun
-        self._tally["opens"] += 1
-        return snapshot
-
-    def _has_our_schemas(self, layout: Layout) -> bool:
-        if self.source is None:
-            return True
-        return self.source.schemas == tuple(collection.schema for collection in layout.collections.values())
-
-    def _refuse(self, error: UnusableFileError) -> None:
-        self._error = error
-        self.cause = error.cause
-        self._tally["corruptions"] += error.cause == "corrupt"
-        if not isinstance(error, MissingFileError):
-            log.warning("%s", error, extra={"event": "file_refused", "cause": error.cause, "path": self.path})
-
-    def _is_ours_to_mend(self, error: UnusableFileError) -> bool:
-        """A missing or damaged file, or one with other schemas. A file of another major version belongs to workers
-        of that version, and what we may not read or trust we do not replace."""
-        return error.cause in ("missing", "corrupt") or (
-            isinstance(error, IncompatibleFormatError) and error.found is None
-        )
-
-    def _build_first(self, source: Source) -> None:
-        """One process builds; the others wait until its file is there, take over if it dies, and give up in time."""
-        deadline = time.monotonic() + self.options["wait"]
-        pause = 0.001
-        while self.snapshot is None:
-            try:
-                self.publish(source, timeout=0.0, unless=self._has_our_schemas)
-            except LockTimeoutError:
-                if time.monotonic() >= deadline:
-                    self.cause = "building"
-                    return
-                time.sleep(pause)
-                pause = min(2 * pause, 0.02)
-            except MmcacheError as error:
-                self._may_build = False
-                log.warning("build failed: %s", error, extra={"event": "build_failed", "path": self.path})
-                return
-            with contextlib.suppress(UnusableFileError):
-                self.snapshot = self._open()
-
-    def publish(self, source: Source, *, timeout: float, unless: Callable[[Layout], bool]) -> BuildReport:
-        """Build and publish from the source, and count it."""
-        try:
-            report = publish(
-                self.path,
-                source,
-                cluster_by=self.options["cluster_by"],
-                metadata=self.options["metadata"],
-                timeout=timeout,
-                unless=unless,
-            )
-        except LockTimeoutError:
-            raise
-        except MmcacheError:
-            self.count("build_failures")
-            raise
-        if report.changed:
-            self.count("rebuilds")
-        return report
-
-    def refresh(self) -> bool:
-        """Adopt the file at the path if it is another than ours. A file that is not right is refused, ours kept."""
-        with self.lock:
-            old = self.snapshot
-            if old is None:
-                self._next_try = 0.0
-                return self.attached() is not None
-            if identity_of(self.path) == old.identity:
-                return False
-            try:
-                new = self._open()
-            except UnusableFileError as error:
-                self._refuse(error)
-                return False
-            if new.generation < old.generation:
-                log.warning(
-                    "%s: went back from generation %d to %d",
-                    self.path,
-                    old.generation,
-                    new.generation,
-                    extra={"event": "generation_went_back", "path": self.path},
-                )
-            # A reader that took the old snapshot before this line finishes with it; it is unmapped with its last user.
-            self.snapshot = new
-            return True
-
-    def damaged(self, error: UnusableFileError) -> str:
-        """Damage met while reading: count it and name the cause of the fallback; raise it where there is none."""
-        self.count("corruptions")
-        log.warning("%s", error, extra={"event": "corruption", "path": self.path})
-        if self.source is None:
-            raise error
-        return "record"
-
-
-_alive: weakref.WeakSet[_Tiers] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """Snapshots are shared with the parent and stay; a lock that another thread held would never be released."""
-    for tiers in list(_alive):
-        tiers.begin_counting()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _disabled() -> bool:
-    return os.environ.get("MMCACHE_DISABLE", "0") not in ("", "0")
-
-
 class CachedCollection(Mapping[str, Record]):
     """One collection of a cache: a read-only mapping over both tiers.
 
-    A look-up by key that the file cannot answer is answered by the source; `len` and iteration are the file's, or the
-    source's while there is no file. Raises KeyError where no tier has the key, SourceError where the source fails or
-    is missing, ClosedError after the cache was closed.
+    What the file cannot answer, or may not because it was invalidated or has expired, is answered by the source.
+    Raises KeyError where no tier has the key, SourceError where the source fails or is missing, ClosedError after the
+    cache was closed.
     """
 
-    def __init__(self, tiers: _Tiers, name: str | None) -> None:
+    def __init__(self, tiers: Tiers, name: str | None) -> None:
         self._tiers = tiers
         self._name = name  # None is the default collection, whatever it is called
 
@@ -334,7 +97,10 @@ class CachedCollection(Mapping[str, Record]):
 
     def __getitem__(self, key: str) -> Record:
         tiers = self._tiers
-        snapshot = tiers.snapshot
+        begun = _clock()
+        if begun >= tiers.due or tiers.words[WAKE] != tiers.seen:
+            tiers.look(begun)
+        snapshot = tiers.answering
         if snapshot is not None:
             try:
                 record = (snapshot.default if self._name is None else snapshot.collection(self._name))[key]
@@ -343,7 +109,9 @@ class CachedCollection(Mapping[str, Record]):
             except UnusableFileError as error:
                 cause = tiers.damaged(error)
             else:
-                tiers.hits.bump()
+                hits = tiers.bump()
+                if not hits & tiers.mask:
+                    tiers.sample(begun, hits)
                 return record
             found = self._fetch([key], cause)[0]
         else:
@@ -364,31 +132,42 @@ class CachedCollection(Mapping[str, Record]):
         return self._read(list(keys))
 
     def __contains__(self, key: object) -> bool:
-        collection = self._file()
-        cause = self._tiers.cause
+        if not isinstance(key, str):
+            return False
+        collection, cause = self._file(key)
         if collection is not None:
             try:
                 if key in collection:
-                    self._tiers.hits.bump()
+                    self._tiers.count(metrics.BATCH_HITS)
                     return True
                 cause = "absent"
             except UnusableFileError as error:
                 cause = self._tiers.damaged(error)
-        return isinstance(key, str) and self._fetch([key], cause)[0] is not None
+        return self._fetch([key], cause)[0] is not None
 
     def embedding(self, key: str) -> NDArray[np.float32] | None:
         """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one."""
-        collection = self._file()
-        cause = self._tiers.cause
+        tiers = self._tiers
+        begun = _clock()
+        if begun >= tiers.due or tiers.words[WAKE] != tiers.seen:
+            tiers.look(begun)
+        snapshot = tiers.answering
+        collection: Collection | None
+        if snapshot is not None:
+            collection, cause = snapshot.default if self._name is None else snapshot.collection(self._name), ""
+        else:
+            collection, cause = self._file(key)
         if collection is not None:
             try:
                 embedding = collection.embedding(key)
             except KeyError:
                 cause = "absent"
             except UnusableFileError as error:
-                cause = self._tiers.damaged(error)
+                cause = tiers.damaged(error)
             else:
-                self._tiers.hits.bump()
+                hits = tiers.bump()
+                if not hits & tiers.mask:
+                    tiers.sample(begun, hits)
                 return embedding
         record = self._fetch([key], cause)[0]
         if record is None:
@@ -398,20 +177,22 @@ class CachedCollection(Mapping[str, Record]):
     # --- all of it
 
     def __len__(self) -> int:
-        collection = self._file()
+        collection, cause = self._file()
         if collection is not None:
             return len(collection)
-        with self._source().read() as reading:
-            count = reading.count(self.schema.name)
-            return count if count is not None else sum(1 for _ in reading.records(self.schema.name))
+        try:
+            with self._source().read() as reading:
+                count = reading.count(self.schema.name)
+                return count if count is not None else sum(1 for _ in reading.records(self.schema.name))
+        except SourceError:
+            return len(self._stand_in(cause))
 
     def __iter__(self) -> Iterator[str]:
-        collection = self._file()
+        collection, cause = self._file()
         if collection is not None:
             yield from collection
         else:
-            for record in self._read_source():
-                yield record.values[0]
+            yield from (record.id for record in self._read_source(cause))
 
     def values(self) -> ValuesView[Record]:
         """The records, decoded in batches."""
@@ -423,57 +204,124 @@ class CachedCollection(Mapping[str, Record]):
 
     def all_records(self) -> Iterator[Record]:
         """What `values` iterates over."""
-        collection = self._file()
-        if collection is not None:
-            return collection.all_records()
-        return (detached(*record) for record in self._read_source())
+        collection, cause = self._file()
+        return self._read_source(cause) if collection is None else collection.all_records()
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
-        """float32, (n, dim), read-only: the file's block, or, while there is no file, a copy made from the source."""
-        collection = self._file()
-        if collection is not None:
-            try:
-                return collection.embeddings
-            except UnusableFileError as error:
-                self._tiers.damaged(error)
-        return FoundRecords(self._read_source(), self.schema.dim).embeddings
+        """float32, (n, dim), read-only: the file's block, as of its generation, whatever single ids were invalidated.
+
+        A copy made from the source while the file may not answer at all.
+        """
+        snapshot, cause, _ = self._tiers.view()
+        try:
+            if snapshot is not None:
+                return self._collection_of(snapshot).embeddings
+        except UnusableFileError as error:
+            cause = self._tiers.damaged(error)
+        try:
+            with self._source().read() as reading:
+                return FoundRecords(reading.records(self.schema.name), self.schema.dim).embeddings
+        except SourceError:
+            return self._stand_in(cause).embeddings
 
     @property
     def schema(self) -> Schema:
-        source, snapshot = self._tiers.source, self._tiers.snapshot
+        source = self._tiers.source
         if source is not None:
             return next(s for s in source.schemas if self._name in (None, s.name))
-        snapshot = snapshot or self._tiers.attached()
-        assert snapshot is not None, "without a source, attached() gives a snapshot or raises"
-        return snapshot.schema if self._name is None else snapshot.collection(self._name).schema
+        snapshot = self._tiers.view().snapshot
+        assert snapshot is not None, "without a source, there is a snapshot, or view() raises"
+        return self._collection_of(snapshot).schema
 
     # --- look-ups by field
 
-    def where(self, terms: Mapping[str, object] | None = None, /, **more: object) -> Selection | FoundRecords:
+    def where(
+        self, terms: Mapping[str, object] | None = None, /, *, snapshot: bool = False, **more: object
+    ) -> Selection | FoundRecords:
         """The records whose indexed fields have these values: AND over fields, a list means OR within one.
 
-        From the file, as of its generation; from the source while there is no file, or its index is damaged.
+        From the file; from the source while ids of this collection are invalidated, or the file may not answer, or its
+        index is damaged. snapshot: the answer of the file's generation all the same, if there is a file. (A field of
+        that name goes into `terms`.)
         """
         query = parse_query(self.schema, terms, more)
-        collection = self._file()
-        cause = self._tiers.cause
+        collection, cause = self._file()
+        if snapshot and (held := self._tiers.snapshot) is not None:
+            collection = self._collection_of(held)
         if collection is not None:
             try:
                 selection = collection.find(query)
             except UnusableFileError as error:
                 cause = self._tiers.damaged(error)
             else:
-                self._tiers.hits.bump()
+                self._tiers.count(metrics.BATCH_HITS)
                 return selection
         return self._find(query, cause)
 
+    # --- invalidation
+
+    def invalidate(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        collection: str | None = None,
+        reason: str = "manual",
+        hard: bool | None = None,
+    ) -> Literal["ids", "soft", "hard"]:
+        """Say to every process on this machine that the source has changed. When it returns, no get that begins later,
+        in whatever process, gives what was before. What it became: "ids", "soft" or "hard".
+
+        ids: exactly these, new and deleted ones too, are answered by the source until a newer generation covers them;
+            so are `where`, `len` and iteration. More than some thousand at once count as everything.
+        collection: theirs; by default this one, of a cache its first. Without ids: everything in this collection.
+        reason: record_stored, record_deleted, config_updated, schema_migration, ttl_expired or manual. Without ids it
+            decides, unless `hard` does: soft for record_stored and ttl_expired, hard for the others.
+        hard: True: the source answers everything until a rebuild has landed. False, soft: the file goes on answering
+            while it is built again.
+
+        Some microseconds, and a few system calls. Commit first, then invalidate. Raises PublishError where the others
+        cannot be told, since nothing may be written beside the file or they would not see it: see `mmcache doctor`.
+        """
+        tiers = self._tiers
+        if collection is None:
+            collection = self.schema.name if ids is not None or self._name is not None else None
+        else:
+            collection = self._known(collection)
+        return tiers.invalidate(collection, ids, reason=reason, hard=hard)
+
+    def _known(self, name: str) -> str:
+        """The name of a collection, if there is one. Raises KeyError naming those that there are."""
+        source, snapshot = self._tiers.source, self._tiers.snapshot
+        if source is not None:
+            known = [schema.name for schema in source.schemas]
+        else:
+            snapshot = snapshot or self._tiers.view().snapshot
+            known = list(snapshot.collections) if snapshot is not None else []
+        if name not in known:
+            raise KeyError(f"no collection {name!r}; there are: {', '.join(known)}")
+        return name
+
     # --- the tiers
 
-    def _file(self) -> Collection | None:
-        snapshot = self._tiers.snapshot or self._tiers.attached()
+    def _file(self, key: str | None = None) -> tuple[Collection | None, str]:
+        """The collection of the file, if that may answer for a key, or for all of them; else None, and why not."""
+        snapshot, cause, dirty = self._tiers.view()
         if snapshot is None:
-            return None
+            return None, cause
+        collection = self._collection_of(snapshot)
+        if dirty:
+            everything = wildcard_of(collection.name)
+            if key is not None:
+                is_dirty = everything in dirty or entry_of(collection.name, key) in dirty
+            else:
+                # Copied at once: another thread that looks may be adding to it.
+                is_dirty = any(entry >> 48 == everything >> 48 for entry in tuple(dirty))
+            if is_dirty:
+                return None, cause
+        return collection, cause
+
+    def _collection_of(self, snapshot: Snapshot) -> Collection:
         return snapshot.default if self._name is None else snapshot.collection(self._name)
 
     def _source(self) -> Source:
@@ -482,45 +330,94 @@ class CachedCollection(Mapping[str, Record]):
         return self._tiers.source
 
     def _read(self, keys: list[str]) -> list[Record | None]:
-        """From the file what it has, from the source the rest."""
-        collection = self._file()
-        if collection is None:
-            return self._fetch(keys, self._tiers.cause)
+        """From the file what it has and may answer, from the source the rest."""
+        snapshot, cause, dirty = self._tiers.view()
+        if snapshot is None:
+            return self._fetch(keys, cause)
+        collection = self._collection_of(snapshot)
+        if dirty:
+            return self._read_around(collection, keys, cause, dirty)
         try:
             found = collection.get_many(keys)
         except UnusableFileError:  # one of them is damaged: the others are not
             return [self.get(key) for key in keys]
         missing = [i for i, record in enumerate(found) if record is None]
-        self._tiers.hits.add(len(found) - len(missing))
+        if len(found) > len(missing):
+            self._tiers.count(metrics.BATCH_HITS, len(found) - len(missing))
         if missing:
             for i, record in zip(missing, self._fetch([keys[i] for i in missing], "absent"), strict=True):
                 found[i] = record
+        return found
+
+    def _read_around(
+        self, collection: Collection, keys: list[str], cause: str, dirty: AbstractSet[int]
+    ) -> list[Record | None]:
+        """The same, where some ids were invalidated."""
+        name = collection.name
+        if wildcard_of(name) in dirty:
+            return self._fetch(keys, cause)
+        clean = [i for i, key in enumerate(keys) if not isinstance(key, str) or entry_of(name, key) not in dirty]
+        found: list[Record | None] = [None] * len(keys)
+        try:
+            for i, record in zip(clean, collection.get_many([keys[i] for i in clean]), strict=True):
+                found[i] = record
+        except UnusableFileError as error:
+            return self._fetch(keys, self._tiers.damaged(error))
+        absent = [i for i in clean if found[i] is None]
+        if len(clean) > len(absent):
+            self._tiers.count(metrics.BATCH_HITS, len(clean) - len(absent))
+        others = sorted(set(range(len(keys))).difference(clean))
+        for group, why in ((others, cause), (absent, "absent")):
+            if group:
+                for i, record in zip(group, self._fetch([keys[i] for i in group], why), strict=True):
+                    found[i] = record
         return found
 
     def _fetch(self, keys: Sequence[str], cause: str) -> list[Record | None]:
         """From the source. Without one, an id that the file lacks is a miss, and anything else an error."""
         tiers = self._tiers
         if tiers.source is None and cause == "absent":
-            tiers.count("misses", len(keys))
+            tiers.count(metrics.MISSES, len(keys))
             return [None] * len(keys)
         wanted = [key for key in keys if isinstance(key, str)]
         begun = time.perf_counter()
-        answers = self._source().fetch(self.schema.name, wanted)
+        try:
+            answers = self._source().fetch(self.schema.name, wanted)
+        except SourceError:
+            return self._stand_in(cause).get_many(keys)
         found = {record.values[0]: detached(*record) for record in answers if record is not None}
         tiers.count_fallback(cause, sum(key in found for key in keys), time.perf_counter() - begun)
         if absent := sum(key not in found for key in keys):
-            tiers.count("misses", absent)
+            tiers.count(metrics.MISSES, absent)
         return [found.get(key) for key in keys]
 
-    def _find(self, query: Query, cause: str) -> FoundRecords:
+    def _find(self, query: Query, cause: str) -> Selection | FoundRecords:
         begun = time.perf_counter()
-        found = FoundRecords(self._source().find(self.schema.name, query), self.schema.dim)
+        try:
+            found = FoundRecords(self._source().find(self.schema.name, query), self.schema.dim)
+        except SourceError:
+            return self._stand_in(cause).find(query)
         self._tiers.count_fallback(cause, 1, time.perf_counter() - begun)
         return found
 
-    def _read_source(self) -> Iterator[SourceRecord]:
-        with self._source().read() as reading:
-            yield from reading.records(self.schema.name)
+    def _read_source(self, cause: str) -> Iterator[Record]:
+        given = 0
+        try:
+            with self._source().read() as reading:
+                for given, record in enumerate(reading.records(self.schema.name), 1):  # noqa: B007
+                    yield detached(*record)
+        except SourceError:
+            if given:
+                raise
+            yield from self._stand_in(cause).all_records()
+
+    def _stand_in(self, cause: str) -> Collection:
+        """For a source that has just failed: the file, if it may answer in its place. Raises the source's error."""
+        snapshot = self._tiers.stand_in(cause)
+        if snapshot is None:
+            raise  # noqa: PLE0704 (called while it is handled)
+        self._tiers.count(metrics.STALE_SERVED)
+        return self._collection_of(snapshot)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._tiers.path!r}, collection {self.schema.name!r}>"
@@ -538,12 +435,23 @@ class Cache(CachedCollection):
         path: str | os.PathLike[str],
         source: Source | None = None,
         *,
+        ttl: float | None = None,
+        profile: Profile = "staging",
+        refresh_at: float | None = None,
+        max_stale: float | None = None,
         build: bool = True,
+        executor: Executor = "subprocess",
+        rebuild_after: float = 60.0,
+        build_timeout: float = 600.0,
         wait: float = 30.0,
+        check_interval: float = 1.0,
+        slow_after: float | None = None,
+        fallback_on_slow: bool = False,
         verify: Verify = "auto",
         access: Access = "mmap",
         cluster_by: str | Mapping[str, str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        label: str = "",
     ) -> None:
         """The arguments of `mmcache.open`; the file is opened, or built, at the first read."""
         if source is not None and not isinstance(source, Source):
@@ -551,26 +459,34 @@ class Cache(CachedCollection):
                 f"source must be a Source such as SQLiteSource(path, schema), not {type(source).__name__}; "
                 "for records in memory use mmcache.build, or IterableSource(records, schema)"
             )
-        options = {
+        if executor not in EXECUTORS:
+            raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {executor!r}")
+        self._arguments = {
+            "ttl": ttl,
+            "profile": profile,
+            "refresh_at": refresh_at,
+            "max_stale": max_stale,
             "build": build,
-            "wait": wait,
+            "executor": executor,
+            "rebuild_after": _seconds("rebuild_after", rebuild_after),
+            "build_timeout": _seconds("build_timeout", build_timeout),
+            "wait": _seconds("wait", wait),
+            "check_interval": _seconds("check_interval", check_interval),
+            "slow_after": None if slow_after is None else _seconds("slow_after", slow_after),
+            "fallback_on_slow": fallback_on_slow,
             "verify": verify,
             "access": access,
             "cluster_by": cluster_by,
             "metadata": metadata,
+            "label": label,
         }
-        super().__init__(_Tiers(os.path.abspath(os.fspath(path)), source, options), None)
+        policy = freshness.policy(profile, ttl=ttl, refresh_at=refresh_at, max_stale=max_stale)
+        options = self._arguments | {"policy": policy}
+        super().__init__(Tiers(os.path.abspath(os.fspath(path)), source, options), None)
 
     def collection(self, name: str) -> CachedCollection:
         """A collection by name. Raises KeyError naming those that there are."""
-        source, snapshot = self._tiers.source, self.snapshot
-        if source is not None:
-            known = [schema.name for schema in source.schemas]
-        else:
-            known = list(snapshot.collections) if snapshot is not None else []
-        if name not in known:
-            raise KeyError(f"no collection {name!r}; there are: {', '.join(known)}")
-        return CachedCollection(self._tiers, name)
+        return CachedCollection(self._tiers, self._known(name))
 
     @property
     def path(self) -> str:
@@ -583,12 +499,16 @@ class Cache(CachedCollection):
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """What is served from now; None while the source answers everything."""
-        return self._tiers.snapshot or self._tiers.attached()
+        """The file of now; None while there is none that can be used.
+
+        Whether it may answer is another question: see `Stats.state`.
+        """
+        self._tiers.view()
+        return self._tiers.snapshot
 
     @property
     def generation(self) -> int | None:
-        """Of the snapshot; None while the source answers everything."""
+        """Of the snapshot; None without one."""
         snapshot = self.snapshot
         return None if snapshot is None else snapshot.generation
 
@@ -604,9 +524,9 @@ class Cache(CachedCollection):
         yield snapshot
 
     def refresh(self) -> bool:
-        """Look for a newer file and move to it; whether there was one. A file that is not right is refused.
+        """Look now at everything that is otherwise looked at once in `check_interval`; whether there was a newer file.
 
-        Costs one `stat` where nothing has changed.
+        A newer file is noticed without it, within one get where there is a control page.
         """
         return self._tiers.refresh()
 
@@ -616,24 +536,46 @@ class Cache(CachedCollection):
         Single-flight: if another process built, while we waited for it, from what the source held after this call
         began, that is the result. Raises what `mmcache.build` raises; SourceError without a source.
         """
-        asked_ns = time.time_ns()
-        report = self._tiers.publish(
-            self._source(), timeout=timeout, unless=lambda layout: layout.header.created_ns > asked_ns
-        )
+        self._source()
+        report = self._tiers.build(timeout=timeout, asked_ns=time.time_ns())
         self.refresh()
         return report
 
     def stats(self) -> Stats:
         """What this process has seen."""
-        return self._tiers.stats()
+        tiers = self._tiers
+        tiers.settle_hits()
+        slot, snapshot = tiers.slot, tiers.snapshot
+        counts = slot.counters()
+        return Stats(
+            hits=counts["hits"] + counts["batch_hits"],
+            misses=counts["misses"],
+            fallbacks={cause: n for cause in metrics.CAUSES if (n := counts[f"fallback_{cause}"])},
+            stale_served=counts["stale_served"],
+            corruptions=counts["corruptions"],
+            opens=counts["opens"],
+            adoptions=counts["adoptions"],
+            refusals=counts["refusals"],
+            rebuilds=counts["rebuilds_ok"],
+            build_failures=counts["rebuilds_failed"],
+            invalidations=counts["invalidations_ids"] + counts["invalidations_soft"] + counts["invalidations_hard"],
+            slow_lookups=counts["slow_lookups"],
+            load_seconds=slot.words[metrics.LOAD_NS] / 1e9,
+            fallback_seconds=counts["fallback_ns"] / 1e9,
+            generation=None if snapshot is None else snapshot.generation,
+            state=metrics.STATES[slot.words[metrics.STATE]],
+        )
+
+    def status(self) -> Status:
+        """What all processes of this machine that have the cache open see of it, and what the file lacks and why."""
+        return status_of(self.path, self._tiers.policy, self._tiers.source)
 
     def close(self) -> None:
         """Let go of the file. Views and pinned snapshots stay valid, and keep it mapped, until they are dropped.
 
         The source is the caller's, and stays as it is.
         """
-        self._tiers.closed = True
-        self._tiers.snapshot = None
+        self._tiers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -642,46 +584,86 @@ class Cache(CachedCollection):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._tiers.path, self._tiers.source, self._tiers.options)
+        return _reopen, (self._tiers.path, self._tiers.source, self._arguments)
 
 
-def _reopen(path: str, source: Source | None, options: dict[str, Any]) -> Cache:
-    return Cache(path, source, **options)
+def _reopen(path: str, source: Source | None, arguments: dict[str, Any]) -> Cache:
+    return Cache(path, source, **arguments)
+
+
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
+    return float(value)
 
 
 def open(
     path: str | os.PathLike[str],
     source: Source | None = None,
     *,
+    ttl: float | None = None,
+    profile: Profile = "staging",
+    refresh_at: float | None = None,
+    max_stale: float | None = None,
     build: bool = True,
+    executor: Executor = "subprocess",
+    rebuild_after: float = 60.0,
+    build_timeout: float = 600.0,
     wait: float = 30.0,
+    check_interval: float = 1.0,
+    slow_after: float | None = None,
+    fallback_on_slow: bool = False,
     verify: Verify = "auto",
     access: Access = "mmap",
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    label: str = "",
 ) -> Cache:
     """Open a cache: the file at `path`, and the source that answers for whatever the file cannot.
 
-    Where the file is missing or damaged it is built now, by one process; the others wait for it.
+    Where the file is missing or damaged it is built now, by one process; the others wait for it. Times in seconds.
 
     source: without one, the cache is read-only over the file, and raises where the file cannot answer.
+    ttl: age at which a file expires, and the source answers until it is built again; math.inf: never. By default that
+        of `profile`: development 600, staging 3600, production 86,400.
+    refresh_at: share of the ttl from which on one process builds it again in the background, 0.8; earlier, where builds
+        take long. max_stale: how long beyond the ttl it may still answer if the source fails, a day.
     build: False never builds: the source answers until someone else publishes a file.
-    wait: seconds to wait for another process that is building; after that the source answers.
-    verify, access: see `Snapshot.open`. cluster_by, metadata: see `mmcache.build`.
+    executor: how it is built again: "subprocess"; "thread", for sources that no other process can read, and in place of
+        a subprocess where none can be had; "inline", in the get that finds it due; "external": not by us, but by cron.
+    rebuild_after: age before which neither ids that were invalidated nor a source that has changed make it be built
+        again; until then the source answers these ids. build_timeout: after that a subprocess that builds ends itself.
+    wait: for another process that builds the first file; after that the source answers.
+    check_interval: how often to look for what nobody tells: another file at the path, a source that was written to.
+    slow_after: count look-ups in the file that took longer; with fallback_on_slow, some in a row send reads to the
+        source for half a minute. Off, for a look-up that waits for the disk once leaves the page in memory.
+    verify, access: see `Snapshot.open`; "auto" checksums nothing that was verified on this machine since it started.
+    cluster_by, metadata: see `mmcache.build`. label: what `mmcache status` calls this worker.
 
     Raises UnusableFileError (missing, corrupt, incompatible, unreadable, untrusted) only without a source.
     """
     cache = Cache(
         path,
         source,
+        ttl=ttl,
+        profile=profile,
+        refresh_at=refresh_at,
+        max_stale=max_stale,
         build=build,
+        executor=executor,
+        rebuild_after=rebuild_after,
+        build_timeout=build_timeout,
         wait=wait,
+        check_interval=check_interval,
+        slow_after=slow_after,
+        fallback_on_slow=fallback_on_slow,
         verify=verify,
         access=access,
         cluster_by=cluster_by,
         metadata=metadata,
+        label=label,
     )
-    if source is None or not _disabled():
+    if source is None or not is_disabled():
         _ = cache.snapshot
     return cache
 

@@ -103,7 +103,7 @@ def _metadata(text: str) -> tuple[str, Any]:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..storage.publish import build
+    from ..sharing.publishing import build
     from .files import refuse_foreign
 
     refuse_foreign(arguments.file)
@@ -174,7 +174,8 @@ def _only_table(path: str) -> str:
     try:
         with connections.take() as connection:
             sql = (
-                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite%' ORDER BY 1"
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "
+                r"AND name NOT LIKE 'sqlite%' AND name NOT LIKE '\_mmcache%' ESCAPE '\' ORDER BY 1"
             )
             tables = [name for (name,) in connection.execute(sql)]
     except sqlite3.Error as error:

@@ -1,7 +1,8 @@
-"""Remove a cache file, its backup and the temporary files of builds that died.
+"""Remove a cache file, its backup, its metrics and the temporary files of builds that died.
 
 Asks first, on a terminal; elsewhere it needs --yes. Waits for a build that is running. Only what mmcache wrote is
-removed; the lock file stays, because another process may be waiting on it. Processes that have the file open keep it.
+removed; the lock file and the control page stay, because other processes may be waiting on the one and listening to
+the other. Processes that have the file open keep it, and count on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..storage.publish import clear
+    from ..sharing.publishing import clear
 
     path: str = arguments.file
     timeout: float = setting(arguments, "timeout")

@@ -1,5 +1,6 @@
-"""See it work, offline, in a few seconds: a bank of 1,000 test patterns in SQLite, one file made from it, and four
-worker processes that read that file.
+"""See it work, offline, in a few seconds: a bank of 1,000 test patterns in SQLite, one file made from it, and a fleet
+of four worker processes that read that file without a pause: while it is built again, while a record is changed in
+SQLite, and while a builder is killed.
 
 Every figure is measured while you watch, on this machine. Works in a temporary directory, or in one that you name and
 can play with afterwards.
@@ -11,6 +12,8 @@ import argparse
 import logging
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,10 +34,15 @@ __all__ = ["add_arguments", "run"]
 
 RECORDS = 1000
 DIM = 768
+HOT = "pattern-7"
+"""The record that is changed while it is read."""
 WORKERS = 4
 SWAPS = 3
 _READ_SECONDS = 0.25
 """Between two swaps, so that every generation is read for a while."""
+_KILLS = 5
+"""Builders that are started at most until one is killed before it is done."""
+_PATIENCE = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +107,7 @@ class _Demo:
         self.path = os.path.join(directory, "patterns.mmc")
         self.source: PatternsSource = PatternsSource(self.database)
         self.output = output
+        self.generation = 1
 
     def run(self) -> dict[str, Any]:
         from .. import __version__, open as open_cache
@@ -115,9 +124,18 @@ class _Demo:
             result["lookups"] = self.look_up(cache)
         # All eight at once, so that what they share with each other (libraries) weighs the same in every figure.
         self.output.note(f"starting {2 * WORKERS} worker processes")
-        with started(2 * WORKERS, self.path, self.database) as workers:
-            result["memory"] = self.weigh(workers[:WORKERS], workers[WORKERS:])
-            result["swap"] = self.swap(workers[:WORKERS])
+        with started(2 * WORKERS, self.path, self.database, HOT) as workers:
+            fleet = workers[:WORKERS]
+            result["memory"] = self.weigh(fleet, workers[WORKERS:])
+            begun = time.monotonic()
+            for worker in fleet:
+                worker.ask("read")
+            result["swap"] = self.swap(fleet)
+            result["update"] = self.update(fleet)
+            result["fleet"] = [self.show_fleet()]
+            result["killed"] = self.kill_a_builder(fleet)
+            result["fleet"].append(self.show_fleet())
+            result["reading"] = self.stop(fleet, begun)
         result["damage"] = self.damage()
         return result
 
@@ -133,18 +151,20 @@ class _Demo:
         self.output.say(f"  {bytes_of(size)}, made up for this demo")
         return {"records": RECORDS, "dim": DIM, "sqlite_bytes": size}
 
-    def _revise(self, revision: int) -> None:
-        """Change every pattern, in a way that shows in every read."""
+    def _revise(self, revision: float, key: str | None = None) -> None:
+        """Change every pattern, or one, in a way that shows in every read. What is built from all has this number."""
         import sqlite3
         from contextlib import closing
 
-        with closing(sqlite3.connect(self.database)) as connection, connection:
-            connection.execute("UPDATE patterns SET metadata = json_set(metadata, '$.revision', ?)", (revision,))
+        one, values = ("", ()) if key is None else (" WHERE id = ?", (key,))
+        change = f"UPDATE patterns SET metadata = json_set(metadata, '$.revision', ?){one}"  # noqa: S608 (our own)
+        with closing(sqlite3.connect(self.database, timeout=_PATIENCE)) as connection, connection:
+            connection.execute(change, (revision, *values))
 
     # --- 2
 
     def build(self) -> dict[str, Any]:
-        from ..storage.publish import build
+        from ..sharing.publishing import build
 
         report = build(self.path, self.source)
         self._head("One file, built from it")
@@ -195,47 +215,129 @@ class _Demo:
     # --- 5
 
     def swap(self, workers: list[Worker]) -> dict[str, Any]:
-        from ..storage.publish import rebuild
+        from ..sharing.publishing import rebuild
 
-        for worker in workers:
-            worker.ask("read")
-        begun = time.monotonic()
         generations, adoption = [], []
-        for revision in range(2, 2 + SWAPS):
+        for _ in range(SWAPS):
             time.sleep(_READ_SECONDS)
-            self._revise(revision)
-            generations.append(rebuild(self.path).generation)
-            published = time.monotonic()
-            moved = [worker.answer() for worker in workers]
-            adoption.append(max(0.0, *(when - published for _, when in moved)))
-        time.sleep(_READ_SECONDS)
-        for worker in workers:
-            worker.ask("stop")
-        counts = [worker.answer() for worker in workers]
-        seconds = time.monotonic() - begun
-        reads, failed, aside = (sum(count[what] for count in counts) for what in ("reads", "failed", "from_sqlite"))
+            self._revise(self.generation + 1)
+            self.generation = rebuild(self.path).generation
+            adoption.append(self._adopted(workers, time.monotonic()))
+            generations.append(self.generation)
         self._head(f"{plural(SWAPS, 'rebuild')}, while {WORKERS} workers read without a pause")
-        self.output.say(
-            f"  {plural(reads, 'read')} in {span(seconds)}, {number(failed)} failed, {number(aside)} sent to SQLite; "
-            f"every one checked against the generation it was in"
-        )
         self.output.say(
             f"  all {WORKERS} had moved to the new file {span(max(adoption))} after it was published, at the latest"
         )
-        reason = next((count["reason"] for count in counts if count["reason"]), None)
-        if reason:
-            self.output.error(f"mmcache demo: a failed read: {reason}")
-        return {
-            "reads": reads,
-            "failed": failed,
-            "from_sqlite": aside,
-            "generations": generations,
-            "seconds": seconds,
-            "adoption_seconds": adoption,
-            "reason": reason,
-        }
+        return {"generations": generations, "adoption_seconds": adoption}
+
+    def _adopted(self, workers: list[Worker], published: float) -> float:
+        """Seconds until the last of them answered from the generation that is published."""
+        return max(0.0, *(worker.heard("generation", self.generation) - published for worker in workers))
 
     # --- 6
+
+    def update(self, workers: list[Worker]) -> dict[str, Any]:
+        """Change one record in SQLite and say so: who gives the new value, and when."""
+        from .. import open as open_cache
+
+        revision = self.generation + 0.5
+        with open_cache(self.path, self.source, build=False) as cache:
+            self._revise(revision, HOT)
+            begun = time.monotonic()
+            kind = cache.invalidate([HOT], reason="record_stored")
+            told = time.monotonic() - begun
+        seen = [worker.heard("revision", revision) - begun for worker in workers]
+        time.sleep(_READ_SECONDS)
+        self._head(f"One record changed in SQLite, and cache.invalidate([{HOT!r}])")
+        self.output.say(f"  told in {span(told)}; all {WORKERS} workers gave the new value after {span(max(seen))}")
+        self.output.say("  SQLite answers for that record until the next build, the file for all others")
+        return {"key": HOT, "kind": kind, "invalidate_seconds": told, "seen_seconds": seen}
+
+    # --- 7
+
+    def kill_a_builder(self, workers: list[Worker]) -> dict[str, Any]:
+        """Have the file built by a process, as a worker would that finds it due; kill that; build again."""
+        from ..sharing.publishing import rebuild
+        from ..storage import fs
+
+        killed, attempts = None, 0
+        while killed is None:
+            if attempts == _KILLS:
+                raise MmcacheError(f"{_KILLS} builders were done before they could be killed: run it again")
+            attempts += 1
+            self._revise(self.generation + 1)
+            killed = self._killed_builder()
+            self.generation += killed is None  # it was faster than we: once more
+        with fs.Directory(self.path) as directory, directory.lock(_PATIENCE):
+            lock = time.monotonic() - killed
+        left = len(fs.leftovers(self.path))
+        time.sleep(_READ_SECONDS)
+        report = rebuild(self.path)
+        self.generation = report.generation
+        adoption = self._adopted(workers, time.monotonic())
+        self._head("A build in the background, killed with SIGKILL in the middle")
+        self.output.say(f"  it left {plural(left, 'temporary file')}, and the build lock, free after {span(lock)}")
+        self.output.say(
+            f"  the next rebuild published generation {report.generation} in {span(report.seconds)}, swept up, and all "
+            f"{WORKERS} had moved {span(adoption)} later"
+        )
+        return {
+            "attempts": attempts,
+            "left": left,
+            "lock_seconds": lock,
+            "generation": report.generation,
+            "rebuild_seconds": report.seconds,
+            "adoption_seconds": adoption,
+            "swept": not fs.leftovers(self.path),
+        }
+
+    def _killed_builder(self) -> float | None:
+        """When a builder was killed that had begun to write; None if it was done before."""
+        from ..storage import fs
+
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        words = [self.path, str(time.time_ns()), str(_PATIENCE)]
+        command = [sys.executable, "-P", "-m", "mmcache.sharing.background", *words]
+        with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as builder:  # noqa: S603
+            while builder.poll() is None and not fs.leftovers(self.path):
+                time.sleep(0.0005)
+            builder.kill()
+            when = time.monotonic()
+        return when if fs.leftovers(self.path) else None
+
+    # --- what the workers say
+
+    def show_fleet(self) -> list[dict[str, Any]]:
+        """What `mmcache status` shows of the workers, once they have told where they are."""
+        from ..sharing.metrics import read_fleet
+        from . import fleet
+
+        deadline = time.monotonic() + _PATIENCE
+        found = read_fleet(self.path)
+        while any(worker.generation != self.generation for worker in found.workers) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            found = read_fleet(self.path)
+        self._head("The workers now, as mmcache status shows them")
+        fleet.draw_workers(found, self.output)
+        workers: list[dict[str, Any]] = fleet.plain(found)["workers"]
+        return workers
+
+    def stop(self, workers: list[Worker], begun: float) -> dict[str, Any]:
+        counts = [worker.stopped() for worker in workers]
+        seconds = time.monotonic() - begun
+        reads, failed, aside = (sum(count[what] for count in counts) for what in ("reads", "failed", "from_sqlite"))
+        reason = next((count["reason"] for count in counts if count["reason"]), None)
+        self._head("All that time")
+        self.output.say(
+            f"  {plural(reads, 'read')} in {span(seconds)}, {number(failed)} failed, {number(aside)} answered by "
+            "SQLite; each one checked against the generation it was in"
+        )
+        if reason:
+            self.output.error(f"mmcache demo: a failed read: {reason}")
+        return {"reads": reads, "failed": failed, "from_sqlite": aside, "seconds": seconds, "reason": reason}
+
+    # --- 8
 
     def damage(self) -> dict[str, Any]:
         from .. import open as open_cache
@@ -324,9 +426,13 @@ def _memory(workers: list[Worker]) -> int | None:
 
 
 def _passed(result: dict[str, Any]) -> bool:
-    damage = result["damage"]
+    damage, killed = result["damage"], result["killed"]
     return (
-        result["swap"]["failed"] == 0
+        result["reading"]["failed"] == 0
+        and result["update"]["kind"] == "ids"
+        and all(len(workers) == WORKERS for workers in result["fleet"])
+        and killed["left"] > 0
+        and killed["swept"]
         and damage["same_answer"]
         and damage["found_by_verify"] is not None
         and damage["found_by_get"]

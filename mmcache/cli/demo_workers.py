@@ -26,8 +26,14 @@ __all__ = ["Worker", "started"]
 PATIENCE = 60.0
 """Seconds after which a worker that does not answer is a fault of the demo."""
 
-_READS_A_LOOK = 64
-"""Reads between two looks for a newer file, as a server would look once a request."""
+_READS_A_WORD = 64
+"""Reads between two looks for a word from us."""
+
+_HOT = 4
+"""One read in so many is of the record that will be changed."""
+
+_CHECK_INTERVAL = 0.1
+"""Seconds between two slow checks, so that what a worker tells of itself is of now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +56,24 @@ class Worker:
             f"a worker process did not answer within {PATIENCE:g} s, or died: see above, and run it again"
         )
 
+    def heard(self, what: str, value: float) -> float:
+        """When it came to this generation, or to this revision of the hot record: time.monotonic()."""
+        while True:
+            told, found, when = self.answer()
+            if (told, found) == (what, value):
+                return float(when)
+
+    def stopped(self) -> dict[str, Any]:
+        """What it has read since it was told to."""
+        self.ask("stop")
+        while True:
+            told, found, _ = self.answer()
+            if told == "stopped":
+                return found  # type: ignore[no-any-return]
+
 
 @contextmanager
-def started(number: int, path: str, database: str) -> Iterator[list[Worker]]:
+def started(number: int, path: str, database: str, hot: str) -> Iterator[list[Worker]]:
     """Workers that have imported all they need and opened nothing yet."""
     from multiprocessing import get_context, resource_tracker
 
@@ -63,9 +84,9 @@ def started(number: int, path: str, database: str) -> Iterator[list[Worker]]:
         # Workers inherit the mask. Ctrl-C is for us; they end when their pipe closes.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for _ in range(number):
+            for i in range(1, number + 1):
                 ours, theirs = spawn.Pipe()
-                process = spawn.Process(target=_work, args=(theirs, path, database), daemon=True)
+                process = spawn.Process(target=_work, args=(theirs, path, database, hot, f"worker {i}"), daemon=True)
                 process.start()
                 theirs.close()
                 workers.append(Worker(ours))
@@ -86,7 +107,7 @@ def started(number: int, path: str, database: str) -> Iterator[list[Worker]]:
 # --- in the worker ----------------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, path: str, database: str) -> None:
+def _work(pipe: Connection, path: str, database: str, hot: str, label: str) -> None:
     source = PatternsSource(database)
     held: list[Any] = []
     try:
@@ -96,13 +117,13 @@ def _work(pipe: Connection, path: str, database: str) -> None:
             if what == "memory":
                 pipe.send(_memory())
             elif what == "attach":
-                held[:] = [open_cache(path, source, build=False)]
+                held[:] = [open_cache(path, source, build=False, check_interval=_CHECK_INTERVAL, label=label)]
                 pipe.send(_touch(held[0]))
             elif what == "load":
                 held[:] = [_private_copy(source)]
                 pipe.send(len(held[0]))
             elif what == "read":
-                pipe.send(_read(held[0], pipe))
+                pipe.send(("stopped", _read(held[0], pipe, hot), time.monotonic()))
     except (EOFError, BrokenPipeError):
         pass
 
@@ -141,30 +162,38 @@ def _private_copy(source: PatternsSource) -> dict[str, tuple[dict[str, Any], Any
         }
 
 
-def _read(cache: Cache, pipe: Connection) -> dict[str, Any]:
-    """Read records at random until told to stop, looking for a newer file now and then.
+def _read(cache: Cache, pipe: Connection, hot: str) -> dict[str, Any]:
+    """Read records at random, and the hot one often, until told to stop; never ask whether there is anything new.
 
-    A read has failed if it raises, or gives anything but the record asked for, as it is in the generation that this
-    process has adopted. Tells over the pipe of each generation that it moves to.
+    A read has failed if it raises, or gives anything but the record asked for, as it is in a generation that was there
+    meanwhile; the hot record, if it is ever older than it was seen to be. Tells over the pipe of each generation, and
+    of each revision of the hot record, when it first came to it.
     """
-    keys = list(cache)
+    keys = [key for key in cache if key != hot]
     random.shuffle(keys)
     reads = failed = 0
     reason = None
-    while True:
-        if reads % _READS_A_LOOK == 0:
-            if pipe.poll() and pipe.recv() == "stop":
-                break
-            if cache.refresh():
-                pipe.send((cache.generation, time.monotonic()))
-        key = keys[reads % len(keys)]
+    before, newest = cache.generation or 0, 0.0
+    while reads % _READS_A_WORD or not pipe.poll() or pipe.recv() != "stop":
+        key = keys[reads % len(keys)] if reads % _HOT else hot
         reads += 1
         try:
             record = cache[key]
-            if record.id != key or record["metadata"]["revision"] != cache.generation:
+            revision = record["metadata"]["revision"]
+            generation = cache.generation or 0
+            is_right = max(before, newest) <= revision if key == hot else before <= revision <= generation
+            if record.id != key or not is_right:
                 failed += 1
-                reason = f"{key}: revision {record['metadata']['revision']} in generation {cache.generation}"
+                reason = f"{key}: revision {revision}, in generation {before} to {generation}"
         except Exception as error:  # noqa: BLE001 (whatever it is, it is a failed read)
             failed += 1
             reason = f"{key}: {error!r}"
-    return {"reads": reads, "failed": failed, "reason": reason, "from_sqlite": sum(cache.stats().fallbacks.values())}
+            continue
+        if generation != before:
+            before = generation
+            pipe.send(("generation", generation, time.monotonic()))
+        if key == hot and revision != newest:
+            newest = revision
+            pipe.send(("revision", revision, time.monotonic()))
+    from_sqlite = sum(cache.stats().fallbacks.values())
+    return {"reads": reads, "failed": failed, "reason": reason, "from_sqlite": from_sqlite}

@@ -31,20 +31,26 @@ __all__ = ["main", "make_parser"]
 COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "build": ("build", (), "make a cache file from a SQLite database or JSON lines"),
     "rebuild": ("rebuild", ("optimize",), "make a cache file anew from the source that it names"),
-    "status": ("status", (), "say what a cache file is, without reading its data"),
+    "status": ("status", (), "say what a cache file is, how fresh, and what its workers are doing"),
     "verify": ("verify", (), "check every byte of a cache file"),
     "get": ("get", (), "print records by id, as JSON"),
     "find": ("find", (), "print the records that have these values in indexed fields"),
     "inspect": ("inspect", (), "show the sections, shapes and indexes of a cache file"),
-    "clear": ("clear", (), "remove a cache file, its backup and what dead builds left"),
-    "demo": ("demo", (), "see it work: SQLite, one file, four worker processes"),
+    "invalidate": ("invalidate", (), "tell all workers that records, or everything, changed"),
+    "track": ("track", (), "let a SQLite database log which records change, whoever writes"),
+    "metrics": ("metrics", (), "print what all workers have counted, for Prometheus; alert rules, a dashboard"),
+    "clear": ("clear", (), "remove a cache file, its backup, its metrics and what dead builds left"),
+    "doctor": ("doctor", (), "check that a directory, a file and this machine can do what caches need"),
+    "demo": ("demo", (), "see it work: SQLite, one file, a fleet of four worker processes"),
     "completion": ("completion", (), "print a completion script for a shell"),
 }
 """Name -> module, other names, what it does."""
 
 _EPILOG = """\
-exit codes: 0 ok, 1 error, 2 usage, 3 missing, 4 stale, 5 corrupt, 75 another build holds the lock
-settings:   flag > MMCACHE_TIMEOUT, MMCACHE_VERIFY, MMCACHE_ACCESS > [tool.mmcache] in pyproject.toml > default
+exit codes: 0 ok, 1 error, 2 usage, 3 missing, 4 may not answer, or a rule is broken (status --check), 5 corrupt,
+            75 another build holds the lock
+settings:   flag (--timeout) > MMCACHE_TIMEOUT > timeout of [tool.mmcache] in pyproject.toml > default; the same for
+            --verify, --access, --profile, --ttl, and the rules of `status --check` (--max-load-ms, max_load_ms)
 """
 
 
@@ -118,7 +124,13 @@ def _run(arguments: Sequence[str] | None, output: Output) -> int:
         arguments = sys.argv[1:]
     # None of the flags before the command takes a value, so the command is the first word that is no flag.
     parser = make_parser(next((word for word in arguments if not word.startswith("-")), ""))
-    parsed = parser.parse_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        # Ids after an option, which argparse does not take for more of those before it.
+        end = rest.index("--") if "--" in rest else len(rest)
+        if "ids" not in parsed or any(word.startswith("-") for word in rest[:end]):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.ids += rest[:end] + rest[end + 1 :]
     if parsed.command is None:
         parser.print_help()
         return OK

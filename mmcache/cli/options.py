@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from ..freshness import Policy
 
 OK: Final = 0
 ERROR: Final = 1
 USAGE: Final = 2
 MISSING: Final = 3
 STALE: Final = 4
-"""For `status --check` and its like; no command gives it yet."""
+"""The file may not answer, because it has expired or was invalidated, or a rule of `status --check` is broken."""
 CORRUPT: Final = 5
 LOCKED: Final = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
@@ -43,14 +46,23 @@ def names(text: str) -> tuple[str, ...]:
     return parts
 
 
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, found {text!r}")
-    return value
+def _number(expected: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")  # which no comparison accepts
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+        return value
+
+    return parse
+
+
+seconds = _number("seconds, 0 or more", lambda value: 0 <= value < 1e9)
+lifetime = _number("seconds above 0, or inf for ever", lambda value: value > 0)
+milliseconds = _number("milliseconds, 0 or more", lambda value: value >= 0)
+share = _number("a share from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def count(text: str) -> int:
@@ -73,12 +85,34 @@ def file_argument(parser: argparse.ArgumentParser, name: str = "file", text: str
     action.complete = FILE_COMPLETION  # type: ignore[attr-defined]
 
 
+def add_policy(parser: argparse.ArgumentParser) -> None:
+    """--profile and --ttl, as `policy_of` reads them."""
+    parser.add_argument(
+        "--profile",
+        type=one_of(PROFILES),
+        metavar="P",
+        help=f"how long a file is good for: {', '.join(PROFILES)} (default: staging, an hour)",
+    )
+    parser.add_argument(
+        "--ttl", type=lifetime, metavar="SECONDS", help="the same in seconds, as the workers were told; inf: for ever"
+    )
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
+
+PROFILES: Final = ("development", "staging", "production")
+"""Those of `freshness`, spelt out so that building the parser does not need it."""
 
 SETTINGS: Final[dict[str, tuple[Callable[[str], Any], Any]]] = {
     "timeout": (seconds, 600.0),
     "verify": (one_of(("auto", "full", "lazy")), "lazy"),
     "access": (one_of(("mmap", "copy")), "mmap"),
+    "profile": (one_of(PROFILES), "staging"),
+    "ttl": (lifetime, None),
+    "min_hit_rate": (share, 0.9),
+    "max_load_ms": (milliseconds, 10.0),
+    "max_corruptions": (count, 1),
+    "max_rebuilds": (count, 10),
 }
 """Name -> how its text is read, and its default. A new one is a row here and a flag of a command."""
 
@@ -95,6 +129,13 @@ def setting(arguments: argparse.Namespace, name: str) -> Any:
     if name in table:
         return _parsed(parse, str(table[name]), f"{name} of [tool.mmcache] in {project}")
     return default
+
+
+def policy_of(arguments: argparse.Namespace) -> Policy:
+    """What --profile and --ttl, or the settings of these names, say."""
+    from ..freshness import policy
+
+    return policy(setting(arguments, "profile"), ttl=setting(arguments, "ttl"))
 
 
 def _parsed(parse: Callable[[str], Any], text: str, place: str) -> Any:

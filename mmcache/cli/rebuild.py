@@ -1,23 +1,29 @@
 """Make a cache file anew from the source that it names, with the same schemas, clustering and metadata.
 
 Needs nothing but FILE; where FILE is damaged or gone, its backup says how. If the content is the same, the published
-file stays. Readers are not disturbed: they move to the new file when they next look.
+file stays, and counts as built now. Workers that have it open move to the new file within their next get.
+
+--if-stale is for cron: it does nothing, and ends with 0, while the file is fresh. --profile or --ttl must then be what
+the workers were told. Not fresh is what is due by its age, was invalidated, in whole or in single ids, or whose source
+was written to since.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..errors import SourceError
-from .options import FILE_COMPLETION, OK, file_argument, seconds, setting
+from .options import FILE_COMPLETION, OK, UsageError, add_policy, file_argument, policy_of, seconds, setting
 from .output import Output
 from .words import bytes_of, plural, printable, span
 
 if TYPE_CHECKING:
     from ..storage.publish import BuildReport, Progress
+    from .status import Seen
 
 __all__ = ["add_arguments", "add_timeout", "report", "run"]
 
@@ -28,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", metavar="PATH", help="where the source is now, if it moved; the new file names this one"
     )
     source.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument("--if-stale", action="store_true", help="only if it is due: for cron")
+    add_policy(parser)
     add_timeout(parser)
 
 
@@ -39,33 +47,61 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     timeout: float = setting(arguments, "timeout")
+    moved = None if arguments.source is None else os.path.abspath(arguments.source)
+    asked_ns = None
+    if arguments.if_stale:
+        asked_ns = time.time_ns()  # what another process builds from now on will do
+        seen = _seen(arguments, moved)
+        if seen.status.state == "fresh":
+            _report_fresh(seen, output)
+            return OK
+    elif arguments.profile is not None or arguments.ttl is not None:
+        raise UsageError("--profile and --ttl say what is stale: they go with --if-stale")
     with output.progress() as progress:
-        if arguments.source is None:
-            from ..storage.publish import rebuild
+        if moved is None:
+            from ..sharing.publishing import rebuild
 
-            done = rebuild(arguments.file, progress=progress, timeout=timeout)
+            done = rebuild(arguments.file, progress=progress, timeout=timeout, asked_ns=asked_ns)
         else:
-            done = _rebuild_from(arguments.file, os.path.abspath(arguments.source), progress, timeout)
+            done = _rebuild_from(arguments.file, moved, progress, timeout, asked_ns)
     report(done, arguments.file, output)
     return OK
 
 
-def _rebuild_from(path: str, source: str, progress: Progress, timeout: float) -> BuildReport:
-    """What `publish.rebuild` does, with the source in another place."""
-    from ..sources import from_spec
-    from ..storage.publish import build
+def _seen(arguments: argparse.Namespace, moved: str | None) -> Seen:
+    from .status import look
+
+    return look(arguments.file, policy_of(arguments), moved)
+
+
+def _report_fresh(seen: Seen, output: Output) -> None:
+    """Nothing to do."""
+    status = seen.status
+    if output.json:
+        plain = {"path": seen.path, "generation": status.generation, "changed": False}
+        output.document({**plain, "state": status.state, "why": status.why})
+        return
+    output.say(f"{printable(seen.path)}: fresh, generation {status.generation} stays ({printable(status.why)})")
+
+
+def _rebuild_from(path: str, moved: str, progress: Progress, timeout: float, asked_ns: int | None) -> BuildReport:
+    """What `publishing.rebuild` does, with the source in another place."""
+    from ..sharing.publishing import build_once
     from .files import described
+    from .status import source_of
 
     layout = described(path)
-    if layout.source is None:
+    source = source_of(layout, moved)
+    if source is None:
         raise SourceError("was built from records in memory and names no source: build it again", path=path)
-    return build(
+    return build_once(
         path,
-        from_spec({**layout.source, "path": source}, [c.schema for c in layout.collections.values()]),
+        source,
         cluster_by={name: c.cluster_by for name, c in layout.collections.items() if c.cluster_by is not None},
         metadata=layout.metadata,
         progress=progress,
         timeout=timeout,
+        asked_ns=asked_ns,
     )
 
 

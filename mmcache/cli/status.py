@@ -1,46 +1,240 @@
-"""Say what a cache file is: generation, age, size, collections, source, backup.
+"""Say what a cache file is, whether it is fresh, and what the workers that have it open are doing.
 
-Reads and checks header, section table and meta, however large the file is; `mmcache verify` checks every byte. Exit
-code 3: there is no file; 5: it is damaged; 1: it cannot be used for another reason.
+Reads header, section table and meta, however large the file is, the control page, and what workers count; `mmcache
+verify` checks every byte. The source is asked for its fingerprint only. --profile or --ttl must be what the workers
+were told: no file says how long it is good for.
+
+With --check it prints a line for each broken rule, or one that all is well. Exit codes:
+  0  no rule is broken. A stale file is no alert: it answers, and is due to be built again; if nobody does, it expires
+  4  it has expired or was invalidated, so that the source answers everything; or a rule about the workers is broken:
+     hit rate, load time, corruptions in a day, rebuilds in an hour
+  5  it is damaged; 3: there is no file; 1: it cannot be used for another reason
+Without --check: 3, 5 and 1 as here, else 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from ..errors import UnusableFileError
+from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
 from ..storage.fs import backup_name
+from . import fleet
 from .files import layout_of
-from .options import OK, file_argument
+from .options import OK, STALE, add_policy, count, file_argument, milliseconds, policy_of, setting, share
 from .output import Output
 from .words import ago, bytes_of, number, plural, printable, short, span
 
-__all__ = ["add_arguments", "run"]
+if TYPE_CHECKING:
+    from ..freshness import Policy
+    from ..sharing.status import Alert, Rules, Status
+    from ..sources.base import Source
+
+__all__ = ["Seen", "add_arguments", "look", "run", "source_of"]
+
+_EVERY = 2.0
+"""Seconds between two looks of --watch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_argument(parser)
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--watch",
+        type=_interval,
+        nargs="?",
+        const=_EVERY,
+        metavar="SECONDS",
+        help=f"look again and again, every {_EVERY:g} seconds by default, until Ctrl-C",
+    )
+    way.add_argument("--check", action="store_true", help="only name the rules that are broken; see the exit codes")
+    add_policy(parser)
+    parser.add_argument(
+        "--min-hit-rate", type=share, metavar="SHARE", help="of all workers, from 0 to 1 (default: 0.9)"
+    )
+    parser.add_argument(
+        "--max-load-ms", type=milliseconds, metavar="MS", help="the last opening of any worker (default: 10)"
+    )
+    parser.add_argument("--max-corruptions", type=count, metavar="N", help="in the last day (default: 1)")
+    parser.add_argument("--max-rebuilds", type=count, metavar="N", help="in the last hour (default: 10)")
+
+
+def _interval(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.05 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0.05 or more, found {text!r}: write --watch after FILE")
+    return value
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     path: str = arguments.file
+    policy = policy_of(arguments)
+    if arguments.check:
+        return _check(path, policy, _rules(arguments), output)
+    if arguments.watch is not None:
+        _watch(arguments.watch, path, policy, output)
+    seen = look(path, policy)
+    if output.json:
+        output.document(_plain(seen))
+    if seen.error is not None:
+        raise seen.error
+    _print(seen, output)
+    return OK
+
+
+class Seen(NamedTuple):
+    """One look. layout: of a file that can be used; else error: why it cannot. trouble: why no source can be asked."""
+
+    path: str
+    layout: Layout | None
+    error: UnusableFileError | None
+    trouble: str | None
+    status: Status
+
+
+def look(path: str, policy: Policy, moved: str | None = None) -> Seen:
+    """At everything; changes nothing. moved: where the source is now."""
+    seen = _look(path, policy, moved)
+    for _ in range(3):
+        if seen.layout is None or seen.status.header == seen.layout.header:
+            break
+        seen = _look(path, policy, moved)  # another file was published between the two looks
+    return seen
+
+
+def _look(path: str, policy: Policy, moved: str | None) -> Seen:
+    from ..sharing.status import status_of
+
+    layout, error = None, None
     try:
         layout = layout_of(path)
-    except UnusableFileError as error:
-        if output.json:
-            backup = _backup(path)
-            output.document({"path": path, "state": error.cause, "error": error.message, "backup": backup})
-        raise
+    except UnusableFileError as found:
+        error = found
+    source, trouble = _asked(layout, moved)
+    status = status_of(path, policy, source)
+    if error is not None and status.header is not None:  # a whole header, and damage behind it
+        status = replace(status, state=error.cause, why=error.message, header=None)
+    return Seen(path, layout, error, trouble, status)
+
+
+def source_of(layout: Layout, moved: str | None = None) -> Source | None:
+    """The source that a file names, or the same kind of source in another place. Raises SourceError."""
+    if layout.source is None:
+        return None
+    from ..sources import from_spec
+
+    spec = layout.source if moved is None else {**layout.source, "path": moved}
+    return from_spec(spec, [collection.schema for collection in layout.collections.values()])
+
+
+def _asked(layout: Layout | None, moved: str | None) -> tuple[Source | None, str | None]:
+    """The source of a file, if it answers; else why not."""
+    if layout is None:
+        return None, None
+    try:
+        source = source_of(layout, moved)
+        if source is not None:
+            source.fingerprint()
+    except MmcacheError as error:
+        return None, error.message
+    return source, None
+
+
+# --- --check ----------------------------------------------------------------------------------------------------------
+
+
+def _rules(arguments: argparse.Namespace) -> Rules:
+    from ..sharing.status import Rules
+
+    return Rules(
+        hit_rate=setting(arguments, "min_hit_rate"),
+        load=setting(arguments, "max_load_ms") / 1e3,
+        corruptions=setting(arguments, "max_corruptions"),
+        rebuilds=setting(arguments, "max_rebuilds"),
+    )
+
+
+def _check(path: str, policy: Policy, rules: Rules, output: Output) -> int:
+    from ..sharing.status import check
+
+    seen = look(path, policy)
+    alerts: list[Alert] = check(seen.status, rules, time.time())
     if output.json:
-        output.document(_plain(path, layout))
-    else:
-        _print(path, layout, output)
-    return OK
+        broken = [{"rule": alert.rule, "text": alert.text} for alert in alerts]
+        output.document({**_plain(seen), "broken": broken})
+    for alert in alerts:
+        output.say(f"{printable(path)}: {alert.rule}: {printable(alert.text)}")
+    if seen.error is not None:
+        raise seen.error
+    if not alerts:
+        output.say(f"{printable(path)}: ok, {seen.status.state}: {printable(seen.status.why)}")
+    return STALE if alerts else OK
+
+
+# --- --watch ----------------------------------------------------------------------------------------------------------
+
+
+def _watch(every: float, path: str, policy: Policy, output: Output) -> NoReturn:
+    with _screen(output) as show:
+        while True:
+            show(look(path, policy))
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            time.sleep(every)
+
+
+@contextmanager
+def _screen(output: Output) -> Iterator[Callable[[Seen], None]]:
+    """What shows a look: on a terminal in the place of the one before, elsewhere after it."""
+    if output.json:
+        yield lambda seen: output.row(_plain(seen))
+        return
+    if not output.is_terminal or not output.colour:  # what moves a cursor is an escape sequence
+
+        def append(seen: Seen) -> None:
+            _print_brief(seen, output)
+            output.say()
+
+        yield append
+        return
+    try:
+        from rich.live import Live
+        from rich.text import Text
+    except ImportError:
+        yield lambda seen: print(f"\x1b[H\x1b[2J{_drawn(seen, output)}", end="")
+        return
+    with Live(auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        yield lambda seen: live.update(Text.from_ansi(_drawn(seen, output)), refresh=True)
+
+
+class _Page(io.TextIOWrapper):
+    """Takes what is meant for the terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def _drawn(seen: Seen, output: Output) -> str:
+    with _Page(io.BytesIO(), encoding=sys.stdout.encoding) as page:
+        with redirect_stdout(page):
+            _print_brief(seen, output)
+        page.seek(0)
+        return page.read()
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
 
 
 def _age(header: Header) -> float:
@@ -54,12 +248,39 @@ def _created(header: Header) -> datetime | None:
         return None
 
 
-def _plain(path: str, layout: Layout) -> dict[str, Any]:
+def _plain(seen: Seen) -> dict[str, Any]:
+    status = seen.status
+    now = time.monotonic()
+    builder, failure = status.builder, status.failure
+    found: dict[str, Any] = {"path": seen.path, "state": status.state, "why": status.why}
+    if seen.error is not None:
+        found["error"] = seen.error.message
+    if seen.layout is not None:
+        found |= _plain_file(seen.layout)
+        found |= {"revalidated": status.revalidated, "dirty": status.dirty, "source_error": seen.trouble}
+    return found | {
+        "backup": _backup(seen.path),
+        "control": {"shared": status.control is None, "problem": status.control},
+        "building": status.building,
+        "builder": None
+        if builder is None or not status.building
+        else {"pid": builder.pid, "seconds": round(now - builder.since, 3)},
+        "failure": None
+        if failure is None
+        else {
+            "attempts": failure.attempts,
+            "error": str(failure.error),
+            "age_seconds": round(now - failure.at, 3),
+            "retry_seconds": round(max(0.0, failure.until - now), 3),
+        },
+        "fleet": fleet.plain(status.fleet),
+    }
+
+
+def _plain_file(layout: Layout) -> dict[str, Any]:
     header = layout.header
     created = _created(header)
     return {
-        "path": path,
-        "state": "ok",
         "generation": header.generation,
         "created": created.isoformat() if created else None,
         "created_ns": header.created_ns,
@@ -74,7 +295,6 @@ def _plain(path: str, layout: Layout) -> dict[str, Any]:
         "source": layout.source,
         "metadata": layout.metadata,
         "collections": {name: _plain_collection(c) for name, c in layout.collections.items()},
-        "backup": _backup(path),
     }
 
 
@@ -102,25 +322,78 @@ def _backup(path: str) -> dict[str, Any] | None:
     return {"state": "ok", "generation": header.generation, "size": header.file_size, "age_seconds": _age(header)}
 
 
-def _print(path: str, layout: Layout, output: Output) -> None:
+def _print(seen: Seen, output: Output) -> None:
+    output.heading(printable(seen.path))
+    output.pairs(_rows(seen))
+    if seen.layout is not None:
+        for name, collection in seen.layout.collections.items():
+            output.heading(f"{printable(name)}: {plural(collection.n, 'record')}")
+            output.pairs(_collection(collection))
+    fleet.draw(seen.status.fleet, output)
+
+
+def _print_brief(seen: Seen, output: Output) -> None:
+    """What changes from one look to the next."""
+    output.heading(printable(seen.path))
+    output.pairs(_live_rows(seen))
+    fleet.draw(seen.status.fleet, output)
+
+
+def _rows(seen: Seen) -> list[tuple[str, str]]:
+    rows = _live_rows(seen)
+    if seen.layout is not None:
+        rows += _file_rows(seen.layout)
+    rows.append(("backup", _backup_text(_backup(seen.path))))
+    if seen.layout is not None:
+        trouble = "" if seen.trouble is None else f", which cannot be asked now: {printable(seen.trouble)}"
+        rows.append(("source", _source(seen.layout.source) + trouble))
+        rows += [
+            ("metadata", f"{short(key, 40)} = {short(str(value), 60)}") for key, value in seen.layout.metadata.items()
+        ]
+    return rows
+
+
+def _live_rows(seen: Seen) -> list[tuple[str, str]]:
+    status = seen.status
+    rows = [("state", f"{status.state}: {printable(status.why)}")]
+    if seen.layout is not None:
+        header = seen.layout.header
+        created = _created(header)
+        when = f"{created.astimezone():%Y-%m-%d %H:%M:%S %z}, " if created else ""
+        again = ", and found to be right by a later rebuild" if status.revalidated else ""
+        rows.append(("generation", number(header.generation)))
+        rows.append(("built", f"{when}{ago(_age(header))}, in {span(header.elapsed_ns / 1e9)}{again}"))
+    rows.append(("builder", _builder(status)))
+    if status.failure is not None:
+        rows.append(("last build", _failure(status)))
+    rows.append(("control page", "shared by all workers" if status.control is None else printable(status.control)))
+    return rows
+
+
+def _file_rows(layout: Layout) -> list[tuple[str, str]]:
     header = layout.header
-    created = _created(header)
-    when = f"{created.astimezone():%Y-%m-%d %H:%M:%S %z}, " if created else ""
-    output.heading(printable(path))
-    rows = [
-        ("generation", number(header.generation)),
-        ("built", f"{when}{ago(_age(header))}, in {span(header.elapsed_ns / 1e9)}"),
+    return [
         ("size", f"{bytes_of(header.file_size)} ({plural(header.file_size, 'byte')}, {header.section_count} sections)"),
         ("format", f"{'.'.join(map(str, header.version))}, by {short(layout.writer, 60)}"),
         ("build id", header.build_id.hex()),
-        ("source", _source(layout.source)),
-        ("backup", _backup_text(_backup(path))),
     ]
-    rows += [("metadata", f"{short(key, 40)} = {short(str(value), 60)}") for key, value in layout.metadata.items()]
-    output.pairs(rows)
-    for name, collection in layout.collections.items():
-        output.heading(f"{printable(name)}: {plural(collection.n, 'record')}")
-        output.pairs(_collection(collection))
+
+
+def _builder(status: Status) -> str:
+    if not status.building:
+        return "none"
+    if status.builder is None:
+        return "somebody holds the build lock"
+    return f"pid {status.builder.pid}, for {span(max(0.0, time.monotonic() - status.builder.since))}"
+
+
+def _failure(status: Status) -> str:
+    failure, now = status.failure, time.monotonic()
+    assert failure is not None
+    times = f"{plural(failure.attempts, 'failure')} in a row, the last {ago(max(0.0, now - failure.at))}"
+    left = failure.until - now
+    again = f"not tried again for {span(left)}" if left > 0 else "may be tried again"
+    return f"{times}, {again}: {printable(str(failure.error))}"
 
 
 def _collection(collection: CollectionLayout) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
@@ -20,7 +20,7 @@ from ..errors import CorruptFileError, IncompatibleFormatError
 MAGIC: Final = b"\x89MMC\r\n\x1a\n"
 """As PNG's: a high bit, CR LF, end-of-file and LF, so that a text-mode transfer or a 7-bit channel shows at once."""
 
-VERSION: Final = (1, 0, 0)
+VERSION: Final = (1, 1, 0)
 """Of the format, not of the package. Another major: refused. A newer minor: read."""
 
 HEADER_SIZE: Final = 256
@@ -50,7 +50,7 @@ KINDS: Final = {
 }
 ALIGNMENT: Final = {RECORDS: PAGE, EMBEDDINGS: PAGE}
 
-_HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 3Q 80x Q")
+_HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 4Q 72x Q")
 _ROW = struct.Struct("<72s II 5Q 8x")
 _CHECKED = HEADER_SIZE - 8
 assert _HEADER.size == HEADER_SIZE
@@ -62,6 +62,15 @@ def align(offset: int, alignment: int = ALIGN) -> int:
     return (offset + alignment - 1) & -alignment
 
 
+class Tokens(NamedTuple):
+    """What a control page says, or said when a builder looked: see `mmcache.sharing.control`."""
+
+    soft: int = 0
+    hard: int = 0
+    ring: int = 0
+    page: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """The first 256 bytes.
@@ -69,7 +78,8 @@ class Header:
     generation: grows by one per publish. created_ns: wall clock when the source was about to be read, so that
     the file holds everything committed before it. elapsed_ns: how long the build took. build_id: xxh3_128 of the
     section table; equal for equal content. sha256: of all bytes after the table. fingerprint: the source's, zeros
-    if it has none. soft, hard, ring: control tokens of the builder; 0 where there is no control page.
+    if it has none. soft, hard, ring, page: what the control page said before the source was read, and which page that
+    was; 0 where there was none.
     """
 
     file_size: int
@@ -83,11 +93,16 @@ class Header:
     soft: int = 0
     hard: int = 0
     ring: int = 0
+    page: int = 0
     version: tuple[int, int, int] = VERSION
 
     @property
     def table_size(self) -> int:
         return self.section_count * TABLE_ROW_SIZE
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens(self.soft, self.hard, self.ring, self.page)
 
     def pack(self) -> bytes:
         """256 bytes, checksum included."""
@@ -107,6 +122,7 @@ class Header:
             self.soft,
             self.hard,
             self.ring,
+            self.page,
             0,
         )[:_CHECKED]
         return body + struct.pack("<Q", xxh3_64_intdigest(body))
@@ -137,6 +153,7 @@ def parse_header(data: bytes, actual_size: int) -> Header:
         soft,
         hard,
         ring,
+        page,
         checksum,
     ) = _HEADER.unpack(data)
     if major != VERSION[0]:
@@ -164,7 +181,7 @@ def parse_header(data: bytes, actual_size: int) -> Header:
         raise _corrupt("header", f"the section table of {section_count} rows does not fit into {file_size} bytes")
     if generation == 0:
         raise _corrupt("header", "generation 0 was never published")
-    if minor <= VERSION[1] and (data[14:16] != b"\0\0" or any(data[168:_CHECKED])):
+    if minor <= VERSION[1] and (data[14:16] != b"\0\0" or any(data[176 if minor else 168 : _CHECKED])):
         raise _corrupt("header", "reserved bytes are not zero")
     return Header(
         file_size=file_size,
@@ -178,6 +195,7 @@ def parse_header(data: bytes, actual_size: int) -> Header:
         soft=soft,
         hard=hard,
         ring=ring,
+        page=page,
         version=(major, minor, patch),
     )
 

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..schema import Schema
-from .base import Reading, Source, SourceRecord
+from .base import Changes, Reading, Source, SourceRecord, TrackedSource
 
 if TYPE_CHECKING:
     from .iterable import IterableSource, JSONLinesSource
     from .sqlite import SQLiteSource
 
 __all__ = [
+    "Changes",
     "IterableSource",
     "JSONLinesSource",
     "Reading",
     "SQLiteSource",
     "Source",
     "SourceRecord",
+    "TrackedSource",
     "as_source",
     "from_spec",
 ]

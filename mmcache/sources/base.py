@@ -6,13 +6,13 @@ single ids or terms (the fallback tier). Both give a `SourceRecord`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..schema import Query, Schema
 
-__all__ = ["Reading", "Source", "SourceRecord"]
+__all__ = ["Changes", "Reading", "Source", "SourceRecord", "TrackedSource"]
 
 
 class SourceRecord(NamedTuple):
@@ -28,6 +28,17 @@ class SourceRecord(NamedTuple):
     names: tuple[str, ...]
     values: Sequence[Any]
     vector: bytes | None
+
+
+class Changes(NamedTuple):
+    """What was written between two fingerprints of a source.
+
+    fingerprint: the later one, what `Source.fingerprint` said at that moment.
+    keys: collection -> the keys of records that were inserted, updated or deleted; one entry for each collection.
+    """
+
+    fingerprint: bytes
+    keys: Mapping[str, frozenset[str]]
 
 
 class Reading(Protocol):
@@ -70,4 +81,18 @@ class Source(Protocol):
 
     def spec(self) -> dict[str, Any] | None:
         """Plain data (with `kind`) from which `from_spec` makes the source again, schemas apart; None if it cannot."""
+        ...
+
+
+@runtime_checkable
+class TrackedSource(Protocol):
+    """What a source may be able to do besides: tell which records changed."""
+
+    def changes(self, since: bytes) -> Changes | None:
+        """The keys that were written between the fingerprint `since` and now; None where that cannot be told, and
+        everything may have changed.
+
+        Perhaps more keys than changed, never fewer: a fingerprint taken before a read began is a valid `since` for
+        what that read did not see. Raises SourceError.
+        """
         ...

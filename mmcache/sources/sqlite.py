@@ -13,18 +13,20 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema, Term, terms_of
-from .base import Reading, SourceRecord
+from .base import Changes, Reading, SourceRecord
 from .catalog import Catalog
 from .connections import Connection, Connections
-from .fingerprint import fingerprint_of
+from .fingerprint import fingerprint_of, once_only, unsettled
 from .statements import Plan, condition, make_plan, storable
+from .tracking import LIMIT, Tracking, changes_since, track, tracked, untrack
 from .vectors import VectorDecoder
 
 __all__ = ["SQLiteSource"]
@@ -36,6 +38,17 @@ _RUN = 512
 
 _TOGETHER = 8
 _TEXT_OR_NULL = {str, type(None)}
+
+
+class _Look(NamedTuple):
+    """What the files looked like from outside, once their times could tell, and what `fingerprint` made of it."""
+
+    outside: bytes
+    answer: bytes
+
+
+class _BusyError(Exception):
+    """A writer holds the database locked."""
 
 
 class SQLiteSource:
@@ -61,6 +74,10 @@ class SQLiteSource:
         self._catalog = Catalog(schemas)
         self._connections = Connections(self.path, timeout)
         self._plans: dict[str, tuple[int, Plan]] = {}
+        # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
+        self._look: _Look | None = None
+        self._identity: tuple[int, int] | None = None
+        self._tracked = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, {', '.join(self._catalog)})"
@@ -132,20 +149,59 @@ class SQLiteSource:
                 raise SourceError(error.message, path=self.path) from error
 
     def fingerprint(self) -> bytes:
-        """Of the identity, size and times of the database and its -wal file: two `stat` calls.
+        """Exact where the tables of all collections are tracked (`track`): it moves when a tracked table of the
+        database was written, or the database's schema changed. Otherwise of the identity, size and times of the
+        database and its -wal file, which move with every write.
 
-        An empty -wal is as good as none, since a reader creates one. Raises SourceError when there is no database.
+        Two `stat` calls if the files are as they were at the last call, else a few look-ups by SQL as well.
+
+        Times cannot tell two writes within one tick of the file system's clock apart. Of an untracked database that was
+        written within the last 20 ms, the answer is therefore one that is never given again: what is built now counts
+        as changed at the next look. Ask again a moment later for one that lasts.
+
+        So it is where a writer holds the database locked: nothing here waits for him.
+
+        Raises SourceError when there is no database, and when a tracked one cannot be asked.
         """
-        real = os.path.realpath(self.path)
+        outside, wait = self._outside()
+        look = self._look
+        if look is not None and look.outside == outside and not wait:
+            return look.answer
+        # Looked at from outside first: a write in between makes the next look ask again, and never goes unseen.
         try:
-            database = os.stat(real)
-        except OSError as error:
-            raise SourceError(f"cannot look at the database: {error.strerror}", path=self.path) from error
+            exact = self._exact()
+        except _BusyError:
+            return once_only(outside)
+        if exact is None and wait:
+            return once_only(outside)
+        answer = outside if exact is None else exact
+        if not wait:
+            self._look = _Look(outside, answer)
+        return answer
+
+    def changes(self, since: bytes) -> Changes | None:
+        """See `TrackedSource`. None for a database that is not tracked, or not all along, or another one; for a
+        `since` that the log no longer reaches back to, or from another history (a backup was put back); and after
+        its schema changed or a VACUUM; and while a writer holds the database locked. Reads the log from `since` on.
+        Raises SourceError."""
+        self._outside()
         try:
-            wal = os.stat(real + "-wal")
-        except OSError:
-            wal = None
-        return fingerprint_of(database, wal if wal and wal.st_size else None)
+            with self._at_once() as connection:
+                return changes_since(connection, self.schemas, since)
+        except _BusyError:
+            return None
+
+    def track(self, *, limit: int = LIMIT) -> Tracking:
+        """Install in the database what tells which records any writer changes; docs/tracking.md says what and at what
+        cost. Idempotent, and the repair when a table was made anew. `limit`: changes that are remembered.
+
+        Raises SourceError for a view, a query, a virtual table or an odd unique index, and where it cannot write.
+        """
+        return track(self.path, self.schemas, limit=limit, timeout=self._connections.timeout)
+
+    def untrack(self) -> tuple[str, ...]:
+        """Remove all that `track` installed, for whichever tables; the names. Raises SourceError."""
+        return untrack(self.path, timeout=self._connections.timeout)
 
     def spec(self) -> dict[str, Any] | None:
         return {"kind": self.kind, "path": self.path} if storable(self.path) else None
@@ -153,6 +209,57 @@ class SQLiteSource:
     def close(self) -> None:
         """Close the connections. Not final: a later call opens new ones."""
         self._connections.close()
+
+    def _outside(self) -> tuple[bytes, float]:
+        """What the database and its -wal look like, and `unsettled`. Closes connections to a file that was replaced.
+
+        An empty -wal is as good as none, since a reader creates one.
+        """
+        begun = time.time_ns()
+        real = os.path.realpath(self.path)
+        try:
+            database = os.stat(real)
+        except OSError as error:
+            self._connections.close()  # or they would go on reading a database that is gone
+            self._identity = None
+            raise SourceError(f"cannot look at the database: {error.strerror}", path=self.path) from error
+        try:
+            wal = os.stat(real + "-wal")
+        except OSError:
+            wal = None
+        identity = database.st_dev, database.st_ino
+        if identity != self._identity:
+            self._connections.close()
+            self._identity = identity
+        files = database, wal if wal and wal.st_size else None
+        return fingerprint_of(*files), unsettled(begun, *files)
+
+    def _exact(self) -> bytes | None:
+        """The fingerprint of a tracked database; None for another, or one that cannot be read and never was tracked."""
+        try:
+            with self._at_once() as connection:
+                position = tracked(connection, self.schemas)
+        except SourceError:
+            if self._tracked:
+                raise
+            return None
+        self._tracked = position is not None
+        return position.fingerprint if position is not None else None
+
+    @contextmanager
+    def _at_once(self) -> Iterator[Connection]:
+        """A read transaction that does not wait for a writer's lock, for a get may be waiting. Raises _BusyError."""
+        with self._connections.take() as connection:
+            try:
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("BEGIN")
+                yield connection
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                    raise _BusyError from error
+                raise self._connections.error(error) from error
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {round(1000 * self._connections.timeout)}")
 
     def _make_plan(self, connection: Connection, schema: Schema) -> Plan:
         try:

@@ -25,6 +25,9 @@ from typing import Any, Self
 
 from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
 
+Identity = tuple[int, int, int, int]
+"""Device, inode, size, and time of the last write in ns, which no rename and no link changes."""
+
 system: Any = os
 map_file: Any = mmap.mmap
 
@@ -40,6 +43,14 @@ def lock_name(name: str) -> str:
     return f"{name}.lock"
 
 
+def control_name(name: str) -> str:
+    return f"{name}.ctl"
+
+
+def metrics_name(name: str) -> str:
+    return f"{name}.metrics"
+
+
 def backup_name(name: str) -> str:
     return f"{name}.bak"
 
@@ -52,9 +63,11 @@ def _is_leftover(candidate: str, name: str) -> bool:
     """Whether this is a temporary file of `name` that a dead writer left."""
     if candidate == f"{backup_name(name)}.new":
         return True
-    token = candidate[len(name) + 2 : -len(_TEMP_SUFFIX)]
-    is_token = len(token) == 16 and set(token) <= set("0123456789abcdef")
-    return is_token and candidate == f".{name}.{token}{_TEMP_SUFFIX}"
+    token = candidate[-len(_TEMP_SUFFIX) - 16 : -len(_TEMP_SUFFIX)]
+    owners = (name, control_name(name), metrics_name(name))
+    return set(token) <= set("0123456789abcdef") and any(
+        candidate == f".{owner}.{token}{_TEMP_SUFFIX}" for owner in owners
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -78,12 +91,12 @@ class ReadFile:
             if not stat.S_ISREG(status.st_mode):
                 raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}", path=path)
             if directory is None:
-                _check_readable(path, status, system.stat(os.path.dirname(path) or "."))
+                check_readable(path, status, system.stat(os.path.dirname(path) or "."))
         except OSError as error:
             self.close()
-            raise (error if isinstance(error, UntrustedPathError) else _unusable(error, path)) from None
+            raise (error if isinstance(error, UntrustedPathError) else unusable(error, path)) from None
         self.size = status.st_size
-        self.identity = (status.st_dev, status.st_ino, status.st_size)
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes from an offset, fewer only where the file ends. Raises UnusableFileError."""
@@ -95,7 +108,7 @@ class ReadFile:
                     break
                 data += more
         except OSError as error:
-            raise _unusable(error, self.path) from None
+            raise unusable(error, self.path) from None
         return data
 
     def chunks(self, offset: int, end: int) -> Iterator[bytes]:
@@ -128,13 +141,31 @@ class ReadFile:
                 pass
 
 
-def identity_of(path: str) -> tuple[int, int, int] | None:
-    """Device, inode and size of what is at a path now; None if there is nothing to be seen there."""
+def identity_of(path: str) -> Identity | None:
+    """Of what is at a path now; None if there is nothing to be seen there."""
     try:
         status = system.stat(path, follow_symlinks=False)
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_size
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def free_bytes(directory: str) -> int:
+    """That an ordinary user may still write there. Raises PublishError."""
+    try:
+        found = system.statvfs(directory)
+    except OSError as error:
+        raise _failed(error, directory, "ask for the free space") from None
+    return int(found.f_bavail * found.f_frsize)
+
+
+def leftovers(path: str) -> list[str]:
+    """The temporary files of writers of a path, dead or not; nothing where the directory cannot be read."""
+    parent, name = os.path.split(os.path.abspath(path))
+    try:
+        return [os.path.join(parent, there) for there in system.listdir(parent) if _is_leftover(there, name)]
+    except OSError:
+        return []
 
 
 def _kind(mode: int) -> str:
@@ -151,7 +182,7 @@ def _kind(mode: int) -> str:
     return "something else"
 
 
-def _check_readable(path: str, file: os.stat_result, directory: os.stat_result) -> None:
+def check_readable(path: str, file: os.stat_result, directory: os.stat_result) -> None:
     trusted = {os.geteuid(), 0}
     if directory.st_mode & stat.S_IWOTH:
         if not directory.st_mode & stat.S_ISVTX:
@@ -164,7 +195,7 @@ def _check_readable(path: str, file: os.stat_result, directory: os.stat_result) 
         )
 
 
-def _unusable(error: OSError, path: str) -> UnusableFileError:
+def unusable(error: OSError, path: str) -> UnusableFileError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return MissingFileError("there is no such file: build it, or check the path", path=path)
     if error.errno == errno.ELOOP:
@@ -254,13 +285,13 @@ class Directory:
         except OSError as error:
             raise _failed(error, self.path, f"look at {name!r}") from None
 
-    def create(self) -> WriteFile:
-        """A new temporary file, which no reader looks at."""
+    def create(self, mode: int = 0o600) -> WriteFile:
+        """A new temporary file, which no reader looks at. mode: less the umask."""
         for _ in range(100):
             name = _temp_name(self.name)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                return WriteFile(self, name, _not_a_standard_stream(system.open(name, flags, 0o600, dir_fd=self.fd)))
+                return WriteFile(self, name, _not_a_standard_stream(system.open(name, flags, mode, dir_fd=self.fd)))
             except FileExistsError:
                 continue
             except OSError as error:
@@ -278,7 +309,9 @@ class Directory:
         return file
 
     def sweep(self) -> None:
-        """Remove what dead writers left. Only under the lock, which proves that they are dead."""
+        """Remove what dead writers left. Only under the lock, which proves that they are dead.
+
+        Those of the shared files may live, and then try again: see `shared.create`."""
         try:
             names = system.listdir(self.fd)
         except OSError as error:
@@ -327,13 +360,10 @@ class Directory:
         timeout: seconds to wait for another holder; 0 tries once. Raises LockTimeoutError, which names the holder.
         """
         fd = self._locked_descriptor(time.monotonic() + timeout)
-        _held_locks.add(fd)
         try:
             yield
         finally:
-            _held_locks.discard(fd)
-            with contextlib.suppress(OSError):
-                system.close(fd)
+            release(fd)
 
     def _locked_descriptor(self, deadline: float) -> int:
         from filelock import lock_descriptor
@@ -345,6 +375,7 @@ class Directory:
             fd = -1
             try:
                 fd = _not_a_standard_stream(system.open(name, flags, 0o660, dir_fd=self.fd))
+                hold(fd)  # before it is locked: a child may be forked at any moment
                 status = system.fstat(fd)
                 self._check(name, status)
                 if status.st_nlink > 1:
@@ -355,15 +386,15 @@ class Directory:
                     if self._names(name, status):
                         _sign(fd)
                         return fd
-                    system.close(fd)
+                    release(fd)
                     continue
                 holder = _signature(fd)
             except OSError as error:
-                _close_quietly(fd)
+                release(fd)
                 if isinstance(error, UntrustedPathError):
                     raise
                 raise _failed(error, self.path, f"take the lock {name!r}") from None
-            _close_quietly(fd)
+            release(fd)
             if (left := deadline - time.monotonic()) <= 0:
                 raise LockTimeoutError(f"another build holds {name!r}{holder}: try later", path=self.path)
             time.sleep(min(pause, left))
@@ -442,7 +473,7 @@ class WriteFile:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            _close_quietly(fd)
+            close_quietly(fd)
         if self.name is not None:
             with contextlib.suppress(PublishError):
                 self.unlink()
@@ -481,7 +512,7 @@ def _fsync(fd: int) -> None:
         system.fsync(fd)
 
 
-def _close_quietly(fd: int) -> None:
+def close_quietly(fd: int) -> None:
     if fd >= 0:
         with contextlib.suppress(OSError):
             system.close(fd)
@@ -496,7 +527,7 @@ def _not_a_standard_stream(fd: int) -> int:
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
-        _close_quietly(fd)
+        close_quietly(fd)
 
 
 # --- the lock's descriptor --------------------------------------------------------------------------------------------
@@ -504,10 +535,21 @@ def _not_a_standard_stream(fd: int) -> int:
 _held_locks: set[int] = set()
 
 
+def hold(fd: int) -> None:
+    """This descriptor carries a lock: a forked child closes it at once."""
+    _held_locks.add(fd)
+
+
+def release(fd: int) -> None:
+    """Close a descriptor, and so free its lock. -1 is none."""
+    _held_locks.discard(fd)
+    close_quietly(fd)
+
+
 def _forget_locks() -> None:
     """A forked child must not keep its parent's lock alive: the kernel frees it with the last descriptor."""
     for fd in _held_locks:
-        _close_quietly(fd)
+        close_quietly(fd)
     _held_locks.clear()
 
 

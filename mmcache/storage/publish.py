@@ -15,28 +15,27 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import (
     BuildError,
     MissingFileError,
     MmcacheError,
     PublishError,
-    SourceError,
     UntrustedPathError,
     UnusableFileError,
 )
-from ..format.header import HEADER_SIZE, MAGIC, Header, parse_header
+from ..format.header import HEADER_SIZE, MAGIC, Header, Tokens, parse_header
 from ..format.layout import Layout, validate
 from ..schema import Schema
-from ..sources import Source, as_source, from_spec
+from ..sources import Source
 from . import fs
 from .builder import Progress, Staged, lay_out, stage, write
 from .verify import verify_bytes
 
-__all__ = ["BuildReport", "Progress", "build", "clear", "publish", "rebuild"]
+__all__ = ["LOCK_TIMEOUT", "BuildReport", "Control", "Progress", "Serves", "clear", "described", "publish"]
 
 log = logging.getLogger("mmcache")
 
@@ -44,6 +43,9 @@ MODE = 0o444
 """Of a published file: a stray in-place write, which would pull the pages from under every reader, fails."""
 
 LOCK_TIMEOUT = 600.0
+
+_TICK = 0.025
+"""Longer than a tick of any file system's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +69,25 @@ class BuildReport:
     durable: bool = True
 
 
-Serves = Callable[[Layout], bool]
+Serves = Callable[[Layout | None], bool]
 
 
-def build(
-    path: str | os.PathLike[str],
-    records: Source | Iterable[Any] | Mapping[str, Iterable[Any]],
-    *schemas: Schema,
-    cluster_by: str | Mapping[str, str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    timeout: float = LOCK_TIMEOUT,
-) -> BuildReport:
-    """Build a file from a source or from records, and publish it at `path`.
+class Control(Protocol):
+    """What publishing asks of a control page, and tells it."""
 
-    records: a `Source`; or an iterable of mappings with one schema; or a mapping of collection name to iterable.
-    cluster_by: a field whose equal values shall stand together, which makes each of them one contiguous view;
-        of several collections, a mapping of collection to field.
-    metadata: a map of anything msgpack carries, to be found as `Snapshot.metadata`.
-    progress: called as progress(stage, done, total).
-    timeout: seconds to wait for another build of this file.
+    @property
+    def generation(self) -> int:
+        """The last that it heard of; 0 for none."""
+        ...
 
-    The same records give the same bytes, and then the published file stays in place.
-    Raises BuildError for records that cannot be stored, SourceError, LockTimeoutError, UntrustedPathError, and
-    PublishError for what the system refuses; after any of them the published file is as it was.
-    """
-    return publish(
-        path,
-        as_source(records, schemas),
-        cluster_by=cluster_by,
-        metadata=metadata,
-        progress=progress,
-        timeout=timeout,
-    )
+    def tokens(self) -> Tokens: ...
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    def failed(self, error: Exception) -> None: ...
+    def published(self, header: Header, identity: fs.Identity) -> None: ...
+    def revalidated(
+        self, header: Header, tokens: Tokens, checked_ns: int, elapsed_ns: int, fingerprint: bytes
+    ) -> bool: ...
 
 
 def publish(
@@ -111,38 +99,56 @@ def publish(
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     unless: Serves | None = None,
+    control: Control | None = None,
 ) -> BuildReport:
-    """`build` from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
-    serves, because another process built it while we waited; then it stays."""
+    """Build from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
+    serves, because another process built it while we waited; then it stays. It may raise, too.
+
+    control: the tokens are captured before the source is read. Whatever is invalidated after that makes the new file
+    stale, and what was before it is in it.
+    """
     begun = time.monotonic()
     clusters = _clusters(source.schemas, cluster_by)
-    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout):
+    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout), contextlib.ExitStack() as building:
         for name in (directory.name, fs.backup_name(directory.name)):
             _check_replaceable(directory, name)
         if unless is not None:
             there = _whole(directory)
-            if there is not None and unless(there):
+            if unless(there) and there is not None:
                 return _report(directory, there, begun, changed=False)
+        building.enter_context(_announced(control))
         directory.sweep()
         with contextlib.ExitStack() as scratch, directory.create() as file:
-            created_ns = time.time_ns()
-            fingerprint = source.fingerprint()
+            tokens = Tokens() if control is None else control.tokens()
+            fingerprint = _fingerprint(source)
+            created_ns, started_ns = time.time_ns(), time.monotonic_ns()
             staged = _stage(source, clusters, directory, scratch, progress)
             plan = lay_out(staged, writer=_writer(), source=source.spec(), metadata=metadata)
             file.allocate(plan.size)
             digest = write(plan, file, progress)
             current = _whole(directory)
-            if current is not None and current.header.build_id == digest.build_id:
+            elapsed_ns = time.monotonic_ns() - started_ns
+            as_good_as = tokens, created_ns, elapsed_ns, fingerprint
+            if (
+                current is not None
+                and current.header.build_id == digest.build_id
+                # Where this cannot be noted for everybody, only a new header can tell.
+                and (control is None or control.revalidated(current.header, *as_good_as))
+            ):
                 return _report(directory, current, begun, changed=False)
             header = Header(
                 file_size=digest.size,
                 section_count=digest.section_count,
-                generation=_next_generation(directory),
+                generation=max(_next_generation(directory), 0 if control is None else control.generation + 1),
                 created_ns=created_ns,
-                elapsed_ns=max(0, time.time_ns() - created_ns),
+                elapsed_ns=elapsed_ns,
                 build_id=digest.build_id,
                 sha256=digest.sha256,
                 fingerprint=fingerprint,
+                soft=tokens.soft,
+                hard=tokens.hard,
+                ring=tokens.ring,
+                page=tokens.page,
             )
             file.write(0, header.pack())
             file.seal(MODE)
@@ -151,29 +157,10 @@ def publish(
                 _back_up(directory)
             directory.rename(file.name or "", directory.name)
             file.published()
-        return _report(directory, layout, begun, changed=True, durable=_sync(directory))
-
-
-def rebuild(
-    path: str | os.PathLike[str], *, progress: Progress | None = None, timeout: float = LOCK_TIMEOUT
-) -> BuildReport:
-    """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata.
-
-    Where the file itself is missing or damaged, its backup says how. Raises what `build` raises; SourceError for a
-    file that was built from records in memory; UnusableFileError where neither file nor backup can be read.
-    """
-    layout = _described(os.fspath(path))
-    if layout.source is None:
-        raise SourceError("was built from records in memory and names no source: build it again", path=os.fspath(path))
-    schemas = tuple(collection.schema for collection in layout.collections.values())
-    return publish(
-        path,
-        from_spec(layout.source, schemas),
-        cluster_by={name: c.cluster_by for name, c in layout.collections.items() if c.cluster_by is not None},
-        metadata=layout.metadata,
-        progress=progress,
-        timeout=timeout,
-    )
+        durable = _sync(directory)
+        if control is not None and (identity := fs.identity_of(directory.path)) is not None:
+            control.published(header, identity)
+        return _report(directory, layout, begun, changed=True, durable=durable)
 
 
 def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_run: bool = False) -> list[str]:
@@ -199,6 +186,31 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     return [places[name] for name in found]
 
 
+@contextlib.contextmanager
+def _announced(control: Control | None) -> Iterator[None]:
+    """Whoever looks at the control page sees that we are building."""
+    if control is None:
+        yield
+        return
+    control.begin()
+    try:
+        yield
+    except Exception as error:
+        control.failed(error)  # before the lock is free, or another would try again who does not know
+        raise
+    finally:
+        control.end()
+
+
+def _fingerprint(source: Source) -> bytes:
+    """The source's. One that was written to at this very moment gives none that lasts; a moment later it does."""
+    fingerprint = source.fingerprint()
+    if source.fingerprint() != fingerprint:
+        time.sleep(_TICK)
+        fingerprint = source.fingerprint()
+    return fingerprint
+
+
 def _check_replaceable(directory: fs.Directory, name: str) -> bool:
     """Whether there is a file, which is a cache file: nobody's database is replaced because a path was mistyped.
 
@@ -219,7 +231,7 @@ def _check_replaceable(directory: fs.Directory, name: str) -> bool:
     return True
 
 
-def _described(path: str) -> Layout:
+def described(path: str) -> Layout:
     """What the file says of itself, or its backup where the file cannot be read."""
     try:
         return _layout(fs.ReadFile(path))

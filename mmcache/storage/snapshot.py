@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from functools import partial, wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
 
 import msgpack
 import numpy as np
@@ -34,7 +34,7 @@ from ..format.records import MAX_RECORD_BYTES, Shape, checksum, decode, key_offs
 from ..format.slots import EMPTY
 from ..schema import Query, Schema, Term, parse_query, terms_of
 from .blocks import Blocks
-from .fs import ReadFile
+from .fs import Identity, ReadFile
 from .record import Record, RecordItems, RecordValues
 from .selection import Selection
 from .verify import verify_bytes
@@ -451,6 +451,7 @@ class Collection(Mapping[str, Record]):
                         break
                     if self._key(row) == raw:
                         return row
+                    self._record(row)  # of another key with the same hash, which is rare; or it is damaged, and says so
         except IndexError:
             raise self.corrupt("ids", f"a slot lies outside of the table of {len(self._hash)}") from None
         raise KeyError(key)
@@ -628,6 +629,13 @@ class Collection(Mapping[str, Record]):
         return f"<Collection {self.name!r}: {len(self)} records>"
 
 
+class Host(Protocol):
+    """Who remembers, for all processes of a machine, which file was verified."""
+
+    def knows(self, header: Header, identity: Identity) -> bool: ...
+    def verified(self, header: Header, identity: Identity) -> None: ...
+
+
 class Snapshot(Mapping[str, Record]):
     """One generation of a file, with no source, no lock and no control page; a mapping of its first collection.
 
@@ -663,12 +671,18 @@ class Snapshot(Mapping[str, Record]):
             raise ValueError(f"verify must be 'auto', 'full' or 'lazy', not {verify!r}")
         if access not in ("mmap", "copy"):
             raise ValueError(f"access must be 'mmap' or 'copy', not {access!r}")
-        return cls._from(ReadFile(os.fspath(path)), verify, access)
+        return cls.attach(path, verify, access, None)
 
     @classmethod
-    def _from(cls, file: ReadFile, verify: Verify, access: Access) -> Self:
+    def attach(cls, path: str | os.PathLike[str], verify: Verify, access: Access, host: Host | None) -> Self:
+        """`open`, with somebody who knows what was verified on this machine already: "auto" then checksums nothing."""
+        return cls._from(ReadFile(os.fspath(path)), verify, access, host)
+
+    @classmethod
+    def _from(cls, file: ReadFile, verify: Verify, access: Access, host: Host | None = None) -> Self:
         try:
             layout = validate(file.read, file.size)
+            known = verify == "auto" and host is not None and host.knows(layout.header, file.identity)
             if access == "copy":
                 in_memory = file.read(0, file.size)
                 if len(in_memory) != file.size:
@@ -678,9 +692,13 @@ class Snapshot(Mapping[str, Record]):
                 in_memory, buffer = None, file.map()
             view = memoryview(buffer)
             blocks: Blocks | None = Blocks(view, layout)
-            if verify == "full" or access == "copy" or (verify == "auto" and file.size <= AUTO_FULL_BYTES):
+            if known and access == "mmap":
+                blocks = None
+            elif verify == "full" or access == "copy" or (verify == "auto" and file.size <= AUTO_FULL_BYTES):
                 blocks.verify_all()  # type: ignore[union-attr]
                 blocks = None
+                if host is not None:
+                    host.verified(layout.header, file.identity)
             elif verify == "auto":
                 _verify_indexes(layout, view, blocks)  # type: ignore[arg-type]
             ids_verified = blocks is None or verify == "auto"
@@ -701,8 +719,8 @@ class Snapshot(Mapping[str, Record]):
         return self._file.path
 
     @property
-    def identity(self) -> tuple[int, int, int]:
-        """Device, inode and size of the file that was opened."""
+    def identity(self) -> Identity:
+        """Device, inode, size and time of the last write (ns) of the file that was opened."""
         return self._file.identity
 
     @property

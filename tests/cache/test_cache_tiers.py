@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from mmcache import (
     UntrustedPathError,
     UnusableFileError,
 )
+from mmcache.sharing.publishing import clear
 from mmcache.storage import fs
-from mmcache.storage.publish import clear
+from mmcache.tiers import Tiers
 from tests.cache.bank import ITEMS, insert_item, make_bank, source_of, truth
 
 
@@ -313,8 +315,8 @@ def test_a_source_that_fails_as_the_last_tier_raises_source_error(path: Path, ba
     assert cache["item-1-ä"]["size"] == 1
 
 
-def test_refresh_adopts_a_newer_file_and_refuses_a_bad_one(path: Path, bank: Path, source: SQLiteSource) -> None:
-    cache, other = mmcache.open(path, source), mmcache.open(path, source)
+def test_a_newer_file_is_adopted_and_a_bad_one_refused(path: Path, bank: Path, source: SQLiteSource) -> None:
+    cache, other = (mmcache.open(path, source, executor="external") for _ in range(2))
     assert cache.refresh() is False
     with sqlite3.connect(bank) as db:
         insert_item(db, 7, kind="changed")
@@ -322,10 +324,9 @@ def test_refresh_adopts_a_newer_file_and_refuses_a_bad_one(path: Path, bank: Pat
     old = cache.snapshot
     view = cache.embeddings
     before = view.copy()
-    other.rebuild()
-    assert cache["item-7-ä"]["kind"] == "c"
     with cache.pinned() as pinned:
-        assert cache.refresh() is True
+        assert cache["item-7-ä"]["kind"] == "c"
+        other.rebuild()
         assert cache["item-7-ä"]["kind"] == "changed"
         assert pinned["item-7-ä"]["kind"] == "c"
         assert pinned is old
@@ -338,6 +339,37 @@ def test_refresh_adopts_a_newer_file_and_refuses_a_bad_one(path: Path, bank: Pat
     assert cache.stats().corruptions == 1
     replace_with(path, good)
     assert cache.refresh() is True
+
+
+def test_a_file_published_while_another_is_opened_is_noticed_by_the_next_get(
+    path: Path, source: SQLiteSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = mmcache.open(path, source, executor="external")
+    opened = Tiers._open
+
+    def opened_before_a_publish(self: Tiers) -> Snapshot:
+        snapshot = opened(self)
+        monkeypatch.undo()
+        other.invalidate(reason="manual", hard=False)
+        mmcache.build(path, source, metadata={"n": 2})
+        return snapshot
+
+    monkeypatch.setattr(Tiers, "_open", opened_before_a_publish)
+    cache = mmcache.open(path, source, executor="external", check_interval=3600)
+    assert cache["item-1-ä"]["size"] == 1
+    assert cache.stats().generation == 2
+
+
+def test_a_file_that_was_verified_and_then_written_to_is_verified_again(path: Path, source: SQLiteSource) -> None:
+    mmcache.build(path, source)
+    mmcache.open(path, source).close()
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"damage")
+    with pytest.raises(CorruptFileError):
+        mmcache.open(path)
 
 
 def test_a_cache_without_a_file_adopts_one_when_it_appears(path: Path, source: SQLiteSource) -> None:
@@ -393,7 +425,7 @@ def test_incompatible_error_says_what_was_found(path: Path, source: SQLiteSource
     with pytest.raises(IncompatibleFormatError, match="upgrade mmcache") as raised:
         Snapshot.open(path)
     error: Any = raised.value
-    assert (error.found, error.supported) == ("3.1.4", "1.0.0")
+    assert (error.found, error.supported) == ("3.1.4", "1.1.0")
 
 
 def test_a_mistyped_path_never_replaces_what_is_not_a_cache_file(path: Path, bank: Path, source: SQLiteSource) -> None:

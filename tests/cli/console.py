@@ -6,9 +6,11 @@ import json
 import os
 import pty
 import select
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,11 @@ class Run:
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MMCACHE_", "COLUMNS"))}
     return {**plain, "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+def unmeasured() -> dict[str, str]:
+    """Without coverage, which imports much, and can lock itself out when Ctrl-C meets it."""
+    return {name: value for name, value in environment().items() if not name.startswith("COVERAGE")}
 
 
 def run(*words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, **options: Any) -> Run:
@@ -99,3 +106,80 @@ def make_shelf(path: Path) -> list[dict[str, Any]]:
     given = [{**record, "vector": vector} for record, vector in zip(records, vectors, strict=True)]
     mmcache.build(path, given, SHELF, metadata={"owner": "tests"})
     return records
+
+
+SHOP = mmcache.Schema("items", key="sku", index=("kind",))
+
+
+def make_shop(database: Path, n: int = 10) -> mmcache.SQLiteSource:
+    """A SQLite database of n items, s0, s1, ..., with their number as price."""
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE items (sku TEXT PRIMARY KEY, kind TEXT, price INT)")
+        connection.executemany("INSERT INTO items VALUES (?, ?, ?)", [(f"s{i}", "ab"[i % 2], i) for i in range(n)])
+    connection.close()
+    return mmcache.SQLiteSource(database, SHOP)
+
+
+def write(database: Path, statement: str, *values: object) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+_WORKER = """
+import json, sys, mmcache
+path, database, label = sys.argv[1:]
+source = mmcache.SQLiteSource(database, mmcache.Schema("items", key="sku", index=("kind",)))
+with mmcache.open(path, source, build=False, check_interval=0.05, label=label) as cache:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        found = cache.get(line.rstrip())
+        cache.refresh()  # a look tells what was counted
+        print(json.dumps(None if found is None else found.asdict()), flush=True)
+"""
+
+
+class Worker:
+    """A process that has a cache open and gives a record when asked."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def get(self, key: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{key}\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@contextmanager
+def worker(path: Path, database: Path, label: str = "") -> Iterator[Worker]:
+    command = [sys.executable, "-W", "error", "-c", _WORKER, str(path), str(database), label]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield Worker(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+@contextmanager
+def endless_build(database: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that builds a file of one collection, items, until it is killed at the end. database: any."""
+    endless = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT 'k' || i AS id FROM c"
+    command = [*COMMAND, "build", str(database), "--query", endless, "--collection", "items", "-o", str(path)]
+    nowhere = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=environment()) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -14,6 +14,7 @@ import pytest
 
 import mmcache
 from mmcache.cli import main
+from mmcache.cli.main import COMMANDS
 from mmcache.presets.patterns import write_bank
 from tests.cli.console import ROOT, make_shelf, ok, run
 
@@ -134,7 +135,7 @@ def test_status_says_what_the_file_is(shelf):
     with mmcache.Snapshot.open(shelf) as snapshot:
         assert status["build_id"] == snapshot.header.build_id.hex()
         assert status["size"] == shelf.stat().st_size == snapshot.header.file_size
-    assert (status["state"], status["generation"], status["backup"]) == ("ok", 1, None)
+    assert (status["state"], status["generation"], status["backup"]) == ("fresh", 1, None)
     assert status["metadata"] == {"owner": "tests"}
     assert 0 <= status["age_seconds"] < 600
     assert status["collections"]["items"] == {
@@ -152,7 +153,8 @@ def test_status_says_what_the_file_is(shelf):
 
 def test_status_for_people_has_the_same(shelf):
     text = ok("status", shelf).out
-    assert "generation  1" in text
+    assert "state         fresh: built " in text
+    assert "generation    1" in text
     assert "items: 5 records" in text
     assert "vector: 4 x float32, cosine, 1 record without" in text
     assert "none: built from records in memory" in text
@@ -298,6 +300,33 @@ def test_rebuild_mends_a_damaged_file_from_what_its_backup_says(shop, tmp_path, 
     call(capsys, "verify", target)
 
 
+def test_rebuild_if_stale_does_nothing_while_the_file_is_fresh(shop, tmp_path, capsys):
+    target = tmp_path / "items.mmc"
+    call(capsys, "build", shop, "--key", "sku", "-o", target)
+    assert call(capsys, "rebuild", target, "--if-stale").startswith(f"{target}: fresh, generation 1 stays (built ")
+    found = json.loads(call(capsys, "rebuild", target, "--if-stale", "--json"))
+    assert (found["changed"], found["state"], found["generation"]) == (False, "fresh", 1)
+    assert ": unchanged, generation 1 stays" in call(capsys, "rebuild", target, "--if-stale", "--ttl", "0.001")
+
+
+def test_rebuild_if_stale_builds_what_was_written_to_invalidated_or_damaged(shop, tmp_path, capsys):
+    target = tmp_path / "items.mmc"
+    call(capsys, "build", shop, "--key", "sku", "-o", target)
+    with sqlite3.connect(shop) as connection:
+        connection.execute("UPDATE items SET price = 99 WHERE sku = 's3'")
+    connection.close()
+    assert json.loads(call(capsys, "rebuild", target, "--if-stale", "--json"))["generation"] == 2
+    for words in (["s1"], ["--soft"], ["--hard"]):
+        call(capsys, "invalidate", target, *words)
+        assert "unchanged, generation 2 stays" in call(capsys, "rebuild", target, "--if-stale")
+        assert "fresh, generation 2 stays" in call(capsys, "rebuild", target, "--if-stale")
+    data = bytearray(target.read_bytes())
+    data[300] ^= 1  # in the section table
+    target.unlink()
+    target.write_bytes(data)
+    assert json.loads(call(capsys, "rebuild", target, "--if-stale", "--json"))["changed"]
+
+
 def test_the_script_for_cron_is_the_rebuild_command(shop, tmp_path, capsys):
     target = tmp_path / "items.mmc"
     call(capsys, "build", shop, "--key", "sku", "-o", target)
@@ -320,10 +349,11 @@ def test_clear_removes_file_backup_and_leftovers_and_nothing_else(tmp_path, caps
     others = [tmp_path / "f.mmc.old", tmp_path / ".f.mmc.tmp", tmp_path / "f.mmc.lock", tmp_path / "f.mmc2"]
     for other in (*leftovers, *others):
         other.touch()
-    call(capsys, "clear", path, "--dry-run")
+    others.append(tmp_path / "f.mmc.ctl")
+    ours = [str(path), f"{path}.bak", f"{path}.metrics"]
+    assert json.loads(call(capsys, "clear", path, "--dry-run", "--json"))["removed"] == ours
     assert path.exists()
-    removed = json.loads(call(capsys, "clear", path, "--yes", "--json"))["removed"]
-    assert removed == [str(path), f"{path}.bak"]
+    assert json.loads(call(capsys, "clear", path, "--yes", "--json"))["removed"] == ours
     assert sorted(tmp_path.iterdir()) == sorted(others)
     assert json.loads(call(capsys, "clear", path, "--yes", "--json"))["removed"] == []
 
@@ -345,7 +375,7 @@ def test_readers_keep_a_cleared_file(tmp_path, capsys):
 # the rest ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["build", "rebuild", "status", "verify", "get", "find", "inspect", "clear", "demo"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "completion"])
 def test_every_command_has_help_and_json(command, capsys):
     text = call(capsys, command, "--help")
     assert "--json" in text
@@ -363,8 +393,15 @@ def test_version(capsys):
     assert call(capsys, "--version") == f"mmcache {mmcache.__version__}\n"
 
 
+def test_ids_may_stand_after_a_flag(shelf, capsys):
+    found = json.loads(call(capsys, "get", shelf, "d", "--collection", "items", "a", "--json"))
+    assert [record["id"] for record in found] == ["d", "a"]
+    assert main(["get", str(shelf), "a", "--nonsense", "b"]) == 2
+    assert "unrecognized arguments: --nonsense b" in capsys.readouterr().err
+
+
 def test_flags_may_stand_before_the_command(shelf, capsys):
-    assert json.loads(call(capsys, "--json", "status", shelf))["state"] == "ok"
+    assert json.loads(call(capsys, "--json", "status", shelf))["state"] == "fresh"
     assert call(capsys, "-q", "status", shelf) == ""
     assert call(capsys, "verify", shelf, "--quiet") == ""
 

@@ -41,31 +41,64 @@ def test_every_figure_is_there(demo):
 
 
 def test_no_read_failed_while_the_file_was_swapped(demo):
-    swap = demo[0].json["swap"]
-    assert (swap["failed"], swap["from_sqlite"], swap["reason"]) == (0, 0, None)
-    assert swap["generations"] == [2, 3, 4]
-    assert swap["reads"] > 1000
+    result = demo[0].json
+    reading = result["reading"]
+    assert (reading["failed"], reading["reason"]) == (0, None)
+    assert reading["reads"] > 1000
+    assert result["swap"]["generations"] == [2, 3, 4]
+    assert len(result["swap"]["adoption_seconds"]) == 3
+
+
+def test_an_update_was_seen_by_all_workers(demo):
+    result = demo[0].json
+    assert (result["update"]["key"], result["update"]["kind"]) == ("pattern-7", "ids")
+    assert len(result["update"]["seen_seconds"]) == 4
+    assert 0 < result["reading"]["from_sqlite"] < result["reading"]["reads"]
+
+
+def test_a_builder_was_killed_and_the_next_one_published(demo):
+    killed = demo[0].json["killed"]
+    assert killed["left"] > 0
+    assert killed["swept"]
+    assert killed["generation"] == 4 + killed["attempts"]
+    assert killed["lock_seconds"] > 0
+
+
+def test_the_workers_were_shown_as_their_slots_have_them(demo):
+    result = demo[0].json
+    for frame, generation in zip(result["fleet"], (4, result["killed"]["generation"]), strict=True):
+        assert sorted(worker["label"] for worker in frame) == [f"worker {i}" for i in range(1, 5)]
+        assert {worker["generation"] for worker in frame} == {generation}
+        assert all(worker["hits"] > 0 and worker["fallbacks"].keys() == {"invalidated"} for worker in frame)
 
 
 def test_the_damage_was_found_answered_and_mended(demo):
-    damage = demo[0].json["damage"]
+    damage, killed = demo[0].json["damage"], demo[0].json["killed"]
     assert damage["found_by_verify"] == "section 'patterns/records': checksum does not match"
     assert (damage["found_by_get"], damage["answered_by"], damage["same_answer"]) == (True, "sqlite", True)
-    assert (damage["mended_generation"], damage["verified_after"]) == (5, True)
+    assert (damage["mended_generation"], damage["verified_after"]) == (killed["generation"] + 1, True)
 
 
 def test_the_files_can_be_played_with(demo):
     directory = demo[1]
-    assert sorted(os.listdir(directory)) == ["patterns.db", "patterns.mmc", "patterns.mmc.bak", "patterns.mmc.lock"]
+    suffixes = ("db", "mmc", "mmc.bak", "mmc.ctl", "mmc.lock", "mmc.metrics")
+    assert sorted(os.listdir(directory)) == [f"patterns.{suffix}" for suffix in suffixes]
     ok("verify", directory / "patterns.mmc", "--deep")
     with mmcache.Snapshot.open(directory / "patterns.mmc") as snapshot:
-        assert snapshot["pattern-7"]["metadata"]["revision"] == 4
+        assert snapshot["pattern-7"]["metadata"]["revision"] == demo[0].json["killed"]["generation"]
 
 
 def test_it_speaks_to_people_and_leaves_nothing_behind(tmp_path):
     done = run("demo", env={"TMPDIR": str(tmp_path)})
     assert done.code == 0, done
-    for words in ("0 failed", "verify:  section 'patterns/records'", "the same answer as before", "mmcache demo --dir"):
+    for words in (
+        "0 failed",
+        "worker 4",
+        "killed with SIGKILL",
+        "verify:  section 'patterns/records'",
+        "the same answer as before",
+        "mmcache demo --dir",
+    ):
         assert words in done.out
     assert "\x1b" not in done.out
     assert not list(tmp_path.iterdir())

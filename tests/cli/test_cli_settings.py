@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import tomllib
 
 import msgpack
 import pytest
 
 from mmcache.cli import main
+from mmcache.cli.doctor import DEPENDENCIES
+from mmcache.cli.invalidate import REASONS
 from mmcache.cli.jsontext import dumps
-from mmcache.cli.options import UsageError, setting
+from mmcache.cli.options import PROFILES, SETTINGS, UsageError, policy_of, setting
 from mmcache.cli.words import ago, bytes_of, printable, short, span
+from mmcache.freshness import PROFILES as POLICIES, Policy
+from mmcache.sharing.control import REASONS as MEANINGS
+from mmcache.sharing.status import Rules
+from tests.cli.console import ROOT
 
 
 def settings(**flags: object) -> argparse.Namespace:
@@ -61,6 +69,28 @@ def test_nonsense_in_the_environment_is_a_usage_error(monkeypatch, capsys, tmp_p
     monkeypatch.setenv("MMCACHE_VERIFY", "some")
     assert main(["get", str(tmp_path / "f.mmc"), "a"]) == 2
     assert "MMCACHE_VERIFY: expected one of auto, full, lazy" in capsys.readouterr().err
+
+
+def test_what_is_spelt_out_for_the_parser_is_what_the_package_has():
+    assert tuple(POLICIES) == PROFILES
+    assert tuple(MEANINGS) == REASONS
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert [f"{name}>={least}" for name, least in DEPENDENCIES.items()] == project["dependencies"]
+
+
+def test_the_rules_of_status_are_those_of_the_package():
+    ours = [SETTINGS[name][1] for name in ("min_hit_rate", "max_load_ms", "max_corruptions", "max_rebuilds")]
+    rules = Rules()
+    assert ours == [rules.hit_rate, rules.load * 1e3, rules.corruptions, rules.rebuilds]
+
+
+def test_profile_and_ttl_make_a_policy(monkeypatch, project):
+    assert policy_of(settings()) == Policy()
+    project.write_text("[tool.mmcache]\nprofile = 'production'\n")
+    assert policy_of(settings()).ttl == 86_400
+    monkeypatch.setenv("MMCACHE_TTL", "inf")
+    assert policy_of(settings()).ttl == math.inf
+    assert policy_of(settings(ttl=5.0)).ttl == 5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Makes the golden file of format 1.0.0: `python -m tests.data.make_golden DIRECTORY`.
+"""Makes the golden file of format 1.1.0: `python -m tests.data.make_golden DIRECTORY`.
 
 Run once for each version of the format. The file stays as it is for ever: it must open in every later version of
 1.x. Beside it stands what it holds, as JSON.
@@ -18,8 +18,10 @@ import msgpack
 
 import mmcache
 from mmcache import Schema
+from mmcache.sources import as_source
+from mmcache.storage.publish import publish
 
-NAME = "golden-1.0.0"
+NAME = "golden-1.1.0"
 SCHEMAS = (
     Schema(
         "patterns",
@@ -85,7 +87,7 @@ def records() -> dict[str, list[dict[str, Any]]]:
 
 def build(path: str | os.PathLike[str]) -> mmcache.BuildReport:
     with mock.patch("mmcache.storage.publish._writer", return_value=WRITER):
-        return mmcache.build(path, records(), *SCHEMAS, cluster_by=CLUSTER_BY, metadata=METADATA)
+        return publish(path, as_source(records(), SCHEMAS), cluster_by=CLUSTER_BY, metadata=METADATA)
 
 
 def jsonable(value: Any) -> Any:

@@ -7,8 +7,9 @@ import sys
 import tempfile
 from unittest import mock
 
-import mmcache
 from mmcache import Schema
+from mmcache.sources import as_source
+from mmcache.storage.publish import publish
 
 SCHEMA = Schema("t", index=("k",), embedding="v")
 ITEMS = [{"id": "a", "k": 1, "v": [1.0, 2.0]}, {"id": "b", "k": None}]
@@ -46,7 +47,7 @@ def example_bytes() -> bytes:
         mock.patch("mmcache.storage.publish._writer", return_value=WRITER),
     ):
         path = os.path.join(directory, "example.mmc")
-        mmcache.build(path, ITEMS, SCHEMA)
+        publish(path, as_source(ITEMS, (SCHEMA,)))
         with open(path, "rb") as file:
             return file.read()
 

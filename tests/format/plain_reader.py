@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 import xxhash
 
-HEADER = struct.Struct("<8sHHHHIIQQQQQ16s32s32sQQQ80sQ")
+HEADER = struct.Struct("<8sHHHHIIQQQQQ16s32s32sQQQQ72sQ")
 SECTION = struct.Struct("<72sIIQQQQQQ")
 ROW = struct.Struct("<QIHHQ")
 ENTRY = struct.Struct("<QQIIII")
@@ -72,7 +72,7 @@ class File:
         fields = HEADER.unpack_from(self.data)
         need(fields[0] == MAGIC, "magic")
         need(fields[1] == 1, "major")
-        need(xxhash.xxh3_64_intdigest(self.data[:248]) == fields[19], "header checksum")
+        need(xxhash.xxh3_64_intdigest(self.data[:248]) == fields[20], "header checksum")
         need(fields[5] == 0, "flags")
         (self.section_count, table_offset, file_size, self.generation, self.created_ns, self.elapsed_ns) = fields[6:12]
         (self.build_id, self.sha256, self.fingerprint) = fields[12:15]
@@ -80,7 +80,7 @@ class File:
         need(table_offset == 256, "table offset")
         need(1 <= self.section_count <= 4096, "section count")
         need(self.generation >= 1, "generation")
-        need(fields[4] == 0 and not any(fields[18]), "reserved bytes")
+        need(fields[4] == 0 and not any(fields[19]), "reserved bytes")
 
     def _table(self) -> None:
         end = 256 + 128 * self.section_count

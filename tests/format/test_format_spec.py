@@ -100,9 +100,10 @@ def test_the_byte_tables_are_those_of_the_code():
         soft=1006,
         hard=1007,
         ring=1008,
+        page=1009,
     )
     packed = sample.pack()
-    numbers = ("file_size", "section_count", "generation", "created_ns", "elapsed_ns", "soft", "hard", "ring")
+    numbers = ("file_size", "section_count", "generation", "created_ns", "elapsed_ns", "soft", "hard", "ring", "page")
     for name in numbers:
         offset, length = fields[name]
         assert int.from_bytes(packed[offset : offset + length], "little") == getattr(sample, name), name

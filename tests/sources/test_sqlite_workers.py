@@ -28,6 +28,9 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 SCHEMAS = Schema("a", index=("kind",)), Schema("b")
 
+SETTLED = 0.03
+"""Seconds after which the times of a file tell two writes apart."""
+
 
 @pytest.fixture(params=["delete", "wal"])
 def journal(request):
@@ -213,6 +216,7 @@ def test_the_fingerprint_follows_writers_and_not_readers(source, writer):
     source.fetch("a", ["k1"])
     seen = {source.fingerprint()}
     for n in range(3):
+        time.sleep(SETTLED)
         before = source.fingerprint()
         with source.read() as reading:
             list(reading.records("a"))
@@ -230,6 +234,7 @@ def test_reading_a_wal_database_that_nobody_has_open_does_not_change_its_fingerp
         db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (id TEXT); INSERT INTO a VALUES ('k')")
     assert not os.path.exists(f"{path}-wal")
     source = SQLiteSource(path, Schema("a"))
+    time.sleep(SETTLED)
     before = source.fingerprint()
     for _ in range(2):
         with source.read() as reading:

@@ -21,7 +21,7 @@ import mmcache
 from mmcache import MmcacheError, Schema, Snapshot
 from mmcache.schema import terms_of
 
-HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 3Q 80x Q")
+HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 4Q 72x Q")
 TABLE_ROW = struct.Struct("<72s II 5Q 8x")
 ROW_ENTRY = struct.Struct("<QIHHQ")
 PAGED = {4, 6}

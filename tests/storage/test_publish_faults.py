@@ -26,6 +26,8 @@ import pytest
 
 import mmcache
 from mmcache import MmcacheError, PublishError, Schema, Snapshot
+from mmcache.sources import as_source
+from mmcache.storage import publish as storage
 from tests.conftest import open_files
 from tests.storage.faults import Ends, Fail, FailName, Kill, Short, faults, in_child
 
@@ -42,6 +44,11 @@ def items(generation: int):
 
 
 def publish(path: Path, generation: int) -> mmcache.BuildReport:
+    return storage.publish(path, as_source(items(generation), (SCHEMA,)))
+
+
+def build(path: Path, generation: int) -> mmcache.BuildReport:
+    """The same, told to other processes: with a control page and metrics."""
     return mmcache.build(path, items(generation), SCHEMA)
 
 
@@ -134,6 +141,19 @@ class Damaged(ReplaceWithBackup):
         replace(path, data)
 
 
+class FirstTold(First):
+    def publish(self, path: Path) -> mmcache.BuildReport:
+        return build(path, self.after)
+
+
+class ReplaceTold(Replace):
+    def prepare(self, path: Path) -> None:
+        build(path, 1)
+
+    def publish(self, path: Path) -> mmcache.BuildReport:
+        return build(path, self.after)
+
+
 SCENARIOS = [
     First,
     Replace,
@@ -144,6 +164,8 @@ SCENARIOS = [
     NoHardLinksAtAll,
     Unchanged,
     Damaged,
+    FirstTold,
+    ReplaceTold,
 ]
 
 
@@ -168,6 +190,8 @@ class Stage:
         self.saved = directory / "saved"
         self.saved.mkdir()
         self.scenario.prepare(self.saved / "items.mmc")
+        self.reset()
+        self.scenario.publish(self.path)  # what is asked once in a process is asked now
         self.reset()
         with faults(*self.scenario.behaviours) as calls:
             self.scenario.publish(self.path)
@@ -194,7 +218,9 @@ class Stage:
         return path.read_bytes() if path.exists() else None
 
     def temporaries(self) -> list[str]:
-        names = set(os.listdir(self.path.parent)) - {"items.mmc", "items.mmc.bak", "items.mmc.lock"}
+        # Slots of metrics that a killed builder left are counted and removed by the next one.
+        lasting = {f"items.mmc{suffix}" for suffix in ("", ".bak", ".lock", ".ctl", ".metrics")}
+        names = {name for name in os.listdir(self.path.parent) if not name.endswith(".slot")} - lasting
         return sorted(names)
 
     def generation(self) -> int:
@@ -443,7 +469,10 @@ def test_a_file_that_cannot_be_synced_is_not_published_and_not_tried_again(path)
         publish(path, 3)
     assert calls.log.count("fsync") == 1
     assert path.read_bytes() == old
-    assert sorted(os.listdir(path.parent)) == ["items.mmc", "items.mmc.lock"]
+    assert {name for name in os.listdir(path.parent) if not name.endswith(("ctl", "metrics"))} == {
+        "items.mmc",
+        "items.mmc.lock",
+    }
 
 
 def test_a_file_that_is_not_a_cache_is_not_replaced(path):
@@ -482,7 +511,10 @@ def test_whatever_the_records_or_the_progress_raise_reaches_the_caller_and_leave
     with pytest.raises(error):
         mmcache.build(path, items(2), SCHEMA, progress=progress)
     assert path.read_bytes() == old
-    assert sorted(os.listdir(path.parent)) == ["items.mmc", "items.mmc.lock"]
+    assert {name for name in os.listdir(path.parent) if not name.endswith(("ctl", "metrics"))} == {
+        "items.mmc",
+        "items.mmc.lock",
+    }
     assert open_files() == files
 
 

@@ -617,7 +617,7 @@ def test_metadata_of_any_kind_comes_back(path):
     with Snapshot.open(path) as snapshot:
         assert same(dict(snapshot.metadata), metadata)
         assert snapshot.source is None
-        assert snapshot.header.version == (1, 0, 0)
+        assert snapshot.header.version == (1, 1, 0)
 
 
 @pytest.mark.parametrize("last", ["z", "\n", "a\nb", "\u00e4" * 31, "x" * 300])

@@ -1,0 +1,401 @@
+"""What does it cost to stay true, and how soon does a worker hear what another says?
+
+    the check      of a get: what `Cache.get` does before it asks the file. Timed against the same method with that part
+                   taken out of its syntax tree, in turns, and as a share of a whole get with one field read
+    the counters   likewise
+    to be heard    from the store that tells of an invalidation, or of a published file, until another process, which
+                   does nothing but read, has judged anew what it may answer ("heard"), and until it has the new
+                   answer in its hands ("answered", for which it asks SQLite); "stored after": from call to store
+    a rebuild      reads of one process, each timed, while the file is built again on its behalf, beside the same reads
+                   just before it
+
+Beside it, what others would do once a get to find out whether anything is new: ask SQLite for its `data_version`, ask
+the file system for a file's times; and a whole get of diskcache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib.util
+import inspect
+import mmap
+import multiprocessing
+import os
+import random
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import textwrap
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import mmcache
+from mmcache import cache as cache_module
+from mmcache.sharing.control import ControlPage
+
+from .common import (
+    Range,
+    Report,
+    Settings,
+    Turn,
+    Work,
+    dim_of,
+    interleave,
+    parser,
+    ratio_text,
+    repeated,
+    settings_of,
+    time_text,
+)
+from .data import DataSet, record_of
+
+QUESTION = "What does it cost to stay true, and how soon does a worker hear what another says?"
+
+IDS = 400
+NEVER = 1e6
+"""Seconds between two looks at what nobody tells: none falls into a measurement."""
+
+ITEMS = mmcache.Schema("items")
+
+
+# --- what a get pays --------------------------------------------------------------------------------------------------
+
+
+class _WithoutCheck(ast.NodeTransformer):
+    """No clock is read, nothing compared, and so nobody looks."""
+
+    def visit_If(self, node: ast.If) -> ast.If | None:
+        return None if _calls(node, "look") else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        if _calls(node, "_clock"):
+            node.value = ast.Constant(0.0)
+        return node
+
+
+class _WithoutCounters(ast.NodeTransformer):
+    """An answer of the file is returned, and nothing stored."""
+
+    def visit_Try(self, node: ast.Try) -> ast.Try:
+        node.orelse = [line for line in node.orelse if isinstance(line, ast.Return)]
+        return node
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    called = (inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call))
+    return any(getattr(func, "attr", getattr(func, "id", None)) == name for func in called)
+
+
+def without(*transformers: ast.NodeTransformer) -> type[mmcache.Cache]:
+    """`Cache` with a `__getitem__` from which something was taken. Fails where that changes nothing."""
+    method = mmcache.Cache.__getitem__
+    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    for transformer in transformers:
+        before = ast.dump(tree)
+        transformer.visit(tree)
+        assert ast.dump(tree) != before, f"{type(transformer).__name__} found nothing in {method.__qualname__}"
+    names: dict[str, Any] = {}
+    exec(compile(ast.fix_missing_locations(tree), method.__qualname__, "exec"), vars(cache_module), names)
+    return type("Variant", (mmcache.Cache,), {"__getitem__": names["__getitem__"]})
+
+
+def gets(mapping: Any, ids: Sequence[str]) -> Work:
+    def work(repetition: int) -> Turn:
+        chosen = random.Random(repetition).choices(ids, k=IDS)
+
+        def action() -> None:
+            for id_ in chosen:
+                mapping[id_]["domain"]
+
+        return action, IDS
+
+    return work
+
+
+def cost_per_get(data: DataSet, settings: Settings, report: Report) -> None:
+    repetitions = settings.repeat(301)
+    variants: dict[str, type[mmcache.Cache]] = {
+        "Cache": mmcache.Cache,
+        "without the check": without(_WithoutCheck()),
+        "without the counters": without(_WithoutCounters()),
+        "without both": without(_WithoutCheck(), _WithoutCounters()),
+    }
+    ids = data.ids()
+    with contextlib.ExitStack() as stack:
+        snapshot = stack.enter_context(mmcache.Snapshot.open(data.file))
+        caches = {name: stack.enter_context(kind(data.file, check_interval=NEVER)) for name, kind in variants.items()}
+        for cache in caches.values():
+            assert cache.get_many(ids) == snapshot.get_many(ids)
+        contenders = {"Snapshot": gets(snapshot, ids)} | {name: gets(cache, ids) for name, cache in caches.items()}
+        samples = interleave(contenders, repetitions, report.noise, primed=True)
+    whole = samples.range("Cache").median
+    rows = []
+    for name in contenders:
+        ratio = samples.ratio(name, "Cache")
+        report.result(n=data.n, dim=data.dim, operation="get", contender=name, seconds=samples.range(name), ratio=ratio)
+        rows.append([name, "", time_text(samples.range(name).median), f"{ratio.median:.3f}"])
+    title = f"get and a field read, {data.n:,} records, {repetitions} repetitions"
+    report.table(title, ("", "", "get", "of Cache"), rows)
+    rows = []
+    for part, limit in ("check", 0.08), ("counters", 0.05):
+        shares = samples.ratio(f"without the {part}", "Cache")
+        share = 1 - shares.median
+        verdict = report.goal(f"the {part}, share of a get", data.n, share, limit)
+        report.result(n=data.n, operation=part, share=share, seconds=share * whole)
+        rows.append([f"the {part}", "", f"{share:.1%}", verdict])
+        if part == "check":
+            ns = share * whole * 1e9
+            rows.append(["", "", f"{ns:.0f} ns", report.goal("the check, ns", data.n, ns, 60)])
+    report.table("what they cost", ("", "", "measured", "goal"), rows)
+
+
+# --- how soon others hear ---------------------------------------------------------------------------------------------
+
+TARGET, SEEN, HEARD, ANSWERED, STOP = range(5)
+"""Words that writer and reader share: which item to read, its number as last read, when, and whether to end."""
+
+
+class Hearing:
+    """A database of numbered items, a writer, and a process that reads one of them over and over.
+
+    `perf_counter_ns` is one clock for all processes of a machine.
+    """
+
+    def __init__(self, directory: str, items: int) -> None:
+        self.bank, self.path = os.path.join(directory, "bank.db"), os.path.join(directory, "items.mmc")
+        self.db = sqlite3.connect(self.bank, isolation_level=None)
+        self.db.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; CREATE TABLE items (id TEXT PRIMARY KEY, n)"
+        )
+        self.db.executemany("INSERT INTO items VALUES (?, 0)", [(f"item-{i}",) for i in range(items)])
+        self.words = memoryview(mmap.mmap(-1, 4096)).cast("Q")
+        self.cache = self._open()
+        self.reader = multiprocessing.get_context("fork").Process(target=self._read)
+        self.reader.start()
+
+    def _open(self) -> mmcache.Cache:
+        source = mmcache.SQLiteSource(self.bank, ITEMS)
+        return mmcache.open(self.path, source, executor="external", check_interval=NEVER, ttl=NEVER)
+
+    def _read(self) -> None:
+        cache, words, clock = self._open(), self.words, time.perf_counter_ns
+        tiers = cache._tiers
+        look = tiers.look
+
+        def looked(now: float) -> None:
+            look(now)
+            words[HEARD] = clock()
+
+        tiers.look = looked  # type: ignore[method-assign]
+        while not words[STOP]:
+            value = cache[f"item-{words[TARGET]}"]["n"]
+            if value != words[SEEN]:
+                words[ANSWERED] = clock()
+                words[SEEN] = value
+
+    def round(
+        self, item: int, number: int, say: Callable[[], object], stored: Callable[[], int]
+    ) -> tuple[float, float, float]:
+        """Seconds from the call until it was stored; and from there until it was heard, and until it was answered."""
+        self.words[TARGET] = item
+        self.db.execute("UPDATE items SET n = ? WHERE id = ?", (number, f"item-{item}"))
+        time.sleep(random.uniform(0.025, 0.03))  # the reader reads what the file has; and the database's times settle
+        begun = time.perf_counter_ns()
+        say()
+        deadline = time.monotonic() + 20
+        while self.words[SEEN] != number:
+            time.sleep(0.0002)
+            assert time.monotonic() < deadline, "the reader does not hear"
+        moments = begun, stored(), self.words[HEARD], self.words[ANSWERED]
+        return (moments[1] - begun) / 1e9, (moments[2] - moments[1]) / 1e9, (moments[3] - moments[1]) / 1e9
+
+    def close(self) -> None:
+        self.words[STOP] = 1
+        self.reader.join(20)
+        self.cache.close()
+        self.db.close()
+
+
+@contextlib.contextmanager
+def hearing(items: int) -> Iterator[Hearing]:
+    with tempfile.TemporaryDirectory() as directory:
+        made = Hearing(directory, items)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@contextlib.contextmanager
+def stamped() -> Iterator[Callable[[], int]]:
+    """Gives when this process last stored what makes the others look; in ns."""
+    stamp, wake = [0], ControlPage.wake
+
+    def noted(self: ControlPage) -> None:
+        stamp[0] = time.perf_counter_ns()
+        wake(self)
+
+    ControlPage.wake = noted  # type: ignore[method-assign]
+    try:
+        yield lambda: stamp[0]
+    finally:
+        ControlPage.wake = wake  # type: ignore[method-assign]
+
+
+def time_to_hear(settings: Settings, report: Report, *, quick: bool) -> None:
+    rounds = settings.repeat(100 if quick else 500)
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    with hearing(rounds) as told, stamped() as stored:
+        cache, key = told.cache, ""
+        sayings: dict[str, Callable[[], object]] = {
+            "invalidate([id])": lambda: cache.invalidate([key]),
+            "invalidate(hard=True)": lambda: cache.invalidate(hard=True),
+            "publish": cache.rebuild,
+        }
+        for i in range(rounds):
+            report.noise.probe()
+            key = f"item-{i}"
+            for number, (name, say) in enumerate(sayings.items(), 3 * i + 1):
+                found.setdefault(name, []).append(told.round(i, number, say, stored))
+                cache.rebuild()
+    rows = []
+    for name, times in found.items():
+        before, heard, answered = zip(*times, strict=True)
+        p50 = statistics.median(heard)
+        report.result(
+            operation=name, rounds=rounds, stored=_spread(before), heard=_spread(heard), answered=_spread(answered)
+        )
+        verdict = report.goal(f"{name}: heard, us (p50)", rounds, p50 * 1e6, 50)
+        told_times = (statistics.median(before), p50, _p99(heard), statistics.median(answered), _p99(answered))
+        rows.append([name, "" if name != "publish" else "a rebuild", *map(time_text, told_times), verdict])
+    header = ("said", "", "stored after", "heard, p50", "p99", "answered, p50", "p99", "goal, us")
+    report.table(f"from one process to another that reads without a pause, {rounds} times each", header, rows)
+
+
+def _p99(values: Sequence[float]) -> float:
+    return sorted(values)[int(0.99 * (len(values) - 1))]
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"p50": statistics.median(values), "p99": _p99(values), "max": max(values)}
+
+
+# --- reading while the file is built again ----------------------------------------------------------------------------
+
+
+def read_until(cache: mmcache.Cache, ids: Sequence[str], done: Callable[[], bool]) -> tuple[float, array[float]]:
+    """Gets, each timed, until it is done. Seconds of all, and of each."""
+    clock, took = time.perf_counter, array("d")
+    chosen = random.Random("rebuild").choices(ids, k=4096)
+    begun = clock()
+    while not done():
+        for id_ in chosen[:512]:
+            before = clock()
+            cache[id_]["domain"]
+            took.append(clock() - before)
+    return clock() - begun, took
+
+
+def one_rebuild(cache: mmcache.Cache, bank: str, ids: Sequence[str], change: str) -> dict[str, dict[str, float]]:
+    """Reads of two quiet seconds, and reads from a soft invalidation until the new file answers."""
+    tiers, generation = cache._tiers, cache.generation or 0
+    end = time.monotonic() + 2.0
+    idle = _reads(*read_until(cache, ids, lambda: time.monotonic() > end))
+    with contextlib.closing(sqlite3.connect(bank)) as db, db:
+        db.execute("UPDATE patterns SET content = ? WHERE id = ?", (change, ids[0]))
+    cache.invalidate(hard=False)
+    limit = time.monotonic() + 300
+
+    def landed() -> bool:
+        assert time.monotonic() < limit, "the rebuild does not end"
+        return tiers.snapshot is not None and tiers.snapshot.generation > generation
+
+    return {"idle": idle, "busy": _reads(*read_until(cache, ids, landed))}
+
+
+def while_rebuilding(data: DataSet, settings: Settings, report: Report) -> None:
+    rows = []
+    ids = data.ids()
+    executors: tuple[Literal["subprocess", "thread"], ...] = ("subprocess", "thread")
+    with tempfile.TemporaryDirectory() as directory:
+        bank, path = os.path.join(directory, "bank.db"), os.path.join(directory, "patterns.mmc")
+        shutil.copyfile(data.bank, bank)
+        mmcache.build(path, mmcache.SQLiteSource(bank, data.schema))
+        for executor in executors:
+            runs = []
+            for repetition in range(settings.repeat(3)):
+                report.noise.probe()
+                source = mmcache.SQLiteSource(bank, data.schema)
+                with mmcache.open(path, source, executor=executor, check_interval=0.05) as cache:
+                    cache.get_many(ids)
+                    runs.append(one_rebuild(cache, bank, ids, f"{executor} {repetition}"))
+                source.close()
+            ratio = Range.of(run["busy"]["rate"] / run["idle"]["rate"] for run in runs)
+            for kind, title in ("idle", f"none, before {executor}"), ("busy", executor):
+                middle = {key: statistics.median(run[kind][key] for run in runs) for key in runs[0][kind]}
+                report.result(n=data.n, dim=data.dim, operation=f"rebuild: {title}", **middle, ratio=ratio)
+                share = ratio_text(ratio) if kind == "busy" else ""
+                times = (time_text(middle[key]) for key in ("p50", "p99", "max", "seconds"))
+                rows.append([title, "", f"{middle['rate']:,.0f}", share, *times])
+    header = ("rebuild", "", "reads/s", "of idle", "p50", "p99", "max", "lasted")
+    report.table(f"reads of one process while {data.n:,} records are built again", header, rows)
+
+
+def _reads(seconds: float, took: array[float]) -> dict[str, float]:
+    return {"rate": len(took) / seconds, "seconds": seconds} | _spread(took)
+
+
+# --- what others do ---------------------------------------------------------------------------------------------------
+
+
+def beside(data: DataSet, settings: Settings, report: Report) -> None:
+    ids = data.ids()[:1_000]
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        db = stack.enter_context(contextlib.closing(sqlite3.connect(f"file:{data.bank}?mode=ro", uri=True)))
+        cache = stack.enter_context(mmcache.Cache(data.file, check_interval=NEVER))
+        contenders: dict[str, Work] = {
+            "mmcache: get": gets(cache, ids),
+            "PRAGMA data_version": repeated(lambda: db.execute("PRAGMA data_version").fetchone()),
+            "os.stat": repeated(lambda: os.stat(data.bank)),
+        }
+        if importlib.util.find_spec("diskcache") is None:
+            report.note("diskcache is not installed, and is left out: pip install diskcache")
+        else:
+            import diskcache
+
+            disk = stack.enter_context(diskcache.Cache(os.path.join(directory, "diskcache")))
+            for row in db.execute("SELECT id, type, domain, framework, content, metadata FROM patterns LIMIT 1000"):
+                disk[row[0]] = record_of(row)
+            contenders["diskcache: get"] = gets(disk, ids)
+        samples = interleave(contenders, settings.repeat(61), report.noise, primed=True)
+    rows = []
+    for name in contenders:
+        ratio = samples.ratio(name, "mmcache: get")
+        report.result(n=data.n, operation="beside", contender=name, seconds=samples.range(name), ratio=ratio)
+        rows.append([name, "", time_text(samples.range(name).median), f"{ratio.median:.2f}"])
+    report.table("beside it", ("", "", "median", "of an mmcache get"), rows)
+
+
+def main() -> int:
+    made: argparse.ArgumentParser = parser(QUESTION)
+    arguments = made.parse_args()
+    settings = settings_of(arguments)
+    report = Report("freshness", QUESTION, settings)
+    small = DataSet(settings.sizes[0], dim_of(settings.sizes[0]), settings.data)
+    cost_per_get(small, settings, report)
+    time_to_hear(settings, report, quick=arguments.quick)
+    size = settings.sizes[0] if arguments.sizes else 10_000 if arguments.quick else 100_000
+    while_rebuilding(DataSet(size, 256 if size > 1_000 else dim_of(size), settings.data), settings, report)
+    beside(small, settings, report)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Check that a directory, a cache file in it and this machine can do what caches need, and say what to do if not.
+
+Works in the directory with files of its own and with a second process, and removes the files again. Give the
+directory where a cache is going to be, or the file that is there (default: the directory that we are in). Exit code 1:
+a check failed; warnings are 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..errors import CorruptFileError, MissingFileError, MmcacheError, UnusableFileError
+from .files import layout_of
+from .options import ERROR, FILE_COMPLETION, OK
+from .output import Output
+from .words import ago, number, plural, printable, span
+
+if TYPE_CHECKING:
+    from ..format.layout import Layout
+    from .doctor_directory import Check
+
+__all__ = ["DEPENDENCIES", "add_arguments", "run"]
+
+DEPENDENCIES: Final = {"filelock": "3.30", "msgpack": "1.2.4", "numpy": "2.0", "xxhash": "3.5"}
+"""Name -> the first version that will do."""
+
+_LONG_BUILD: Final = 900.0
+"""Seconds after which a build may well be one that hangs."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_argument(
+        "target", metavar="FILE|DIR", nargs="?", default=".", help="a cache file, or a directory (default: this one)"
+    )
+    target.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    target: str = arguments.target
+    checks = []
+    for check in _examine(target):
+        checks.append(check)
+        output.say(f"{check.level:<4}  {check.name:<13} {printable(check.text)}")
+        if check.advice:
+            output.say(f"{'':<4}  {'':<13} Next: {printable(check.advice)}")
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    failed = any(check.level == "fail" for check in checks)
+    if output.json:
+        output.document({"target": target, "ok": not failed, "checks": [check._asdict() for check in checks]})
+    return ERROR if failed else OK
+
+
+def _examine(target: str) -> Iterator[Check]:
+    from .doctor_directory import check_directory, check_space
+
+    yield _python()
+    yield _dependencies()
+    if Path(target).is_dir():
+        yield from check_directory(target)
+        yield check_space(target, 0)
+        return
+    directory = os.path.dirname(target) or "."
+    yield from check_directory(directory)
+    if not Path(directory).is_dir():
+        return
+    layout, found = _file(target)
+    yield check_space(directory, layout.header.file_size if layout is not None else 0)
+    yield found
+    if layout is not None:
+        yield _clock(layout)
+        yield _source(layout, target)
+    yield _control_page(target)
+    yield _builds(target)
+    yield _leftovers(target)
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def _python() -> Check:
+    from .doctor_directory import Check
+
+    text = f"{platform.python_implementation()} {platform.python_version()}, {platform.system()} {platform.machine()}"
+    if sys.byteorder != "little":
+        return Check("python", "warn", f"{text}, which is not little-endian: mmcache is not tested there")
+    if platform.system() not in ("Linux", "Darwin"):
+        return Check("python", "fail", f"{text}: mmcache needs Linux or macOS", "use one of these")
+    return Check("python", "ok", f"{text}, little-endian")
+
+
+def _dependencies() -> Check:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .doctor_directory import Check
+
+    found, wrong = [], []
+    for name, least in DEPENDENCIES.items():
+        try:
+            there = version(name)
+        except PackageNotFoundError:
+            wrong.append(f"'{name}>={least}'")
+            found.append(f"{name} is missing")
+            continue
+        found.append(f"{name} {there}")
+        if _numbers(there) < _numbers(least):
+            wrong.append(f"'{name}>={least}'")
+    if wrong:
+        return Check("dependencies", "fail", ", ".join(found), f"pip install {' '.join(wrong)}")
+    return Check("dependencies", "ok", ", ".join(found))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "2.1.0rc1" as (2, 1)."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def _file(path: str) -> tuple[Layout | None, Check]:
+    from .doctor_directory import Check
+
+    try:
+        layout = layout_of(path)
+    except MissingFileError:
+        advice = "mmcache build SOURCE -o FILE, or open it with a source"
+        return None, Check("file", "warn", f"{path} is not there yet", advice)
+    except UnusableFileError as error:
+        advice = "mmcache rebuild FILE" if error.cause in ("corrupt", "incompatible") else ""
+        return None, Check("file", "fail", f"{error.cause}: {error.message}", advice)
+    generation, records = layout.header.generation, sum(c.n for c in layout.collections.values())
+    text = f"generation {number(generation)}, {plural(records, 'record')}; its data is checked by mmcache verify"
+    return layout, Check("file", "ok", text)
+
+
+def _clock(layout: Layout) -> Check:
+    from ..freshness import CLOCK_SKEW
+    from .doctor_directory import Check
+
+    age = time.time() - layout.header.created_ns / 1e9
+    if age < -CLOCK_SKEW:
+        text = f"the file was built {span(-age)} ahead of this clock, so nobody knows how old it is: it counts as stale"
+        return Check("clock", "warn", text, "set the clock, then mmcache rebuild FILE")
+    return Check("clock", "ok", f"the file was built {ago(max(0.0, age))}")
+
+
+def _source(layout: Layout, path: str) -> Check:
+    from ..sources import TrackedSource
+    from .doctor_directory import Check
+    from .status import source_of
+
+    name = "source"
+    if layout.source is None:
+        return Check(name, "ok", "the file names none: only a worker that has the records can build it again")
+    what = f"{printable(str(layout.source.get('kind')))} {printable(str(layout.source.get('path')))}"
+    try:
+        source = source_of(layout)
+        assert source is not None
+        now = source.fingerprint()
+        tracked = isinstance(source, TrackedSource) and source.changes(now) is not None
+    except MmcacheError as error:
+        advice = "mmcache rebuild FILE --source PATH, if it moved"
+        return Check(name, "fail", f"{what} cannot be asked: {error.message}", advice)
+    if tracked:
+        return Check(name, "ok", f"{what}, tracked: workers learn which records others change")
+    if isinstance(source, TrackedSource):
+        import shlex
+
+        advice = f"mmcache track --like {shlex.quote(path)}, if others write to it and you cannot invalidate"
+        return Check(name, "ok", f"{what}, not tracked: workers learn that it was written to, not what", advice)
+    return Check(name, "ok", f"{what}: workers learn that it was written to, not what")
+
+
+def _control_page(path: str) -> Check:
+    from ..sharing.control import SIZE, control_name, look
+    from ..storage import shared
+    from .doctor_directory import Check
+
+    name, where = "control page", control_name(path)
+    try:
+        file = shared.open_shared(where, SIZE)
+    except CorruptFileError as error:
+        return Check(name, "warn", f"{error}", "nothing: the next worker puts another in its place")
+    except UnusableFileError as error:
+        return Check(name, "fail", f"{error}", "remove it; until then workers notice changes once a second only")
+    if file is None:
+        return Check(name, "ok", "there is none yet: the first worker makes it")
+    page = look(path)
+    if page is None:
+        text = "is of another version, or from before this machine started"
+        return Check(name, "warn", text, "nothing: the next worker puts another in its place")
+    if not page.writable:
+        text = "may only be read by this user: it hears what others say, and cannot invalidate or build"
+        return Check(name, "warn", text, "give this user write access, or invalidate as another one")
+    return Check(name, "ok", f"was made {ago(max(0.0, time.time() - page.created))}, since this machine started")
+
+
+def _builds(path: str) -> Check:
+    from ..sharing.control import look
+    from ..storage import shared
+    from ..storage.fs import lock_name
+    from .doctor_directory import Check
+
+    page = look(path)
+    builder = page.builder if page is not None else None
+    failure = page.failure if page is not None else None
+    if shared.is_held(lock_name(path)):
+        if builder is None:
+            return Check("builds", "ok", "somebody holds the build lock")
+        age = time.monotonic() - builder.since
+        text = f"pid {builder.pid} has been building for {span(max(0.0, age))}"
+        if age > max(_LONG_BUILD, 10 * builder.takes):
+            advice = f"if it hangs, kill {builder.pid}: the lock is free at once, and what is published stays"
+            return Check("builds", "warn", text, advice)
+        return Check("builds", "ok", text)
+    if failure is not None:
+        text = f"{plural(failure.attempts, 'failure')} in a row, the last with: {failure.error}"
+        return Check("builds", "warn", text, "mend that; then mmcache rebuild FILE, or wait for the workers")
+    return Check("builds", "ok", "nobody builds it now, and the last build did not fail")
+
+
+def _leftovers(path: str) -> Check:
+    from ..storage import fs, shared
+    from .doctor_directory import Check
+
+    left = fs.leftovers(path)
+    if not left:
+        return Check("leftovers", "ok", "no temporary files")
+    if shared.is_held(fs.lock_name(path)):
+        return Check("leftovers", "ok", f"{plural(len(left), 'temporary file')}, of the build that is running")
+    text = f"{plural(len(left), 'temporary file')} of builds that died: {', '.join(map(os.path.basename, left))}"
+    return Check("leftovers", "warn", text, "nothing: the next build removes them")

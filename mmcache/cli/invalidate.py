@@ -1,0 +1,133 @@
+"""Tell every worker on this machine that the source has changed; write there first, and commit.
+
+With IDs: exactly these, new and deleted ones too, are answered by the source until a newer generation of the file has
+them. Without: everything, as the reason says: softly (the file goes on answering while it is built again) for
+record_stored and ttl_expired, hard (the source answers until it is built again) for the others, unless --hard or --soft
+decides. With --collection and no IDs, hard means that collection only. When the command ends, no get that begins later
+overlooks it.
+
+  mmcache invalidate patterns.mmc pattern-7 pattern-9 --reason record_stored
+  changed-ids | mmcache invalidate patterns.mmc --ids-from -
+  mmcache invalidate patterns.mmc --reason schema_migration
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Final
+
+from ..errors import CorruptFileError
+from .files import described, layout_of
+from .options import FILE_COMPLETION, OK, UsageError, file_argument, one_of
+from .output import Output
+from .words import plural, printable
+
+if TYPE_CHECKING:
+    from ..format.layout import Layout
+
+__all__ = ["add_arguments", "run"]
+
+REASONS: Final = ("manual", "record_stored", "record_deleted", "config_updated", "schema_migration", "ttl_expired")
+"""Those of `sharing.control`, spelt out so that building the parser does not need it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    file_argument(parser)
+    parser.add_argument("ids", nargs="*", metavar="ID", help="which records (default: everything)")
+    source = parser.add_argument("--ids-from", metavar="FILE", help="read ids from here, one a line; - is stdin")
+    source.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument("--collection", metavar="NAME", help="whose ids they are (default: the first collection)")
+    parser.add_argument(
+        "--reason", type=one_of(REASONS), default="manual", metavar="R", help=f"{', '.join(REASONS)} (default: manual)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--hard", action="store_true", default=None, help="without IDs: the source answers until it is built again"
+    )
+    how.add_argument(
+        "--soft", action="store_false", dest="hard", default=None, help="without IDs: the file answers on meanwhile"
+    )
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    path: str = arguments.file
+    ids = _ids(arguments)
+    if ids is not None and arguments.hard is not None:
+        raise UsageError("--hard and --soft are for everything: single ids are always answered by the source")
+    collection = _collection(_layout(path), arguments.collection, has_ids=ids is not None)
+
+    from ..sharing.invalidation import invalidate_file
+    from ..sharing.metrics import read_fleet
+
+    kind = invalidate_file(path, collection, ids, reason=arguments.reason, hard=arguments.hard)
+    workers = len(read_fleet(path).workers)
+    if output.json:
+        output.document(
+            {
+                "path": path,
+                "kind": kind,
+                "collection": collection,
+                "ids": None if ids is None else len(ids),
+                "reason": arguments.reason,
+                "workers": workers,
+            }
+        )
+        return OK
+    listening = f"{plural(workers, 'worker')} told" if workers else "no worker has it open"
+    output.say(f"{printable(path)}: {_told(kind, collection, ids)} ({arguments.reason}; {listening})")
+    return OK
+
+
+def _layout(path: str) -> Layout:
+    """What the file says of itself, or if it is damaged, its backup. Raises UnusableFileError."""
+    try:
+        return layout_of(path)
+    except CorruptFileError:
+        return described(path)
+
+
+def _ids(arguments: argparse.Namespace) -> list[str] | None:
+    """All that were named, each once; None where none was asked for."""
+    if not arguments.ids and arguments.ids_from is None:
+        return None
+    ids = list(arguments.ids)
+    if arguments.ids_from is not None:
+        ids += _lines(arguments.ids_from)
+    return list(dict.fromkeys(ids))
+
+
+def _lines(name: str) -> list[str]:
+    """The lines of a file that are not empty. An id of other bytes than UTF-8 is one that no file has."""
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read() if sys.stdin is not None else b""
+        else:
+            with open(name, "rb") as file:
+                data = file.read()
+    except OSError as error:
+        raise UsageError(f"--ids-from {name}: cannot be read ({error.strerror})") from None
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    return [line.removesuffix("\r") for line in lines if line.removesuffix("\r")]
+
+
+def _collection(layout: Layout, wanted: str | None, *, has_ids: bool) -> str | None:
+    """Raises UsageError for one that the file does not have."""
+    names = list(layout.collections)
+    if wanted is not None and wanted not in names:
+        raise UsageError(f"no collection {wanted!r}; there are: {', '.join(names)}")
+    return names[0] if wanted is None and has_ids else wanted
+
+
+def _told(kind: str, collection: str | None, ids: list[str] | None) -> str:
+    if kind == "soft":
+        return "everything, softly: the file goes on answering while it is built again"
+    if kind == "hard":
+        what = "everything" if ids is None else f"everything, for {plural(len(ids), 'id')} are too many to name"
+        return f"{what}: answered by the source until a newer generation"
+    what = (
+        f"all of {printable(str(collection))!r}"
+        if ids is None
+        else f"{plural(len(ids), 'id')} of {printable(str(collection))!r}"
+    )
+    return f"{what}: answered by the source until a newer generation" if ids != [] else "no ids, so nothing is changed"

@@ -1,0 +1,135 @@
+"""Let a SQLite database log which records change, whoever writes to it, so that caches of it need not guess.
+
+Installs triggers and two small tables in DB, or repairs them after a table was made anew; run twice, it does nothing
+more. --like takes the database, tables and keys from a cache file. docs/tracking.md: the SQL, the cost, the limits.
+
+  mmcache track shop.db --table items --key sku
+  mmcache track --like items.mmc
+  mmcache track shop.db --remove
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from ..schema import Schema
+from .options import FILE_COMPLETION, OK, UsageError, count
+from .output import Output
+from .words import number, plural, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    database = parser.add_argument("database", metavar="DB", nargs="?", help="the SQLite database")
+    database.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument(
+        "--table",
+        dest="tables",
+        action="append",
+        metavar="T",
+        help="a table to track; repeatable (default: the only one)",
+    )
+    parser.add_argument("--key", metavar="COLUMN", help="the column that identifies a record (default: id)")
+    parser.add_argument("--preset", choices=("patterns",), help="a known kind of database, with all its tables")
+    like = parser.add_argument("--like", metavar="FILE.mmc", help="take database, tables and keys from a cache file")
+    like.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument("--limit", type=count, metavar="N", help="changes to remember (default: 65536)")
+    parser.add_argument("--remove", action="store_true", help="remove all triggers and tables of tracking")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    path, schemas = _from_file(arguments) if arguments.like is not None else _from_words(arguments)
+    if arguments.remove:
+        return _remove(path, output)
+    from ..sources.tracking import LIMIT, track
+
+    limit = LIMIT if arguments.limit is None else arguments.limit
+    if not 1 <= limit < 2**31:
+        raise UsageError(f"--limit: expected 1 to {2**31 - 1}, found {limit}")
+    done = track(path, schemas, limit=limit)
+    if output.json:
+        output.document({**done._asdict(), "tables": [table._asdict() for table in done.tables]})
+        return OK
+    import shlex
+
+    name = printable(path)
+    output.say(f"{name}: {'tracked from now on' if done.changed else 'tracked already, nothing changed'}")
+    for table in done.tables:
+        output.say(f"  {printable(table.table)}, by {printable(table.key)}: {plural(len(table.triggers), 'trigger')}")
+    output.say(f"  in two tables: _mmcache_changes (the log, about {number(done.limit)} changes) and _mmcache_tracking")
+    output.say("Every row that is written to a tracked table now adds one to the log; docs/tracking.md has the cost.")
+    output.say(f"To remove it: mmcache track {shlex.quote(name)} --remove")
+    return OK
+
+
+def _remove(path: str, output: Output) -> int:
+    from ..sources.tracking import untrack
+
+    removed = untrack(path)
+    if output.json:
+        output.document({"path": path, "removed": removed})
+        return OK
+    for name in removed:
+        output.say(f"removed {printable(name)}")
+    if not removed:
+        output.note(f"{path}: not tracked, nothing to remove")
+    return OK
+
+
+def _from_file(arguments: argparse.Namespace) -> tuple[str, Sequence[Schema]]:
+    """The database and the schemas that a cache file names. Raises UnusableFileError."""
+    if arguments.tables or arguments.key is not None or arguments.preset is not None:
+        raise UsageError("--like says what to track; leave out --table, --key and --preset")
+    from .files import described
+
+    layout = described(arguments.like)
+    source = layout.source or {}
+    path = arguments.database or source.get("path")
+    if source.get("kind") not in ("sqlite", "patterns") or not isinstance(path, str):
+        raise UsageError(f"{arguments.like} was not built from a SQLite database; only those can be tracked")
+    return os.path.abspath(path), [collection.schema for collection in layout.collections.values()]
+
+
+def _from_words(arguments: argparse.Namespace) -> tuple[str, Sequence[Schema]]:
+    if arguments.database is None:
+        raise UsageError("say which database, or --like FILE.mmc to take it from a cache file")
+    path = os.path.abspath(arguments.database)
+    if arguments.remove:
+        if arguments.tables or arguments.key is not None or arguments.preset is not None:
+            raise UsageError("--remove removes the tracking of all tables; leave out --table, --key and --preset")
+        return path, ()
+    if arguments.preset == "patterns":
+        if arguments.tables or arguments.key is not None:
+            raise UsageError("--preset says it all; leave out --table and --key")
+        from ..presets.patterns import AGENT_CONFIGS, PATTERNS
+
+        return path, (PATTERNS, AGENT_CONFIGS)
+    tables = arguments.tables or [_only_table(path, arguments.database)]
+    # The collection's name means nothing here, and a table's may be longer than one can be.
+    return path, [Schema(f"table {i}", key=arguments.key or "id", table=table) for i, table in enumerate(tables, 1)]
+
+
+def _only_table(path: str, given: str) -> str:
+    """The table of a database that has one. Raises UsageError naming those that there are, or SourceError."""
+    import sqlite3
+
+    from ..sources.connections import Connections
+
+    connections = Connections(path, timeout=5.0)
+    try:
+        with connections.take() as connection:
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1").fetchall()
+    except sqlite3.Error as error:
+        raise connections.error(error) from None
+    finally:
+        connections.close()
+    tables = [name for (name,) in rows if not name.startswith(("sqlite_", "_mmcache_"))]
+    if len(tables) != 1:
+        raise UsageError(f"say which table, with --table; {given} has: {', '.join(tables) or 'none'}")
+    return str(tables[0])

@@ -1,0 +1,401 @@
+"""A rebuild that is killed, at any one of its calls and stores, costs nothing but itself.
+
+The next builder has the lock within a second, also while forked children of the dead one live. Everyone ends on a whole
+file; who had the old one open moves to the new one by itself; and no generation comes again, or goes back.
+"""
+
+# mypy: disable-error-code="misc, unreachable"
+# Lambdas that keep a loop's variable, and generators that never get as far as to give anything.
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmcache
+from mmcache import Cache, JSONLinesSource, Snapshot, SQLiteSource
+from mmcache.sharing import control
+from mmcache.sharing.control import ControlPage
+from mmcache.sharing.publishing import rebuild
+from mmcache.storage.fs import lock_name
+from mmcache.storage.shared import is_held
+from tests.processes.crew import (
+    THINGS,
+    Crew,
+    SlowSource,
+    children_of,
+    commit,
+    look_around,
+    make_bank,
+    name_of,
+    noted,
+    number,
+    rebuilders_of,
+    state,
+    totals,
+    until,
+    wait_for_generation,
+    write_lines,
+)
+from tests.storage.faults import Kill, faults, in_child
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+LOCK_WITHIN = 1.0
+CHANGES = {"open", "pwrite", "unlink", "rename", "link", "fchmod", "posix_fallocate"}
+"""Calls that may change something outside this process; the others change nothing, and what a page is told between two
+calls is the matter of tests of its own."""
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    """Lines of JSON: unlike a database, they are read at once after they were written."""
+    write_lines(tmp_path / "bank.jsonl", 0)
+    return tmp_path / "bank.jsonl"
+
+
+class Stores:
+    """The words of a control page, which end this process at store number `at`, before or after it."""
+
+    def __init__(self, words: memoryview, at: int, *, after: bool) -> None:
+        self.words, self.at, self.after, self.count = words, at, after, 0
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.words[i]
+
+    def __setitem__(self, i: int, value: int) -> None:
+        if self.count == self.at and not self.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.words[i] = value
+        if self.count == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+
+class Town:
+    """A bank, a file of it, a reader that has it open all the time, and what was seen of it."""
+
+    def __init__(self, path: Path, bank: Path) -> None:
+        self.path, self.bank, self.source = path, bank, JSONLinesSource(bank, THINGS)
+        self.content = 0
+        self.generation = 0
+        self.reader: Cache | None = None
+
+    def read_by(self, reader: Cache) -> None:
+        self.reader = reader
+        self.check()
+
+    def commit(self) -> None:
+        self.content += 1
+        write_lines(self.bank, self.content)
+
+    def check(self, *, where: str = "") -> None:
+        """What is at the path is whole, and of a generation that is not older than any seen before. So is what the
+        reader has."""
+        with Snapshot.open(self.path, verify="full") as snapshot:
+            snapshot.verify(deep=True)
+            found = {record["number"] for record in snapshot.values()}
+            assert len(found) == 1, where
+            assert found <= {self.content, self.content - 1}, where
+            assert snapshot.generation >= self.generation, where
+            self.generation = snapshot.generation
+        if self.reader is not None:
+            before = self.reader._tiers.snapshot
+            assert number(self.reader) in (self.content, self.content - 1), where
+            after = self.reader._tiers.snapshot
+            assert before is not None, where
+            assert after is not None, where
+            assert after.generation >= before.generation, where
+
+    def next_builder(self, *, where: str) -> None:
+        """Builds, and within a second has the lock for it."""
+        begun = time.monotonic()
+        report = (
+            rebuild(self.path, timeout=LOCK_WITHIN)
+            if self.path.exists()
+            else mmcache.build(self.path, self.source, timeout=LOCK_WITHIN)
+        )
+        assert time.monotonic() - begun < LOCK_WITHIN + 2, where
+        assert report.generation >= self.generation, where
+        self.check(where=where)
+        with Snapshot.open(self.path) as snapshot:
+            assert snapshot[name_of(3)]["number"] == self.content, where
+        if self.reader is not None:
+            assert number(self.reader) == self.content, f"{where}: the reader did not move to the next file by itself"
+            assert self.reader.generation == self.generation, where
+        assert not is_held(lock_name(str(self.path))), where
+        left = [name for name in os.listdir(self.path.parent) if name.endswith((".tmp", ".new"))]
+        assert not [name for name in left if ".ctl." not in name and ".metrics." not in name], where
+
+
+def calls_of(action: Any) -> list[str]:
+    """The calls of a child that does it all."""
+    receive, send = os.pipe()
+
+    def count() -> None:
+        with faults() as calls:
+            action()
+        os.write(send, " ".join(calls.log).encode())
+
+    assert in_child(count) == 0
+    os.close(send)
+    with os.fdopen(receive) as text:
+        return text.read().split()
+
+
+def moments(calls: list[str], step: int = 1) -> Iterator[tuple[Kill, str]]:
+    for at, name in enumerate(calls):
+        if at % step == 0:
+            yield Kill(at), f"killed before call {at} of {len(calls)}, {name}"
+            if name in CHANGES:
+                yield Kill(at, after=True), f"killed after call {at} of {len(calls)}, {name}"
+
+
+def killed_at(kill: Kill, action: Any, where: str) -> None:
+    def act() -> None:
+        with faults(kill):
+            action()
+
+    assert os.waitstatus_to_exitcode(in_child(act)) == -signal.SIGKILL, where
+
+
+@contextlib.contextmanager
+def read_by_a_cache(town: Town) -> Iterator[None]:
+    """It looks around once an hour: what it notices, it was told by the page, or finds at the path."""
+    with mmcache.open(town.path, town.source, executor="external", check_interval=3600) as reader:
+        town.read_by(reader)
+        yield
+        town.reader = None
+
+
+# --- at every call ----------------------------------------------------------------------------------------------------
+
+
+def test_a_rebuild_killed_at_any_call_costs_nothing_but_itself(path: Path, bank: Path) -> None:
+    town = Town(path, bank)
+    mmcache.build(path, town.source)
+    town.commit()
+    calls = calls_of(lambda: rebuild(path))
+    assert calls.count("rename") == 2
+    assert calls.index("rename") > 20
+    assert len(calls) - calls.index("rename") > 20, "the page and the metrics are told after it"
+    outcomes = set()
+    with read_by_a_cache(town):
+        for kill, where in moments(calls):
+            town.commit()
+            before = town.generation
+            killed_at(kill, lambda: rebuild(path), where)
+            town.check(where=where)
+            outcomes.add("new" if town.generation > before else "old")
+            town.next_builder(where=where)
+    assert outcomes == {"old", "new"}
+
+
+def test_a_first_build_killed_at_any_call_costs_nothing_but_itself(tmp_path: Path, bank: Path) -> None:
+    source = JSONLinesSource(bank, THINGS)
+    calls = calls_of(lambda: mmcache.build(tmp_path / "counted.mmc", source))
+    outcomes = set()
+    for i, (kill, where) in enumerate(moments(calls)):
+        directory = tmp_path / str(i)
+        directory.mkdir()
+        town = Town(directory / "items.mmc", bank)
+        killed_at(kill, lambda: mmcache.build(town.path, source), where)  # noqa: B023
+        outcomes.add(town.path.exists())
+        town.next_builder(where=where)
+        assert town.generation == 1, where
+        shutil.rmtree(directory)
+    assert outcomes == {False, True}
+
+
+def test_a_rebuild_that_finds_nothing_new_killed_at_any_call(path: Path, bank: Path) -> None:
+    """It changes no file, and may have told that the old one is right, or not."""
+    town = Town(path, bank)
+    mmcache.build(path, town.source)
+    calls = calls_of(lambda: rebuild(path))
+    inode = path.stat().st_ino
+    with read_by_a_cache(town):
+        assert town.reader is not None
+        for kill, where in moments(calls, step=3):
+            town.reader.invalidate(hard=True)
+            assert town.reader.stats().state == "invalidated"
+            killed_at(kill, lambda: rebuild(path), where)
+            town.check(where=where)
+            town.next_builder(where=where)
+            assert town.reader.stats().state == "fresh", where
+            assert path.stat().st_ino == inode, where
+    assert town.generation == 1
+
+
+def test_a_rebuild_killed_at_any_store_into_the_control_page(path: Path, bank: Path) -> None:
+    """Between any two of them the page tells what is true, or what costs a rebuild."""
+    town = Town(path, bank)
+    mmcache.build(path, town.source)
+
+    def build(at: int, *, after: bool = False) -> int:
+        page = control.attach(str(path))
+        page.words = stores = Stores(page.words, at, after=after)  # type: ignore[assignment]
+        mmcache.sharing.publishing.build_once(path, town.source, control=page)
+        return stores.count
+
+    town.commit()
+    stores = build(10**9)
+    assert stores > 10
+    with read_by_a_cache(town):
+        assert town.reader is not None
+        for at in range(stores):
+            for late in (False, True):
+                where = f"killed {'after' if late else 'before'} store {at} of {stores}"
+                town.commit()
+                town.reader.invalidate(hard=True)
+                assert number(town.reader) == town.content, where
+                status = in_child(lambda at=at, late=late: build(at, after=late))
+                assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, where
+                assert number(town.reader) == town.content, f"{where}: what was invalidated is answered as it was"
+                town.check(where=where)
+                town.next_builder(where=where)
+                assert town.reader.stats().state == "fresh", where
+
+
+def test_a_build_that_fails_killed_at_any_store_into_the_control_page(path: Path, bank: Path, tmp_path: Path) -> None:
+    """The next one fails or builds by what it finds itself, and waits no longer than anyone should."""
+    town = Town(path, bank)
+    mmcache.build(path, town.source)
+
+    def fail(page: ControlPage) -> None:
+        page.failed(mmcache.SourceError("x" * 600))
+
+    counted = control.attach(str(path))
+    counted.words = stores = Stores(counted.words, 10**9, after=False)  # type: ignore[assignment]
+    fail(counted)
+    for at in range(0, stores.count, 5):
+        page = control.attach(str(path))
+        page.words = Stores(page.words, at, after=True)  # type: ignore[assignment]
+        assert os.waitstatus_to_exitcode(in_child(lambda page=page: fail(page))) == -signal.SIGKILL
+        failure = control.attach(str(path)).failure
+        assert failure is None or failure.until - time.monotonic() < 61
+        assert failure is None or "xxx" in str(failure.error)
+        town.commit()
+        town.next_builder(where=f"killed at store {at} of {stores.count}")
+        assert control.attach(str(path)).failure is None
+
+
+# --- with children that live on ---------------------------------------------------------------------------------------
+
+
+class Leaves:
+    """Before this process is killed at a call, it forks or starts a child, which lives until the pipe is closed."""
+
+    def __init__(self, at: int, pipe: tuple[int, int], how: str) -> None:
+        self.at, self.pipe, self.how = at, pipe, how
+
+    def __call__(self, at: int, name: str, args: tuple[Any, ...], call: Any) -> Any:
+        if at != self.at:
+            return call()
+        result = call()
+        reading, writing = self.pipe
+        if self.how == "fork":
+            if os.fork() == 0:
+                os.close(writing)
+                select.select([reading], [], [], 60)
+                os._exit(0)
+        else:
+            os.close(writing)
+            subprocess.Popen(["sleep", "60"], stdin=reading, close_fds=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+@pytest.mark.parametrize("how", ["fork", "exec"])
+def test_children_of_a_killed_builder_do_not_keep_its_lock(path: Path, bank: Path, how: str) -> None:
+    town = Town(path, bank)
+    mmcache.build(path, town.source)
+    town.commit()
+    calls = calls_of(lambda: rebuild(path))
+    lived = 0
+    with read_by_a_cache(town):
+        for at in (*range(2, 12), *range(12, len(calls), 9)):  # each about the lock, and some of the others
+            where = f"killed after call {at}, {calls[at]}"
+            town.commit()
+            pipe = os.pipe()
+
+            def act(at: int = at, pipe: tuple[int, int] = pipe) -> None:
+                os.setpgid(0, 0)
+                with faults(Leaves(at, pipe, how)):
+                    rebuild(path)
+
+            pid = os.fork()
+            if pid == 0:
+                with contextlib.suppress(BaseException):
+                    act()
+                os._exit(70)
+            try:
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, where
+                os.killpg(pid, 0)  # a child of its group lives
+                lived += 1
+                town.next_builder(where=where)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                for fd in pipe:
+                    os.close(fd)
+    assert lived > 10
+
+
+# --- by the workers themselves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_another_worker_rebuilds_when_the_one_that_did_is_killed(path: Path, tmp_path: Path, executor: Any) -> None:
+    """Nobody tells it: it finds that the file is due, and that nobody builds it any more."""
+    bank, log, gate = tmp_path / "bank.db", tmp_path / "log", tmp_path / "gate"
+    make_bank(bank)
+    source = SlowSource(bank, log=log, gate=gate)
+    with Crew() as crew:
+        one, two = crew.hire(lambda: mmcache.open(path, source, executor=executor, check_interval=0.05), 2)
+        one.opened()
+        two.opened()
+        gate.touch()
+        commit(bank, 1)
+        one.begin("invalidate", hard=True)
+        until("the build has begun", lambda: (one.is_busy() or one(look_around), len(noted(log)) == 2)[1])
+        assert is_held(lock_name(str(path)))
+        assert two(number) == 1
+        one.kill()
+        gate.unlink()
+        assert two(wait_for_generation, 2) < 5
+        assert noted(log)[1:] == [one.pid, two.pid]
+        assert two(state) != "invalidated"
+
+
+def test_a_rebuilding_subprocess_that_is_killed_counts_as_failed(path: Path, tmp_path: Path) -> None:
+    """The worker that started it finds out, tells everybody, and nobody tries again for a moment."""
+    bank = tmp_path / "bank.db"
+    make_bank(bank)
+    source = SQLiteSource(bank, THINGS)
+    with Crew() as crew:
+        one, two = crew.hire(lambda: mmcache.open(path, source, check_interval=0.05), 2)
+        two.opened()
+        one("invalidate", hard=True)
+        (child,) = until("the rebuild has begun", lambda: (one(look_around), rebuilders_of(one.pid))[1], pause=0.001)
+        os.kill(child, signal.SIGKILL)
+        killed = time.monotonic()
+        until("it is told", lambda: one(look_around) and control.attach(str(path)).failure)
+        failure = control.attach(str(path)).failure
+        assert failure is not None
+        assert "killed by signal 9" in str(failure.error)
+        assert not children_of(one.pid), "it was reaped"
+        assert one(number) == two(number) == 0
+        until("somebody rebuilt it", lambda: (one(look_around), two(state) == "fresh")[1])
+        assert time.monotonic() >= min(failure.until, killed + 0.5)
+        counts = totals(path)
+        assert (counts["rebuilds_failed"], counts["rebuilds_unchanged"]) == (1, 1)

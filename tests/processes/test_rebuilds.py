@@ -1,0 +1,635 @@
+"""One rebuild per need, over all processes and threads, in each executor; nobody waits for it who need not."""
+
+# mypy: disable-error-code="misc, unreachable"
+# Lambdas that keep a loop's variable, and generators that never get as far as to give anything.
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import mmcache
+from mmcache import BuildError, Cache, JSONLinesSource, SourceError, SQLiteSource
+from mmcache.sharing import control
+from mmcache.storage.fs import lock_name
+from mmcache.storage.shared import is_held
+from tests.processes.crew import (
+    THINGS,
+    Crew,
+    SlowSource,
+    answers,
+    children_of,
+    commit,
+    events,
+    fork,
+    holds,
+    look_around,
+    make_bank,
+    note,
+    noted,
+    noted_at,
+    number,
+    rebuilders_of,
+    state,
+    state_of,
+    threads,
+    totals,
+    touch,
+    until,
+    wait_for_generation,
+    write_lines,
+)
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+BUILD = 0.3
+COLD = 16
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    make_bank(tmp_path / "bank.db")
+    return tmp_path / "bank.db"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Of the reads of a `SlowSource`."""
+    return tmp_path / "reads.log"
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    with Crew() as crew:
+        yield crew
+
+
+# --- cold starts ------------------------------------------------------------------------------------------------------
+
+
+class Broken(SlowSource):
+    """Fails when it is read whole, and answers for single things."""
+
+    error: Exception = SourceError("the bank is on fire")
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Any]:
+        note(self.log)
+        time.sleep(self.pause)
+        raise self.error
+        yield
+
+
+class Bug(Broken):
+    error = RuntimeError("the bank is on fire")
+
+
+def start_cold(crew: Crew, path: Path, source: SlowSource, n: int = COLD, **options: Any) -> tuple[list[Any], float]:
+    """Workers that open at one moment, and that moment. Nothing is imported after it."""
+    mmcache.build(path.with_name("warm.mmc"), [{"name": "a", "kind": "b"}], THINGS)
+    arrived, start = fork.Semaphore(0), fork.Event()
+
+    def open_cache() -> Cache:
+        logging.getLogger("mmcache").addHandler(Kept())
+        arrived.release()
+        start.wait()
+        cache = mmcache.open(path, source, **options)
+        cache.__dict__["ready"] = time.monotonic()
+        return cache
+
+    workers = crew.hire(open_cache, n)
+    for _ in workers:
+        assert arrived.acquire(timeout=20)
+    begun = time.monotonic()
+    start.set()
+    return workers, begun
+
+
+class Kept(logging.Handler):
+    """Keeps what was logged."""
+
+    lines: ClassVar[list[str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def ready_at(cache: Cache) -> float:
+    return cache.__dict__["ready"]
+
+
+def logged(_: Cache, words: str) -> list[str]:
+    return [line for line in Kept.lines if words in line]
+
+
+def failure_of(cache: Cache) -> tuple[str, str, int, float]:
+    failure = cache.status().failure
+    assert failure is not None
+    return type(failure.error).__name__, failure.error.message, failure.attempts, failure.until
+
+
+def test_sixteen_processes_that_start_cold_cause_one_build(path: Path, bank: Path, log: Path, crew: Crew) -> None:
+    workers, started = start_cold(crew, path, SlowSource(bank, log=log, pause=BUILD))
+    ready = [worker(ready_at) - started for worker in workers]
+    ratio = max(ready) / BUILD
+    print(f"all {COLD} were ready after {max(ready):.3f} s, {ratio:.2f} of the build")
+    assert len(noted(log)) == 1
+    assert {worker(look_around) for worker in workers} == {1}
+    assert {worker(number) for worker in workers} == {0}
+    counts = totals(path)
+    assert (counts["rebuilds_ok"], counts["rebuilds_unchanged"], counts["rebuilds_failed"]) == (1, 0, 0)
+    assert (events(path, "rebuild"), events(path, "unchanged")) == (1, 0)
+    assert min(ready) >= BUILD
+    assert ratio < 2.5 + 0.5 / BUILD, "they wait for one build, and not for one after the other"
+
+
+def test_when_the_first_builder_is_killed_half_way_another_takes_over(
+    path: Path, bank: Path, log: Path, crew: Crew, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    workers, _ = start_cold(crew, path, SlowSource(bank, log=log, gate=gate))
+    first = until("one builds", lambda: noted(log))[0]
+    next(worker for worker in workers if worker.pid == first).kill()
+    second = until("another builds", lambda: noted(log)[1:])[0]
+    gate.unlink()
+    others = [worker for worker in workers if worker.pid != first]
+    assert {worker(look_around) for worker in others} == {1}
+    assert noted(log) == [first, second]
+    assert second != first
+    assert not [name for name in os.listdir(path.parent) if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("kind", [Broken, Bug])
+def test_a_first_build_that_fails_is_tried_once_and_told_to_all(
+    path: Path, bank: Path, log: Path, crew: Crew, kind: type[Broken]
+) -> None:
+    workers, started = start_cold(crew, path, kind(bank, log=log, pause=BUILD))
+    ready = [worker(ready_at) - started for worker in workers]
+    assert len(noted(log)) == 1
+    assert max(ready) < BUILD + 2, "nobody tries after the other"
+    told = {worker(failure_of) for worker in workers}
+    assert len(told) == 1
+    name, message, attempts, over = told.pop()
+    assert (name, attempts) == ("SourceError", 1)
+    assert "the bank is on fire" in message
+    assert all(worker(logged, "the bank is on fire") for worker in workers)
+    begun = time.monotonic()
+    assert {worker(number) for worker in workers} == {0}
+    assert time.monotonic() - begun < 2
+    assert all(worker("stats").hits == 0 for worker in workers)
+
+    def somebody_tries_again() -> bool:
+        for worker in workers[:4]:
+            assert worker(number) == 0
+        return len(noted(log)) > 1
+
+    until("the next attempt", somebody_tries_again, pause=0.05)
+    assert noted_at(log)[1] >= over - 0.001, "not before the pause is over, whoever finds the file missing"
+    assert totals(path)["rebuilds_failed"] in (1, 2)
+
+
+# --- executors --------------------------------------------------------------------------------------------------------
+
+EXECUTORS = ("inline", "thread", "subprocess", "external")
+REASONS: dict[str, Callable[[Cache], object]] = {
+    "soft": lambda cache: cache.invalidate(hard=False),
+    "hard": lambda cache: cache.invalidate(hard=True),
+    "ids": lambda cache: cache.invalidate(["thing-0"]),
+    "source": lambda cache: None,
+    "ttl": lambda cache: None,
+}
+
+
+@pytest.mark.parametrize(("executor", "reason"), list(itertools.product(EXECUTORS, REASONS)))
+def test_each_executor_rebuilds_for_each_reason_or_leaves_it(
+    path: Path, bank: Path, executor: Any, reason: str
+) -> None:
+    options: dict[str, Any] = {"rebuild_after": 0} if reason in ("source", "ids") else {}
+    if reason == "ttl":
+        options = {"ttl": 100.0, "refresh_at": 0.004}
+    with mmcache.open(path, SQLiteSource(bank, THINGS), executor=executor, check_interval=0.02, **options) as cache:
+        assert number(cache) == 0
+        children, threads_before = set(children_of(os.getpid())), threads(cache)
+        commit(bank, 1)
+        REASONS[reason](cache)
+        current = {0, 1} if reason in ("soft", "source", "ttl") else {1}
+
+        def is_rebuilt() -> bool:
+            assert number(cache) in current
+            return cache.generation == 2
+
+        if executor == "external":
+            holds("nobody rebuilds", lambda: not is_rebuilt(), 0.3 if reason != "ttl" else 0.6)
+            assert number(cache) == (1 if current == {1} else 0)
+            assert cache.stats().rebuilds == 1
+            mmcache.build(path, SQLiteSource(bank, THINGS))  # as cron would
+        until("the rebuild", is_rebuilt)
+        assert number(cache) == 1
+        until("nothing is due", lambda: state(cache) in ("fresh", "stale" if reason == "ttl" else ""))
+        until("the count", lambda: cache.stats().rebuilds == (2 if executor in ("inline", "thread") else 1))
+        until(
+            "nothing runs",
+            lambda: (
+                look_around(cache) and not set(children_of(os.getpid())) - children and threads(cache) == threads_before
+            ),
+        )
+
+
+def test_while_a_rebuild_runs_a_soft_file_answers_and_a_hard_one_does_not(
+    path: Path, bank: Path, log: Path, tmp_path: Path, crew: Crew
+) -> None:
+    gate = tmp_path / "gate"
+    source = SlowSource(bank, log=log, gate=gate)
+    worker, other = crew.hire(lambda: mmcache.open(path, source, executor="thread", check_interval=0.05), 2)
+    for content, (hard, served) in enumerate([(False, 0), (True, 2)], 1):
+        worker.opened()
+        other.opened()
+        generation = worker(look_around)
+        gate.touch()
+        commit(bank, content)
+        assert other("invalidate", hard=hard) == ("hard" if hard else "soft")
+        until("the rebuild", lambda content=content: (other(look_around), len(noted(log)) == 1 + content)[1])
+        before = worker("stats").hits
+        reads, slowest, found = worker(answers, 0.3)
+        assert found == {served}
+        assert slowest < 1
+        hits = worker("stats").hits - before
+        assert hits == (0 if hard else reads)
+        assert worker("stats").state == ("invalidated" if hard else "stale")
+        gate.unlink()
+        worker(wait_for_generation, generation + 1)
+        assert worker(number) == content
+        until("the file answers", lambda: worker(state) != "invalidated")
+
+
+def due_at_once(cache: Cache, n: int, moment: float) -> set[int]:
+    """Look in n threads at one moment."""
+    found: list[int] = []
+
+    def look() -> None:
+        time.sleep(max(0.0, moment - time.monotonic()))
+        for _ in range(20):
+            found.append(number(cache))
+
+    several = [threading.Thread(target=look) for _ in range(n)]
+    for thread in several:
+        thread.start()
+    for thread in several:
+        thread.join()
+    return set(found)
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread", "subprocess"])
+def test_of_all_that_find_the_file_due_at_once_one_rebuilds(
+    path: Path, bank: Path, log: Path, crew: Crew, executor: Any
+) -> None:
+    source: SQLiteSource = SQLiteSource(bank, THINGS)
+    if executor != "subprocess":
+        source = SlowSource(bank, log=log, pause=0.1)
+    workers = crew.hire(lambda: mmcache.open(path, source, executor=executor), 8)
+    for worker in workers:
+        worker.opened()
+    for content in (1, 2):
+        before = totals(path)["rebuilds_ok"]
+        old = {child for worker in workers for child in children_of(worker.pid)}  # that nobody reaped yet
+        commit(bank, content)
+        moment = time.monotonic() + 0.2
+        for worker in workers[1:]:
+            worker.begin(due_at_once, 2, moment)
+        workers[0].begin(due_at_once, 2, moment)
+        time.sleep(0.05)
+        control.attach(str(path)).invalidate("manual", hard=True)
+        started: set[int] = set()
+        while any(worker.is_busy() for worker in workers):
+            started.update(child for worker in workers for child in children_of(worker.pid))
+        assert len(started - old) <= 1, "one process is started, and not one for each"
+        assert set().union(*(worker.result() for worker in workers)) == {content}
+        for worker in workers:
+            worker(wait_for_generation, 1 + content)
+        assert totals(path)["rebuilds_ok"] - before == 1
+    counts = totals(path)
+    assert counts["rebuilds_ok"] == 3
+    assert counts["rebuilds_unchanged"] == counts["rebuilds_failed"] == 0
+    if executor != "subprocess":
+        assert len(noted(log)) == 3
+    until(
+        "no child is left", lambda: [w(look_around) for w in workers] and not any(children_of(w.pid) for w in workers)
+    )
+
+
+def test_a_loser_never_waits_for_the_lock(path: Path, bank: Path, crew: Crew) -> None:
+    """Somebody holds it for as long as he likes: nothing is started that would wait for him, and no read is slower."""
+    workers = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.02), 2)
+    for worker in workers:
+        worker.opened()
+    with mmcache.storage.fs.Directory(str(path)) as directory, directory.lock(0):
+        commit(bank, 1)
+        control.attach(str(path)).invalidate("manual", hard=True)
+        for worker in workers:
+            worker.begin(answers, 0.5)
+        while any(worker.is_busy() for worker in workers):
+            assert not any(children_of(worker.pid) for worker in workers)
+            time.sleep(0.02)
+        for worker in workers:
+            _, slowest, found = worker.result()
+            assert found == {1}
+            assert slowest < 0.5
+            assert not worker(threads)
+    workers[0](wait_for_generation, 2)
+    until("it is counted", lambda: totals(path)["rebuilds_ok"] == 2)
+
+
+# --- the subprocess ---------------------------------------------------------------------------------------------------
+
+
+def test_a_daemonic_process_rebuilds_by_a_subprocess_and_reaps_it(path: Path, bank: Path, crew: Crew) -> None:
+    """As celery's workers are: multiprocessing would not let them have children."""
+    worker = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.05)).opened()
+    assert worker.process.daemon
+    commit(bank, 1)
+    worker("invalidate", hard=True)
+    (child,) = until("a subprocess", lambda: (worker(look_around), children_of(worker.pid))[1])
+    until("it has ended, and its parent did not look", lambda: state_of(child) == "Z")
+    worker(look_around)
+    assert not children_of(worker.pid), "the next look reaps it"
+    assert worker(look_around) == 2
+    assert worker("stats").rebuilds in (0, 1)  # its own first build, if any: not that of the subprocess
+    assert totals(path)["rebuilds_ok"] == 2
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> JSONLinesSource:
+    """Lines of JSON, in whose place `hang` puts a pipe that nobody writes."""
+    write_lines(tmp_path / "bank.jsonl", 0)
+    return JSONLinesSource(tmp_path / "bank.jsonl", THINGS)
+
+
+def hang(source: JSONLinesSource) -> None:
+    os.mkfifo(f"{source.path}.pipe")
+    os.replace(f"{source.path}.pipe", source.path)
+
+
+def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(
+    path: Path, hanging: JSONLinesSource, crew: Crew
+) -> None:
+    options = {"rebuild_after": 0, "check_interval": 0.05, "build_timeout": 0.8}
+    worker, other = crew.hire(lambda: mmcache.open(path, hanging, **options), 2)  # type: ignore[arg-type]
+    other.opened()
+    worker.opened()
+    hang(hanging)
+    worker.begin(answers, 2.0)
+    (child,) = until("a rebuild", lambda: rebuilders_of(worker.pid))
+    until("it hangs", lambda: is_held(lock_name(str(path))) and state_of(child) == "S")
+    until("it ended itself", lambda: state_of(child) in ("Z", ""), 3)
+    reads, slowest, found = worker.result()
+    assert (found, slowest < 0.5, reads > 100) == ({0}, True, True)
+    _, message, attempts, over = worker(failure_of)
+    assert re.search("killed by signal (14|9); its limit is 0.8 s", message), "by itself, unless we are just as quick"
+    assert attempts >= 1
+    assert other(failure_of)[1] == message
+    worker(look_around)
+    if time.monotonic() < over - 0.2:
+        other(look_around)
+        assert not rebuilders_of(other.pid), "the pause is everybody's"
+    write_lines(Path(hanging.path), 1)
+
+    def is_healed() -> bool:
+        worker(look_around)
+        return worker(number) == 1
+
+    until("it heals by itself", is_healed)
+    until("nothing has failed since", lambda: (worker(look_around), worker("status").failure is None)[1])
+
+
+SCRIPT = """
+import sys, time
+import mmcache
+from mmcache import {source}, Schema
+cache = mmcache.open(sys.argv[1], {source}(sys.argv[2], Schema("things", key="name", index=("kind",))),
+                     executor={executor!r}, check_interval=0.01, rebuild_after=0)
+print(cache["thing-0"]["number"], flush=True)
+sys.stdin.readline()
+cache.invalidate(hard=True)
+deadline = time.monotonic() + 20
+while not cache.status().building and time.monotonic() < deadline:
+    time.sleep(0.002)
+{more}
+print("leaving", flush=True)
+"""
+
+
+@pytest.mark.parametrize("executor", ["subprocess", "thread"])
+@pytest.mark.parametrize("more", ["", "cache.close()"], ids=["open", "closed"])
+def test_a_worker_that_leaves_while_its_rebuild_runs_leaves_at_once_and_without_a_word(
+    path: Path, hanging: JSONLinesSource, executor: str, more: str
+) -> None:
+    """And a rebuild in a process of its own goes on."""
+    mmcache.build(path, hanging)
+    code = SCRIPT.format(source="JSONLinesSource", executor=executor, more=more)
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, str(path), hanging.path]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    worker = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "0\n"
+        hang(hanging)
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == "leaving\n"
+        begun = time.monotonic()
+        children = rebuilders_of(worker.pid)
+        _, err = worker.communicate(timeout=20)
+        assert time.monotonic() - begun < 5
+        assert (worker.returncode, err) == (0, "")
+    finally:
+        worker.kill()
+        worker.wait()
+    if executor == "thread":
+        assert not is_held(lock_name(str(path)))
+        return
+    (child,) = children
+    assert is_held(lock_name(str(path))), "it is still about it"
+    assert state_of(child) in "SR"
+    os.kill(child, signal.SIGKILL)
+    until("the lock is free", lambda: not is_held(lock_name(str(path))))
+
+
+def test_a_rebuild_outlives_the_worker_that_started_it_and_lands(path: Path, bank: Path, crew: Crew) -> None:
+    worker = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.05)).opened()
+    commit(bank, 1)
+    worker("invalidate", hard=True)
+    (child,) = until("a subprocess", lambda: (worker(look_around), rebuilders_of(worker.pid))[1], pause=0.001)
+    os.kill(child, signal.SIGSTOP)
+    worker.kill()
+    os.kill(child, signal.SIGCONT)
+    with mmcache.open(path, SQLiteSource(bank, THINGS), executor="external") as cache:
+        until("it lands", lambda: cache.generation == 2)
+        assert number(cache) == 1
+        assert cache.stats().state == "fresh"
+
+
+@pytest.mark.parametrize("why", ["no spec", "no Python", "no process"])
+def test_a_thread_rebuilds_where_no_subprocess_can(
+    path: Path, bank: Path, log: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    source = SlowSource(bank, log=log) if why == "no spec" else SQLiteSource(bank, THINGS)
+    if why == "no Python":
+        monkeypatch.setattr(sys, "executable", "/usr/sbin/uwsgi")
+    elif why == "no process":
+        monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    with mmcache.open(path, source, check_interval=0.02) as cache:
+        commit(bank, 1)
+        cache.invalidate(hard=True)
+        until("the rebuild", lambda: number(cache) == 1 and cache.generation == 2)
+        until("this process did it itself", lambda: cache.stats().rebuilds == 2)
+        until("no thread is left", lambda: "mmcache-rebuild" not in threads(cache))
+
+
+def test_a_subprocess_that_cannot_even_start_counts_as_failed(
+    path: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "python3"
+    broken.symlink_to("/bin/false")
+    with mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.02) as cache:
+        monkeypatch.setattr(sys, "executable", str(broken))
+        commit(bank, 1)
+        cache.invalidate(hard=True)
+        until("it is told", lambda: number(cache) == 1 and cache.status().failure)
+        assert cache.stats().build_failures == 1
+        monkeypatch.undo()
+        until("it heals by itself", lambda: number(cache) == 1 and cache.generation == 2)
+
+
+# --- what happens meanwhile -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "ids"])
+def test_what_is_invalidated_while_a_rebuild_runs_is_in_the_last_file(
+    path: Path, bank: Path, log: Path, crew: Crew, kind: str
+) -> None:
+    gate = log.with_name("gate")
+    source = SlowSource(bank, log=log, gate=gate)
+    options = {"executor": "thread", "check_interval": 0.05, "rebuild_after": 0}
+    worker = crew.hire(lambda: mmcache.open(path, source, **options)).opened()  # type: ignore[arg-type]
+    gate.touch()
+    commit(bank, 1)
+    worker("invalidate", hard=True)
+    until("the rebuild", lambda: (worker(look_around), len(noted(log)) == 2)[1])
+    commit(bank, 2, 0)
+    if kind == "ids":
+        worker("invalidate", ["thing-0"])
+    else:
+        worker("invalidate", hard=kind == "hard")
+    if kind != "soft":
+        assert worker(number) == 2
+    gate.unlink()
+
+    def has_it() -> bool:
+        found = worker(number)
+        assert found == 2 or kind == "soft"
+        return worker(state) == "fresh"
+
+    until("the last file", has_it)
+    assert worker(number) == 2
+    with mmcache.Snapshot.open(path) as snapshot:
+        assert snapshot.generation == 3
+        assert snapshot["thing-0"]["number"] == 2
+        assert snapshot["thing-1"]["number"] == 1
+    assert len(noted(log)) == 3
+    assert totals(path)["rebuilds_superseded"] == 1
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline", "subprocess"])
+def test_a_rebuild_that_finds_nothing_new_keeps_the_file_and_counts_for_all(
+    path: Path, bank: Path, crew: Crew, executor: Any
+) -> None:
+    options = {"executor": executor, "rebuild_after": 0, "check_interval": 0.1}
+    source = SQLiteSource(bank, THINGS)
+    workers = crew.hire(lambda: mmcache.open(path, source, **options), 3)
+    for worker in workers:
+        worker.opened()
+    inode = path.stat().st_ino
+    age = workers[0](age_of)
+    touch(bank)
+    for worker in workers:
+        worker.begin(answers, 1.5)
+    for worker in workers:
+        assert worker.result()[2] == {0}
+    counts = totals(path)
+    assert (counts["rebuilds_ok"], counts["rebuilds_unchanged"]) == (1, 1)
+    assert path.stat().st_ino == inode
+    assert {worker(look_around) for worker in workers} == {1}
+    assert {worker(state) for worker in workers} == {"fresh"}
+    assert max(worker(age_of) for worker in workers) < age + 1.5, "its age counts from the rebuild"
+    status = workers[0]("status")
+    assert status.revalidated
+    assert status.state == "fresh"
+
+
+def age_of(cache: Cache) -> float:
+    look_around(cache)
+    assert cache._tiers.freshness is not None
+    return cache._tiers.freshness.age
+
+
+def test_a_hard_invalidation_of_nothing_ends_with_the_rebuild_that_finds_the_file_right(
+    path: Path, bank: Path, crew: Crew
+) -> None:
+    workers = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.05), 2)
+    workers[1].opened()
+    inode = path.stat().st_ino
+    workers[0]("invalidate", hard=True)
+    assert workers[1]("stats").state != "starting"
+    for worker in workers:
+        until("the file answers", lambda worker=worker: worker(state) == "fresh")
+        before = worker("stats").hits
+        worker(number)
+        assert worker("stats").hits == before + 1
+    assert path.stat().st_ino == inode
+    assert totals(path)["rebuilds_unchanged"] == 1
+
+
+def test_a_rebuild_that_fails_is_everybodys_pause_and_ends_with_one_that_succeeds(
+    path: Path, bank: Path, crew: Crew
+) -> None:
+    """A record that cannot be stored: the file answers, except for what was invalidated."""
+    workers = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.05), 4)
+    for worker in workers:
+        worker.opened()
+    with contextlib.closing(sqlite3.connect(bank, isolation_level=None)) as db:
+        db.execute("INSERT INTO things VALUES (NULL, 'k0', 7)")
+    workers[0]("invalidate", hard=False)
+    for worker in workers:
+        worker.begin(answers, 2.5)
+    for worker in workers:
+        _, slowest, found = worker.result()
+        assert found == {0}
+        assert slowest < 1
+    told = {worker(failure_of)[:2] for worker in workers}
+    assert len(told) == 1
+    assert told.pop()[0] == BuildError.__name__
+    attempts = workers[0](failure_of)[2]
+    assert 1 <= attempts <= 3
+    counts = totals(path)
+    assert counts["rebuilds_failed"] == attempts == events(path, "rebuild_failed")
+    with contextlib.closing(sqlite3.connect(bank, isolation_level=None)) as db:
+        db.execute("DELETE FROM things WHERE name IS NULL")
+    until("a rebuild succeeds", lambda: [w(look_around) for w in workers] and workers[0]("status").failure is None)
