@@ -106,6 +106,7 @@ class Tiers:
         self.page: ControlPage | None = None
         self.words: memoryview = _NO_WORDS
         self.seen: int | None = None
+        self.basis: Basis | None = None
         self.freshness: Freshness | None = None
         self.doubt: Doubt | None = None
         self.error: UnusableFileError | None = None
@@ -225,9 +226,10 @@ class Tiers:
                 assert self.page is not None
                 if self.page.generation != self.snapshot.generation:
                     self._adopt()
-                elif basis_of(self.snapshot.header, self.page).fingerprint != self._compared:
-                    self._ask_source()  # a rebuild found the file unchanged
             self._judge()
+            if self.source is not None and self.basis is not None and self.basis.fingerprint != self._compared:
+                self._ask_source()  # a rebuild found the file unchanged
+                self._judge()
             self.seen = woken
             why = self._why_rebuild()
         if why is not None:
@@ -294,19 +296,18 @@ class Tiers:
         """Whether somebody wrote to the source without telling us."""
         if self.source is None or self.page is None:
             return
+        built = None if self.snapshot is None else basis_of(self.snapshot.header, self.page).fingerprint
+        self._compared = built
         try:
             self._fingerprint = self.source.fingerprint()
-            self._changed = self._changes()
+            self._changed = _NOTHING if built is None else self._changes(built)
         except Exception as error:  # noqa: BLE001 (a source of the user's own; whatever it is, reads must go on)
             self._fingerprint, self._changed = None, _NOTHING
             log.debug("%s: %s", self.path, str(error), extra={"event": "source_unreadable", "path": self.path})
 
-    def _changes(self) -> AbstractSet[int] | None:
-        """The entries of what changed in the source since the file was built; None where only that something did."""
+    def _changes(self, built: bytes) -> AbstractSet[int] | None:
+        """The entries of what changed in the source since this fingerprint; None where only that something did."""
         source: object = self.source
-        if self.snapshot is None or self.page is None or self._fingerprint is None:
-            return _NOTHING
-        self._compared = built = basis_of(self.snapshot.header, self.page).fingerprint
         if self._fingerprint == built or not any(built):
             return _NOTHING
         changes = source.changes(built) if isinstance(source, TrackedSource) else None
@@ -331,7 +332,7 @@ class Tiers:
         snapshot, page = self.snapshot, self.page
         if snapshot is None or page is None:
             return
-        basis = basis_of(snapshot.header, page)
+        self.basis = basis = basis_of(snapshot.header, page)
         self.doubt = doubt = doubt_about(basis, page, self._fingerprint)
         self.freshness = fresh = freshness_of(basis, self.policy, time.time(), self.draw)
         dirty = self._dirty_ids(basis, doubt, page)
@@ -384,14 +385,14 @@ class Tiers:
         if self.source is None or self.snapshot is None or not options["build"] or options["executor"] == "external":
             return None
         page, doubt, fresh = self.page, self.doubt, self.freshness
-        if self._building or page is None or doubt is None or fresh is None:
+        if self._building or page is None or self.basis is None or doubt is None or fresh is None:
             return None
         failure = page.failure
         if failure is not None and time.monotonic() < failure.until:
             return None
         if self._mend is not None:
             return self._mend
-        basis = basis_of(self.snapshot.header, page)
+        basis = self.basis
         rested = time.time() - basis.built - basis.took
         lost = self._view.snapshot is None and self._view.cause == "invalidated"
         if (doubt.soft or lost) and not 0 <= rested < basis.took:

@@ -69,7 +69,8 @@ def invalidate(
             {"ids": metrics.INVALIDATIONS_IDS, "soft": metrics.INVALIDATIONS_SOFT}.get(kind, metrics.INVALIDATIONS_HARD)
         )
         slot.add(metrics.INVALIDATED_IDS, len(entries) if entries is not None and kind == "ids" else 0)
-    metrics.record_event(path, "invalidation", len(entries or ()))
+    if kind != "ids":  # which there may be one of for every write
+        metrics.record_event(path, "invalidation")
     log.info(
         "%s: %s invalidated (%s)",
         path,
