@@ -74,6 +74,17 @@ def test_memory_counts_workers(data_sets, tmp_path):
     assert len(told["goals"]) == 1
 
 
+def test_freshness_tells_costs_delays_and_disturbance(data_sets, tmp_path):
+    told = told_by("freshness", data_sets, tmp_path)
+    assert len(told["goals"]) == 6
+    assert {line["operation"] for line in told["results"]} >= {"check", "counters"}
+
+
+def test_tracking_tells_what_a_tracked_database_costs(data_sets, tmp_path):
+    told = told_by("tracking", data_sets, tmp_path)
+    assert told["results"]
+
+
 def test_requirements_judges_every_target(data_sets, tmp_path):
     told = told_by("requirements", data_sets, tmp_path)
     assert len(told["goals"]) == 6
