@@ -575,7 +575,7 @@ class Tiers:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
         try:
             return invalidation.invalidate(
-                self.path, self._page_now, collection, ids, reason=reason, hard=hard, slot=self.slot
+                self.path, self._page_now, collection, ids, reason=reason, hard=hard, count=self.count
             )
         finally:
             self.look(time.monotonic())

@@ -16,6 +16,11 @@ log = logging.getLogger("mmcache")
 
 Kind = Literal["ids", "soft", "hard"]
 _TRIES = 5
+_COUNTERS: dict[Kind, int] = {
+    "ids": metrics.INVALIDATIONS_IDS,
+    "soft": metrics.INVALIDATIONS_SOFT,
+    "hard": metrics.INVALIDATIONS_HARD,
+}
 
 
 def invalidate_file(
@@ -29,7 +34,7 @@ def invalidate_file(
     """`Cache.invalidate` without a cache: for tools. collection: needed with ids."""
     slot = metrics.Slot.open(path, label="invalidate")
     try:
-        return invalidate(path, lambda: attach(path), collection, ids, reason=reason, hard=hard, slot=slot)
+        return invalidate(path, lambda: attach(path), collection, ids, reason=reason, hard=hard, count=slot.add)
     finally:
         slot.close()
 
@@ -42,11 +47,12 @@ def invalidate(
     *,
     reason: str,
     hard: bool | None,
-    slot: metrics.Slot | None = None,
+    count: Callable[[int, int], None],
 ) -> Kind:
     """Tell everybody, and say what was told; when this returns, no get that begins later overlooks it.
 
     page_of: gives the page that is at the path now; asked again where it was replaced meanwhile.
+    count: adds to a counter of `metrics`.
     Raises PublishError where there is no page that others see.
     """
     if reason not in REASONS:
@@ -64,12 +70,10 @@ def invalidate(
         if collection is not None and hard:
             entries = [wildcard_of(collection)]
     kind = _tell(page_of, entries, reason, hard=bool(hard))
-    if slot is not None:
-        slot.add(
-            {"ids": metrics.INVALIDATIONS_IDS, "soft": metrics.INVALIDATIONS_SOFT}.get(kind, metrics.INVALIDATIONS_HARD)
-        )
-        slot.add(metrics.INVALIDATED_IDS, len(entries) if entries is not None and kind == "ids" else 0)
-    if kind != "ids":  # which there may be one of for every write
+    count(_COUNTERS[kind], 1)
+    if kind == "ids":
+        count(metrics.INVALIDATED_IDS, len(entries or ()))
+    else:  # an event; of the other kind there may be one for every write
         metrics.record_event(path, "invalidation")
     log.info(
         "%s: %s invalidated (%s)",
