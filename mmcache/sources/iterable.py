@@ -14,7 +14,7 @@ from ..errors import BuildError, SourceError
 from ..schema import Query, Schema
 from .base import Reading, SourceRecord
 from .catalog import Catalog
-from .fingerprint import fingerprint_of
+from .fingerprint import fingerprint_of, stamp_of
 from .mappings import keyed, matching, shape_records
 from .vectors import float32_bytes
 
@@ -172,7 +172,7 @@ class JSONLinesSource:
     def fingerprint(self) -> bytes:
         """Of the file's identity, size and times. Raises SourceError when there is no file."""
         try:
-            return fingerprint_of(os.stat(self.path))
+            return fingerprint_of(stamp_of(os.stat(self.path)))
         except OSError as error:
             raise self._error(error) from error
 

@@ -24,7 +24,7 @@ from ..schema import Query, Schema, Term, terms_of
 from .base import Changes, Reading, SourceRecord
 from .catalog import Catalog
 from .connections import Connection, Connections
-from .fingerprint import fingerprint_of, once_only, unsettled
+from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
 from .statements import Plan, condition, make_plan, storable
 from .tracking import LIMIT, Tracking, changes_since, track, tracked, untrack
 from .vectors import VectorDecoder
@@ -231,7 +231,8 @@ class SQLiteSource:
         if identity != self._identity:
             self._connections.close()
             self._identity = identity
-        files = database, wal if wal and wal.st_size else None
+        # Whoever opens a -wal as root calls chown on it, which sets its ctime: not a write.
+        files = stamp_of(database), stamp_of(wal, by_ctime=False) if wal and wal.st_size else None
         return fingerprint_of(*files), unsettled(begun, *files)
 
     def _exact(self) -> bytes | None:

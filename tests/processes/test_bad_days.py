@@ -457,7 +457,7 @@ def test_a_clock_that_jumps_by_an_hour_costs_a_rebuild_and_no_more(
     for worker in workers:
         worker.opened()
     workers[0]("invalidate", hard=False)  # finds nothing new, and leaves a note of when that was
-    until("a rebuild", lambda: totals(path)["rebuilds_unchanged"] >= 1 and workers[0](state) == "fresh")
+    until("a rebuild", lambda: workers[0](state) == "fresh" and totals(path)["rebuilds_unchanged"] >= 1)
     for worker in workers:
         worker(step_clock, step)
     for worker in workers:

@@ -22,7 +22,7 @@ import pytest
 from mmcache.errors import MmcacheError, SourceError
 from mmcache.schema import Schema
 from mmcache.sources import SQLiteSource, connections
-from mmcache.sources.fingerprint import fingerprint_of
+from mmcache.sources.fingerprint import fingerprint_of, stamp_of
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -244,6 +244,22 @@ def test_reading_a_wal_database_that_nobody_has_open_does_not_change_its_fingerp
         assert source.fingerprint() == before
 
 
+def test_opening_a_wal_as_root_does_not_change_the_fingerprint(tmp_path):
+    """It calls chown, which sets the ctime of the -wal. The times of the database itself all count."""
+    path = tmp_path / "w.db"
+    source = SQLiteSource(path, Schema("a"))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (id TEXT)")
+        db.execute("INSERT INTO a VALUES ('k')")
+        time.sleep(SETTLED)
+        before, seen = source.fingerprint(), os.stat(f"{path}-wal")
+        os.chown(f"{path}-wal", seen.st_uid, seen.st_gid)
+        assert os.stat(f"{path}-wal").st_ctime_ns > seen.st_ctime_ns
+        assert source.fingerprint() == source.fingerprint() == before
+        os.chown(path, seen.st_uid, seen.st_gid)
+        assert source.fingerprint() != before
+
+
 def test_every_part_of_the_fingerprint_counts():
     parts = [0o100644, 1, 2, 1, 0, 0, 3, 0, 0, 0]  # mode, inode, device, links, user, group, size, and whole seconds
     stats = [os.stat_result(parts, {"st_mtime_ns": 4, "st_ctime_ns": 5})]
@@ -252,7 +268,8 @@ def test_every_part_of_the_fingerprint_counts():
     for position in (1, 2, 6):
         changed = [*parts[:position], 9, *parts[position + 1 :]]
         stats.append(os.stat_result(changed, {"st_mtime_ns": 4, "st_ctime_ns": 5}))
-    found = {fingerprint_of(stat, wal) for stat in stats for wal in (None, stats[0])}
+    stamps = [stamp_of(stat) for stat in stats]
+    found = {fingerprint_of(stamp, wal) for stamp in stamps for wal in (None, stamps[0])}
     assert len(found) == 12
 
 

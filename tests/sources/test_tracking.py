@@ -615,7 +615,7 @@ def test_files_of_a_moment_ago_are_unsettled():
     clock = 1_000_000_000_000
 
     def stat(ctime):
-        return os.stat_result([0] * 10, {"st_mtime_ns": 0, "st_ctime_ns": ctime})
+        return fingerprint.stamp_of(os.stat_result([0] * 10, {"st_mtime_ns": 0, "st_ctime_ns": ctime}))
 
     now = time.time_ns()
     assert (
