@@ -1,27 +1,29 @@
 # Each target makes the virtual environment that it needs; a second run finds it there and costs nothing.
 #
 #   make test PYTHON=python3.13 VENV=.venv-3.13     another interpreter, in an environment of its own
-#   make bench BENCHMARKS=lookup BENCH_ARGS=        one benchmark, at full size
+#   make bench BENCHMARKS="lookup open"             some of the questions
+#   make bench-full BENCHMARKS=memory               one of a long run again; the others' results are kept
 #
 # Works with GNU Make 3.81 (macOS) and later.
 
 PYTHON     ?=
 VENV       ?= .venv
 JOBS       ?= 2
-BENCHMARKS ?= requirements lookup open build memory freshness tracking
+BENCHMARKS ?=
 BENCH_ARGS ?= --quick
 
 BIN     := $(VENV)/bin
 TYPED   := $(wildcard mmcache tools benchmarks tests)
 INSTALL := $(BIN)/python -m pip install --quiet
+ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench nightly clean distclean
+.PHONY: help demo test check bench bench-full guard nightly clean distclean
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## see it work: a bank of test patterns, four workers, one file
 	@$(BIN)/mmcache demo
@@ -40,11 +42,14 @@ check: $(VENV)/.dev  ## format, lint, types and import layers
 	@echo "==> import layers"
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
 
-bench: $(VENV)/.bench  ## quick benchmarks, with SQLite and LMDB on the same records
-	@for name in $(BENCHMARKS); do \
-	    echo "==> benchmarks.$$name"; \
-	    $(BIN)/python -m benchmarks.$$name $(BENCH_ARGS) || exit 1; \
-	done
+bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)
+
+bench-full: $(VENV)/.bench  ## all benchmarks up to a million records, for hours; writes docs/benchmarks
+	@$(BIN)/python -m benchmarks --full $(ONLY) --json-dir benchmarks/.data/full --write docs/benchmarks
+
+guard: $(VENV)/.bench  ## has anything become slower since the guard was recorded?
+	@$(BIN)/python -m benchmarks.guard
 
 nightly: $(VENV)/.dev  ## all tests with many more examples, and the long campaigns of faults
 	@echo "==> all tests, nightly profile"

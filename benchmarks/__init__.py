@@ -1,22 +1,26 @@
-"""Benchmarks: each module answers one question, in one run, beside the peers that a reader would think of.
+"""Benchmarks: each module answers one question, in one run, beside everything that a user would take instead.
 
-    python -m benchmarks.lookup         how long do look-ups take, beside SQLite, LMDB and a dict?
+    python -m benchmarks                all of them, one after the other, and one table of ratios
+    python -m benchmarks.requirements   are the targets for 1,000 patterns of 768 dimensions met?
+    python -m benchmarks.lookup         how long do look-ups take?
+    python -m benchmarks.scan           how long do scans take?
     python -m benchmarks.open           does opening depend on the size?
     python -m benchmarks.build          what does a build cost beyond reading the rows and writing the bytes?
-    python -m benchmarks.memory         what do eight workers cost, together and each?
-    python -m benchmarks.requirements   are the targets for 1,000 patterns of 768 dimensions met?
+    python -m benchmarks.load           how much do readers notice while everything is written anew?
+    python -m benchmarks.memory         what do workers cost, together and each?
+    python -m benchmarks.cold           what does the first worker after a restart wait for?
+    python -m benchmarks.growth         what grows with the number of records?
+    python -m benchmarks.freshness      what does it cost to stay true, and how soon is news heard?
+    python -m benchmarks.tracking       what does change tracking cost the writers of a database?
+    python -m benchmarks.guard          has anything become slower?
 
-    --quick              1,000 and 100,000 records; without it also 1,000,000
+    --quick              10,000 records, unless the question is about sizes; without it up to 1,000,000. All questions
+                         together are quick unless asked for with --full
     --sizes 500,20000    these instead
     --json FILE          everything that was measured, for a machine
     --check              exit 1 when a goal is missed
 
-Method. All contenders of a table take turns in one process (or in child processes of one run), in an order drawn anew
-for every repetition, on the same records and the same random ids. A ratio is the median of the ratios within each
-repetition, so that a slow minute slows both sides of it. Figures are medians; the range is over repetitions. The
-machine's other work is measured too, and warned about. Absolute figures are of this machine; compare ratios.
-
-Everything is warm: in the page cache and, where that matters, touched once before. Data sets are the made-up banks of
-`mmcache.presets.patterns`, made once and kept in `benchmarks/.data/` (a few GB with 1,000,000 records), which may be
-deleted at any time.
+The peers are in `benchmarks/peers`, one module each. Method, and how to read the results: docs/benchmarks/README.md.
+Data sets are the made-up banks of `mmcache.presets.patterns`, made once and kept in `benchmarks/.data/` (many GB with
+1,000,000 records), which may be deleted at any time.
 """

@@ -7,6 +7,7 @@ goals, prints them as they come and writes them all as JSON at the end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib.metadata
 import json
@@ -14,11 +15,14 @@ import math
 import os
 import platform
 import random
+import re
 import resource
+import shutil
 import sqlite3
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +31,14 @@ from typing import Any
 import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-QUICK = (1_000, 100_000)
+QUICK = (10_000,)
 FULL = (1_000, 100_000, 1_000_000)
+
+LIBRARIES = (
+    *("mmcache", "numpy", "msgpack", "xxhash"),
+    *("lmdb", "diskcache", "pure-cdb", "redis", "hiredis", "pyarrow", "safetensors", "usearch"),
+)
+"""Distributions whose versions are told: what mmcache needs, and the peers, as far as they are installed."""
 
 _SPIN = 20_000
 _UNSTEADY = 1.25
@@ -54,12 +64,14 @@ class Settings:
 
 def dim_of(n: int) -> int:
     """Numbers in an embedding of a data set of n records: what keeps a million of them in half a gigabyte."""
-    return 768 if n <= 10_000 else 256 if n <= 100_000 else 64
+    return 768 if n <= 100_000 else 64
 
 
 def parser(question: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=question)
-    made.add_argument("--quick", action="store_true", help="1,000 and 100,000 records only")
+    made.add_argument(
+        "--quick", action="store_true", help="minutes, not hours: 10,000 records, unless the question is about sizes"
+    )
     made.add_argument("--sizes", metavar="N,...", help="numbers of records, instead of the usual ones")
     made.add_argument("--repetitions", type=int, metavar="N", help="how often everything is measured")
     made.add_argument("--json", metavar="FILE", help="write all results here")
@@ -234,6 +246,25 @@ class Goal:
         return f"<= {self.limit:g}: missed by {self.measured / self.limit - 1:.0%}"
 
 
+def goals_text(goals: Sequence[Goal]) -> str:
+    """How many are met, and a line for each that is not."""
+    missed = [goal for goal in goals if not goal.met]
+    told = [f"  missed: {goal.name}, {goal.n:,} records: {goal.measured:.3g} {goal.verdict}" for goal in missed]
+    return "\n".join([f"{len(goals) - len(missed)} of {len(goals)} goals met", *told])
+
+
+def table_text(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
+    """Columns as wide as they need be; the first ones to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [
+            f"{cell:<{w}}" if i < left else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
 class Report:
     """Tables and goals of one benchmark, printed as they come, and everything as JSON at the end."""
 
@@ -246,11 +277,12 @@ class Report:
         self._results: list[dict[str, Any]] = []
         self._goals: list[Goal] = []
         self._notes: list[str] = []
+        self._tables: list[dict[str, Any]] = []
         stamp = self._environment
         libraries = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
         print(question)
         print(f"{stamp['cpu']}, {stamp['cores']} cores, {stamp['memory_gb']} GB, {stamp['system']}")
-        print(f"{stamp['python']}; {libraries}; commit {stamp['commit']}")
+        print(textwrap.fill(f"{stamp['python']}; {libraries}; commit {stamp['commit']}", 120))
 
     def result(self, **values: Any) -> None:
         """One thing measured, for the JSON; a `Range` becomes a map."""
@@ -263,14 +295,9 @@ class Report:
         return goal.verdict
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns as wide as they need be; the first two to the left, the others to the right."""
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        print(f"\n{title}\n")
-        for row in (header, ["-" * width for width in widths], *rows):
-            cells = [
-                f"{cell:<{w}}" if i < 2 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            print("  " + "  ".join(cells).rstrip())
+        """Print it, and keep it for the JSON."""
+        self._tables.append({"title": title, "header": [*header], "rows": [[*row] for row in rows]})
+        print(f"\n{title}\n\n{table_text(header, rows)}", flush=True)
 
     def note(self, text: str) -> None:
         self._notes.append(text)
@@ -279,9 +306,7 @@ class Report:
     def finish(self) -> int:
         """Goals and warnings; the exit code."""
         missed = [goal for goal in self._goals if not goal.met]
-        print(f"\n{len(self._goals) - len(missed)} of {len(self._goals)} goals met")
-        for goal in missed:
-            print(f"  missed: {goal.name}, {goal.n:,} records: {goal.measured:.3g} {goal.verdict}")
+        print(f"\n{goals_text(self._goals)}")
         warning = self.noise.warning()
         if warning is not None:
             print(f"warning: {warning}")
@@ -289,6 +314,7 @@ class Report:
             told = {
                 "benchmark": self._name,
                 "question": self._question,
+                "command": command_text(),
                 "environment": self._environment,
                 "sizes": self._settings.sizes,
                 "noise": self.noise.measured(),
@@ -296,11 +322,26 @@ class Report:
                 "results": self._results,
                 "goals": [asdict(goal) for goal in self._goals],
                 "notes": self._notes,
+                "tables": self._tables,
             }
             with open(self._settings.json, "w") as file:
                 json.dump(told, file, indent=1)
                 file.write("\n")
         return int(bool(missed) and self._settings.check)
+
+
+def command_text() -> str:
+    """How this process was called, without the paths it was given."""
+    module = sys.modules["__main__"].__spec__
+    name = "?" if module is None else module.name.removesuffix(".__main__")
+    words, given = ["python", "-m", name], iter(sys.argv[1:])
+    for word in given:
+        option, _, value = word.partition("=")
+        if option not in ("--data", "--json", "--json-dir", "--write"):
+            words.append(word)
+        elif not value:
+            next(given, None)
+    return " ".join(words)
 
 
 def environment() -> dict[str, Any]:
@@ -311,13 +352,23 @@ def environment() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "versions": {
-            **{name: importlib.metadata.version(name) for name in ("mmcache", "numpy", "msgpack", "xxhash", "lmdb")},
-            "sqlite": sqlite3.sqlite_version,
-        },
+        "versions": _versions(),
         "commit": _commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    found["sqlite"] = sqlite3.sqlite_version
+    if (server := shutil.which("redis-server")) is not None:
+        told = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout
+        if version := re.search(r"\bv=(\S+)", told):
+            found["redis-server"] = version[1]
+    return found
 
 
 def _cpu() -> str:
@@ -353,4 +404,6 @@ def size_text(size: float) -> str:
 
 
 def ratio_text(ratio: Range) -> str:
-    return f"{ratio.median:.2f} ({ratio.min:.2f}-{ratio.max:.2f})"
+    """Two digits after the point, or of what is smaller, one that is not zero."""
+    median, least, greatest = (f"{x:.2f}" if x >= 0.1 else f"{x:.1g}" for x in (ratio.median, ratio.min, ratio.max))
+    return f"{median} ({least}-{greatest})"

@@ -6,8 +6,6 @@
     to be heard    from the store that tells of an invalidation, or of a published file, until another process, which
                    does nothing but read, has judged anew what it may answer ("heard"), and until it has the new
                    answer in its hands ("answered", for which it asks SQLite); "stored after": from call to store
-    a rebuild      reads of one process, each timed, while the file is built again on its behalf, beside the same reads
-                   just before it
 
 Beside it, what others would do once a get to find out whether anything is new: ask SQLite for its `data_version`, ask
 the file system for a file's times; and a whole get of diskcache.
@@ -18,29 +16,27 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import gc
 import importlib.util
 import inspect
 import mmap
 import multiprocessing
 import os
 import random
-import shutil
 import sqlite3
 import statistics
 import sys
 import tempfile
 import textwrap
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import mmcache
 from mmcache import cache as cache_module
 from mmcache.sharing.control import ControlPage
 
 from .common import (
-    Range,
     Report,
     Settings,
     Turn,
@@ -48,12 +44,12 @@ from .common import (
     dim_of,
     interleave,
     parser,
-    ratio_text,
     repeated,
     settings_of,
     time_text,
 )
 from .data import DataSet, record_of
+from .peers.mmcache_file import Mmcache
 
 QUESTION = "What does it cost to stay true, and how soon does a worker hear what another says?"
 
@@ -128,12 +124,17 @@ def cost_per_get(data: DataSet, settings: Settings, report: Report) -> None:
     }
     ids = data.ids()
     with contextlib.ExitStack() as stack:
-        snapshot = stack.enter_context(mmcache.Snapshot.open(data.file))
-        caches = {name: stack.enter_context(kind(data.file, check_interval=NEVER)) for name, kind in variants.items()}
+        snapshot = stack.enter_context(mmcache.Snapshot.open(data.store(Mmcache)))
+        caches = {
+            name: stack.enter_context(kind(data.store(Mmcache), check_interval=NEVER))
+            for name, kind in variants.items()
+        }
         for cache in caches.values():
             assert cache.get_many(ids) == snapshot.get_many(ids)
         contenders = {"Snapshot": gets(snapshot, ids)} | {name: gets(cache, ids) for name, cache in caches.items()}
+        gc.freeze()  # what is collected before every turn is then little
         samples = interleave(contenders, repetitions, report.noise, primed=True)
+        gc.unfreeze()
     whole = samples.range("Cache").median
     rows = []
     for name in contenders:
@@ -249,7 +250,7 @@ def stamped() -> Iterator[Callable[[], int]]:
 
 
 def time_to_hear(settings: Settings, report: Report, *, quick: bool) -> None:
-    rounds = settings.repeat(100 if quick else 500)
+    rounds = settings.repeat(60 if quick else 500)
     found: dict[str, list[tuple[float, float, float]]] = {}
     with hearing(rounds) as told, stamped() as stored:
         cache, key = told.cache, ""
@@ -286,80 +287,15 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"p50": statistics.median(values), "p99": _p99(values), "max": max(values)}
 
 
-# --- reading while the file is built again ----------------------------------------------------------------------------
-
-
-def read_until(cache: mmcache.Cache, ids: Sequence[str], done: Callable[[], bool]) -> tuple[float, array[float]]:
-    """Gets, each timed, until it is done. Seconds of all, and of each."""
-    clock, took = time.perf_counter, array("d")
-    chosen = random.Random("rebuild").choices(ids, k=4096)
-    begun = clock()
-    while not done():
-        for id_ in chosen[:512]:
-            before = clock()
-            cache[id_]["domain"]
-            took.append(clock() - before)
-    return clock() - begun, took
-
-
-def one_rebuild(cache: mmcache.Cache, bank: str, ids: Sequence[str], change: str) -> dict[str, dict[str, float]]:
-    """Reads of two quiet seconds, and reads from a soft invalidation until the new file answers."""
-    tiers, generation = cache._tiers, cache.generation or 0
-    end = time.monotonic() + 2.0
-    idle = _reads(*read_until(cache, ids, lambda: time.monotonic() > end))
-    with contextlib.closing(sqlite3.connect(bank)) as db, db:
-        db.execute("UPDATE patterns SET content = ? WHERE id = ?", (change, ids[0]))
-    cache.invalidate(hard=False)
-    limit = time.monotonic() + 300
-
-    def landed() -> bool:
-        assert time.monotonic() < limit, "the rebuild does not end"
-        return tiers.snapshot is not None and tiers.snapshot.generation > generation
-
-    return {"idle": idle, "busy": _reads(*read_until(cache, ids, landed))}
-
-
-def while_rebuilding(data: DataSet, settings: Settings, report: Report) -> None:
-    rows = []
-    ids = data.ids()
-    executors: tuple[Literal["subprocess", "thread"], ...] = ("subprocess", "thread")
-    with tempfile.TemporaryDirectory() as directory:
-        bank, path = os.path.join(directory, "bank.db"), os.path.join(directory, "patterns.mmc")
-        shutil.copyfile(data.bank, bank)
-        mmcache.build(path, mmcache.SQLiteSource(bank, data.schema))
-        for executor in executors:
-            runs = []
-            for repetition in range(settings.repeat(3)):
-                report.noise.probe()
-                source = mmcache.SQLiteSource(bank, data.schema)
-                with mmcache.open(path, source, executor=executor, check_interval=0.05) as cache:
-                    cache.get_many(ids)
-                    runs.append(one_rebuild(cache, bank, ids, f"{executor} {repetition}"))
-                source.close()
-            ratio = Range.of(run["busy"]["rate"] / run["idle"]["rate"] for run in runs)
-            for kind, title in ("idle", f"none, before {executor}"), ("busy", executor):
-                middle = {key: statistics.median(run[kind][key] for run in runs) for key in runs[0][kind]}
-                report.result(n=data.n, dim=data.dim, operation=f"rebuild: {title}", **middle, ratio=ratio)
-                share = ratio_text(ratio) if kind == "busy" else ""
-                times = (time_text(middle[key]) for key in ("p50", "p99", "max", "seconds"))
-                rows.append([title, "", f"{middle['rate']:,.0f}", share, *times])
-    header = ("rebuild", "", "reads/s", "of idle", "p50", "p99", "max", "lasted")
-    report.table(f"reads of one process while {data.n:,} records are built again", header, rows)
-
-
-def _reads(seconds: float, took: array[float]) -> dict[str, float]:
-    return {"rate": len(took) / seconds, "seconds": seconds} | _spread(took)
-
-
 # --- what others do ---------------------------------------------------------------------------------------------------
 
 
-def beside(data: DataSet, settings: Settings, report: Report) -> None:
+def beside(data: DataSet, settings: Settings, report: Report, *, quick: bool) -> None:
     ids = data.ids()[:1_000]
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         db = stack.enter_context(contextlib.closing(sqlite3.connect(f"file:{data.bank}?mode=ro", uri=True)))
-        cache = stack.enter_context(mmcache.Cache(data.file, check_interval=NEVER))
+        cache = stack.enter_context(mmcache.Cache(data.store(Mmcache), check_interval=NEVER))
         contenders: dict[str, Work] = {
             "mmcache: get": gets(cache, ids),
             "PRAGMA data_version": repeated(lambda: db.execute("PRAGMA data_version").fetchone()),
@@ -374,7 +310,7 @@ def beside(data: DataSet, settings: Settings, report: Report) -> None:
             for row in db.execute("SELECT id, type, domain, framework, content, metadata FROM patterns LIMIT 1000"):
                 disk[row[0]] = record_of(row)
             contenders["diskcache: get"] = gets(disk, ids)
-        samples = interleave(contenders, settings.repeat(61), report.noise, primed=True)
+        samples = interleave(contenders, settings.repeat(21 if quick else 61), report.noise, primed=True)
     rows = []
     for name in contenders:
         ratio = samples.ratio(name, "mmcache: get")
@@ -391,9 +327,7 @@ def main() -> int:
     small = DataSet(settings.sizes[0], dim_of(settings.sizes[0]), settings.data)
     cost_per_get(small, settings, report)
     time_to_hear(settings, report, quick=arguments.quick)
-    size = settings.sizes[0] if arguments.sizes else 10_000 if arguments.quick else 100_000
-    while_rebuilding(DataSet(size, 256 if size > 1_000 else dim_of(size), settings.data), settings, report)
-    beside(small, settings, report)
+    beside(small, settings, report, quick=arguments.quick)
     return report.finish()
 
 

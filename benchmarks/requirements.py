@@ -17,6 +17,7 @@ import mmcache
 
 from .common import Report, parser, settings_of, time_text
 from .data import DataSet
+from .peers.mmcache_file import Mmcache
 
 QUESTION = "Are the targets for 1,000 patterns of 768 dimensions met?"
 N, DIM = 1_000, 768
@@ -28,7 +29,7 @@ def main() -> int:
     n = min(N, settings.sizes[0])  # fewer only to try this benchmark out
     report = Report("requirements", QUESTION, settings)
     data = DataSet(n, DIM, settings.data)
-    path = data.file
+    path = data.store(Mmcache)
     chosen = random.Random("requirements")
     all_ids = data.ids()
     ids = itertools.cycle(chosen.sample(all_ids, n))

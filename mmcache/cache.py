@@ -174,6 +174,23 @@ class CachedCollection(Mapping[str, Record]):
             raise KeyError(key)
         return record.embedding
 
+    def get_embeddings(self, keys: Iterable[str]) -> NDArray[np.float32]:
+        """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.
+
+        Gathered from the file at the speed of memory, if that may answer all of them; else read one by one. Raises
+        KeyError for a key that no tier has.
+        """
+        wanted = list(keys)
+        snapshot, _, dirty = self._tiers.view()
+        if snapshot is not None and not dirty:
+            with contextlib.suppress(KeyError, UnusableFileError):
+                found = self._collection_of(snapshot).get_embeddings(wanted)
+                self._tiers.count(metrics.BATCH_HITS, len(wanted))
+                return found
+        return _matrix(
+            [None if (one := self.embedding(key)) is None else one.tobytes() for key in wanted], self.schema.dim
+        )
+
     # --- all of it
 
     def __len__(self) -> int:
@@ -668,6 +685,15 @@ def open(
     return cache
 
 
+def _matrix(vectors: Sequence[bytes | None], dim: int | None) -> NDArray[np.float32]:
+    """Little-endian float32 bytes as a matrix, read-only; a row of zeros for None."""
+    import numpy as np
+
+    dim = dim or next((len(vector) // 4 for vector in vectors if vector is not None), 0)
+    data = b"".join(bytes(4 * dim) if vector is None else vector for vector in vectors)
+    return np.frombuffer(data, "<f4").reshape(len(vectors), dim)
+
+
 class FoundRecords(Sequence[Record]):
     """What a source found: the shape of a `Selection`, without rows, for there is no file that they could be of."""
 
@@ -686,12 +712,7 @@ class FoundRecords(Sequence[Record]):
     @property
     def embeddings(self) -> NDArray[np.float32]:
         """float32, (len, dim), read-only; zeros for a record without one."""
-        import numpy as np
-
-        vectors = [record.vector for record in self._found]
-        dim = self._dim or next((len(vector) // 4 for vector in vectors if vector is not None), 0)
-        data = b"".join(bytes(4 * dim) if vector is None else vector for vector in vectors)
-        return np.frombuffer(data, "<f4").reshape(len(vectors), dim)
+        return _matrix([record.vector for record in self._found], self._dim)
 
     def __len__(self) -> int:
         return len(self._found)

@@ -39,8 +39,8 @@ def test_every_python_block_of_the_readme_runs_in_one_session(tmp_path: Path) ->
 
 
 def test_the_readme_names_only_targets_that_the_makefile_has() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+)", "\n".join(re.findall(r"`[^`\n]+`", DOCS)) + "".join(blocks("sh"))))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`\n]+`", DOCS)) + "".join(blocks("sh"))))
     assert named
     assert named <= targets
 

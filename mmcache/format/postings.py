@@ -35,6 +35,9 @@ LIST: Final = 0
 BITMAP: Final = 1
 RANGE: Final = 2
 
+REMEMBERED: Final = 256
+"""Terms of a field whose posting lists a reader keeps at hand: a view of the file each."""
+
 ENTRY: Final = np.dtype(
     [
         ("term_at", "<u8"),
@@ -152,17 +155,21 @@ class Postings(NamedTuple):
 
 
 def _rows_of_bitmap(bitmap: NDArray[np.uint8], n: int) -> NDArray[np.uint32]:
-    return np.flatnonzero(np.unpackbits(bitmap, count=n, bitorder="little")).astype(np.uint32)
+    """O(n / 8), and what is found: bytes without a bit cost no more than a look."""
+    used = np.flatnonzero(bitmap != 0)
+    bits = np.flatnonzero(np.unpackbits(bitmap[used], bitorder="little").view(np.bool_))
+    rows: NDArray[np.uint32] = (used[bits >> 3] << 3 | bits & 7).astype(np.uint32)
+    return rows if not len(rows) or rows[-1] < n else rows[rows < n]
 
 
 class IndexReader:
     """One index section, read in place.
 
     `buffer` is the section's bytes, `n` the rows of its collection. Costs nothing that grows with the section
-    to make; a look-up reads a slot or two, one entry, and the term itself.
+    to make; a look-up reads a slot or two, one entry, and the term itself, and checks the list. Some are remembered.
     """
 
-    __slots__ = ("_entries", "_hash", "_layout", "_n", "_rows", "_term", "_terms")
+    __slots__ = ("_entries", "_hash", "_known", "_layout", "_n", "_rows", "_term", "_terms")
 
     def __init__(self, buffer: memoryview, layout: IndexLayout, n: int) -> None:
         sizes = layout.sizes()
@@ -178,9 +185,20 @@ class IndexReader:
         self._entries = array("entries")
         self._terms = array("terms")
         self._rows = array("rows")
+        self._known: dict[Term, Postings | None] = {}
 
     def lookup(self, term: Term) -> Postings | None:
         """The posting list of a term, or None if no record carries it."""
+        try:
+            return self._known[term]
+        except KeyError:
+            found = self._lookup(term)
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[term] = found
+            return found
+
+    def _lookup(self, term: Term) -> Postings | None:
         raw = encode_term(term)
         hashed = xxh3_64_intdigest(raw, self._layout.seed)
         at = hashed >> 64 - self._layout.bits
@@ -266,8 +284,8 @@ def select(readers: dict[str, IndexReader], query: Query, n: int) -> NDArray[np.
     if not fields:
         return np.arange(n, dtype=np.uint32)
     fields.sort(key=lambda field: field[0])
-    rows = _start(fields, n)
-    for _, alternatives in fields[1:]:
+    rows, rest = _start(fields, n)
+    for alternatives in rest:
         if len(rows):
             keep = alternatives[0].mask(rows)
             for postings in alternatives[1:]:
@@ -276,16 +294,21 @@ def select(readers: dict[str, IndexReader], query: Query, n: int) -> NDArray[np.
     return rows
 
 
-def _start(fields: list[tuple[int, list[Postings]]], n: int) -> NDArray[np.uint32]:
-    """The rows of the rarest field. Where it is a bitmap, all fields that are bitmaps are ANDed word by word."""
-    _, rarest = fields[0]
+def _start(fields: list[tuple[int, list[Postings]]], n: int) -> tuple[NDArray[np.uint32], list[list[Postings]]]:
+    """The rows of the rarest field, and the fields that they have still to be tested against. Where the rarest is a
+    bitmap, all fields that are bitmaps are ANDed word by word."""
+    rarest, *rest = [found for _, found in fields]
     if len(rarest) > 1:
-        return np.unique(np.concatenate([postings.rows(n) for postings in rarest]))
+        return np.unique(np.concatenate([postings.rows(n) for postings in rarest])), rest
     if rarest[0].kind != BITMAP:
-        return rarest[0].rows(n)
-    bitmaps = [found[0].data for _, found in fields if len(found) == 1 and found[0].kind == BITMAP]
-    both = bitmaps[0]
-    for other in bitmaps[1:]:
-        both = both & other  # type: ignore[operator]
+        return rarest[0].rows(n), rest
+    both = rarest[0].data
     assert both is not None
-    return _rows_of_bitmap(both, n)
+    left = []
+    for found in rest:
+        if len(found) == 1 and found[0].kind == BITMAP:
+            assert found[0].data is not None
+            both = both & found[0].data
+        else:
+            left.append(found)
+    return _rows_of_bitmap(both, n), left

@@ -38,9 +38,13 @@ class Blocks:
 
     def touch_many(self, offsets: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> None:
         """The same for many extents, none longer than a block."""
-        if len(offsets):
-            ends = offsets + np.maximum(lengths, 1) - 1
-            self._verify(np.unique(np.concatenate([offsets // BLOCK, ends // BLOCK])).tolist())
+        if not len(offsets):
+            return
+        verified = np.frombuffer(self.verified, np.bool_)
+        firsts, lasts = offsets // BLOCK, (offsets + np.maximum(lengths, 1) - 1) // BLOCK
+        for blocks in (firsts, lasts):
+            if blocks.max() >= len(verified) or not verified[blocks].all():
+                self._verify(np.unique(blocks).tolist())
 
     def mark(self, section: Section) -> None:
         """A section was verified by its own checksum: so are the blocks that lie wholly in it."""

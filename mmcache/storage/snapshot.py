@@ -12,7 +12,7 @@ Call grammar: open (read | verify)* close. After close reads raise ClosedError, 
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import struct
 from array import array
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol
 
 import msgpack
 import numpy as np
+from msgpack import unpackb
 from xxhash import xxh3_64_intdigest
 
 from ..errors import ClosedError, CorruptFileError, MmcacheError, UnusableFileError
@@ -30,7 +31,7 @@ from ..format.frame import place_arrays
 from ..format.header import BLOCK, Header
 from ..format.layout import ROW_SIZE, CollectionLayout, Layout, ids_sizes, validate
 from ..format.postings import IndexReader, select
-from ..format.records import MAX_RECORD_BYTES, Shape, checksum, decode, key_offset
+from ..format.records import MAX_RECORD_BYTES, checksum, decode, key_offset
 from ..format.slots import EMPTY
 from ..schema import Query, Schema, Term, parse_query, terms_of
 from .blocks import Blocks
@@ -57,12 +58,13 @@ _SHORT_KEY = 64
 _MANY_KEYS = 256
 """Up to so many bytes, from so many keys on, gathering them as a matrix is faster than slicing them out one by one."""
 
-_WINDOW = np.arange(8)
-"""Slots that a batch looks at together: one cache line of hashes."""
-
+_new = object.__new__
+_ONE = np.uint64(1)
 _unpack_row = struct.Struct("<QIHHQ").unpack_from
 _unpack_record = struct.Struct("<QI2xHQ").unpack_from
 """Of a row entry, all but the key's length."""
+_unpack_key = struct.Struct("<Q4xHH").unpack_from
+"""Of a row entry, what leads to the key: offset, length of the key, shape."""
 _ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("key_length", "<u2"), ("shape", "<u2"), ("checksum", "<u8")])
 _UNEXPECTED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, msgpack.UnpackException)
 """What reading hostile, damaged or closed memory can raise before the careful path has looked at it."""
@@ -127,6 +129,7 @@ class Collection(Mapping[str, Record]):
         self._closed = False
         self._n = layout.n
         self._shapes = layout.shapes
+        self._prefixes = [shape.prefix for shape in layout.shapes]
         self._shift = 64 - layout.ids.bits
         self._max_probe = layout.ids.max_probe
         self._digest = partial(xxh3_64_intdigest, seed=layout.ids.seed) if layout.ids.seed else xxh3_64_intdigest
@@ -137,8 +140,8 @@ class Collection(Mapping[str, Record]):
         self._matrix: NDArray[np.float32] | None = None
         self._ids_verified = ids_verified
         self._verified = None if blocks is None else blocks.verified
-        self._complete = layout.dim > 0 and not layout.missing
         self._stride = 4 * layout.dim
+        self._is_plain = 0 < self._stride <= BLOCK and not layout.missing
         self._vectors_at = layout.sections["embeddings"].offset if layout.dim else 0
 
     # --- look-ups by key
@@ -156,12 +159,17 @@ class Collection(Mapping[str, Record]):
                 row = self._row[slot]
                 offset, length, number, expected = _unpack_record(self._buffer, self._rows_at + ROW_SIZE * row)
                 if length <= MAX_RECORD_BYTES:
-                    record = self._buffer[offset : offset + length]
-                    if xxh3_64_intdigest(record) ^ number == expected:
-                        values = msgpack.unpackb(record)
+                    raw = self._buffer[offset : offset + length]
+                    if xxh3_64_intdigest(raw) ^ number == expected:
+                        values = unpackb(raw)
                         shape = self._shapes[number]
                         if values[0] == key and len(values) == shape.count and row < self._n:
-                            return Record(shape, values, self, row)
+                            record = _new(Record)  # as Record() does, without a call from C into Python
+                            record._shape = shape
+                            record._values = values
+                            record._owner = self
+                            record._row = row
+                            return record
             else:
                 absent = self._ids_verified and found > hashed
         except _UNEXPECTED:
@@ -208,14 +216,22 @@ class Collection(Mapping[str, Record]):
         """float32, (dim,), a read-only view of the file; None for a record without one. Raises KeyError."""
         row = self._find(key)
         matrix = self._matrix
-        if matrix is not None and self._complete:
+        if matrix is not None and self._is_plain:
             verified = self._verified
             if verified is None:
                 return matrix[row]  # type: ignore[no-any-return]
             at = self._vectors_at + self._stride * row
-            if self._stride <= BLOCK and verified[at >> 16] and verified[(at + self._stride - 1) >> 16]:
+            if verified[at >> 16] and verified[(at + self._stride - 1) >> 16]:
                 return matrix[row]  # type: ignore[no-any-return]
         return self._vector(row)
+
+    def get_embeddings(self, keys: Iterable[str]) -> NDArray[np.float32]:
+        """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.
+
+        A copy made at the speed of memory; a read-only view where the rows follow each other. Raises KeyError for a
+        key that is not there.
+        """
+        return self.embeddings_at(self._rows_of(list(keys)))
 
     # --- all of it
 
@@ -340,13 +356,14 @@ class Collection(Mapping[str, Record]):
     def ids_at(self, rows: NDArray[np.uint32]) -> list[str]:
         """The keys of rows."""
         self._touch_section("rows")
-        prefixes = np.array([shape.prefix for shape in self._shapes], np.uint64)
+        prefixes = np.array(self._prefixes, np.uint64)
         ids: list[str] = []
         for batch in self._batches(rows):
             entries = np.frombuffer(self._buffer, _ROW, self._n, self._rows_at)[batch]
             lengths = entries["key_length"].astype(np.uint64)
-            string_headers = np.select([lengths < 32, lengths < 256], [1, 2], 3).astype(np.uint64)  # see key_offset
-            begins = entries["offset"] + prefixes[entries["shape"]] + string_headers
+            begins = entries["offset"] + prefixes[entries["shape"]] + _ONE  # as key_offset has it
+            begins += lengths >= 32
+            begins += lengths >= 256
             if self._blocks is not None:
                 self._blocks.touch_many(begins, lengths)
             ids += self._texts(begins, lengths)
@@ -388,11 +405,14 @@ class Collection(Mapping[str, Record]):
     def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]:
         """float32, (len(rows), dim): a view for consecutive rows, else a copy."""
         self._check_open()
-        if self._blocks is not None and self.dim and len(rows):
-            at = self._layout.sections["embeddings"].offset
-            for row in rows.tolist():
-                self._touch(at + 4 * self.dim * row, 4 * self.dim)
-        if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+        if self._blocks is not None and self.dim:
+            if self._stride <= BLOCK:
+                begins = rows.astype(np.uint64) * np.uint64(self._stride) + np.uint64(self._vectors_at)
+                self._blocks.touch_many(begins, np.full(len(rows), self._stride, np.uint64))
+            else:
+                for row in rows.tolist():
+                    self._touch(self._vectors_at + self._stride * row, self._stride)
+        if len(rows) and (rows[1:] == rows[:-1] + 1).all():
             return self._vectors()[int(rows[0]) : int(rows[-1]) + 1]
         return self._vectors()[rows]
 
@@ -411,9 +431,9 @@ class Collection(Mapping[str, Record]):
                 found = self._hash[slot]
             if found == hashed:
                 row = self._row[slot]
-                offset, _, length, number, _ = _unpack_row(self._buffer, self._rows_at + ROW_SIZE * row)
+                offset, length, number = _unpack_key(self._buffer, self._rows_at + ROW_SIZE * row)
                 # As key_offset has it, without the call.
-                at = offset + self._shapes[number].prefix + (1 if length < 32 else 2 if length < 256 else 3)
+                at = offset + self._prefixes[number] + (1 if length < 32 else 2 if length < 256 else 3)
                 if self._buffer[at : at + length] == raw and row < self._n:
                     if not self._ids_verified:
                         self._touch(self._rows_at + ROW_SIZE * row, ROW_SIZE)
@@ -494,18 +514,9 @@ class Collection(Mapping[str, Record]):
 
     def _get_batch(self, keys: list[str]) -> list[Record | None]:
         """Many look-ups at once. Raises one of _UNEXPECTED where single ones must tell what is wrong."""
-        hashed = np.fromiter(map(self._digest, map(str.encode, keys)), np.uint64, len(keys))
-        hashes = np.frombuffer(self._hash, np.uint64)
-        slots = (hashed >> np.uint64(self._shift)).astype(np.int64)
-        for _ in range(self._max_probe // len(_WINDOW) + 1):
-            # Hashes ascend from slot to slot, so those that are smaller tell how far to walk.
-            smaller = (hashes.take(slots[:, None] + _WINDOW, mode="clip") < hashed[:, None]).sum(axis=1)
-            slots += smaller
-            if smaller.max() < len(_WINDOW):
-                break
-        hit = hashes.take(slots, mode="clip") == hashed
+        rows, hit = self._probe(keys)
         if hit.all():
-            records = self._decode_batch(np.frombuffer(self._row, np.uint32)[slots])
+            records = self._decode_batch(rows)
             if [record._values[0] for record in records] != keys:
                 raise LookupError("two keys have one hash")
             return records  # type: ignore[return-value]
@@ -517,6 +528,29 @@ class Collection(Mapping[str, Record]):
             found[i] = record
         return found
 
+    def _probe(self, keys: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """The rows of many keys, and whether there is one: by their hashes alone."""
+        hashed = np.fromiter(map(self._digest, map(str.encode, keys)), np.uint64, len(keys))
+        hashes = np.frombuffer(self._hash, np.uint64)
+        slots = (hashed >> np.uint64(self._shift)).view(np.int64)
+        found = hashes.take(slots, mode="clip")
+        for _ in range(self._max_probe + 1):
+            smaller = found < hashed
+            if not smaller.any():
+                break
+            slots += smaller
+            found = hashes.take(slots, mode="clip")
+        return np.frombuffer(self._row, np.uint32).take(slots, mode="clip"), found == hashed
+
+    def _rows_of(self, keys: list[str]) -> NDArray[np.uint32]:
+        """The rows of keys, each proved by the key's bytes. Raises KeyError."""
+        if len(keys) >= _SMALL_BATCH:
+            with contextlib.suppress(*_UNEXPECTED):  # one by one tells what is wrong
+                rows, hit = self._probe(keys)
+                if hit.all() and self.ids_at(rows) == keys:
+                    return rows
+        return np.fromiter(map(self._find, keys), np.uint32, len(keys))
+
     def _decode_batch(self, rows: NDArray[np.uint32]) -> list[Record]:
         """Many records with one decode. Raises one of _UNEXPECTED where any of them is not right."""
         entries = np.frombuffer(self._buffer, _ROW, self._n, self._rows_at)[rows]
@@ -526,18 +560,23 @@ class Collection(Mapping[str, Record]):
         buffer = self._buffer
         raw = [buffer[begin:end] for begin, end in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)]
         checksums = np.fromiter(map(xxh3_64_intdigest, raw), np.uint64, len(raw))
-        if not np.array_equal(checksums ^ numbers, entries["checksum"]):
+        if not (checksums ^ numbers == entries["checksum"]).all():
             raise ValueError("a record does not match its checksum")
-        decoded = msgpack.unpackb(b"\xdd" + len(raw).to_bytes(4, "big") + b"".join(raw))
-        if numbers.any():
-            shapes: Iterable[Shape] = [self._shapes[number] for number in numbers.tolist()]
-            alike = list(map(len, decoded)) == [shape.count for shape in shapes]
-        else:
-            shapes = itertools.repeat(self._shapes[0], len(raw))
-            alike = {self._shapes[0].count}.issuperset(map(len, decoded))
-        if not alike:
-            raise ValueError("a record does not have the values of its shape")
-        return list(map(Record, shapes, decoded, itertools.repeat(self), rows.tolist()))
+        decoded = unpackb(b"\xdd" + len(raw).to_bytes(4, "big") + b"".join(raw))
+        one, shapes = self._shapes[0], self._shapes
+        found: list[Record] = []
+        add = found.append
+        for values, row, number in zip(decoded, rows.tolist(), numbers.tolist(), strict=True):
+            shape = shapes[number] if number else one
+            if len(values) != shape.count:
+                raise ValueError("a record does not have the values of its shape")
+            record = _new(Record)
+            record._shape = shape
+            record._values = values
+            record._owner = self
+            record._row = row
+            add(record)
+        return found
 
     def _batches(self, rows: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
         self._check_open()
@@ -786,7 +825,10 @@ class Snapshot(Mapping[str, Record]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """The record, or a default where there is none."""
-        return self.default.get(key, default)
+        try:
+            return self.default[key]
+        except KeyError:
+            return default
 
     def get_many(self, keys: Iterable[str]) -> list[Record | None]:
         """See `Collection.get_many`."""
@@ -805,6 +847,10 @@ class Snapshot(Mapping[str, Record]):
     def embedding(self, key: str) -> NDArray[np.float32] | None:
         """See `Collection.embedding`."""
         return self.default.embedding(key)
+
+    def get_embeddings(self, keys: Iterable[str]) -> NDArray[np.float32]:
+        """See `Collection.get_embeddings`."""
+        return self.default.get_embeddings(keys)
 
     @property
     def embeddings(self) -> NDArray[np.float32]:

@@ -100,6 +100,19 @@ def test_embeddings_are_the_sources_bytes_and_read_only(mapping: Any, rows: dict
     assert not mapping.embeddings.flags.writeable
 
 
+def test_get_embeddings_keeps_order_and_repeats(mapping: Any, rows: dict[str, dict[str, Any]]) -> None:
+    keys: list[Any] = list(rows)
+    for wanted in ([], keys[:3], keys, [keys[5], keys[2], keys[5]], [*keys[::-1], *keys]):
+        found = mapping.get_embeddings(iter(wanted))
+        assert found.dtype == np.float32
+        assert found.shape == (len(wanted), 8)
+        assert found.tobytes() == b"".join(rows[key]["vector"] or bytes(32) for key in wanted)
+    for absent in ("nope", 7, "\ud800"):
+        for wanted in ([absent], [*keys, absent]):
+            with pytest.raises(KeyError):
+                mapping.get_embeddings(wanted)
+
+
 @pytest.mark.parametrize(
     ("terms", "expected"),
     [

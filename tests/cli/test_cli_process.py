@@ -97,17 +97,27 @@ def test_interrupted_build_leaves_the_old_file_and_no_temporary_one(tmp_path):
     database.touch()
     endless = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT 'k' || i AS id FROM c"
     command = [*COMMAND, "build", str(database), "--query", endless, "--collection", "c", "-o", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unmeasured())
-    deadline = time.monotonic() + 30
-    before: set[str] = set()
-    while time.monotonic() < deadline:
-        now = {name for name in os.listdir(tmp_path) if name.endswith(".tmp")}
-        if before & now:  # the same one twice: it is being written, and not only just made
-            break
-        before = now
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=unmeasured(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (a job in the background ignores it)
+    )
+    try:
+        deadline = time.monotonic() + 30
+        before: set[str] = set()
+        while time.monotonic() < deadline:
+            now = {name for name in os.listdir(tmp_path) if name.endswith(".tmp")}
+            if before & now:  # the same one twice: it is being written, and not only just made
+                break
+            before = now
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert (process.returncode, out, err) == (130, "", "mmcache: interrupted\n")
     assert sorted(os.listdir(tmp_path)) == ["empty.db", "f.mmc", "f.mmc.ctl", "f.mmc.lock", "f.mmc.metrics"]
     assert list(mmcache.Snapshot.open(path)) == ["old"]

@@ -182,6 +182,15 @@ def questions(expected: Expected, absent: Sequence[str] = ("", "nobody", "k-1", 
         norms = np.sqrt((matrix.astype(np.float64) ** 2).sum(axis=1))
         present = [v is not None for v in expected.vectors.values()]
         yield "embeddings", lambda c: np.array_equal(c.embeddings, matrix)
+        picked = [*range(len(keys) - 1, -1, -1), *range(len(keys))] * 3
+        yield (
+            "get_embeddings",
+            lambda c: np.array_equal(c.get_embeddings([keys[i] for i in picked]), matrix[picked]),
+        )
+        yield (
+            "get_embeddings(few)",
+            lambda c: np.array_equal(c.get_embeddings([keys[i] for i in picked[:3]]), matrix[picked[:3]]),
+        )
         yield "norms", lambda c: not c.dim or np.allclose(c.norms, norms, rtol=1e-6)
         yield "has_embedding", lambda c: c.has_embedding.tolist() == present or not dim
 

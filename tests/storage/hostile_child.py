@@ -51,6 +51,8 @@ def exercise(data: bytes, *, iterate: bool = True) -> bool:
                     attempt(lambda c=collection, k=key: c.embedding(k))
                 attempt(lambda c=collection: c.get_many(PROBES * 6))
                 attempt(lambda c=collection: c.get_many(PROBES))
+                attempt(lambda c=collection: c.get_embeddings(PROBES * 6))
+                attempt(lambda c=collection: c.get_embeddings(PROBES[:1] * 30))
                 for name in collection.schema.index[:8]:
                     attempt(lambda c=collection, n=name: c.terms(n))
                     for term in ("a", "b", "x", 1, None, "nobody"):

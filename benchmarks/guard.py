@@ -1,0 +1,255 @@
+"""Has anything become slower? Ratios of this run beside the recorded ones, in less than a minute.
+
+Every operation takes turns with its like kind in another store: with a dict of msgpack bytes, which like mmcache is
+Python around msgpack and numpy, and with SQLite, which like mmcache searches, opens and writes files. A machine that is
+slower, or busy, slows both. The ratio fails that is a third above the recorded one in this measurement and in two more.
+
+    python -m benchmarks.guard             measure and judge; exit 1 where something has become slower
+    python -m benchmarks.guard --record    keep what is measured now as the truth, in `guard.json`
+
+The record is of one machine and one version of Python, and says of which. Another kind of CPU moves a ratio by some
+tenths, since it is better at one side than at the other; another version of Python may. Where the guard fails for the
+commit that the record is of, record anew there, on a quiet machine, and commit the file: then what a later commit
+changes shows. After a deliberate change of what an operation does, or of a peer, likewise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import os
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mmcache
+
+from .common import ROOT, Noise, Turn, Work, environment, interleave, table_text
+from .data import DataSet
+from .peers.base import Peer
+from .peers.dict_floor import DictFloor
+from .peers.mmcache_file import Mmcache, MmcacheCache
+from .peers.sqlite_tuned import SqliteTuned
+
+QUESTION = "Has anything become slower?"
+RECORD = os.path.join(ROOT, "benchmarks", "guard.json")
+SLOWER = 4 / 3
+AGAIN = 2
+SMALL, LARGE = (2_000, 768), (20_000, 64)
+
+BATCH = 100
+IDS, DOMAINS, FACETS, OPENS = 1_000, 5, 50, 20
+REPETITIONS, BUILDS = 41, 9
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def is_slower(recorded: float, now: float) -> bool:
+    return now >= SLOWER * recorded
+
+
+def measured(recorded: Mapping[str, float], measure: Callable[[str], float]) -> dict[str, list[float]]:
+    """Of everything recorded what was measured; again, after all others, where every time was slower."""
+    found: dict[str, list[float]] = {name: [] for name in recorded}
+    for _ in range(1 + AGAIN):
+        for name, times in found.items():
+            if all(is_slower(recorded[name], time) for time in times):
+                times.append(measure(name))
+    return found
+
+
+def judged(recorded: Mapping[str, float], found: Mapping[str, Sequence[float]]) -> list[tuple[str, float, float, bool]]:
+    """name, recorded, now, whether it is slower. Noise only adds: the least of several measurements is nearest."""
+    least = {name: min(times) for name, times in found.items()}
+    return [(name, ratio, least[name], is_slower(ratio, least[name])) for name, ratio in recorded.items()]
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+Draw = Callable[[random.Random], list[Any]]
+
+
+class Lazy(Mmcache):
+    def __init__(self, address: str) -> None:
+        self.snapshot = mmcache.Snapshot.open(address, verify="lazy")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """mmcache, and what it takes turns with, whose kind is `other`."""
+
+    other: str
+    works: tuple[Work, Work]
+    repetitions: int = REPETITIONS
+
+    def ratio(self, noise: Noise) -> float:
+        contenders = dict(zip(("ours", "other"), self.works, strict=True))
+        return interleave(contenders, self.repetitions, noise, primed=True).ratio("ours", "other").median
+
+
+def looking(peer: Peer, operation: str, draw: Draw) -> Work:
+    def work(repetition: int) -> Turn:
+        drawn = draw(random.Random(repetition))
+        return partial(getattr(peer, operation), drawn), len(drawn)
+
+    return work
+
+
+def opening(peer: type[Peer], path: str, draw: Draw) -> Work:
+    """Open, get one record, close."""
+
+    def work(repetition: int) -> Turn:
+        drawn = draw(random.Random(repetition))[:OPENS]
+
+        def action() -> None:
+            for id_ in drawn:
+                opened = peer(path)
+                opened.get([id_])
+                opened.close()
+
+        return action, len(drawn)
+
+    return work
+
+
+def building(peer: type[Peer], data: DataSet, directory: str) -> Work:
+    """Until the bytes are on the disk, for both."""
+    numbers = itertools.count()
+
+    def work(_: int) -> Turn:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        path = os.path.join(directory, f"{next(numbers)}{peer.suffix}")
+
+        def action() -> None:
+            peer.write(data, path)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+        return action, 1
+
+    return work
+
+
+@contextlib.contextmanager
+def pairs(small: DataSet, large: DataSet) -> Iterator[dict[str, Pair]]:
+    """By operation. Everything is opened once, and warm."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(peer: type[Peer], data: DataSet) -> Peer:
+            made = peer(data.store(peer))
+            stack.callback(made.close)
+            made.warm()
+            return made
+
+        ours, cache, floor = (opened(peer, small) for peer in (Mmcache, MmcacheCache, DictFloor))
+        many, sqlite = opened(Mmcache, large), opened(SqliteTuned, large)
+        directory = stack.enter_context(tempfile.TemporaryDirectory(dir=small.home))
+        known, facts = small.ids(), facts_of(large)
+
+        def ids(chosen: random.Random) -> list[str]:
+            return chosen.choices(known, k=IDS)
+
+        def batches(chosen: random.Random) -> list[list[str]]:
+            return [chosen.sample(known, BATCH) for _ in range(IDS // BATCH)]
+
+        def domains(chosen: random.Random) -> list[str]:
+            return [domain for domain, _, _ in chosen.choices(facts, k=DOMAINS)]
+
+        def facets(chosen: random.Random) -> list[tuple[str, str, str]]:
+            return chosen.choices(facts, k=FACETS)
+
+        def like_a_dict(peer: Peer, operation: str, draw: Draw) -> Pair:
+            return Pair("dict", (looking(peer, operation, draw), looking(floor, operation, draw)))
+
+        def like_sqlite(operation: str, draw: Draw) -> Pair:
+            return Pair("SQLite", (looking(many, operation, draw), looking(sqlite, operation, draw)))
+
+        opens = opening(Lazy, small.store(Mmcache), ids), opening(SqliteTuned, small.store(SqliteTuned), ids)
+        builds = building(Mmcache, small, directory), building(SqliteTuned, small, directory)
+        gc.freeze()  # what is collected before every turn is then little
+        stack.callback(gc.unfreeze)
+        yield {
+            "get": like_a_dict(ours, "get", ids),
+            "Cache.get": like_a_dict(cache, "get", ids),
+            f"get_many({BATCH})": like_a_dict(ours, "get_many", batches),
+            "embedding": like_a_dict(ours, "embedding", ids),
+            "where, one field": like_sqlite("domain", domains),
+            "where, three fields": like_sqlite("facets", facets),
+            "open lazily, a get": Pair("SQLite", opens),
+            "build": Pair("SQLite", builds, BUILDS),
+        }
+
+
+def facts_of(data: DataSet) -> list[tuple[str, str, str]]:
+    with contextlib.closing(sqlite3.connect(data.bank)) as db:
+        return db.execute("SELECT domain, type, framework FROM patterns ORDER BY rowid").fetchall()
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def record(found: Mapping[str, Pair], noise: Noise) -> None:
+    """The medians of as many measurements as a judgement may take."""
+    several: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(1 + AGAIN):
+        for name, pair in found.items():
+            several[name].append(pair.ratio(noise))
+    ratios = {name: round(statistics.median(times), 3) for name, times in several.items()}
+    stamp = environment()
+    versions = {name: stamp["versions"][name] for name in ("numpy", "msgpack", "xxhash", "sqlite")}
+    told = {key: stamp[key] for key in ("cpu", "cores", "python", "time")} | {"versions": versions, "ratios": ratios}
+    with open(RECORD, "w") as file:
+        json.dump(told, file, indent=2)
+        file.write("\n")
+    rows = [[name, f"/ {found[name].other}", f"{ratio:.2f}"] for name, ratio in ratios.items()]
+    print(table_text(("mmcache", "", "recorded"), rows))
+
+
+def judge(found: Mapping[str, Pair], noise: Noise) -> bool:
+    """Whether nothing has become slower."""
+    with open(RECORD) as file:
+        told = json.load(file)
+    recorded: dict[str, float] = told["ratios"]
+    if recorded.keys() != found.keys():
+        raise SystemExit("the record is of other operations: run python -m benchmarks.guard --record, and commit it")
+    several = measured(recorded, lambda name: found[name].ratio(noise))
+    verdicts = judged(recorded, several)
+    rows = []
+    for name, ratio, now, slower in verdicts:
+        verdict = "SLOWER" if slower else "ok" if len(several[name]) == 1 else "ok when measured again"
+        rows.append([name, f"/ {found[name].other}", f"{ratio:.2f}", f"{now:.2f}", f"{now / ratio:.2f}", verdict])
+    print(f"recorded with {told['python']} on {told['cpu']}; limit: {SLOWER:.2f} times what was recorded\n")
+    print(table_text(("mmcache", "", "recorded", "now", "times", ""), rows))
+    return not any(slower for *_, slower in verdicts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = argparse.ArgumentParser(description=QUESTION)
+    asked.add_argument("--record", action="store_true", help="keep what is measured now")
+    asked.add_argument("--data", metavar="DIR", default=os.path.join(ROOT, "benchmarks", ".data"), help="of data sets")
+    given = asked.parse_args(arguments)
+    noise, home = Noise(), os.path.abspath(given.data)
+    with pairs(DataSet(*SMALL, home), DataSet(*LARGE, home)) as found:
+        good = True
+        if given.record:
+            record(found, noise)
+        else:
+            good = judge(found, noise)
+    if warning := noise.warning():
+        print(f"\nwarning: {warning}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

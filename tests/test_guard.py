@@ -1,0 +1,82 @@
+"""The guard against slowness: its judgement, and that a slowdown is found. How fast anything is, is not asked here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("psutil", reason="the bench group is not installed")
+
+from benchmarks import guard
+from benchmarks.common import Noise
+from benchmarks.data import DataSet
+from benchmarks.peers.mmcache_file import Mmcache
+
+RECORDED = {"get": 2.0, "build": 1.2}
+
+
+def measuring(**ratios):
+    """`measure` that gives these one after the other, and what it was asked for."""
+    left, asked = {name: list(several) for name, several in ratios.items()}, []
+
+    def measure(name):
+        asked.append(name)
+        return left[name].pop(0)
+
+    return measure, asked
+
+
+def slower(found):
+    return [name for name, *_, is_slower in guard.judged(RECORDED, found) if is_slower]
+
+
+def test_half_as_slow_again_fails_and_a_fifth_passes():
+    assert slower({"get": [3.0], "build": [1.44]}) == ["get"]
+
+
+def test_what_is_faster_passes():
+    assert slower({"get": [0.5], "build": [1.2]}) == []
+
+
+def test_what_is_slower_is_measured_twice_again_after_the_others():
+    measure, asked = measuring(get=[3.0, 3.1, 2.9], build=[1.2])
+    found = guard.measured(RECORDED, measure)
+    assert asked == ["get", "build", "get", "get"]
+    assert slower(found) == ["get"]
+
+
+def test_a_noisy_measurement_is_forgiven_when_the_next_is_good():
+    measure, asked = measuring(get=[9.0, 2.1], build=[1.3])
+    found = guard.measured(RECORDED, measure)
+    assert asked == ["get", "build", "get"]
+    assert slower(found) == []
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    home = str(tmp_path_factory.mktemp("guard"))
+    return DataSet(200, 16, home), DataSet(300, 16, home)
+
+
+def test_a_slowdown_is_found(small, monkeypatch):
+    get = Mmcache.get
+
+    def slow(self, ids):
+        for _ in ids:
+            sum(range(1_000))
+        return get(self, ids)
+
+    with guard.pairs(*small) as found:
+        recorded = {"get": found["get"].ratio(Noise())}
+        monkeypatch.setattr(Mmcache, "get", slow)
+        several = guard.measured(recorded, lambda name: found[name].ratio(Noise()))
+    assert [is_slower for *_, is_slower in guard.judged(recorded, several)] == [True]
+
+
+def test_everything_that_is_recorded_is_measured(small):
+    with open(guard.RECORD) as file:
+        recorded = json.load(file)["ratios"]
+    with guard.pairs(*small) as found:
+        assert recorded.keys() == found.keys()
+        assert all(pair.works[0](0)[1] > 0 for pair in found.values())
