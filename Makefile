@@ -45,7 +45,7 @@ check: $(VENV)/.dev  ## format, lint, types and import layers
 bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)
 
-bench-full: $(VENV)/.bench  ## all benchmarks up to a million records, for hours; writes docs/benchmarks
+bench-full: $(VENV)/.bench  ## all benchmarks at full size, for an hour; writes docs/benchmarks
 	@$(BIN)/python -m benchmarks --full $(ONLY) --json-dir benchmarks/.data/full --write docs/benchmarks
 
 guard: $(VENV)/.bench  ## has anything become slower since the guard was recorded?

@@ -14,13 +14,13 @@
     python -m benchmarks.tracking       what does change tracking cost the writers of a database?
     python -m benchmarks.guard          has anything become slower?
 
-    --quick              10,000 records, unless the question is about sizes; without it up to 1,000,000. All questions
-                         together are quick unless asked for with --full
+    --quick              10,000 records, unless the question is about sizes; without it 1,000 and 100,000, and up to
+                         10,000,000 where the question is growth. All together are quick unless asked for with --full
     --sizes 500,20000    these instead
     --json FILE          everything that was measured, for a machine
     --check              exit 1 when a goal is missed
 
 The peers are in `benchmarks/peers`, one module each. Method, and how to read the results: docs/benchmarks/README.md.
-Data sets are the made-up banks of `mmcache.presets.patterns`, made once and kept in `benchmarks/.data/` (many GB with
-1,000,000 records), which may be deleted at any time.
+Data sets are the made-up banks of `mmcache.presets.patterns`, made once and kept in `benchmarks/.data/`, many GB in a
+full run, which may be deleted at any time.
 """

@@ -86,7 +86,9 @@ def questions(names: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser("All questions, one after the other, and one table of ratios.")
     asked.add_argument(
-        "--full", action="store_true", help="up to 1,000,000 records: hours. Without it --quick is meant"
+        "--full",
+        action="store_true",
+        help="1,000 and 100,000 records, of some up to 10,000,000: an hour. Without it --quick is meant",
     )
     asked.add_argument("--only", metavar="NAME,...", type=questions, default=QUESTIONS, help="these questions")
     asked.add_argument("--write", metavar="DIR", help="results.md, results.json and charts")

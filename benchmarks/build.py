@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for n in settings.sizes:
         data = DataSet(n, dim_of(n), settings.data)
         data.ids()
-        repetitions = settings.repeat(2 if given.quick else 9 if n <= 10_000 else 5 if n <= 100_000 else 3)
+        repetitions = settings.repeat(2 if given.quick else 5 if n <= 10_000 else 3)
         built = measure(data, bearable(lines, n, before, report), repetitions, 1.0 if given.quick else 20.0, report)
         before = {line.name: Range.of(line.seconds.values()).median / n for line in built}
     measure_growth(lines[0], min(max(settings.sizes), 20_000 if given.quick else 100_000), settings, report)

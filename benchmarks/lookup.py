@@ -53,7 +53,7 @@ ROWS = "mmcache, rows only"
 IDS = 400
 BATCH = 100
 LARGE = 10_000
-FACETS = 3
+FACETS = 10
 
 TURN = 5e-3
 """Seconds: shorter than a turn that another process has on this CPU."""
@@ -134,7 +134,7 @@ class Sequences:
         return [[fact[0] for fact in chosen.sample(self._facts, min(len(self._facts), LARGE))]]
 
     def _domains(self, chosen: random.Random) -> list[str]:
-        return chosen.choices(sorted(self._per_domain))
+        return chosen.sample(sorted(self._per_domain), k=min(5, len(self._per_domain)))
 
     def _facets(self, chosen: random.Random) -> list[tuple[str, str, str]]:
         return [fact[1:] for fact in chosen.choices(self._facts, k=FACETS)]

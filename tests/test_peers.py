@@ -183,9 +183,11 @@ def test_nothing_is_left_behind(peer, store, facts):
 @each_served_peer
 def test_a_server_stops_after_an_exception(peer, store):
     path = store(peer)
+    before = psutil.Process().children(recursive=True)
     with pytest.raises(ZeroDivisionError), peer.serving(path):
+        assert psutil.Process().children(recursive=True) != before
         raise ZeroDivisionError
-    assert not psutil.Process().children(recursive=True)
+    assert psutil.Process().children(recursive=True) == before
 
 
 def held(path):

@@ -48,6 +48,9 @@ ENTRY: Final = np.dtype(
         ("zero", "<u4"),
     ]
 )
+_FEW_BYTES: Final = 4096
+"""Of a bitmap that is unpacked whole."""
+
 _unpack_entry = struct.Struct("<QQIII4x").unpack_from
 assert ENTRY.itemsize == INDEX_ENTRY_SIZE
 
@@ -155,7 +158,9 @@ class Postings(NamedTuple):
 
 
 def _rows_of_bitmap(bitmap: NDArray[np.uint8], n: int) -> NDArray[np.uint32]:
-    """O(n / 8), and what is found: bytes without a bit cost no more than a look."""
+    if len(bitmap) <= _FEW_BYTES:
+        return np.flatnonzero(np.unpackbits(bitmap, count=n, bitorder="little").view(np.bool_)).astype(np.uint32)
+    # Bytes without a bit cost no more than a look.
     used = np.flatnonzero(bitmap != 0)
     bits = np.flatnonzero(np.unpackbits(bitmap[used], bitorder="little").view(np.bool_))
     rows: NDArray[np.uint32] = (used[bits >> 3] << 3 | bits & 7).astype(np.uint32)

@@ -378,7 +378,9 @@ class Collection(Mapping[str, Record]):
             and len(begins) >= _MANY_KEYS
             and int(begins.max(initial=0)) + longest < len(self._buffer)
         ):
-            windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self._buffer, np.uint8), longest + 1)
+            data = np.frombuffer(self._buffer, np.uint8)
+            # What sliding_window_view gives, in a third of its time.
+            windows = np.ndarray((len(data) - longest, longest + 1), np.uint8, data, 0, (1, 1))
             lines = windows[begins.astype(np.int64)]
             lines[np.arange(len(lines)), lengths.astype(np.int64)] = ord("\n")
             if int(lengths.min()) != longest:
