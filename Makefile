@@ -28,7 +28,7 @@ help:  ## show this
 demo: $(VENV)/.demo  ## see it work: a bank of test patterns, four workers, one file
 	@$(BIN)/mmcache demo
 
-test: check  ## everything that continuous integration runs: check, then the tests
+test: check  ## check, then the tests: what continuous integration runs, with the guard
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q -n $(JOBS)
 

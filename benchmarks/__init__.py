@@ -12,6 +12,7 @@
     python -m benchmarks.growth         what grows with the number of records?
     python -m benchmarks.freshness      what does it cost to stay true, and how soon is news heard?
     python -m benchmarks.tracking       what does change tracking cost the writers of a database?
+    python -m benchmarks.anatomy        where does the time of a look-up go?
     python -m benchmarks.guard          has anything become slower?
 
     --quick              10,000 records, unless the question is about sizes; without it 1,000 and 100,000, and up to

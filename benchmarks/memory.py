@@ -28,7 +28,7 @@ from .data import DataSet
 from .peers import AbsentError, Peer, load
 from .peers.mmcache_file import Mmcache
 from .peers.npy_pickle import NpyPickle
-from .processes import BEARABLE, Child, Memory, memory_of, named, peer_of, say, size_of, steps
+from .processes import Child, Memory, memory_of, named, peer_of, say, size_of, steps
 
 QUESTION = "What do workers cost, together and each?"
 QUICK, FULL = "10_000", "100_000"
@@ -42,7 +42,8 @@ OVER_FILE = 1.1
 ones, over the same of workers that unpickle a copy each; and that again, at most so many files and PRIVATE_MB each."""
 
 _FEW = ("Mmcache", "Lmdb", "SqliteTuned", "Redis", "NpyPickle", "MsgpackBlob")
-"""Who takes part in a quick run, and above 100,000 records."""
+EVERYBODY = 1_000
+"""Up to so many records all peers take part; above, these few: each of the others is like one of them."""
 
 _SAMPLE = 20_000
 _BATCH = 1_000
@@ -207,7 +208,7 @@ def goals(n: int, size: int, of_peers: dict[type[Peer], Fleet], report: Report) 
     report.table(f"Goals, mmcache, {AT} workers", ("", "", "measured", "goal"), rows)
 
 
-def run(settings: Settings, counts: Sequence[int], *, quick: bool) -> int:
+def run(settings: Settings, counts: Sequence[int]) -> int:
     report = Report("memory", QUESTION, settings)
     if not os.path.exists("/proc/self/smaps"):
         report.note("Nothing was measured: this needs /proc/<pid>/smaps, which only Linux has.")
@@ -215,15 +216,14 @@ def run(settings: Settings, counts: Sequence[int], *, quick: bool) -> int:
     peers = [peer for peer in load(report.note) if not peer.operations.isdisjoint(("get", "embedding"))]
     few = [peer for peer in peers if peer.__name__ in _FEW]
     for n in settings.sizes:
-        taking_part = few if quick or n > BEARABLE else peers
-        at = [count for count in counts if n <= BEARABLE or count in (1, AT)]
-        measure(taking_part, DataSet(n, dim_of(n), settings.data), at, report)
+        taking_part = peers if n <= EVERYBODY else few
+        measure(taking_part, DataSet(n, dim_of(n), settings.data), counts, report)
     report.note(
         "total PSS counts every page once, divided among the processes that map it: interpreters, libraries, files "
         "that are mapped, and servers. What is only read, as DiskCache reads its files, is in the page cache too, but "
         "nobody is charged for it. private, worst: Private_Clean + Private_Dirty of anonymous maps, of the worker that "
-        f"has most above itself when idle. Peers with a slow operation get {_SAMPLE:,} records, the others all. Quick "
-        f"runs and more than {BEARABLE:,} records are of a few peers, the latter with 1 and {AT} workers."
+        f"has most above itself when idle. Peers with a slow operation get {_SAMPLE:,} records, the others all. Of "
+        f"more than {EVERYBODY:,} records a few peers are asked."
     )
     return report.finish()
 
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.sizes = given.sizes or (QUICK if given.quick else FULL)
     workers = given.workers or (WORKERS_QUICK if given.quick else WORKERS)
     counts = sorted({1, *map(int, workers.split(","))})  # one worker tells how much memory more would take
-    return run(settings_of(given), counts, quick=given.quick)
+    return run(settings_of(given), counts)
 
 
 if __name__ == "__main__":

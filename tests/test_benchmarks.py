@@ -104,7 +104,7 @@ def test_load_tells_what_readers_had_before_and_meanwhile(data_sets, tmp_path):
 
 @needs_smaps
 def test_memory_counts_workers(data_sets, tmp_path):
-    told = told_by("memory", data_sets, tmp_path, "--quick", "--workers", "2")
+    told = told_by("memory", data_sets, tmp_path, "--sizes", "1001", "--workers", "2")
     by_kind = {(line["contender"], line["workers"]): line for line in told["results"]}
     assert by_kind.keys() >= set(itertools.product(("mmcache", "LMDB", "npy + pickle"), (1, 2)))
     assert len(by_kind["mmcache", 2]["private_above_idle"]) == 2
@@ -116,6 +116,13 @@ def test_cold_tells_what_each_step_waits_for(data_sets, tmp_path):
     told = told_by("cold", data_sets, tmp_path, "--repetitions", "1")
     assert operations_of(told) >= {"open", "1 get", "100 gets", "1,000 gets", "all embeddings"}
     assert contenders_of(told) >= {"mmcache", "mmcache, lazy", "LMDB", "SQLite, tuned"}
+
+
+def test_anatomy_tells_the_parts_of_each(data_sets, tmp_path):
+    told = told_by("anatomy", data_sets, tmp_path)
+    assert operations_of(told) == {"get", "get_many", "embedding"}
+    for line in told["results"]:
+        assert sum(line["parts"].values()) == pytest.approx(line["seconds"])
 
 
 def test_growth_tells_what_the_charts_show(data_sets, tmp_path):

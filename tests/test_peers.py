@@ -184,9 +184,14 @@ def test_nothing_is_left_behind(peer, store, facts):
 def test_a_server_stops_after_an_exception(peer, store):
     path = store(peer)
     before = psutil.Process().children(recursive=True)
-    with pytest.raises(ZeroDivisionError), peer.serving(path):
-        assert psutil.Process().children(recursive=True) != before
-        raise ZeroDivisionError
+
+    def fail():
+        with peer.serving(path):
+            assert psutil.Process().children(recursive=True) != before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert psutil.Process().children(recursive=True) == before
 
 
