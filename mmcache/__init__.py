@@ -16,12 +16,15 @@ __all__ = [
     "ClosedError",
     "Collection",
     "CorruptFileError",
+    "EmbeddingRef",
+    "GenerationGoneError",
     "IncompatibleFormatError",
     "IterableSource",
     "JSONLinesSource",
     "LockTimeoutError",
     "MissingFileError",
     "MmcacheError",
+    "ParquetSource",
     "PublishError",
     "Record",
     "SQLiteSource",
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
         BuildError,
         ClosedError,
         CorruptFileError,
+        GenerationGoneError,
         IncompatibleFormatError,
         LockTimeoutError,
         MissingFileError,
@@ -58,11 +62,12 @@ if TYPE_CHECKING:
     from .schema import Schema
     from .sharing.publishing import build
     from .sharing.status import Status
+    from .sources.arrow import ParquetSource
     from .sources.base import Source, SourceRecord
     from .sources.iterable import IterableSource, JSONLinesSource
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport
-    from .storage.snapshot import Collection, Record, Selection, Snapshot
+    from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
 else:  # hidden from type checkers, which would otherwise take any misspelt name for one of ours
 
     def __getattr__(name: str) -> object:
@@ -84,6 +89,7 @@ _HOMES = {
             "BuildError",
             "ClosedError",
             "CorruptFileError",
+            "GenerationGoneError",
             "IncompatibleFormatError",
             "LockTimeoutError",
             "MissingFileError",
@@ -94,13 +100,14 @@ _HOMES = {
             "UnusableFileError",
         ),
         ".schema": ("Schema",),
+        ".sources.arrow": ("ParquetSource",),
         ".sources.base": ("Source", "SourceRecord"),
         ".sources.iterable": ("IterableSource", "JSONLinesSource"),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
         ".storage.publish": ("BuildReport",),
-        ".storage.snapshot": ("Collection", "Record", "Selection", "Snapshot"),
+        ".storage.snapshot": ("Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"),
     }.items()
     for name in names
 }

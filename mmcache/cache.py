@@ -27,8 +27,9 @@ from .sources.base import Source, SourceRecord
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.record import Record, RecordItems, RecordValues, detached
 from .storage.selection import Selection
-from .storage.snapshot import Access, Collection, Snapshot, Verify
+from .storage.snapshot import Access, Collection, EmbeddingRef, Snapshot, Verify
 from .tiers import EXECUTORS, Tiers, is_disabled
+from .words import html_of, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,6 +191,14 @@ class CachedCollection(Mapping[str, Record]):
         return _matrix(
             [None if (one := self.embedding(key)) is None else one.tobytes() for key in wanted], self.schema.dim
         )
+
+    def embedding_ref(self, key: str) -> EmbeddingRef:
+        """What to send to another process in place of an embedding. Raises KeyError; SourceError while only the source
+        may answer for this id: send the embedding itself."""
+        collection, _ = self._file(key)
+        if collection is None:
+            raise SourceError("the source answers now, and only a file has rows: send the embedding itself")
+        return collection.embedding_ref(key)
 
     # --- all of it
 
@@ -586,6 +595,14 @@ class Cache(CachedCollection):
     def status(self) -> Status:
         """What all processes of this machine that have the cache open see of it, and what the file lacks and why."""
         return status_of(self.path, self._tiers.policy, self._tiers.source)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: this process's own counts, and the file's generation, age, collections and sizes."""
+        stats, snapshot = self.stats(), self._tiers.snapshot
+        facts = {"state": stats.state, "hit rate": f"{stats.hit_rate:.1%}", "hits": number(stats.hits)}
+        facts |= {f"from the source, {cause}": number(n) for cause, n in stats.fallbacks.items()}
+        told = html_of(f"{type(self).__name__}: {self.path}", facts, (), ())
+        return told if snapshot is None else told + snapshot._repr_html_()
 
     def close(self) -> None:
         """Let go of the file. Views and pinned snapshots stay valid, and keep it mapped, until they are dropped.

@@ -13,6 +13,7 @@ __all__ = [
     "BuildError",
     "ClosedError",
     "CorruptFileError",
+    "GenerationGoneError",
     "IncompatibleFormatError",
     "LockTimeoutError",
     "MissingFileError",
@@ -107,6 +108,10 @@ class SourceError(MmcacheError):
 
 class LockTimeoutError(MmcacheError, TimeoutError):
     """Another process held the build lock for longer than we were told to wait."""
+
+
+class GenerationGoneError(MmcacheError):
+    """What was sent here belongs to a generation that is neither the published file nor its backup any more."""
 
 
 class ClosedError(MmcacheError, ValueError):

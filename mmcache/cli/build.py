@@ -1,9 +1,11 @@
 """Make a cache file from a SQLite database or from JSON lines, and publish it at FILE.
 
-SOURCE ending in .jsonl, .ndjson, .jsonl.gz or .ndjson.gz holds one JSON object a line; anything else is a SQLite
-database. The file remembers how it was built: after changes, `mmcache rebuild FILE` is enough.
+SOURCE ending in .jsonl, .ndjson, .jsonl.gz or .ndjson.gz holds one JSON object a line; one ending in .parquet is a
+Parquet file; anything else is a SQLite database. The file remembers how it was built: after changes, `mmcache rebuild
+FILE` is enough.
 
   mmcache build shop.db --table items --key sku --index kind,tags --json tags --embedding vector -o items.mmc
+  mmcache build "$(llm collections path)" --preset llm -o notes.mmc
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_PARQUET = ".parquet"
 _SQLITE_ONLY = ("table", "query", "json_columns", "columns")
 _OF_SCHEMA = ("collection", "key", "index", "embedding", "dim", "dtype", "metric", "allow_nan", *_SQLITE_ONLY)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    file_argument(parser, "source", "a SQLite database, or a file of JSON lines")
+    file_argument(parser, "source", "a SQLite database, a file of JSON lines, or a Parquet file")
     out = parser.add_argument(
         "-o", "--output", dest="file", metavar="FILE", required=True, help="the cache file to make"
     )
@@ -52,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="columns of JSON text to decode; without names: print the report as JSON",
     )
-    records.add_argument("--preset", choices=("patterns",), help="a known kind of database, with all its collections")
+    records.add_argument(
+        "--preset", choices=("patterns", "llm"), help="a known kind of database, with all its collections"
+    )
     vectors = parser.add_argument_group("embeddings")
     vectors.add_argument("--embedding", metavar="FIELD", help="the field that holds the embedding")
     vectors.add_argument("--dim", type=count, metavar="N", help="numbers in an embedding (default: as in the first)")
@@ -124,15 +129,22 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 def _source(arguments: argparse.Namespace) -> Source:
     path: str = arguments.source
     given = [name for name in _OF_SCHEMA if getattr(arguments, name) is not None]
+    if arguments.preset is not None and given:
+        raise UsageError(f"--preset says it all; leave out {_flags(given)}")
     if arguments.preset == "patterns":
-        if given:
-            raise UsageError(f"--preset says it all; leave out {_flags(given)}")
         from ..presets.patterns import PatternsSource
 
         return PatternsSource(path)
-    if path.lower().endswith(_JSON_LINES):
+    if arguments.preset == "llm":
+        from ..presets.llm import llm_source
+
+        return llm_source(path)
+    if path.lower().endswith((*_JSON_LINES, _PARQUET)):
         if wrong := [name for name in _SQLITE_ONLY if name in given]:
-            raise UsageError(f"{_flags(wrong)} is for SQLite, and {path} holds JSON lines")
+            kind = "is a Parquet file" if path.lower().endswith(_PARQUET) else "holds JSON lines"
+            raise UsageError(f"{_flags(wrong)} is for SQLite, and {path} {kind}")
+        if path.lower().endswith(_PARQUET):
+            return _parquet_source(path, _schema(arguments, {}, _stem(path)))
         from ..sources import JSONLinesSource
 
         return JSONLinesSource(path, _schema(arguments, {}, _stem(path)))
@@ -144,6 +156,14 @@ def _source(arguments: argparse.Namespace) -> Source:
         return SQLiteSource(path, _schema(arguments, {"query": arguments.query}, _stem(path)))
     table = arguments.table or _only_table(path)
     return SQLiteSource(path, _schema(arguments, {"table": table}, table))
+
+
+def _parquet_source(path: str, schema: Schema) -> Source:
+    try:
+        from ..sources import ParquetSource
+    except ImportError as error:
+        raise UsageError(f"{path} is a Parquet file, which needs pip install 'mmcache[arrow]' ({error})") from None
+    return ParquetSource(path, schema)
 
 
 def _schema(arguments: argparse.Namespace, origin: dict[str, Any], name: str) -> Schema:

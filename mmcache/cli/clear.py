@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ..words import printable
 from .options import ERROR, OK, UsageError, file_argument, setting
 from .output import Output
 from .rebuild import add_timeout
-from .words import printable
 
 __all__ = ["add_arguments", "run"]
 

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MmcacheError
+from ..words import bytes_of, number, plural, printable, span
 from .options import ERROR, FILE_COMPLETION, OK, UsageError
 from .output import Output
-from .words import bytes_of, number, plural, printable, span
 
 if TYPE_CHECKING:
     from ..cache import Cache

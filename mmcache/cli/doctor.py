@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import CorruptFileError, MissingFileError, MmcacheError, UnusableFileError
+from ..words import ago, number, plural, printable, span
 from .files import layout_of
 from .options import ERROR, FILE_COMPLETION, OK
 from .output import Output
-from .words import ago, number, plural, printable, span
 
 if TYPE_CHECKING:
     from ..format.layout import Layout

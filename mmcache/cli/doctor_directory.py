@@ -19,7 +19,7 @@ from typing import Final, Literal, NamedTuple
 from ..errors import LockTimeoutError, MmcacheError, PublishError
 from ..sharing.control import attach, control_name
 from ..storage import fs, shared
-from .words import bytes_of, printable, span
+from ..words import bytes_of, printable, span
 
 __all__ = ["Check", "check_directory"]
 

@@ -14,10 +14,10 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..words import number, plural, short
 from .get import add_reading, collection_of, fields_of, open_snapshot
 from .options import OK, count, file_argument
 from .output import Output
-from .words import number, plural, short
 
 if TYPE_CHECKING:
     from ..storage.record import Record

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..sharing.fleet import CAUSES, Event, Fleet, Worker
+from ..words import ago, bytes_of, number, plural, printable, short, span
 from .output import Output
-from .words import ago, bytes_of, number, plural, printable, short, span
 
 __all__ = ["draw", "draw_workers", "plain"]
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CorruptFileError
 from ..format.header import KINDS
+from ..words import number, plural, printable, short
 from .jsontext import dumps
 from .options import CORRUPT, OK, UsageError, count, file_argument
 from .output import Output
-from .words import number, plural, printable, short
 
 if TYPE_CHECKING:
     from ..format.layout import Layout

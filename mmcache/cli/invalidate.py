@@ -18,10 +18,10 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ..errors import CorruptFileError
+from ..words import plural, printable
 from .files import described, layout_of
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, one_of
 from .output import Output
-from .words import plural, printable
 
 if TYPE_CHECKING:
     from ..format.layout import Layout

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from .words import bytes_of, number, printable, short
+from ..words import bytes_of, number, printable, short
 
 if TYPE_CHECKING:
     from rich.console import Console

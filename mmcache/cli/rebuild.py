@@ -17,9 +17,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..errors import SourceError
+from ..words import bytes_of, plural, printable, span
 from .options import FILE_COMPLETION, OK, UsageError, add_policy, file_argument, policy_of, seconds, setting
 from .output import Output
-from .words import bytes_of, plural, printable, span
 
 if TYPE_CHECKING:
     from ..storage.publish import BuildReport, Progress

@@ -28,11 +28,11 @@ from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
 from ..storage.fs import backup_name
+from ..words import ago, bytes_of, number, plural, printable, short, span
 from . import fleet
 from .files import layout_of
 from .options import OK, STALE, add_policy, count, file_argument, milliseconds, policy_of, setting, share
 from .output import Output
-from .words import ago, bytes_of, number, plural, printable, short, span
 
 if TYPE_CHECKING:
     from ..freshness import Policy

@@ -15,9 +15,9 @@ import os
 from typing import TYPE_CHECKING
 
 from ..schema import Schema
+from ..words import number, plural, printable
 from .options import FILE_COMPLETION, OK, UsageError, count
 from .output import Output
-from .words import number, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import UnusableFileError
+from ..words import bytes_of, plural, printable, span
 from .files import opened
 from .options import OK, file_argument
 from .output import Output, Step
-from .words import bytes_of, plural, printable, span
 
 __all__ = ["add_arguments", "run"]
 

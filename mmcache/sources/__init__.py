@@ -1,7 +1,6 @@
 """Sources of truth: where records come from, and who answers when the file cannot.
 
-SQLiteSource, IterableSource and JSONLinesSource are loaded when they are first asked for, as sqlite3 and numpy are not
-free.
+Each is loaded when it is first asked for, as sqlite3, numpy and pyarrow are not free.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from ..schema import Schema
 from .base import Changes, Reading, Source, SourceRecord, TrackedSource
 
 if TYPE_CHECKING:
+    from .arrow import ParquetSource
     from .iterable import IterableSource, JSONLinesSource
     from .sqlite import SQLiteSource
 
@@ -22,6 +22,7 @@ __all__ = [
     "Changes",
     "IterableSource",
     "JSONLinesSource",
+    "ParquetSource",
     "Reading",
     "SQLiteSource",
     "Source",
@@ -35,10 +36,16 @@ _HOMES = {
     "IterableSource": "mmcache.sources.iterable",
     "JSONLinesSource": "mmcache.sources.iterable",
     "SQLiteSource": "mmcache.sources.sqlite",
+    "ParquetSource": "mmcache.sources.arrow",
     "PatternsSource": "mmcache.presets.patterns",
 }
 
-_KINDS = {"sqlite": "SQLiteSource", "jsonl": "JSONLinesSource", "patterns": "PatternsSource"}
+_KINDS = {
+    "sqlite": "SQLiteSource",
+    "jsonl": "JSONLinesSource",
+    "parquet": "ParquetSource",
+    "patterns": "PatternsSource",
+}
 """All that a spec can name. A file chooses from this table and cannot add to it."""
 
 

@@ -7,8 +7,8 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from typing import IO, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Any, ClassVar
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema
@@ -18,7 +18,7 @@ from .fingerprint import fingerprint_of, stamp_of
 from .mappings import keyed, matching, shape_records
 from .vectors import float32_bytes
 
-__all__ = ["IterableSource", "JSONLinesSource"]
+__all__ = ["FileSource", "IterableSource", "JSONLinesSource"]
 
 _BLOCK_ROWS = 1024
 
@@ -26,7 +26,8 @@ Records = Iterable[Mapping[str, Any]]
 
 
 class IterableSource:
-    """Mappings with a key field, from any iterable.
+    """Mappings with a key field, from any iterable; or the rows of anything that speaks Arrow's PyCapsule interface, as
+    the data frames of pandas and polars, the relations of DuckDB and the tables of pyarrow do (extra `arrow`).
 
     records: the records of the one schema; or, for several collections, a mapping {collection: records}. A mapping is
         always taken for the latter, so pass `records.values()` of a dict of records.
@@ -71,7 +72,12 @@ class IterableSource:
         schema = self._catalog[collection]
         records = self._records[collection]
         try:
-            iterator = iter(records)
+            if hasattr(records, "__arrow_c_stream__"):
+                from .arrow import rows_of
+
+                iterator = rows_of(records, schema)
+            else:
+                iterator = iter(records)
         except TypeError:
             raise BuildError.of(
                 collection, None, f"records is of type {type(records).__name__}, expected an iterable of mappings"
@@ -130,14 +136,13 @@ class IterableSource:
         return self._lookup[collection]
 
 
-class JSONLinesSource:
-    """A file of one JSON object a line, UTF-8, plain or (by the suffix .gz) gzipped; blank lines are skipped.
+class FileSource:
+    """A file of records without an index. Lookups are from a dict of all of them, read anew when the file has changed.
 
-    Read again for each build. Lookups are from a dict of the whole file, which is read anew when the file has changed.
     Pickles to its arguments.
     """
 
-    kind = "jsonl"
+    kind: ClassVar[str]
 
     def __init__(self, path: str | os.PathLike[str], schema: Schema) -> None:
         self.path = os.path.abspath(os.fspath(path))
@@ -152,15 +157,9 @@ class JSONLinesSource:
     def schemas(self) -> tuple[Schema, ...]:
         return (self._schema,)
 
-    @contextmanager
-    def read(self) -> Iterator[Reading]:
-        """The file as it is now, held open; that it does not change while it is read is checked at its end."""
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115 (closed below, under its own error)
-        except OSError as error:
-            raise self._error(error) from error
-        with file:
-            yield JSONLinesReading(self, file)
+    def read(self) -> AbstractContextManager[Reading]:
+        """The file as it is now."""
+        raise NotImplementedError
 
     def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
         found = self._by_key(collection)
@@ -195,6 +194,25 @@ class JSONLinesSource:
         if isinstance(error, FileNotFoundError):
             return SourceError("there is no file at this path; check the path", path=self.path)
         return SourceError(f"cannot read the file: {error}", path=self.path)
+
+
+class JSONLinesSource(FileSource):
+    """A file of one JSON object a line, UTF-8, plain or (by the suffix .gz) gzipped; blank lines are skipped.
+
+    Read again for each build. See `FileSource` for lookups.
+    """
+
+    kind = "jsonl"
+
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        """The file as it is now, held open; that it does not change while it is read is checked at its end."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below, under its own error)
+        except OSError as error:
+            raise self._error(error) from error
+        with file:
+            yield JSONLinesReading(self, file)
 
 
 class JSONLinesReading:

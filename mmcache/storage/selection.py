@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from .record import Record
 
@@ -23,11 +23,15 @@ class _Rows(Protocol):
 
     def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]: ...
 
+    def place(self) -> _Rows: ...
+
 
 class Selection(Sequence[Record]):
     """Rows of one collection, ascending. Making one reads no record; iterating decodes them as it goes.
 
-    Belongs to the generation that it came from, and keeps it mapped.
+    Belongs to the generation that it came from, and keeps it mapped. Pickles to the path, what tells that generation,
+    and the rows, 4 bytes each. Where it arrives, that generation is mapped at the first use, from the path or, if a
+    newer one was published meanwhile, from its backup; GenerationGoneError if it is neither any more.
     """
 
     __slots__ = ("_collection", "_rows")
@@ -70,6 +74,9 @@ class Selection(Sequence[Record]):
         if isinstance(i, slice):
             return Selection(self._collection, self._rows[i])
         return next(self._collection.records_at(self._rows[i].reshape(1)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Selection, (self._collection.place(), self._rows)
 
     def __repr__(self) -> str:
         return f"<Selection of {len(self)} records>"

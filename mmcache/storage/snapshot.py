@@ -15,18 +15,20 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import time
 from array import array
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from functools import partial, wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
+from weakref import WeakValueDictionary
 
 import msgpack
 import numpy as np
 from msgpack import unpackb
 from xxhash import xxh3_64_intdigest
 
-from ..errors import ClosedError, CorruptFileError, MmcacheError, UnusableFileError
+from ..errors import ClosedError, CorruptFileError, GenerationGoneError, MmcacheError, UnusableFileError
 from ..format.frame import place_arrays
 from ..format.header import BLOCK, Header
 from ..format.layout import ROW_SIZE, CollectionLayout, Layout, ids_sizes, validate
@@ -34,16 +36,18 @@ from ..format.postings import IndexReader, select
 from ..format.records import MAX_RECORD_BYTES, checksum, decode, key_offset
 from ..format.slots import EMPTY
 from ..schema import Query, Schema, Term, parse_query, terms_of
+from ..words import ago, bytes_of, html_of
 from .blocks import Blocks
-from .fs import Identity, ReadFile
+from .fs import Identity, ReadFile, backup_name
 from .record import Record, RecordItems, RecordValues
 from .selection import Selection
 from .verify import verify_bytes
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["Collection", "Record", "Selection", "Snapshot"]
+__all__ = ["Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"]
 
 AUTO_FULL_BYTES = 64 * 2**20
 """verify="auto" checksums files up to this size whole at open, which takes a few ms in the page cache."""
@@ -100,6 +104,72 @@ def _careful(method: Callable[Concatenate[Collection, P], T]) -> Callable[Concat
     return checked
 
 
+class Place(NamedTuple):
+    """Which collection of which generation, for another process: there it stands in for the collection."""
+
+    path: str
+    name: str
+    generation: int
+    build_id: bytes
+
+    def collection(self) -> Collection:
+        """Mapped once in a process, while anybody uses it; the last one stays. Raises GenerationGoneError."""
+        found = _arrived.get(self)
+        if found is None or found._closed:
+            found = _arrived[self] = self._open()  # two threads may, and one of the two maps is dropped
+        _last[:] = [found]
+        return found
+
+    def _open(self) -> Collection:
+        found = []
+        for path in (self.path, backup_name(self.path)):
+            try:
+                snapshot = Snapshot.open(path, verify="lazy")
+            except UnusableFileError as error:
+                found.append(error.cause)
+                continue
+            if snapshot.header.build_id == self.build_id:
+                return snapshot.collection(self.name)
+            found.append(f"generation {snapshot.generation}")
+            snapshot.close()
+        raise GenerationGoneError(
+            f"expected generation {self.generation}, found {found[0]}, as backup {found[1]}: ask again for what came "
+            "from it",
+            path=self.path,
+        )
+
+    def place(self) -> Place:
+        return self
+
+    def ids_at(self, rows: NDArray[np.uint32]) -> list[str]:
+        return self.collection().ids_at(rows)
+
+    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
+        return self.collection().records_at(rows)
+
+    def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]:
+        return self.collection().embeddings_at(rows)
+
+
+_arrived: WeakValueDictionary[Place, Collection] = WeakValueDictionary()
+_last: list[Collection] = []
+
+
+class EmbeddingRef(NamedTuple):
+    """An embedding to be sent to another process of the machine: some hundred bytes, whatever its length."""
+
+    place: Place
+    row: int
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """float32, (dim,), read-only: a view of the file, mapped at the first use; None for a record without one.
+
+        Raises GenerationGoneError when the generation it came from is neither the published file nor its backup.
+        """
+        return self.place.collection().vector(self.row)
+
+
 class Collection(Mapping[str, Record]):
     """The records of one collection: a read-only mapping from key to `Record`, in the order of its rows.
 
@@ -116,12 +186,14 @@ class Collection(Mapping[str, Record]):
         layout: CollectionLayout,
         blocks: Blocks | None,
         *,
+        place: Place,
         ids_verified: bool,
     ) -> None:
         ids, rows = layout.sections["ids"], layout.sections["rows"]
         arrays = place_arrays(ids_sizes(ids.count)).offsets
         self._hash_at, self._row_at = ids.offset + arrays["hash"], ids.offset + arrays["row"]
         self._path = path
+        self._place = place
         self._buffer = buffer
         self._view = view
         self._layout = layout
@@ -233,6 +305,14 @@ class Collection(Mapping[str, Record]):
         """
         return self.embeddings_at(self._rows_of(list(keys)))
 
+    def embedding_ref(self, key: str) -> EmbeddingRef:
+        """What to send to another process in place of an embedding. Raises KeyError."""
+        return EmbeddingRef(self._place, self._find(key))
+
+    def place(self) -> Place:
+        """Where another process finds this collection."""
+        return self._place
+
     # --- all of it
 
     def __len__(self) -> int:
@@ -258,6 +338,11 @@ class Collection(Mapping[str, Record]):
     def schema(self) -> Schema:
         """As it was given to the build."""
         return self._layout.schema
+
+    @property
+    def layout(self) -> CollectionLayout:
+        """Its sections, and everything else that `validate` found of it."""
+        return self._layout
 
     @property
     def name(self) -> str:
@@ -349,6 +434,34 @@ class Collection(Mapping[str, Record]):
                 return None
         self._touch(self._vectors_at + self._stride * row, self._stride)
         return self._vectors()[row]  # type: ignore[no-any-return]
+
+    # --- Arrow
+
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """A pyarrow.Table of one batch, in row order: the fields, decoded and copied, and the embeddings without a
+        copy: a FixedSizeList over the file, which stays mapped while the column is referenced. Null for none.
+
+        columns: only these, the embedding field among them if it is wanted; by default all, a field that only some
+        records have being null in the others. O(n). Raises ValueError for a column that there is not, or whose values
+        have no common Arrow type, and ImportError without the extra `arrow`.
+        """
+        from .arrow import table_of
+
+        names = list(dict.fromkeys(name for shape in self._shapes for name in shape.names))
+        embedding = self.schema.embedding if self.dim else None
+        if columns is not None:
+            wanted, there = list(columns), names if embedding is None else [*names, embedding]
+            if unknown := [name for name in wanted if name not in there]:
+                raise ValueError(f"no column {unknown[0]!r}; there are: {', '.join(there)}")
+            names = [name for name in wanted if name != embedding]
+            embedding = embedding if embedding in wanted else None
+        presence = self._array("presence", "u1") if self._layout.missing else None
+        records = self.values() if names else ()
+        return table_of(records, names, embedding, self.embeddings, presence)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The Arrow PyCapsule interface, through which pandas, polars and DuckDB take a collection as it is."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     # --- what a selection asks; rows are uint32 and below n
 
@@ -743,8 +856,18 @@ class Snapshot(Mapping[str, Record]):
             elif verify == "auto":
                 _verify_indexes(layout, view, blocks)  # type: ignore[arg-type]
             ids_verified = blocks is None or verify == "auto"
+            generation, build_id = layout.header.generation, layout.header.build_id
+            path = os.path.abspath(file.path)
             collections = {
-                name: Collection(file.path, buffer, view, described, blocks, ids_verified=ids_verified)
+                name: Collection(
+                    file.path,
+                    buffer,
+                    view,
+                    described,
+                    blocks,
+                    place=Place(path, name, generation, build_id),
+                    ids_verified=ids_verified,
+                )
                 for name, described in layout.collections.items()
             }
         except UnusableFileError as error:
@@ -854,6 +977,18 @@ class Snapshot(Mapping[str, Record]):
         """See `Collection.get_embeddings`."""
         return self.default.get_embeddings(keys)
 
+    def embedding_ref(self, key: str) -> EmbeddingRef:
+        """See `Collection.embedding_ref`."""
+        return self.default.embedding_ref(key)
+
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """See `Collection.to_arrow`."""
+        return self.default.to_arrow(columns)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """See `Collection.__arrow_c_stream__`."""
+        return self.default.__arrow_c_stream__(requested_schema)
+
     @property
     def embeddings(self) -> NDArray[np.float32]:
         """See `Collection.embeddings`."""
@@ -904,6 +1039,26 @@ class Snapshot(Mapping[str, Record]):
             "a Snapshot does not pickle, because its path may hold another generation when it arrives: "
             f"send the path and use Snapshot.open({self.path!r}), or send a Cache"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one line of facts, and a table of the collections."""
+        facts = {
+            "generation": f"{self.generation:,}",
+            "built": ago(time.time() - self.created),
+            "size": bytes_of(self.header.file_size),
+            "format": ".".join(map(str, self.header.version)),
+        }
+        rows = [
+            (
+                collection.name,
+                f"{len(collection):,}",
+                str(collection.dim or "-"),
+                ", ".join(collection.schema.index) or "-",
+                bytes_of(sum(section.length for section in collection.layout.sections.values())),
+            )
+            for collection in self._collections.values()
+        ]
+        return html_of(self.path, facts, ("collection", "records", "dim", "indexes", "size"), rows)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}: {len(collection)}" for name, collection in self._collections.items())

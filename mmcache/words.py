@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["ago", "bytes_of", "number", "plural", "printable", "short", "span"]
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+__all__ = ["ago", "bytes_of", "html_of", "number", "plural", "printable", "short", "span"]
 
 
 def number(value: int) -> str:
@@ -54,3 +57,16 @@ def printable(text: str) -> str:
 def short(text: str, limit: int) -> str:
     text = printable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def html_of(title: str, facts: Mapping[str, str], header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """What a notebook shows: a title, a line of facts, and a table. Text that is given stays text."""
+    told = ", ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in facts.items())
+    lines = [f"<p><code>{escape(title)}</code><br>{told}</p>"]
+    if header:
+        lines += ["<table>", _row("th", header), *(_row("td", row) for row in rows), "</table>"]
+    return "\n".join(lines)
+
+
+def _row(cell: str, texts: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{cell}>{escape(text)}</{cell}>" for text in texts) + "</tr>"
