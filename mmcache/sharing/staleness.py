@@ -42,7 +42,9 @@ class Doubt(NamedTuple):
 def basis_of(header: Header, page: ControlPage) -> Basis:
     known = page.revalidation(header)
     if known is None:
-        return Basis(header.tokens, header.created_ns / 1e9, header.elapsed_ns / 1e9, header.fingerprint, False)  # noqa: FBT003
+        return Basis(
+            header.tokens, header.created_ns / 1e9, header.elapsed_ns / 1e9, header.fingerprint, revalidated=False
+        )
     return Basis(known.tokens, known.checked_ns / 1e9, known.elapsed_ns / 1e9, known.fingerprint, revalidated=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,35 +40,39 @@ class ParquetSource(FileSource):
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """The file as it is now, held open."""
-        try:
-            with parquet.ParquetFile(self.path) as file:
-                yield ParquetReading(self, file)
-        except (OSError, pa.ArrowException) as error:
-            raise self._error(error) from error
+        with self._opened() as file:
+            try:
+                table = parquet.ParquetFile(file)
+            except (OSError, pa.ArrowException) as error:
+                raise self._error(error) from error
+            yield ParquetReading(self, file, table)
 
 
 class ParquetReading:
     """One open file; made by `ParquetSource.read`."""
 
-    def __init__(self, source: ParquetSource, file: parquet.ParquetFile) -> None:
+    def __init__(self, source: ParquetSource, file: IO[bytes], table: parquet.ParquetFile) -> None:
         self._source = source
         self._file = file
+        self._table = table
 
     def count(self, collection: str) -> int | None:
         self._source._catalog[collection]
-        return int(self._file.metadata.num_rows)
+        return int(self._table.metadata.num_rows)
 
     def records(self, collection: str) -> Iterator[SourceRecord]:
         schema = self._source._catalog[collection]
         try:
-            yield from shape_records(schema, self._rows(schema), "row {}".format)
+            with self._source._unchanged(self._file):
+                yield from shape_records(schema, self._rows(schema), "row {}".format)
         except BuildError as error:
             error.path = self._source.path
             raise
+        except (OSError, pa.ArrowException) as error:
+            raise self._source._error(error) from error
 
     def _rows(self, schema: Schema) -> Iterator[Mapping[str, Any]]:
-        for batch in self._file.iter_batches(_BATCH_ROWS):
+        for batch in self._table.iter_batches(_BATCH_ROWS):
             yield from _rows(batch, schema)
 
 

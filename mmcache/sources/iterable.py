@@ -72,12 +72,7 @@ class IterableSource:
         schema = self._catalog[collection]
         records = self._records[collection]
         try:
-            if hasattr(records, "__arrow_c_stream__"):
-                from .arrow import rows_of
-
-                iterator = rows_of(records, schema)
-            else:
-                iterator = iter(records)
+            iterator = _arrow_rows(records, schema) if hasattr(records, "__arrow_c_stream__") else iter(records)
         except TypeError:
             raise BuildError.of(
                 collection, None, f"records is of type {type(records).__name__}, expected an iterable of mappings"
@@ -158,8 +153,26 @@ class FileSource:
         return (self._schema,)
 
     def read(self) -> AbstractContextManager[Reading]:
-        """The file as it is now."""
+        """The file as it is now, held open; that it does not change while it is read is checked at its end."""
         raise NotImplementedError
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below, under its own error)
+        except OSError as error:
+            raise self._error(error) from error
+        with file:
+            yield file
+
+    @contextmanager
+    def _unchanged(self, file: IO[bytes]) -> Iterator[None]:
+        """Raises SourceError if the file was written to meanwhile."""
+        before = os.fstat(file.fileno())
+        yield
+        after = os.fstat(file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise SourceError("the file changed while it was being read; read it again", path=self.path)
 
     def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
         found = self._by_key(collection)
@@ -206,12 +219,7 @@ class JSONLinesSource(FileSource):
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """The file as it is now, held open; that it does not change while it is read is checked at its end."""
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115 (closed below, under its own error)
-        except OSError as error:
-            raise self._error(error) from error
-        with file:
+        with self._opened() as file:
             yield JSONLinesReading(self, file)
 
 
@@ -228,20 +236,14 @@ class JSONLinesReading:
 
     def records(self, collection: str) -> Iterator[SourceRecord]:
         schema = self._source._catalog[collection]
-        before = self._state()
         try:
-            yield from shape_records(schema, self._objects(schema), lambda _: f"line {self._line}")
+            with self._source._unchanged(self._file):
+                yield from shape_records(schema, self._objects(schema), lambda _: f"line {self._line}")
         except BuildError as error:
             error.path = self._source.path
             raise
         except (OSError, EOFError, zlib.error) as error:
             raise self._source._error(error) from error
-        if self._state() != before:
-            raise SourceError("the file changed while it was being read; read it again", path=self._source.path)
-
-    def _state(self) -> tuple[int, int]:
-        stat = os.fstat(self._file.fileno())
-        return stat.st_size, stat.st_mtime_ns
 
     def _objects(self, schema: Schema) -> Iterator[Any]:
         self._file.seek(0)
@@ -255,6 +257,14 @@ class JSONLinesReading:
                     yield json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise BuildError.of(schema.name, None, f"line {self._line} is not JSON: {error}") from error
+
+
+def _arrow_rows(records: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
+    try:
+        from .arrow import rows_of
+    except ImportError as error:
+        raise SourceError(f"records of Arrow need pyarrow: pip install 'mmcache[arrow]' ({error})") from error
+    return rows_of(records, schema)
 
 
 def _rows(embeddings: Any, schema: Schema) -> Iterator[bytes]:

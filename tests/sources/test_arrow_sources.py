@@ -127,6 +127,39 @@ def test_bad_files_and_rows_are_told(path, tmp_path):
         mmcache.build(tmp_path / "i.mmc", ParquetSource(path, Schema("items")))
 
 
+def test_an_error_of_whoever_reads_is_not_blamed_on_the_file(path):
+    with pytest.raises(OSError, match="no space"), ParquetSource(path, SCHEMA).read():
+        raise OSError("no space")
+
+
+def test_a_file_that_changes_while_it_is_read_or_is_cut_off_is_told(path):
+    with ParquetSource(path, SCHEMA).read() as reading:
+        records = reading.records("items")
+        next(records)
+        with open(path, "ab") as file:
+            file.write(b"more")
+        with pytest.raises(SourceError, match="changed while it was being read"):
+            list(records)
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path):
+    script = """
+import sys
+sys.modules["pyarrow"] = None
+import mmcache
+class Stream:
+    def __arrow_c_stream__(self, requested_schema=None): ...
+try:
+    mmcache.build(sys.argv[1], Stream(), mmcache.Schema("items"))
+except mmcache.SourceError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "i.mmc"], capture_output=True, text=True, check=False
+    )
+    assert "pip install 'mmcache[arrow]'" in done.stdout, done.stderr
+
+
 def test_in_one_command(path, tmp_path):
     command = [sys.executable, "-m", "mmcache", "build", path, "--index", "kind", "--embedding", "v"]
     done = subprocess.run([*command, "-o", tmp_path / "i.mmc"], capture_output=True, text=True, check=False)
