@@ -20,7 +20,7 @@ ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-full guard nightly clean distclean
+.PHONY: help demo test check torch bench bench-full guard nightly clean distclean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,8 @@ check: $(VENV)/.dev  ## format, lint, types and import layers
 	@$(BIN)/mypy --no-error-summary $(TYPED)
 	@echo "==> import layers"
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
+
+torch: $(VENV)/.torch  ## install torch, hundreds of MB, for the tests of its dataset, which are skipped without it
 
 bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)
@@ -78,6 +80,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 	@echo "==> installing mmcache and the development tools into $(VENV)"
 	@$(INSTALL) --editable '.[cli]' --group dev
 	@touch $@ $(VENV)/.demo $(VENV)/.bench
+
+$(VENV)/.torch: pyproject.toml | $(VENV)/.venv
+	@echo "==> installing torch into $(VENV)"
+	@$(INSTALL) --group torch
+	@touch $@
 
 # pip 25.1 is the first to read dependency groups; Python 3.11 brings an older one.
 $(VENV)/.venv:

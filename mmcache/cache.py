@@ -33,6 +33,7 @@ from .words import html_of, number
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 __all__ = ["Cache", "CachedCollection", "FoundRecords", "Stats", "open"]
@@ -245,11 +246,24 @@ class CachedCollection(Mapping[str, Record]):
                 return self._collection_of(snapshot).embeddings
         except UnusableFileError as error:
             cause = self._tiers.damaged(error)
-        try:
-            with self._source().read() as reading:
-                return FoundRecords(reading.records(self.schema.name), self.schema.dim).embeddings
-        except SourceError:
-            return self._stand_in(cause).embeddings
+        return self._all_found(cause).embeddings
+
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """A pyarrow.Table of all records: see `Collection.to_arrow`.
+
+        From the file, without a copy of the embeddings, if that may answer for every id; else from the source, a copy.
+        """
+        collection, cause = self._file()
+        if collection is not None:
+            try:
+                return collection.to_arrow(columns)
+            except UnusableFileError as error:
+                cause = self._tiers.damaged(error)
+        return self._all_found(cause).to_arrow(columns)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """See `Collection.__arrow_c_stream__`."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     @property
     def schema(self) -> Schema:
@@ -336,15 +350,8 @@ class CachedCollection(Mapping[str, Record]):
         if snapshot is None:
             return None, cause
         collection = self._collection_of(snapshot)
-        if dirty:
-            everything = wildcard_of(collection.name)
-            if key is not None:
-                is_dirty = everything in dirty or entry_of(collection.name, key) in dirty
-            else:
-                # Copied at once: another thread that looks may be adding to it.
-                is_dirty = any(entry >> 48 == everything >> 48 for entry in tuple(dirty))
-            if is_dirty:
-                return None, cause
+        if dirty and _is_dirty(dirty, collection.name, None if key is None else [key]):
+            return None, cause
         return collection, cause
 
     def _collection_of(self, snapshot: Snapshot) -> Collection:
@@ -402,7 +409,7 @@ class CachedCollection(Mapping[str, Record]):
     def _fetch(self, keys: Sequence[str], cause: str) -> list[Record | None]:
         """From the source. Without one, an id that the file lacks is a miss, and anything else an error."""
         tiers = self._tiers
-        if tiers.source is None and cause == "absent":
+        if cause == "absent" and (tiers.source is None or getattr(tiers.source, "is_constant", False)):
             tiers.count(metrics.MISSES, len(keys))
             return [None] * len(keys)
         wanted = [key for key in keys if isinstance(key, str)]
@@ -410,7 +417,7 @@ class CachedCollection(Mapping[str, Record]):
         try:
             answers = self._source().fetch(self.schema.name, wanted)
         except SourceError:
-            return self._stand_in(cause).get_many(keys)
+            return self._stand_in(cause, wanted).get_many(keys)
         found = {record.values[0]: detached(*record) for record in answers if record is not None}
         tiers.count_fallback(cause, sum(key in found for key in keys), time.perf_counter() - begun)
         if absent := sum(key not in found for key in keys):
@@ -420,11 +427,19 @@ class CachedCollection(Mapping[str, Record]):
     def _find(self, query: Query, cause: str) -> Selection | FoundRecords:
         begun = time.perf_counter()
         try:
-            found = FoundRecords(self._source().find(self.schema.name, query), self.schema.dim)
+            found = FoundRecords(self._source().find(self.schema.name, query), self.schema)
         except SourceError:
             return self._stand_in(cause).find(query)
         self._tiers.count_fallback(cause, 1, time.perf_counter() - begun)
         return found
+
+    def _all_found(self, cause: str) -> FoundRecords | Collection:
+        """Everything that the source has, in memory."""
+        try:
+            with self._source().read() as reading:
+                return FoundRecords(reading.records(self.schema.name), self.schema)
+        except SourceError:
+            return self._stand_in(cause)
 
     def _read_source(self, cause: str) -> Iterator[Record]:
         given = 0
@@ -437,16 +452,29 @@ class CachedCollection(Mapping[str, Record]):
                 raise
             yield from self._stand_in(cause).all_records()
 
-    def _stand_in(self, cause: str) -> Collection:
-        """For a source that has just failed: the file, if it may answer in its place. Raises the source's error."""
-        snapshot = self._tiers.stand_in(cause)
-        if snapshot is None:
+    def _stand_in(self, cause: str, keys: Sequence[str] | None = None) -> Collection:
+        """For a source that has just failed: the file, if it may answer for these keys, or all, in its place. Raises
+        the source's error."""
+        view = self._tiers.stand_in(cause)
+        if view is None or _is_dirty(view.dirty, self.schema.name, keys):
             raise  # noqa: PLE0704 (called while it is handled)
+        assert view.snapshot is not None
         self._tiers.count(metrics.STALE_SERVED)
-        return self._collection_of(snapshot)
+        return self._collection_of(view.snapshot)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._tiers.path!r}, collection {self.schema.name!r}>"
+        name = "" if self._name is None else f", collection {self._name!r}"
+        return f"<{type(self).__name__} {self._tiers.path!r}{name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened again where it arrives."""
+        tiers = self._tiers
+        return _reopen, (
+            tiers.path,
+            tiers.source,
+            {k: v for k, v in tiers.options.items() if k != "policy"},
+            self._name,
+        )
 
 
 class Cache(CachedCollection):
@@ -487,7 +515,7 @@ class Cache(CachedCollection):
             )
         if executor not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {executor!r}")
-        self._arguments = {
+        arguments = {
             "ttl": ttl,
             "profile": profile,
             "refresh_at": refresh_at,
@@ -507,7 +535,7 @@ class Cache(CachedCollection):
             "label": label,
         }
         policy = freshness.policy(profile, ttl=ttl, refresh_at=refresh_at, max_stale=max_stale)
-        options = self._arguments | {"policy": policy}
+        options = arguments | {"policy": policy}
         super().__init__(Tiers(os.path.abspath(os.fspath(path)), source, options), None)
 
     def collection(self, name: str) -> CachedCollection:
@@ -597,12 +625,16 @@ class Cache(CachedCollection):
         return status_of(self.path, self._tiers.policy, self._tiers.source)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: this process's own counts, and the file's generation, age, collections and sizes."""
+        """What a notebook shows: this process's own counts, and the file's generation, age, collections and sizes.
+
+        As of the last read: showing opens nothing, looks at nothing and builds nothing.
+        """
         stats, snapshot = self.stats(), self._tiers.snapshot
-        facts = {"state": stats.state, "hit rate": f"{stats.hit_rate:.1%}", "hits": number(stats.hits)}
+        state = "closed" if self._tiers.closed else stats.state
+        facts = {"state": state, "hit rate": f"{stats.hit_rate:.1%}", "hits": number(stats.hits)}
         facts |= {f"from the source, {cause}": number(n) for cause, n in stats.fallbacks.items()}
         told = html_of(f"{type(self).__name__}: {self.path}", facts, (), ())
-        return told if snapshot is None else told + snapshot._repr_html_()
+        return told if snapshot is None else f"{told}\n{snapshot._repr_html_()}"
 
     def close(self) -> None:
         """Let go of the file. Views and pinned snapshots stay valid, and keep it mapped, until they are dropped.
@@ -617,12 +649,10 @@ class Cache(CachedCollection):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._tiers.path, self._tiers.source, self._arguments)
 
-
-def _reopen(path: str, source: Source | None, arguments: dict[str, Any]) -> Cache:
-    return Cache(path, source, **arguments)
+def _reopen(path: str, source: Source | None, arguments: dict[str, Any], name: str | None) -> CachedCollection:
+    cache = Cache(path, source, **arguments)
+    return cache if name is None else CachedCollection(cache._tiers, name)
 
 
 def _seconds(name: str, value: float) -> float:
@@ -702,6 +732,15 @@ def open(
     return cache
 
 
+def _is_dirty(dirty: AbstractSet[int], collection: str, keys: Sequence[str] | None) -> bool:
+    """Whether any of these keys, or of all, was invalidated."""
+    everything = wildcard_of(collection)
+    if keys is None:
+        # Copied at once: another thread that looks may be adding to it.
+        return any(entry >> 48 == everything >> 48 for entry in tuple(dirty))
+    return everything in dirty or any(entry_of(collection, key) in dirty for key in keys)
+
+
 def _matrix(vectors: Sequence[bytes | None], dim: int | None) -> NDArray[np.float32]:
     """Little-endian float32 bytes as a matrix, read-only; a row of zeros for None."""
     import numpy as np
@@ -714,9 +753,9 @@ def _matrix(vectors: Sequence[bytes | None], dim: int | None) -> NDArray[np.floa
 class FoundRecords(Sequence[Record]):
     """What a source found: the shape of a `Selection`, without rows, for there is no file that they could be of."""
 
-    def __init__(self, found: Iterable[SourceRecord], dim: int | None) -> None:
+    def __init__(self, found: Iterable[SourceRecord], schema: Schema) -> None:
         self._found = list(found)
-        self._dim = dim
+        self._schema = schema
 
     @property
     def ids(self) -> list[str]:
@@ -729,7 +768,23 @@ class FoundRecords(Sequence[Record]):
     @property
     def embeddings(self) -> NDArray[np.float32]:
         """float32, (len, dim), read-only; zeros for a record without one."""
-        return _matrix([record.vector for record in self._found], self._dim)
+        return _matrix([record.vector for record in self._found], self._schema.dim)
+
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """A pyarrow.Table with the columns that these records have: see `Collection.to_arrow`. A copy."""
+        from .storage.arrow import Vectors, table_of
+
+        there = [record.vector is not None for record in self._found]
+
+        def vectors() -> Vectors:
+            import numpy as np
+
+            return self.embeddings, None if all(there) else np.packbits(there, bitorder="little")
+
+        shapes = dict.fromkeys(record.names for record in self._found)
+        names = list(dict.fromkeys(name for shape in shapes for name in shape))
+        embedding = self._schema.embedding if self._schema.dim or any(there) else None
+        return table_of(self, names, embedding, vectors, columns)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -743,7 +798,7 @@ class FoundRecords(Sequence[Record]):
     def __getitem__(self, i: slice) -> FoundRecords: ...
     def __getitem__(self, i: int | slice) -> Record | FoundRecords:
         if isinstance(i, slice):
-            return FoundRecords(self._found[i], self._dim)
+            return FoundRecords(self._found[i], self._schema)
         return detached(*self._found[i])
 
     def __repr__(self) -> str:

@@ -79,7 +79,7 @@ class View(NamedTuple):
     """Who answers, as of the last look.
 
     snapshot: the file; None where the source has to answer everything, because of `cause`.
-    dirty: entries of ids, and of whole collections, that the source answers all the same.
+    dirty: entries of ids, and of whole collections, that only the source may answer.
     """
 
     snapshot: Snapshot | None
@@ -146,7 +146,7 @@ class Tiers:
         self._hits = 0
         self._has_slot = False
         self._building = False
-        self._child: tuple[subprocess.Popen[bytes], float] | None = None
+        self._child: tuple[subprocess.Popen[bytes], float, tuple[int, float] | None] | None = None
 
     # --- counting
 
@@ -342,9 +342,9 @@ class Tiers:
         elif doubt.hard or dirty is None:
             view, state = View(None, "invalidated", _NOTHING), "invalidated"
         elif fresh.state == "expired":
-            view = View(None, "expired", _NOTHING)
+            view = View(None, "expired", dirty)
         elif time.monotonic() < self._slow_until:
-            view, state = View(None, "slow", _NOTHING), "slow"
+            view, state = View(None, "slow", dirty), "slow"
         else:
             stale = doubt.soft or dirty or self._changed is None or fresh.state == "stale"
             view, state = View(snapshot, "invalidated", dirty), "stale" if stale else "fresh"
@@ -557,13 +557,13 @@ class Tiers:
             raise error
         return "record"
 
-    def stand_in(self, cause: str) -> Snapshot | None:
+    def stand_in(self, cause: str) -> View | None:
         """The file that may answer although it is not its turn, because the source has failed."""
         snapshot, fresh = self.snapshot, self.freshness
         if snapshot is None or fresh is None:
             return None
         if cause == "slow" or (cause == "expired" and may_answer(self.policy, fresh.age)):
-            return snapshot
+            return View(snapshot, cause, self._view.dirty)
         return None
 
     # --- telling the others
@@ -700,8 +700,14 @@ class Tiers:
             )
             return False
         _children.add(child)
-        self._child = child, time.monotonic() + limit
+        self._child = child, time.monotonic() + limit, self._last_build()
         return True
+
+    def _last_build(self) -> tuple[int, float] | None:
+        """What differs after any rebuild; None where the page is nobody else's."""
+        if self.page is None or not self.page.shared or self.snapshot is None:
+            return None
+        return self.page.generation, basis_of(self.snapshot.header, self.page).built
 
     def _reap(self) -> None:
         """See what became of the process that rebuilds."""
@@ -710,7 +716,7 @@ class Tiers:
                 _children.discard(child)
         if self._child is None:
             return
-        child, deadline = self._child
+        child, deadline, before = self._child
         if child.returncode is None and time.monotonic() > deadline:
             child.kill()  # it ends itself in time, unless it was stopped
             child.wait()
@@ -718,15 +724,17 @@ class Tiers:
             return
         self._child = None
         self._building = False
-        page, limit = self.page, self.options["build_timeout"]
-        if child.returncode == 0:
+        page, limit, code = self.page, self.options["build_timeout"], child.returncode
+        # Where somebody else waited for it, the host's handler of SIGCHLD for one, the status is 0 whatever it was.
+        is_built = code == 0 and (before is None or before != self._last_build())
+        if is_built:
             self._mend = None
-        if child.returncode in (0, _LOCKED) or page is None:
+        if is_built or code == _LOCKED or page is None:
             return
         # One that was killed, or could not start, or had no page to tell it by, has told nobody.
         if page.failure is None or page.failure.at < deadline - limit:
-            code = child.returncode
             how = f"was killed by signal {-code}; its limit is {limit:g} s" if code < 0 else f"ended with status {code}"
+            how = how if code else "ended, nobody knows how, and built nothing"
             error = SourceError(f"the rebuild in the background {how}")
             page.failed(error)
             self.slot.add(metrics.REBUILDS_FAILED)

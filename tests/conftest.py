@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 # A developer's own settings must not decide how a test ends.
 for _name in [name for name in os.environ if name.startswith("MMCACHE_")] + ["NO_COLOR", "FORCE_COLOR"]:
     os.environ.pop(_name, None)
+
+# Nor must a shell, that has a job in the background ignore interrupts, and with it what the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay for good: that hundreds of searches for leaks look through them takes minutes."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

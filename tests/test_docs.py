@@ -11,6 +11,7 @@ import pytest
 
 import mmcache
 from mmcache.presets.bank import write_bank
+from tests.recipes import REST
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,10 +19,10 @@ DOCS = README + "".join(page.read_text() for page in sorted((ROOT / "docs").rglo
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", REST, re.MULTILINE | re.DOTALL)
 
 
-def test_every_python_block_of_the_readme_runs_in_one_session(tmp_path: Path) -> None:
+def test_every_python_block_of_the_readme_but_the_recipes_runs_in_one_session(tmp_path: Path) -> None:
     write_bank(tmp_path / "patterns.db", 200)
     script = "\n".join(blocks("python"))
     assert script.count("mmcache.open(") == 1

@@ -15,6 +15,7 @@ Without --check: 3, 5 and 1 as here, else 0.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import sys
 import time
@@ -116,6 +117,7 @@ def look(path: str, policy: Policy, moved: str | None = None) -> Seen:
 
 def _look(path: str, policy: Policy, moved: str | None) -> Seen:
     from ..sharing.status import status_of
+    from ..sources import closing
 
     layout, error = None, None
     try:
@@ -123,7 +125,8 @@ def _look(path: str, policy: Policy, moved: str | None) -> Seen:
     except UnusableFileError as found:
         error = found
     source, trouble = _asked(layout, moved)
-    status = status_of(path, policy, source)
+    with closing(source):
+        status = status_of(path, policy, source)
     if error is not None and status.header is not None:  # a whole header, and damage behind it
         status = replace(status, state=error.cause, why=error.message, header=None)
     return Seen(path, layout, error, trouble, status)
@@ -187,11 +190,14 @@ def _check(path: str, policy: Policy, rules: Rules, output: Output) -> int:
 
 
 def _watch(every: float, path: str, policy: Policy, output: Output) -> NoReturn:
+    had_terminal = output.is_terminal
     with _screen(output) as show:
         while True:
             show(look(path, policy))
             if sys.stdout is not None:
                 sys.stdout.flush()
+            if had_terminal and not output.is_terminal:  # to rich it is a file from now on, and it writes no more
+                raise OSError(errno.EIO, "the terminal is gone")
             time.sleep(every)
 
 

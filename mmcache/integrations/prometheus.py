@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..sharing.metrics import CAUSES, STATES, Fleet, Histogram, read_fleet
+from ..sharing.metrics import CAUSES, IDLE, STATES, Fleet, Histogram, read_fleet
 
 __all__ = ["MmcacheCollector", "text_of"]
 
@@ -68,12 +68,12 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Fleet], float]], ...]] = (
     (
         "mmcache_generation",
         "Newest generation that a worker serves; 0 if none does.",
-        lambda fleet: max(_generations(fleet), default=0),
+        lambda fleet: _generations(fleet)[1],
     ),
     (
         "mmcache_generation_oldest",
-        "Oldest generation that a worker serves; 0 if none does.",
-        lambda fleet: min(_generations(fleet), default=0),
+        "Oldest generation that a worker serves, idle ones apart; 0 if none does.",
+        lambda fleet: _generations(fleet)[0],
     ),
     (
         "mmcache_pinned_generations",
@@ -200,7 +200,7 @@ def _cumulative(histogram: Histogram, bounds: range) -> Iterable[tuple[str, int]
 def _gauges(caches: Mapping[str, tuple[Fleet, _Reported]]) -> Iterable[Metric]:
     workers = GaugeMetricFamily("mmcache_workers", "Workers that live, by state.", labels=["cache", "state"])
     for cache, (fleet, _) in caches.items():
-        for state in (*STATES, "unknown"):
+        for state in (*STATES, IDLE, "unknown"):
             workers.add_metric([cache, state], sum(worker.state == state for worker in fleet.workers))
     yield workers
     for name, text, value in _GAUGES:
@@ -210,5 +210,8 @@ def _gauges(caches: Mapping[str, tuple[Fleet, _Reported]]) -> Iterable[Metric]:
         yield family
 
 
-def _generations(fleet: Fleet) -> list[int]:
-    return [worker.generation for worker in fleet.workers if worker.generation is not None]
+def _generations(fleet: Fleet) -> tuple[int, int]:
+    """The oldest and the newest."""
+    served = [(worker.generation, worker.state) for worker in fleet.workers if worker.generation is not None]
+    newest = max((generation for generation, _ in served), default=0)
+    return min((generation for generation, state in served if state != IDLE), default=newest), newest

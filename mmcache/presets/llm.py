@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from ..errors import SourceError
-from ..schema import Schema
+from ..schema import MAX_COLLECTION_BYTES, Schema
 from ..sources.connections import Connections
 from ..sources.sqlite import SQLiteSource
 
@@ -27,9 +27,10 @@ _FIELDS = "id, content, content_blob, metadata, updated, embedding"
 def llm_source(path: str | os.PathLike[str], collections: Iterable[str] | None = None) -> SQLiteSource:
     """The source of an llm database, with one schema for each of its collections that is not empty, in their order.
 
-    collections: only these, the first of them the default one. A name that has a `/` in it, or is not printable, is
-    written with percent signs, as in a URL: `a%2Fb`. What is embedded later shows in a rebuild; a collection that is
-    made later, once the source is made again.
+    collections: only these, by the names that llm has for them, the first of them the default one. Here a name that
+    has a `/` in it, or is not printable, is written with percent signs, as in a URL: `a%2Fb`; and one of more than 24
+    bytes is cut off and ends with the number that llm has for it: `a-collection-of-many-n~7`. What is embedded later
+    shows in a rebuild; a collection that is made later, once the source is made again.
 
     Raises SourceError for a file that is not such a database, that has nothing embedded, or lacks one of `collections`.
     """
@@ -48,7 +49,7 @@ def llm_source(path: str | os.PathLike[str], collections: Iterable[str] | None =
 
 def _schema(name: str, number: int) -> Schema:
     return Schema(
-        _storable(name),
+        _storable(name, number),
         query=f"SELECT {_FIELDS} FROM embeddings WHERE collection_id = {number}",  # noqa: S608 (an int)
         embedding="embedding",
         json=("metadata",),
@@ -56,8 +57,12 @@ def _schema(name: str, number: int) -> Schema:
     )
 
 
-def _storable(name: str) -> str:
-    return name if name.isprintable() and "/" not in name else quote(name, safe=" ")
+def _storable(name: str, number: int) -> str:
+    name = name if name.isprintable() and "/" not in name else quote(name, safe=" ")
+    if 0 < len(name.encode()) <= MAX_COLLECTION_BYTES:
+        return name
+    end = f"~{number}"
+    return name.encode()[: MAX_COLLECTION_BYTES - len(end)].decode(errors="ignore") + end
 
 
 def _collections(path: str) -> dict[str, int]:

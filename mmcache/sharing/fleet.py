@@ -44,7 +44,8 @@ class Histogram:
 @dataclass(frozen=True, slots=True)
 class Worker:
     """One cache object of a process that lives. pid, in the process's own namespace, and label are what it says of
-    itself. started, seen: wall clock; seen: its last slow check. generation: None without a file."""
+    itself. started, seen: wall clock; seen: its last slow check. generation: None without a file. state: as in `Stats`;
+    "idle" if it has not been asked anything for a minute, as the master of a server that forks its workers."""
 
     pid: int
     label: str

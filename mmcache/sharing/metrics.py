@@ -35,6 +35,7 @@ __all__ = [
     "FALLBACK",
     "GAUGES",
     "HISTOGRAMS",
+    "IDLE",
     "LOAD",
     "LOOKUP",
     "STATES",
@@ -69,6 +70,9 @@ COUNTERS: Final = (
     *("invalidations_ids", "invalidations_soft", "invalidations_hard", "invalidated_ids"),
 )
 STATES: Final = ("starting", "fresh", "stale", "expired", "invalidated", "slow", "no file", "disabled")
+IDLE: Final = "idle"
+_IDLE_AFTER: Final = 60.0
+"""Seconds without a look, after which what a worker said of itself is of no use: nobody asks it anything."""
 HISTOGRAMS: Final = ("lookup", "fallback", "load", "build")
 EVENTS: Final = ("rebuild", "unchanged", "rebuild_failed", "corruption", "invalidation", "refusal")
 
@@ -394,13 +398,14 @@ def _fleet(
 
 def _worker(words: Sequence[int]) -> Worker:
     label = struct.pack(f"={_LABEL_BYTES // 8}Q", *words[_LABEL : _LABEL + _LABEL_BYTES // 8])
+    state = STATES[words[STATE]] if words[STATE] < len(STATES) else "unknown"
     return Worker(
         pid=words[PID],
         label=label.rstrip(b"\0").decode("utf-8", "ignore"),
         started=words[STARTED_NS] / 1e9,
         seen=words[SEEN_NS] / 1e9,
         generation=words[GENERATION] or None,
-        state=STATES[words[STATE]] if words[STATE] < len(STATES) else "unknown",
+        state=IDLE if time.time() - words[SEEN_NS] / 1e9 > _IDLE_AFTER else state,
         pinned=words[PINNED],
         mapped_bytes=words[MAPPED_BYTES],
         private_bytes=words[PRIVATE_BYTES],

@@ -9,13 +9,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import LockTimeoutError, MmcacheError, SourceError
 from ..format.layout import Layout
 from ..schema import Schema
-from ..sources import Source, as_source, from_spec
+from ..sources import Source, as_source, closing, from_spec
+from ..sources.iterable import Records
 from ..storage import publish as storage
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Progress, Serves
 from . import metrics
@@ -28,7 +29,7 @@ log = logging.getLogger("mmcache")
 
 def build(
     path: str | os.PathLike[str],
-    records: Source | Iterable[Any] | Mapping[str, Iterable[Any]],
+    records: Source | Records | Mapping[str, Records],
     *schemas: Schema,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -76,15 +77,17 @@ def rebuild(
     if layout.source is None:
         raise SourceError("was built from records in memory and names no source: build it again", path=os.fspath(path))
     schemas = tuple(collection.schema for collection in layout.collections.values())
-    return build_once(
-        path,
-        from_spec(layout.source, schemas),
-        cluster_by={name: c.cluster_by for name, c in layout.collections.items() if c.cluster_by is not None},
-        metadata=layout.metadata,
-        progress=progress,
-        timeout=timeout,
-        asked_ns=asked_ns,
-    )
+    with closing(from_spec(layout.source, schemas)) as source:
+        assert source is not None
+        return build_once(
+            path,
+            source,
+            cluster_by={name: c.cluster_by for name, c in layout.collections.items() if c.cluster_by is not None},
+            metadata=layout.metadata,
+            progress=progress,
+            timeout=timeout,
+            asked_ns=asked_ns,
+        )
 
 
 def build_once(

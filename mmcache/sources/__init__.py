@@ -5,7 +5,8 @@ Each is loaded when it is first asked for, as sqlite3, numpy and pyarrow are not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,17 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
     source: Source = _load("IterableSource")(records_or_source, *schemas)
     return source
+
+
+@contextlib.contextmanager
+def closing(source: Source | None) -> Iterator[Source | None]:
+    """A source that is needed for a while: what it holds open, if it is one that does, is closed then."""
+    try:
+        yield source
+    finally:
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
 
 
 def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema]) -> Source:

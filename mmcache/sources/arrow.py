@@ -1,7 +1,9 @@
 """Arrow's record batches and Parquet files as records. Needs the extra `arrow`.
 
-A row becomes a mapping from column to value, as `to_pylist` has it; a column that is the schema's embedding stays an
-array, whose rows are taken without making a number of Python of any of them.
+A row becomes a mapping from column to value, as `to_pylist` has it, but for two. Dates, times and timestamps become
+text, `2026-01-31 23:59:59.123456Z`, with all the digits of their unit, which `fromisoformat` and SQLite understand. A
+column that is the schema's embedding stays an array, whose rows are taken without making a number of Python of any of
+them.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
-from ..errors import BuildError
+from ..errors import BuildError, SourceError
 from ..schema import Schema
 from .base import Reading, SourceRecord
 from .iterable import FileSource
@@ -26,11 +28,14 @@ _BATCH_ROWS = 4096
 
 
 def rows_of(stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
-    """The rows of what has `__arrow_c_stream__`, a batch at a time."""
-    with pa.RecordBatchReader.from_stream(stream) as batches:
-        for batch in batches:
-            for begin in range(0, batch.num_rows, _BATCH_ROWS):
-                yield from _rows(batch.slice(begin, _BATCH_ROWS), schema)
+    """The rows of what has `__arrow_c_stream__`, a batch at a time. Raises SourceError where Arrow cannot read it."""
+    try:
+        with pa.RecordBatchReader.from_stream(stream) as batches:
+            for batch in batches:
+                for begin in range(0, batch.num_rows, _BATCH_ROWS):
+                    yield from _rows(batch.slice(begin, _BATCH_ROWS), schema)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"cannot read the {type(stream).__name__} as rows of Arrow: {error}") from error
 
 
 class ParquetSource(FileSource):
@@ -76,30 +81,43 @@ class ParquetReading:
             yield from _rows(batch, schema)
 
 
-def _rows(batch: pa.RecordBatch, schema: Schema) -> Iterable[dict[str, Any]]:
-    name = schema.embedding
-    if name is None or name not in batch.schema.names:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-        return rows
-    rows = batch.drop_columns([name]).to_pylist()
-    if not rows:
-        rows = [{} for _ in range(batch.num_rows)]
-    for row, vector in zip(rows, _vectors(batch.column(name)), strict=True):
-        row[name] = vector
-    return rows
+def _rows(batch: pa.RecordBatch, schema: Schema) -> Iterator[dict[str, Any]]:
+    columns: dict[str, Iterable[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            if name in columns:
+                raise ValueError("two columns are called so")
+            columns[name] = _vectors(column) if name == schema.embedding else _values(column)
+        except (ValueError, pa.ArrowException) as error:
+            raise BuildError.of(schema.name, None, f"column {name!r}: {error}") from error
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
+        column = column.cast(pa.string())
+    elif pa.types.is_decimal(kind) or pa.types.is_duration(kind) or pa.types.is_interval(kind):
+        raise ValueError(f"a record cannot hold values of type {kind}; cast it to text, an integer or a float")
+    return column.to_pylist()  # type: ignore[no-any-return]
 
 
 def _vectors(column: pa.Array) -> Iterable[Any]:
-    """Rows of an array, or None, where all are of one length; else what a record may hold as its embedding."""
+    """What a record may hold as its embedding, for each row: where they are lists of numbers, slices of one array."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    if not pa.types.is_fixed_size_list(column.type) or not pa.types.is_floating(column.type.value_type):
+    is_list = pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)
+    is_list = is_list or pa.types.is_large_list(column.type)
+    if not is_list or not pa.types.is_floating(column.type.value_type):
         return column.to_pylist()  # type: ignore[no-any-return]
-    size = column.type.list_size
-    numbers = column.values.slice(column.offset * size, len(column) * size)
-    if numbers.null_count and numbers.null_count != column.null_count * size:
+    numbers = column.flatten()  # without those of rows that are null
+    if numbers.null_count:
         return column.to_pylist()  # type: ignore[no-any-return]
-    matrix = np.asarray(numbers.to_numpy(zero_copy_only=False)).reshape(len(column), size)
-    if not column.null_count:
-        return matrix
-    return [row if is_there else None for row, is_there in zip(matrix, column.is_valid().to_pylist(), strict=True)]
+    flat = numbers.to_numpy()
+    lengths = compute.list_value_length(column)
+    ends = np.cumsum(lengths.fill_null(0).to_numpy()).tolist()
+    return [
+        None if length is None else flat[end - length : end]
+        for length, end in zip(lengths.to_pylist(), ends, strict=True)
+    ]

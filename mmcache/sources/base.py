@@ -55,7 +55,11 @@ class Reading(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """The source of truth. Safe to use from several threads, after a fork, and, pickled, in another process."""
+    """The source of truth. Safe to use from several threads, after a fork, and, pickled, in another process.
+
+    One that has an attribute `is_constant` that is true has nothing that a file built from it lacks, and is not asked
+    for an id that is not there.
+    """
 
     @property
     def schemas(self) -> tuple[Schema, ...]:

@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Protocol
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema
@@ -22,7 +22,14 @@ __all__ = ["FileSource", "IterableSource", "JSONLinesSource"]
 
 _BLOCK_ROWS = 1024
 
-Records = Iterable[Mapping[str, Any]]
+
+class ArrowStream(Protocol):
+    """What speaks Arrow's PyCapsule interface."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+
+Records = Iterable[Mapping[str, Any]] | ArrowStream
 
 
 class IterableSource:
@@ -50,6 +57,7 @@ class IterableSource:
             if self._catalog[name].embedding is None:
                 raise ValueError(f"embeddings= for collection {name!r}, whose Schema names no embedding field")
         self._spent: set[str] = set()
+        self._streamed: set[str] = set()
         self._lookup: dict[str, dict[str, SourceRecord]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,7 +80,8 @@ class IterableSource:
         schema = self._catalog[collection]
         records = self._records[collection]
         try:
-            iterator = _arrow_rows(records, schema) if hasattr(records, "__arrow_c_stream__") else iter(records)
+            is_stream = hasattr(records, "__arrow_c_stream__")
+            iterator = self._arrow_rows(records, schema) if is_stream else iter(records)
         except TypeError:
             raise BuildError.of(
                 collection, None, f"records is of type {type(records).__name__}, expected an iterable of mappings"
@@ -88,6 +97,23 @@ class IterableSource:
         if collection in self._embeddings:
             vectors = _rows(self._embeddings[collection], schema)
         return shape_records(schema, iterator, "record {}".format, vectors)
+
+    def _arrow_rows(self, stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
+        try:
+            from .arrow import rows_of
+        except ImportError as error:
+            raise SourceError(f"records of Arrow need pyarrow: pip install 'mmcache[arrow]' ({error})") from error
+        is_empty = True
+        for row in rows_of(stream, schema):
+            if is_empty:
+                is_empty = False
+                self._streamed.add(schema.name)
+            yield row
+        if is_empty and schema.name in self._streamed:
+            raise SourceError(
+                f"the records of collection {schema.name!r} were read from a {type(stream).__name__} before, and now "
+                "there are none: it can be read once, or was emptied; give a table, or a new source for each build"
+            )
 
     def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
         found = self._by_key(collection)
@@ -257,14 +283,6 @@ class JSONLinesReading:
                     yield json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise BuildError.of(schema.name, None, f"line {self._line} is not JSON: {error}") from error
-
-
-def _arrow_rows(records: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
-    try:
-        from .arrow import rows_of
-    except ImportError as error:
-        raise SourceError(f"records of Arrow need pyarrow: pip install 'mmcache[arrow]' ({error})") from error
-    return rows_of(records, schema)
 
 
 def _rows(embeddings: Any, schema: Schema) -> Iterator[bytes]:

@@ -1,12 +1,13 @@
-"""A collection as an Arrow table. Needs the extra `arrow`.
+"""Records as an Arrow table. Needs the extra `arrow`.
 
-Fields become columns, decoded and copied. The embeddings are not: their column is a FixedSizeList over the block of the
-file, and the file's presence bitmap is what Arrow calls its validity, bit for bit. Both keep the file mapped.
+Fields become columns, decoded and copied. The embeddings are not: their column is a FixedSizeList over the array that
+is given, and the bits of a presence bitmap are what Arrow calls validity. Where both are views of a file, the column
+keeps it mapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,30 +18,37 @@ if TYPE_CHECKING:
 
     from .record import Record
 
-__all__ = ["table_of"]
+__all__ = ["Vectors", "table_of"]
+
+Vectors = tuple["NDArray[np.float32]", "NDArray[np.uint8] | None"]
+"""float32, (n, dim), and a bit for each row, the lowest first; None where every row has an embedding."""
 
 
 def table_of(
     records: Iterable[Record],
     names: Sequence[str],
     embedding: str | None,
-    vectors: NDArray[np.float32],
-    presence: NDArray[np.uint8] | None,
+    vectors: Callable[[], Vectors],
+    columns: Iterable[str] | None,
 ) -> pa.Table:
     """One record batch. A field that a record lacks is null.
 
-    embedding: what to call the column of `vectors`, (n, dim); None for none. presence: a bit for each row, the lowest
-    first; None where every row has an embedding.
-    Raises ValueError for a column whose values have no common Arrow type.
+    embedding: what to call the column of `vectors`; None where there are none. columns: which, and in what order; None
+    for all, the embedding last. Neither records nor vectors are read that are not asked for.
+    Raises ValueError for a column that there is not, or whose values have no common Arrow type.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    for record in records:
-        for name, column in columns.items():
-            column.append(record.get(name))
-    arrays = {name: _array(name, column) for name, column in columns.items()}
-    if embedding is not None:
-        arrays[embedding] = _vectors(vectors, presence)
-    return pa.table(arrays)
+    there = [*names, *(() if embedding is None else (embedding,))]
+    wanted = there if columns is None else list(dict.fromkeys(columns))
+    if unknown := [name for name in wanted if name not in there]:
+        raise ValueError(f"no column {unknown[0]!r}; there are: {', '.join(there)}")
+    values: dict[str, list[Any]] = {name: [] for name in wanted if name != embedding}
+    if values:
+        for record in records:
+            for name, column in values.items():
+                column.append(record.get(name))
+    return pa.table(
+        {name: _vectors(*vectors()) if name == embedding else _array(name, values[name]) for name in wanted}
+    )
 
 
 def _array(name: str, column: list[Any]) -> pa.Array:

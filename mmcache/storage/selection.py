@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from .record import Record
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 __all__ = ["Selection"]
@@ -22,6 +23,8 @@ class _Rows(Protocol):
     def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]: ...
 
     def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]: ...
+
+    def table_at(self, rows: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table: ...
 
     def place(self) -> _Rows: ...
 
@@ -59,6 +62,11 @@ class Selection(Sequence[Record]):
         A record without an embedding has zeros.
         """
         return self._collection.embeddings_at(self._rows)
+
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """A pyarrow.Table of these records, with the columns of `Collection.to_arrow`; the embeddings as `embeddings`
+        has them, but null for none."""
+        return self._collection.table_at(self._rows, columns)
 
     def __len__(self) -> int:
         return len(self._rows)

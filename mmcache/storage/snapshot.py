@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from .arrow import Vectors
+
 __all__ = ["Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"]
 
 AUTO_FULL_BYTES = 64 * 2**20
@@ -149,6 +151,9 @@ class Place(NamedTuple):
 
     def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]:
         return self.collection().embeddings_at(rows)
+
+    def table_at(self, rows: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table:
+        return self.collection().table_at(rows, columns)
 
 
 _arrived: WeakValueDictionary[Place, Collection] = WeakValueDictionary()
@@ -441,29 +446,41 @@ class Collection(Mapping[str, Record]):
         """A pyarrow.Table of one batch, in row order: the fields, decoded and copied, and the embeddings without a
         copy: a FixedSizeList over the file, which stays mapped while the column is referenced. Null for none.
 
-        columns: only these, the embedding field among them if it is wanted; by default all, a field that only some
-        records have being null in the others. O(n). Raises ValueError for a column that there is not, or whose values
-        have no common Arrow type, and ImportError without the extra `arrow`.
+        columns: only these, in this order, the embedding field among them if it is wanted; by default all, a field that
+        only some records have being null in the others. O(n). Raises ValueError for a column that there is not, or
+        whose values have no common Arrow type, and ImportError without the extra `arrow`.
         """
+        return self._table(self.all_records(), self._all_with_presence, columns)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The Arrow PyCapsule interface, through which pandas and DuckDB take a collection as it is.
+
+        Each call is a `to_arrow`, and DuckDB makes three in a query: for more than one query give it that table. Polars
+        wants the table in any case, since a mapping is to it one of columns.
+        """
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def _table(
+        self, records: Iterable[Record], vectors: Callable[[], Vectors], columns: Iterable[str] | None
+    ) -> pa.Table:
         from .arrow import table_of
 
         names = list(dict.fromkeys(name for shape in self._shapes for name in shape.names))
-        embedding = self.schema.embedding if self.dim else None
-        if columns is not None:
-            wanted, there = list(columns), names if embedding is None else [*names, embedding]
-            if unknown := [name for name in wanted if name not in there]:
-                raise ValueError(f"no column {unknown[0]!r}; there are: {', '.join(there)}")
-            names = [name for name in wanted if name != embedding]
-            embedding = embedding if embedding in wanted else None
-        presence = self._array("presence", "u1") if self._layout.missing else None
-        records = self.values() if names else ()
-        return table_of(records, names, embedding, self.embeddings, presence)
+        return table_of(records, names, self.schema.embedding if self.dim else None, vectors, columns)
 
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """The Arrow PyCapsule interface, through which pandas, polars and DuckDB take a collection as it is."""
-        return self.to_arrow().__arrow_c_stream__(requested_schema)
+    def _all_with_presence(self) -> Vectors:
+        return self.embeddings, self._array("presence", "u1") if self._layout.missing else None
 
     # --- what a selection asks; rows are uint32 and below n
+
+    def table_at(self, rows: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table:
+        """See `Selection.to_arrow`."""
+
+        def vectors() -> Vectors:
+            bits = np.packbits(self.has_embedding[rows], bitorder="little") if self._layout.missing else None
+            return self.embeddings_at(rows), bits
+
+        return self._table(self.records_at(rows), vectors, columns)
 
     @_careful
     def ids_at(self, rows: NDArray[np.uint32]) -> list[str]:

@@ -170,6 +170,26 @@ def test_an_expired_file_answers_for_a_failing_source_and_not_for_ever(caches, b
     assert cache[KEY]["kind"] == "a"
 
 
+@pytest.mark.parametrize("why", ["expired", "slow"])
+def test_no_file_answers_for_a_failing_source_what_was_invalidated(caches, bank, clock, why):
+    cache = caches(ttl=100, max_stale=50, **({"slow_after": 1e-9, "fallback_on_slow": True} if why == "slow" else {}))
+    while cache.stats().state != "slow" and why == "slow":
+        cache[KEY]
+    clock.ahead = 120 if why == "expired" else 0
+    cache.invalidate([KEY])
+    cache.source.close()
+    os.rename(bank, f"{bank}.gone")
+    other = "item-2-ä"
+    assert cache[other]["kind"] == "b"
+    assert cache.stats().state == why
+    asks = [lambda: cache[KEY], lambda: cache.get_many([other, KEY]), lambda: cache.embedding(KEY)]
+    asks += [lambda: cache.where(kind="a"), lambda: len(cache), lambda: list(cache), lambda: cache.embeddings]
+    for ask in asks:
+        with pytest.raises(SourceError):
+            ask()
+    assert len(cache.collection("notes")) == 5, "nothing was said of these"
+
+
 def test_max_stale_zero_is_not_at_all(caches, bank, clock):
     cache = caches(ttl=100, max_stale=0)
     clock.ahead = 101

@@ -50,6 +50,15 @@ def test_a_cache_pickles_and_reopens_in_a_pool(path: Path, bank: Path, method: s
         assert [pool.submit(read_all, cache, keys).result() for _ in range(4)] == [expected] * 4
 
 
+def test_one_collection_of_a_cache_pickles_too(path: Path, bank: Path) -> None:
+    with mmcache.open(path, source_of(bank), ttl=77) as cache:
+        notes = pickle.loads(pickle.dumps(cache.collection("notes")))
+        assert type(notes) is type(cache.collection("notes"))
+        assert dict(notes) == dict(cache.collection("notes")) != {}
+        assert notes._tiers.options == cache._tiers.options
+        notes._tiers.close()
+
+
 def test_a_relative_path_is_the_same_file_in_every_process(
     path: Path, bank: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,7 @@ def test_a_lock_that_outlives_its_holder_fails(tmp_path, monkeypatch, other):
 def test_another_process_that_dies_or_cannot_be_started_is_told(tmp_path, monkeypatch, diagnosed):
     script = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(doctor_directory, "_PATIENCE", 2.0)
     assert levels(diagnosed(tmp_path)) == {"build lock": "warn"}
     script.write_text("#!/bin/sh\nexit 3\n")
     script.chmod(0o700)

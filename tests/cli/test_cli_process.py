@@ -103,7 +103,6 @@ def test_interrupted_build_leaves_the_old_file_and_no_temporary_one(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=unmeasured(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (a job in the background ignores it)
     )
     try:
         deadline = time.monotonic() + 30

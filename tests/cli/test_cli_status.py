@@ -319,6 +319,27 @@ WITHOUT_RICH = "import sys; sys.modules['rich'] = None; sys.modules['rich.live']
 MAIN = "from mmcache.cli import main; raise SystemExit(main())"
 
 
+@pytest.mark.parametrize("style", ["rich", "plain"])
+def test_watch_ends_when_its_terminal_is_gone_and_holds_nothing_open_meanwhile(shop, style):
+    ours, theirs = pty.openpty()
+    code = MAIN if style == "rich" else WITHOUT_RICH + MAIN
+    command = [sys.executable, "-c", code, "status", str(shop), "--watch", "0.05"]
+    terminal = environment({"TERM": "xterm-256color"})
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=terminal) as watching:
+        os.close(theirs)
+        looks = 0
+        while looks < 20 and select.select([ours], [], [], 30)[0]:
+            looks += os.read(ours, 65_536).count(b"control page")
+        directory = f"/proc/{watching.pid}/fd"
+        held = [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)] if os.path.isdir(directory) else []
+        assert sum("shop.db" in name for name in held) <= 1
+        os.close(ours)
+        try:
+            assert watching.wait(30) == 1
+        finally:
+            watching.kill()
+
+
 @pytest.mark.parametrize("style", ["rich", "plain", "no colour"])
 def test_watch_on_a_terminal_draws_over_what_it_drew(shop, style):
     if style == "rich":

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from importlib.resources import files
@@ -219,6 +220,24 @@ def test_gauges_are_those_of_the_living(path):
     for name in ("generation", "generation_oldest", "pinned_generations", "mapped_bytes", "last_load_seconds"):
         assert total(found, f"mmcache_{name}") == 0
     assert total(found, "mmcache_workers") == 0
+
+
+def test_who_is_not_asked_anything_is_idle_and_raises_no_alarm(path):
+    """As the master of a server that opened the file before it forked: what it said of itself is of that time."""
+    asked, master = Slot.open(path), Slot.open(path)
+    for slot, generation, state in ((asked, 8, "fresh"), (master, 7, "expired")):
+        slot.set(metrics.GENERATION, generation)
+        slot.set(metrics.STATE, metrics.STATES.index(state))
+    master.set(metrics.SEEN_NS, time.time_ns() - 61 * 10**9)
+    found = samples(text_of(path))
+    assert total(found, "mmcache_generation") == total(found, "mmcache_generation_oldest") == 8
+    assert total(found, "mmcache_workers", state="fresh") == total(found, "mmcache_workers", state="idle") == 1
+    assert total(found, "mmcache_workers") == 2
+    asked.set(metrics.SEEN_NS, 0)
+    found = samples(text_of(path))
+    assert total(found, "mmcache_generation") == total(found, "mmcache_generation_oldest") == 8
+    asked.close()
+    master.close()
 
 
 @pytest.mark.parametrize("name", metrics.HISTOGRAMS)

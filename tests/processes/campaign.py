@@ -4,7 +4,7 @@
 
 8 processes read, 2 commit to SQLite and invalidate, 2 rebuild; the parent kills and stops them, and starts others in
 their place. Ends when there were as many swaps and reads as asked for, or after `--seconds`; without either number,
-then. A long campaign is a row of rounds, each with a seed, a bank and a file of its own.
+then. A long campaign is a row of rounds, each with a seed, a bank and a file of its own; it ends with a bad one.
 
 Prints one line; exit code 1 after a violation, whose round is then kept with all its logs.
 """
@@ -508,6 +508,7 @@ def scratch() -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--round", type=float, default=ROUND_SECONDS, help="seconds of each")
     parser.add_argument("--swaps", type=int, help="end when there were so many, and so many reads")
     parser.add_argument("--reads", type=int, help="end when there were so many, and so many swaps")
     parser.add_argument("--seed", type=int, default=None, help="of the first round; printed at the end")
@@ -529,7 +530,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         world = World(
             directory, seed + len(rounds), mmap.mmap(-1, mmap.PAGESIZE), os.getpid(), options.source, options.mutant
         )
-        whole = left if swaps is not None else min(left, ROUND_SECONDS)
+        whole = left if swaps is not None else min(left, options.round)
         try:
             last = run_round(world, whole, swaps, calls)
         except BaseException:

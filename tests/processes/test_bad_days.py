@@ -125,7 +125,7 @@ def test_a_first_builder_that_is_stopped_keeps_each_waiting_once(path: Path, ban
     begun = time.monotonic()
     reader = crew.hire(quick(path, bank, wait=1.0)).opened()
     assert 1.0 <= time.monotonic() - begun < 3
-    reads, slowest, found = reader(answers, 2.5)
+    reads, slowest, found = reader(answers, 1.5)
     assert found == {0}
     assert slowest < 0.7, "it waits no second time"
     assert reads > 100

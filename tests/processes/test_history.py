@@ -28,19 +28,22 @@ def campaign(*options: object, patience: float) -> tuple[int, dict[str, float], 
 
 
 @pytest.mark.timeout(400)
-def test_no_invalidation_is_lost_in_a_million_reads_and_five_thousand_swaps():
-    """Ends when there were as many; on two idle cores in less than two minutes."""
-    code, numbers, said = campaign("--seconds", 300, "--reads", 1_000_000, "--swaps", 5_000, patience=380)
+@pytest.mark.parametrize(
+    ("reads", "swaps"), [(200_000, 1_000), pytest.param(1_000_000, 5_000, marks=pytest.mark.nightly)]
+)
+def test_no_invalidation_is_lost_in_so_many_reads_and_swaps(reads, swaps):
+    """Ends when there were as many; a million on two idle cores in less than two minutes."""
+    code, numbers, said = campaign("--seconds", 300, "--reads", reads, "--swaps", swaps, patience=380)
     assert code == 0, said
-    assert numbers["reads"] >= 1_000_000, said
-    assert numbers["swaps"] >= 5_000, said
-    assert min(numbers["kills"], numbers["stops"]) > 50, said
-    assert numbers["undecided"] < numbers["reads"] / 1_000, said
+    assert numbers["reads"] >= reads, said
+    assert numbers["swaps"] >= swaps, said
+    assert min(numbers["kills"], numbers["stops"]) > swaps / 100, said
+    assert numbers["undecided"] < reads / 1_000, said
 
 
 @pytest.mark.parametrize("source", ["plain", "tracked"])
 def test_none_is_lost_where_the_source_tells_of_changes_as_well(source):
-    code, numbers, said = campaign("--source", source, "--seconds", 8, patience=60)
+    code, numbers, said = campaign("--source", source, "--seconds", 4, patience=60)
     assert code == 0, said
     assert min(numbers["reads"], numbers["swaps"], numbers["kills"]) > 0, said
 
@@ -55,7 +58,9 @@ def test_none_is_lost_where_the_source_tells_of_changes_as_well(source):
     ],
 )
 def test_a_mistake_in_mmcache_is_found(mutant, rule):
-    code, _, said = campaign("--mutant", f"tests.processes.mutants:{mutant}", "--seconds", 5, "--discard", patience=60)
+    """In the first two seconds hundreds of times, on a busy machine too."""
+    options = "--seconds", 20, "--round", 2, "--discard"
+    code, _, said = campaign("--mutant", f"tests.processes.mutants:{mutant}", *options, patience=60)
     assert code == 1, said
     assert f"[{rule}: " in said, said
     assert "failures=0" in said, said

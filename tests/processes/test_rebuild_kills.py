@@ -29,7 +29,7 @@ from mmcache import Cache, JSONLinesSource, Snapshot, SQLiteSource
 from mmcache.sharing import control
 from mmcache.sharing.control import ControlPage
 from mmcache.sharing.publishing import rebuild
-from mmcache.storage.fs import lock_name
+from mmcache.storage.fs import backup_name, lock_name
 from mmcache.storage.shared import is_held
 from tests.processes.crew import (
     THINGS,
@@ -111,6 +111,9 @@ class Town:
             assert found <= {self.content, self.content - 1}, where
             assert snapshot.generation >= self.generation, where
             self.generation = snapshot.generation
+        if os.path.exists(backup_name(str(self.path))):
+            with Snapshot.open(backup_name(str(self.path)), verify="full") as snapshot:
+                snapshot.verify(deep=True)
         if self.reader is not None:
             before = self.reader._tiers.snapshot
             assert number(self.reader) in (self.content, self.content - 1), where
@@ -412,4 +415,31 @@ def test_a_rebuilding_subprocess_that_is_killed_counts_as_failed(path: Path, tmp
         until("somebody rebuilt it", lambda: (one(look_around), two(state) == "fresh")[1])
         assert time.monotonic() >= min(failure.until, killed + 0.5)
         until("it is counted", lambda: totals(path)["rebuilds_unchanged"] == 1)
+        assert totals(path)["rebuilds_failed"] == 1
+
+
+def let_the_system_reap(_: Cache) -> None:
+    """As a host does that does not care for its children; `waitpid` then knows nothing of how they ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def test_how_it_ended_is_judged_by_what_it_built_where_somebody_else_waits_for_it(path: Path, tmp_path: Path) -> None:
+    bank = tmp_path / "bank.db"
+    make_bank(bank)
+    with Crew() as crew:
+        one = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.05))
+        one(let_the_system_reap)
+        one("invalidate", hard=True)
+        (child,) = until("the rebuild has begun", lambda: (one(look_around), rebuilders_of(one.pid))[1], pause=0.001)
+        os.kill(child, signal.SIGKILL)
+        until("it is told", lambda: one(look_around) and control.attach(str(path)).failure)
+        failure = control.attach(str(path)).failure
+        assert failure is not None
+        assert "ended, nobody knows how, and built nothing" in str(failure.error)
+        until("it was rebuilt", lambda: one(state) == "fresh")
+        until("it is counted", lambda: totals(path)["rebuilds_unchanged"] == 1)
+        commit(bank, 7)
+        one("invalidate", hard=True)
+        until("it was rebuilt with something new", lambda: one(state) == "fresh")
+        assert one(number) == 7
         assert totals(path)["rebuilds_failed"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import subprocess
 import sys
 
@@ -9,11 +11,12 @@ import numpy as np
 import pytest
 
 import mmcache
-from mmcache import BuildError, IterableSource, ParquetSource, Schema, Snapshot, SourceError
+from mmcache import BuildError, IterableSource, Schema, Snapshot, SourceError
 from mmcache.sharing.publishing import rebuild
 
 pa = pytest.importorskip("pyarrow", reason="the arrow extra is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="the arrow extra is not installed")
+ParquetSource = mmcache.ParquetSource
 
 SCHEMA = Schema("items", index=("kind",), embedding="v")
 N = 10_000
@@ -45,8 +48,12 @@ class Stream:
         return self.table.__arrow_c_stream__(requested_schema)
 
 
+def stream_of(table):
+    return Stream(table)
+
+
 @pytest.mark.parametrize(
-    "wrap", [lambda table: table, Stream, lambda table: table.to_reader(777)], ids=["table", "stream", "reader"]
+    "wrap", [lambda table: table, stream_of, lambda table: table.to_reader(777)], ids=["table", "stream", "reader"]
 )
 def test_a_stream_is_a_source(tmp_path, wrap):
     mmcache.build(tmp_path / "i.mmc", wrap(table_of(fixed(MATRIX))), SCHEMA)
@@ -71,8 +78,11 @@ def test_what_goes_out_comes_in_again(tmp_path):
         lambda: pa.array([None if i == 7 else row.tolist() for i, row in enumerate(MATRIX[:50])]),
         lambda: pa.array([None if i == 7 else row.tobytes() for i, row in enumerate(MATRIX[:50])]),
         lambda: fixed(MATRIX[:100], pa.array([i == 57 for i in range(100)])).slice(50),
+        lambda: pa.array([None if i == 7 else row for i, row in enumerate(MATRIX[:50])], pa.large_list(pa.float64())),
+        lambda: pa.array([None if i == 57 else row for i, row in enumerate(MATRIX[:100])]).slice(50),
+        lambda: pa.array([None if i == 7 else row for i, row in enumerate(MATRIX[:50])], pa.list_(pa.int16())),
     ],
-    ids=["float64, a null", "lists", "bytes", "sliced, a null"],
+    ids=["float64, a null", "lists", "bytes", "sliced, a null", "large lists", "lists, sliced, a null", "integers"],
 )
 def test_embeddings_come_in_several_forms(tmp_path, vectors):
     column = vectors()
@@ -91,6 +101,223 @@ def test_lookups_of_a_cache_over_a_table(tmp_path):
         assert cache["k5"]["kind"] == 5
         assert np.array_equal(cache.get_embeddings(["k5"]), MATRIX[5:6])
         assert cache.get("nope") is None
+
+
+# --- what the columns may be
+
+DAY = dt.datetime.fromisoformat("2026-01-31 23:59:59.123456")
+BERLIN = dt.timezone(dt.timedelta(hours=1))
+CARRIED = {
+    "text": (pa.array(["a", None]), ["a", None]),
+    "large text": (pa.array(["a", None], pa.large_string()), ["a", None]),
+    "text views": (pa.array(["a", None], pa.string_view()), ["a", None]),
+    "a dictionary": (pa.array(["a", None]).dictionary_encode(), ["a", None]),
+    "runs": (pa.RunEndEncodedArray.from_arrays([1, 2], ["a", None]), ["a", None]),
+    "bytes": (pa.array([b"\0", None]), [b"\0", None]),
+    "numbers": (pa.array([2**63 - 1, None]), [2**63 - 1, None]),
+    "large numbers": (pa.array([2**64 - 1, None], pa.uint64()), [2**64 - 1, None]),
+    "floats": (pa.array([0.1, float("inf")]), [0.1, float("inf")]),
+    "bools": (pa.array([True, None]), [True, None]),
+    "nothing": (pa.nulls(2), [None, None]),
+    "structs": (pa.array([{"a": {"b": [1, None]}}, None]), [{"a": {"b": [1, None]}}, None]),
+    "lists": (pa.array([["a", None], []]), [["a", None], []]),
+    "dates": (pa.array([DAY.date(), None]), ["2026-01-31", None]),
+    "times": (pa.array([DAY.time(), None]), ["23:59:59.123456", None]),
+    "timestamps": (pa.array([DAY, None]), ["2026-01-31 23:59:59.123456", None]),
+    "ns": (pa.array([1, None], pa.timestamp("ns")), ["1970-01-01 00:00:00.000000001", None]),
+    "UTC": (pa.array([DAY.replace(tzinfo=dt.UTC), None]), ["2026-01-31 23:59:59.123456Z", None]),
+    "offsets": (pa.array([DAY.replace(tzinfo=BERLIN), None]), ["2026-01-31 23:59:59.123456+0100", None]),
+}
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_what_a_record_can_hold_comes_as_it_is_and_times_as_text(tmp_path, kind):
+    column, expected = CARRIED[kind]
+    table = pa.table({"id": ["k0", "k1"], "x": column})
+    mmcache.build(tmp_path / "i.mmc", pa.concat_tables([table.slice(0, 1), table.slice(1)]), Schema("items"))
+    with Snapshot.open(tmp_path / "i.mmc") as snapshot:
+        assert [record["x"] for record in snapshot.values()] == expected
+        if kind in ("dates", "timestamps", "UTC", "offsets"):
+            assert type(column[0].as_py()).fromisoformat(snapshot["k0"]["x"]) == column[0].as_py()
+
+
+REFUSED = {
+    "decimals": (pa.array([decimal.Decimal("1.50")]), r"column 'x': .* decimal128\(3, 2\); cast it to text"),
+    "durations": (pa.array([1], pa.duration("ns")), r"column 'x': .* duration\[ns\]; cast it to text"),
+    "nested decimals": (pa.array([[decimal.Decimal("1.5")]]), r"key 'k0': field 'x': decimal.Decimal is not a type"),
+    "nested ns": (pa.array([[1]], pa.list_(pa.timestamp("ns"))), r"'x': "),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_a_record_cannot_hold_is_refused_by_the_name_of_its_column(tmp_path, kind):
+    column, message = REFUSED[kind]
+    with pytest.raises(BuildError, match=message):
+        mmcache.build(tmp_path / "i.mmc", pa.table({"id": ["k0"], "x": column}), Schema("items"))
+    assert not (tmp_path / "i.mmc").exists()
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 3)], ids=str)
+def test_embeddings_with_holes_are_refused_by_key(tmp_path, kind):
+    column = pa.array([[1.0, 2.0, 3.0], None, [1.0, None, 3.0]], kind)
+    with pytest.raises(BuildError, match="key 'k2': record 2: the embedding holds None at position 1"):
+        mmcache.build(tmp_path / "i.mmc", table_of(column, 3), SCHEMA)
+
+
+def test_embeddings_of_two_lengths_are_refused_by_key(tmp_path):
+    with pytest.raises(BuildError, match=r"key 'k1': .*2 numbers, expected"):
+        mmcache.build(tmp_path / "i.mmc", table_of(pa.array([[1.0, 2.0, 3.0], [1.0, 2.0]]), 2), SCHEMA)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["id", "id"])
+    with pytest.raises(BuildError, match="column 'id': two columns are called so"):
+        mmcache.build(tmp_path / "i.mmc", table, Schema("items"))
+
+
+# --- streams that fail
+
+
+def broken():
+    yield pa.record_batch({"id": ["a"]})
+    raise RuntimeError("the producer broke")
+
+
+def test_a_stream_that_breaks_is_an_error_of_the_source_and_publishes_nothing(tmp_path):
+    mmcache.build(tmp_path / "i.mmc", [{"id": "before"}], Schema("items"))
+    reader = pa.RecordBatchReader.from_batches(pa.schema([("id", pa.string())]), broken())
+    with pytest.raises(SourceError, match=r"cannot read the Stream as rows of Arrow: .*the producer broke"):
+        mmcache.build(tmp_path / "i.mmc", stream_of(reader), Schema("items"))
+    with Snapshot.open(tmp_path / "i.mmc") as snapshot:
+        assert list(snapshot) == ["before"]
+
+
+def test_a_stream_of_no_rows_is_told(tmp_path):
+    with pytest.raises(SourceError, match=r"cannot read the Stream as rows of Arrow: .*non-struct"):
+        mmcache.build(tmp_path / "i.mmc", stream_of(pa.chunked_array([["a"]])), Schema("items"))
+
+
+def test_a_reader_can_be_built_from_once_and_not_looked_up(tmp_path):
+    reader = table_of(fixed(MATRIX[:9]), 9).to_reader()
+    with mmcache.open(tmp_path / "i.mmc", IterableSource(reader, SCHEMA), executor="external") as cache:
+        assert cache["k8"]["kind"] == 1  # from the file
+        with pytest.raises(SourceError, match=r"an iterator \(RecordBatchReader\), which can be read once and was"):
+            cache.rebuild()
+        cache.invalidate(["k8"])
+        with pytest.raises(SourceError, match=r"an iterator \(RecordBatchReader\), in which nothing can be looked up"):
+            cache["k8"]
+        assert cache["k7"]["kind"] == 0
+
+
+def test_a_stream_that_gives_nothing_the_second_time_is_not_taken_for_an_empty_one(tmp_path):
+    class Once:
+        def __init__(self, table):
+            self.reader = table.to_reader()
+
+        def __arrow_c_stream__(self, requested_schema=None):
+            return self.reader.__arrow_c_stream__(requested_schema)
+
+    source = IterableSource(Once(table_of(fixed(MATRIX[:9]), 9)), SCHEMA)
+    assert mmcache.build(tmp_path / "i.mmc", source).records == {"items": 9}
+    with pytest.raises(SourceError, match="were read from a Once before, and now there are none"):
+        mmcache.build(tmp_path / "i.mmc", source)
+    for empty in (table_of(fixed(MATRIX[:9]), 9)[:0], table_of(fixed(MATRIX[:9]), 9)[:0].to_reader()):
+        assert mmcache.build(tmp_path / "e.mmc", empty, SCHEMA).records == {"items": 0}
+
+
+# --- other libraries' tables
+
+M = MATRIX[:6]
+LATE = dt.datetime.fromisoformat("2026-01-31 23:59:59")
+EXPECTED = [{"id": f"k{i}", "kind": "ab"[i % 2], "about": {"page": i, "tags": ["t"] * i}, "at": LATE} for i in range(6)]
+
+
+def polars_frame(vectors):
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    kinds = {"kind": polars.Categorical, "at": polars.Datetime("ms")}
+    numbers = polars.Float32 if "32" in vectors else polars.Float64
+    v = polars.Series("v", M.tolist(), dtype=polars.List(numbers) if "list" in vectors else polars.Array(numbers, 3))
+    v = polars.select(polars.when(polars.arange(0, 6) != 2).then(v).alias("v")).to_series()
+    frame = polars.DataFrame(EXPECTED, schema_overrides=kinds).with_columns(v)
+    return polars.concat([frame[:4], frame[4:]], rechunk=False)
+
+
+def pandas_frame(vectors):
+    pandas = pytest.importorskip("pandas", minversion="3", reason="pandas 3 is not installed")
+    frame = pandas.DataFrame(EXPECTED)
+    frame["kind"] = frame["kind"].astype("category")
+    frame["at"] = frame["at"].astype("datetime64[s]")
+    numbers = M.astype("<f4" if "32" in vectors else "<f8")
+    frame["v"] = [None if i == 2 else vector for i, vector in enumerate(numbers)]
+    if "list" not in vectors:
+        arrays = pa.array(frame["v"]).cast(pa.list_(pa.float32() if "32" in vectors else pa.float64(), 3))
+        frame["v"] = pandas.array(arrays, dtype=pandas.ArrowDtype(arrays.type))
+    return frame
+
+
+def duckdb_relation(db, vectors):
+    kind = ("FLOAT" if "32" in vectors else "DOUBLE") + ("[]" if "list" in vectors else "[3]")
+    db.execute("CREATE TYPE letter AS ENUM ('a', 'b')")
+    return db.sql(f"""
+        SELECT 'k' || i AS id, substr('ababab', i + 1, 1)::letter AS kind,
+            {{'page': i, 'tags': list_resize([]::VARCHAR[], i, 't')}} AS about,
+            TIMESTAMP_S '2026-01-31 23:59:59' AS at,
+            CASE WHEN i != 2 THEN [3 * i, 3 * i + 1, 3 * i + 2]::{kind} END AS v
+        FROM range(6) numbers(i) ORDER BY i
+    """)
+
+
+@pytest.fixture
+def frame(request):
+    library, vectors = request.param
+    if library != "duckdb":
+        yield {"polars": polars_frame, "pandas": pandas_frame}[library](vectors)
+        return
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    with duckdb.connect() as db:
+        yield duckdb_relation(db, vectors)
+
+
+def with_time(record):
+    """How many zeros a time ends with is the column's unit."""
+    return record.asdict() | {"at": dt.datetime.fromisoformat(record["at"])}
+
+
+def check(path):
+    with Snapshot.open(path) as snapshot:
+        assert [with_time(record) for record in snapshot.values()] == EXPECTED
+        assert snapshot.where(kind="a").ids == ["k0", "k2", "k4"]
+        assert snapshot.embedding("k2") is None
+        assert np.array_equal(np.delete(snapshot.embeddings, 2, axis=0), np.delete(M, 2, axis=0))
+
+
+FORMS = ["array of float32", "list of float32", "list of float64"]
+FRAMES = [pytest.param((name, form), id=f"{name}, {form}") for name in ("polars", "pandas", "duckdb") for form in FORMS]
+# What DuckDB writes for a null in a FLOAT[3] is not Parquet: https://github.com/duckdb/duckdb/issues/24731
+WRITTEN = [frame for frame in FRAMES if frame.id != "duckdb, array of float32"]
+
+
+@pytest.mark.parametrize("frame", FRAMES, indirect=True)
+def test_frames_and_relations_are_sources_that_can_be_read_again(frame, tmp_path):
+    source = IterableSource(frame, SCHEMA)
+    mmcache.build(tmp_path / "i.mmc", source)
+    check(tmp_path / "i.mmc")
+    with mmcache.open(tmp_path / "none.mmc", source, build=False) as cache:
+        assert with_time(cache["k5"]) == EXPECTED[5]
+        assert cache["k2"].embedding is None
+        assert cache.get_embeddings(["k4"]).tolist() == M[4:5].tolist()
+
+
+@pytest.mark.parametrize("frame", WRITTEN, indirect=True)
+def test_parquet_files_of_others_are_sources(frame, tmp_path):
+    path = tmp_path / "items.parquet"
+    write = getattr(frame, "to_parquet", None) or frame.write_parquet
+    write(str(path))
+    mmcache.build(tmp_path / "i.mmc", ParquetSource(path, SCHEMA))
+    check(tmp_path / "i.mmc")
+
+
+# --- Parquet files
 
 
 @pytest.fixture

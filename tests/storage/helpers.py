@@ -31,12 +31,18 @@ BLOCK = 65_536
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+_PLAIN = {str, int, bool, bytes, type(None)}
+
+
 def same(one: object, other: object) -> bool:
     """Equal in value and type, NaN to NaN, and -0.0 apart from 0.0; a mapping to a dict. As deep as need be."""
     pairs: list[tuple[Any, Any]] = [(one, other)]
     while pairs:
         one, other = pairs.pop()
-        if isinstance(one, float) and isinstance(other, float):
+        if type(one) is type(other) and type(one) in _PLAIN:
+            if one != other:
+                return False
+        elif isinstance(one, float) and isinstance(other, float):
             if struct.pack("<d", one) != struct.pack("<d", other) and not (math.isnan(one) and math.isnan(other)):
                 return False
         elif isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -122,10 +128,13 @@ def questions(expected: Expected, absent: Sequence[str] = ("", "nobody", "k-1", 
     some = (keys * 26)[:26] if keys else []  # enough for the path of many keys
 
     def lookup(key: str) -> Callable[[Any], bool]:
-        return lambda c: c[key].id == key and same_record(c[key], records[key])
+        return lambda c: (record := c[key]).id == key and same_record(record, records[key])
 
     def record_vector(key: str) -> Callable[[Any], bool]:
         return lambda c: _same_array(c[key].embedding, expected.vectors[key])
+
+    def are(found: list[Any], wanted: list[str]) -> bool:
+        return [r.id for r in found] == wanted and all(same_record(r, records[r.id]) for r in found)
 
     def missing(key: str) -> Callable[[Any], bool]:
         return lambda c: c.get(key) is None and key not in c
@@ -138,12 +147,7 @@ def questions(expected: Expected, absent: Sequence[str] = ("", "nobody", "k-1", 
         yield f"[{key!r}].embedding", record_vector(key)
         yield f"embedding({key!r})", lambda c, key=key: _same_array(c.embedding(key), expected.vectors[key])
     yield "get_many(few)", lambda c: [r.id for r in c.get_many(keys[:3])] == keys[:3]
-    yield (
-        "get_many(many)",
-        lambda c: (
-            all(same_record(r, records[r.id]) for r in c.get_many(some)) and [r.id for r in c.get_many(some)] == some
-        ),
-    )
+    yield "get_many(many)", lambda c: are(c.get_many(some), some)
     for key in absent:
         if key not in records:
             yield f"get({key!r})", missing(key)
@@ -154,10 +158,7 @@ def questions(expected: Expected, absent: Sequence[str] = ("", "nobody", "k-1", 
     )
     yield "list", lambda c: list(c) == keys
     yield "len", lambda c: len(c) == len(keys)
-    yield (
-        "values",
-        lambda c: [r.id for r in c.values()] == keys and all(same_record(r, records[r.id]) for r in c.values()),
-    )
+    yield "values", lambda c: are(list(c.values()), keys)
     yield "items", lambda c: [key for key, _ in c.items()] == keys
     yield "values embeddings", lambda c: all(_same_array(r.embedding, expected.vectors[r.id]) for r in c.values())
     for name in expected.schema.index:
@@ -168,7 +169,7 @@ def questions(expected: Expected, absent: Sequence[str] = ("", "nobody", "k-1", 
             yield (
                 f"where({name}={term!r})",
                 lambda c, name=name, term=term, found=found: (
-                    c.where({name: term}).ids == found and [r.id for r in c.where({name: term})] == found
+                    (chosen := c.where({name: term})).ids == found and [r.id for r in chosen] == found
                 ),
             )
     if expected.schema.index:

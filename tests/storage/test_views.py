@@ -343,15 +343,15 @@ def check_swaps(path, count: int) -> None:
     gc.collect()
     assert len(open_files()) == files
     assert len(mapped_files(f"{path.parent}/")) == maps
-    assert abs(len(gc.get_objects()) - objects) < 500
+    assert abs(len(gc.get_objects()) - objects) < 250
     assert resident() - memory < max(2**22, memory // 20)
     names = {"items.mmc", "items.mmc.bak", "items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"}
     assert set(os.listdir(path.parent)) == names
 
 
 @LINUX
-def test_a_thousand_swaps_leave_descriptors_maps_and_memory_flat(path):
-    check_swaps(path, 1_000)
+def test_hundreds_of_swaps_leave_descriptors_maps_and_memory_flat(path):
+    check_swaps(path, 600)
 
 
 @LINUX
