@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -181,7 +181,7 @@ def _check_map(words: memoryview, other: subprocess.Popen[bytes]) -> Check:
     for i in range(1, _ROUNDS + 1):
         begun = time.perf_counter()
         words[_ASKED] = i
-        if not _wait_for(words, _ANSWERED, i):
+        if not _wait_for(words, _ANSWERED, i, lambda: other.poll() is None):
             if other.poll() is not None:
                 return Check(
                     name, "fail", f"the process to try it with ended with code {other.returncode}", "see above"
@@ -194,11 +194,13 @@ def _check_map(words: memoryview, other: subprocess.Popen[bytes]) -> Check:
     )
 
 
-def _wait_for(words: memoryview, word: int, value: int) -> bool:
+def _wait_for(words: memoryview, word: int, value: int, lives: Callable[[], bool] = lambda: True) -> bool:
     deadline = time.monotonic() + _PATIENCE
+    turns = 0
     while words[word] != value:
-        if time.monotonic() > deadline:
-            return False
+        turns += 1
+        if time.monotonic() > deadline or (turns % 256 == 0 and not lives()):
+            return bool(words[word] == value)
         time.sleep(0)
     return True
 

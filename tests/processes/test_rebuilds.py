@@ -308,12 +308,10 @@ def test_of_all_that_find_the_file_due_at_once_one_rebuilds(
         before = totals(path)["rebuilds_ok"]
         old = {child for worker in workers for child in children_of(worker.pid)}  # that nobody reaped yet
         commit(bank, content)
-        moment = time.monotonic() + 0.2
-        for worker in workers[1:]:
-            worker.begin(due_at_once, 2, moment)
-        workers[0].begin(due_at_once, 2, moment)
-        time.sleep(0.05)
         control.attach(str(path)).invalidate("manual", hard=True)
+        moment = time.monotonic() + 0.2  # until then nobody looks
+        for worker in workers:
+            worker.begin(due_at_once, 2, moment)
         started: set[int] = set()
         while any(worker.is_busy() for worker in workers):
             started.update(child for worker in workers for child in children_of(worker.pid))
