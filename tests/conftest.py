@@ -55,6 +55,16 @@ def data() -> Path:
 
 
 @pytest.fixture
+def let_go() -> Iterator[None]:
+    """What arrived from other processes stays mapped until the next arrives: not beyond the test."""
+    yield
+    from mmcache.storage import snapshot
+
+    snapshot._last.clear()
+    gc.collect()
+
+
+@pytest.fixture
 def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The test leaves no file or directory open and no mmcache file mapped.
 

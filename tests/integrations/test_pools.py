@@ -29,6 +29,8 @@ from mmcache.sharing.metrics import read_fleet
 from tests.processes.crew import PATIENCE, totals, until
 from tests.recipes import bank, recipe
 
+pytestmark = pytest.mark.usefixtures("let_go")
+
 ROOT = Path(__file__).parent.parent.parent
 METHODS = ("fork", "forkserver", "spawn")
 PATTERNS = Schema("patterns", index=("domain",), json=("metadata",), embedding="embedding", dim=768)

@@ -41,6 +41,8 @@ from torch.utils.data import (  # noqa: E402
 
 from mmcache.integrations.torch import MmcacheDataset, ReadOnlyTensor, as_tensor  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("let_go")
+
 SCHEMA = Schema("items", index=("kind",), embedding="v", dim=64)
 N = 300
 
@@ -63,13 +65,6 @@ def snapshot(path):
     build(path)
     with Snapshot.open(path) as snapshot:
         yield snapshot
-
-
-@pytest.fixture(autouse=True)
-def _let_go():
-    yield
-    snapshot_module._last.clear()
-    gc.collect()
 
 
 def arrived(dataset):
@@ -512,7 +507,7 @@ def test_every_write_raises_where_it_would_be_the_end_of_the_process(snapshot, t
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-import json, multiprocessing, sys, warnings
+import gc, json, multiprocessing, sys, warnings
 import torch
 from torch.utils.data import DataLoader, Dataset
 from mmcache import Snapshot
@@ -520,7 +515,7 @@ from mmcache.integrations.torch import MmcacheDataset
 
 def private(pid):
     with open(f"/proc/{pid}/smaps_rollup") as lines:
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 class Listed(Dataset):
     def __init__(self, records):
@@ -533,6 +528,8 @@ class Listed(Dataset):
 
 def grown(dataset, epochs):
     # MB of memory that is each worker's own, the largest of four, after each epoch.
+    gc.collect()
+    gc.freeze()  # or a full collection in a worker, whenever it comes, dirties what all of torch has on the heap
     loader = DataLoader(dataset, batch_size=128, shuffle=True, num_workers=4, persistent_workers=True)
     found = []
     for _ in range(epochs):

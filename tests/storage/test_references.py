@@ -15,15 +15,10 @@ from mmcache import GenerationGoneError, Schema, Snapshot
 from mmcache.storage import snapshot as snapshot_module
 from tests.conftest import mapped_files
 
+pytestmark = pytest.mark.usefixtures("let_go")
+
 SCHEMA = Schema("items", index=("kind",), embedding="v", dim=768)
 N = 40
-
-
-@pytest.fixture(autouse=True)
-def _let_go():
-    yield
-    snapshot_module._last.clear()
-    gc.collect()
 
 
 def build(path, offset=0.0):
