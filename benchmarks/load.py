@@ -71,13 +71,13 @@ class Latencies(NamedTuple):
     failed: int
 
 
-def timed_gets(get: Get, ids: Sequence[str], phase: Any) -> Latencies:
-    """Get without a pause until the phase changes."""
+def timed_gets(get: Get, ids: Sequence[str], phase: Any, now: int) -> Latencies:
+    """Get without a pause until this phase is over: at least once, for it may be so by the time that we begin."""
     clock = time.perf_counter_ns
     counts, slow, failed = array("L", [0]) * _FINE, [], 0
     batches = itertools.cycle([ids[i : i + _BATCH] for i in range(0, len(ids), _BATCH)])
-    now, begun = phase.value, clock()
-    while phase.value == now:
+    begun = clock()
+    while True:
         for id_ in next(batches):
             before = clock()
             try:
@@ -89,6 +89,8 @@ def timed_gets(get: Get, ids: Sequence[str], phase: Any) -> Latencies:
                 counts[took] += 1
             else:
                 slow.append(took)
+        if phase.value != now:
+            break
     return Latencies((clock() - begun) / 1e9, counts, slow, failed)
 
 
@@ -102,7 +104,7 @@ def read(contender: Contender, ids: list[str], phase: Any, pipe: Connection) -> 
         for now in _IDLE, _BUSY:
             while phase.value < now:
                 time.sleep(0.001)
-            pipe.send(timed_gets(get, ids, phase))
+            pipe.send(timed_gets(get, ids, phase, now))
 
 
 def figures(of: Sequence[Latencies]) -> Figures:
