@@ -107,7 +107,7 @@ def test_damage_behind_the_header_is_told_and_the_workers_too(shop, status, data
         assert found["state"] == "corrupt"
         assert "generation" not in found
         assert [worker["label"] for worker in found["fleet"]["workers"]] == ["web"]
-        checked = status(shop, "--check", code=5)
+        checked = status(shop, "--check", "--max-load-ms", "60000", code=5)
         assert [alert["rule"] for alert in checked["broken"]] == ["file"]
 
 
