@@ -29,7 +29,7 @@ from ..words import bytes_of, plural, span
 if TYPE_CHECKING:
     from ..cache import Cache
     from ..schema import Query, Schema
-    from ..sources.base import Reading, Source, SourceRecord
+    from ..sources.base import Key, Reading, Source, SourceRecord
     from ..sources.iterable import IterableSource
 
 __all__ = ["Factory", "Hooks"]
@@ -269,7 +269,7 @@ class _Called:
     def read(self) -> contextlib.AbstractContextManager[Reading]:
         return self._made(again=False).read()
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
         return self._made(again=True).fetch(collection, ids)
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:

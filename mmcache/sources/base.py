@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ..format.keys import Key
 from ..schema import Query, Schema
 
-__all__ = ["Changes", "Reading", "Source", "SourceRecord", "TrackedSource"]
+__all__ = ["Changes", "Key", "Reading", "Source", "SourceRecord", "TrackedSource"]
 
 
 class SourceRecord(NamedTuple):
@@ -38,7 +39,7 @@ class Changes(NamedTuple):
     """
 
     fingerprint: bytes
-    keys: Mapping[str, frozenset[str]]
+    keys: Mapping[str, frozenset[Key]]
 
 
 class Reading(Protocol):
@@ -70,8 +71,9 @@ class Source(Protocol):
         """One consistent read of all collections: later writers do not show in it."""
         ...
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
-        """The records with these ids, in their order, None where there is none. Raises SourceError."""
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+        """The records with these ids, in their order, None where there is none, as for a key of a type that no record
+        of the source has. Raises SourceError."""
         ...
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:

@@ -12,7 +12,7 @@ from typing import IO, Any, ClassVar, Protocol
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema
-from .base import Reading, SourceRecord
+from .base import Key, Reading, SourceRecord
 from .catalog import Catalog
 from .fingerprint import fingerprint_of, stamp_of
 from .mappings import keyed, matching, shape_records
@@ -58,7 +58,7 @@ class IterableSource:
                 raise ValueError(f"embeddings= for collection {name!r}, whose Schema names no embedding field")
         self._spent: set[str] = set()
         self._streamed: set[str] = set()
-        self._lookup: dict[str, dict[str, SourceRecord]] = {}
+        self._lookup: dict[str, dict[Key, SourceRecord]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lookup": {}}
@@ -115,7 +115,7 @@ class IterableSource:
                 "there are none: it can be read once, or was emptied; give a table, or a new source for each build"
             )
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
         found = self._by_key(collection)
         return [found.get(key) for key in ids]
 
@@ -144,7 +144,7 @@ class IterableSource:
             )
         return {next(iter(self._catalog)): value}
 
-    def _by_key(self, collection: str) -> dict[str, SourceRecord]:
+    def _by_key(self, collection: str) -> dict[Key, SourceRecord]:
         self._catalog[collection]
         records = self._records[collection]
         if isinstance(records, Iterator):
@@ -169,7 +169,7 @@ class FileSource:
         self.path = os.path.abspath(os.fspath(path))
         self._catalog = Catalog([schema])
         self._schema = schema
-        self._lookup: tuple[bytes, dict[str, SourceRecord]] | None = None
+        self._lookup: tuple[bytes, dict[Key, SourceRecord]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lookup": None}
@@ -200,7 +200,7 @@ class FileSource:
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise SourceError("the file changed while it was being read; read it again", path=self.path)
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
         found = self._by_key(collection)
         return [found.get(key) for key in ids]
 
@@ -221,7 +221,7 @@ class FileSource:
             return None
         return {"kind": self.kind, "path": self.path}
 
-    def _by_key(self, collection: str) -> dict[str, SourceRecord]:
+    def _by_key(self, collection: str) -> dict[Key, SourceRecord]:
         self._catalog[collection]
         now = self.fingerprint()
         if self._lookup is None or self._lookup[0] != now:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema, matches, terms_of
-from .base import SourceRecord
+from .base import Key, SourceRecord
 from .vectors import VectorDecoder
 
 __all__ = ["keyed", "matching", "shape_records"]
@@ -101,8 +101,8 @@ def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
     return lambda item: (item[name],)
 
 
-def keyed(records: Iterator[SourceRecord]) -> dict[str, SourceRecord]:
-    found: dict[str, SourceRecord] = {}
+def keyed(records: Iterator[SourceRecord]) -> dict[Key, SourceRecord]:
+    found: dict[Key, SourceRecord] = {}
     try:
         for record in records:
             found.setdefault(record.values[0], record)
@@ -111,7 +111,7 @@ def keyed(records: Iterator[SourceRecord]) -> dict[str, SourceRecord]:
     return found
 
 
-def matching(records: Mapping[str, SourceRecord], query: Query) -> Iterator[SourceRecord]:
+def matching(records: Mapping[Key, SourceRecord], query: Query) -> Iterator[SourceRecord]:
     for record in records.values():
         fields = dict(zip(record.names, record.values, strict=True))
         try:

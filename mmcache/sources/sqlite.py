@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema, Term, terms_of
-from .base import Changes, Reading, SourceRecord
+from .base import Changes, Key, Reading, SourceRecord
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
@@ -107,11 +107,11 @@ class SQLiteSource:
             finally:
                 reading.close()
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
         """Looked up by the key column's index, `MAX_IDS` at a time; one consistent read if there are more."""
         schema = self._catalog[collection]
         wanted = [key for key in dict.fromkeys(ids) if isinstance(key, str) and storable(key)]
-        found: dict[str, SourceRecord] = {}
+        found: dict[Key, SourceRecord] = {}
         with self._connections.take() as connection:
             try:
                 if len(wanted) > MAX_IDS:
