@@ -272,6 +272,9 @@ class _Called:
     def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
         return self._made(again=True).fetch(collection, ids)
 
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        return self._made(again=True).in_order(collection, ids)
+
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
         return self._made(again=True).find(collection, query)
 

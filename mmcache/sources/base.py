@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from ..format.keys import Key
 from ..schema import Query, Schema
 
-__all__ = ["Changes", "Key", "Reading", "Source", "SourceRecord", "TrackedSource"]
+__all__ = ["Changes", "Key", "OrderedSource", "Reading", "Source", "SourceRecord", "TrackedSource", "ordered"]
 
 
 class SourceRecord(NamedTuple):
@@ -102,3 +102,25 @@ class TrackedSource(Protocol):
         what that read did not see. Raises SourceError.
         """
         ...
+
+
+@runtime_checkable
+class OrderedSource(Protocol):
+    """What a source may be able to do besides: put some keys into its own order."""
+
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        """Those of these keys that the source has, each once, in the order of `Reading.records`.
+
+        Costs the keys, not the collection, where the source has an index. Raises SourceError.
+        """
+        ...
+
+
+def ordered(source: Source, collection: str, ids: Sequence[Key]) -> list[Key]:
+    """`OrderedSource.in_order` of a source that has it; of any other the ids as given, each once, whether there or not.
+
+    Raises SourceError.
+    """
+    if isinstance(source, OrderedSource):
+        return source.in_order(collection, ids)
+    return list(dict.fromkeys(ids))

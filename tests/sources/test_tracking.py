@@ -167,7 +167,7 @@ def test_the_source_says_what_it_can(source):
         (["PRAGMA recursive_triggers = ON", "REPLACE INTO items VALUES ('d', 'a@', 5)"], "ad"),
         (["INSERT INTO other VALUES ('x')"], ""),
         ([["INSERT INTO items (id) VALUES (?)", ["o'\"\u00fc\n\0x"]]], ["o'\"\u00fc\n\0x"]),
-        (["INSERT INTO items (id) VALUES (NULL), (x'00'), ('t')"], "t"),
+        (["INSERT INTO items (id) VALUES (NULL), ('t')"], "t"),
     ],
 )
 def test_the_keys_that_another_process_changed_and_no_others(source, write, statements, changed):
@@ -175,6 +175,27 @@ def test_the_keys_that_another_process_changed_and_no_others(source, write, stat
     write(*statements)
     assert keys(source, since) == list(changed)
     assert (source.fingerprint() == since) is (not changed)
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "changed"),
+    [
+        ("items (id INTEGER PRIMARY KEY)", "(7), (-9223372036854775808), ('12')", {7, -(2**63), 12}),
+        ("items (id)", "(1), ('1'), (x'31'), (1.5), (NULL)", {1, "1", b"1"}),
+        ("items (id BLOB PRIMARY KEY) WITHOUT ROWID", "(x''), (x'00ff')", {b"", b"\0\xff"}),
+        ("items (id REAL)", "(1), (2.5)", set()),
+    ],
+    ids=["integers", "any type", "bytes", "floats"],
+)
+def test_a_changed_key_has_the_type_that_the_database_stores(path, table, values, changed):
+    with contextlib.closing(sqlite3.connect(path)) as db, contextlib.closing(SQLiteSource(path, ITEMS)) as source, db:
+        db.executescript(f"DROP TABLE items; CREATE TABLE {table}")
+        source.track()
+        since = source.fingerprint()
+        db.execute(f"INSERT INTO items VALUES {values}")
+        db.commit()
+        found = changes_of(source, since)["items"]
+    assert {(type(key), key) for key in found} == {(type(key), key) for key in changed}
 
 
 def test_a_failed_statement_is_not_logged(source, write):
