@@ -23,8 +23,19 @@ import numpy as np
 import pytest
 
 import mmcache
-from mmcache import ClosedError, Collection, GenerationGoneError, Schema, Snapshot, SourceError, UnusableFileError
+from mmcache import (
+    ClosedError,
+    Collection,
+    GenerationGoneError,
+    Schema,
+    Selection,
+    Snapshot,
+    SourceError,
+    SourceRecord,
+    UnusableFileError,
+)
 from mmcache.storage import snapshot as snapshot_module
+from mmcache.storage.overlay import Overlay
 from tests.conftest import mapped_files
 from tests.recipes import bank, recipe
 
@@ -145,11 +156,25 @@ def test_what_it_may_be_made_of(path, tmp_path):
     with pytest.raises(ClosedError):
         MmcacheDataset(snapshot)[0]
     source = mmcache.IterableSource([{"id": "a", "kind": 0, "v": [1.0] * 64}], SCHEMA)
-    with mmcache.open(tmp_path / "none.mmc", source, build=False) as cache:
-        with pytest.raises(UnusableFileError, match="no file to pin"):
-            MmcacheDataset(cache)
+    with (
+        mmcache.open(tmp_path / "none.mmc", source, build=False) as cache,
+        pytest.raises(UnusableFileError, match="no file to pin"),
+    ):
+        MmcacheDataset(cache)
+
+
+def test_records_that_the_source_gave_are_refused(path):
+    build(path)
+    given = SourceRecord(("id", "kind"), ["k4", 1], None)
+    with Snapshot.open(path) as snapshot:
+        mixed = Overlay(snapshot.default, ["k4"], [given]).find({"kind": (1,)})
+        with pytest.raises(SourceError, match=r"1 of 100 records .*only a file has rows: .*snapshot=True"):
+            MmcacheDataset(mixed)
+        assert len(MmcacheDataset(mixed[2:])) == 98
+        assert len(MmcacheDataset(arrived(mixed[2:]))) == 98
+    for found in ([], [given]):
         with pytest.raises(SourceError, match="only a file has rows"):
-            MmcacheDataset(cache.where(kind=0))
+            MmcacheDataset(Selection.from_source(found, SCHEMA))
 
 
 def test_what_is_wrong_is_told_when_it_is_made(snapshot):
