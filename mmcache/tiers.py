@@ -151,15 +151,13 @@ class Tiers:
     # --- counting
 
     def count(self, word: int, n: int = 1) -> None:
-        with self.lock:
-            self.slot.add(word, n)
+        self.slot.add(word, n)
 
     def count_fallback(self, cause: str, n: int, seconds: float) -> None:
-        with self.lock:
-            self.slot.add(metrics.FALLBACK_NS, int(seconds * 1e9))
-            self.slot.observe(FALLBACK, seconds)
-            if n:
-                self.slot.add(_FALLBACKS[cause], n)
+        self.slot.add(metrics.FALLBACK_NS, int(seconds * 1e9))
+        self.slot.observe(FALLBACK, seconds)
+        if n:
+            self.slot.add(_FALLBACKS[cause], n)
 
     def settle_hits(self) -> None:
         """Make the count of hits exact. `next` of a C iterator cannot be interrupted, so each number is given once; two
@@ -218,7 +216,8 @@ class Tiers:
         if self.closed:
             return
         with self.lock:
-            if now >= self.due:
+            polls = now >= self.due
+            if polls:
                 self.due = now + self.options["check_interval"]
                 self._look_around()
             woken = self.words[WAKE]
@@ -232,6 +231,9 @@ class Tiers:
                 self._judge()
             self.seen = woken
             why = self._why_rebuild()
+        if polls:
+            self.slot.flush()
+            self.slot.flush_events()
         if why is not None:
             self._start_build(why)
 
@@ -252,10 +254,7 @@ class Tiers:
     def _take_slot(self) -> None:
         """Count where others can see it, on from what we have."""
         self._has_slot = True
-        slot = Slot.open(self.path, label=self.options["label"])
-        for word in range(HITS, len(slot.words)):
-            slot.words[word] = self.slot.words[word]
-        self.slot, self.counts = slot, slot.words
+        self.slot.share(self.path, label=self.options["label"])
 
     def _renew_page(self) -> None:
         """Use the page that is at its path now."""
@@ -355,9 +354,9 @@ class Tiers:
     def _count_stale(self, state: str) -> None:
         """Set the state, and count what was answered since the last look by a file that was stale then."""
         self.settle_hits()
-        slot, words = self.slot, self.slot.words
-        hits = words[HITS] - words[metrics.LOOKS] + words[metrics.BATCH_HITS]
-        if words[metrics.STATE] == metrics.STATES.index("stale") and hits > self._hits:
+        slot, counts = self.slot, self.slot.counters()
+        hits = counts["hits"] + counts["batch_hits"]
+        if slot.words[metrics.STATE] == metrics.STATES.index("stale") and hits > self._hits:
             slot.add(metrics.STALE_SERVED, hits - self._hits)
         self._hits = hits
         slot.set(metrics.STATE, metrics.STATES.index(state))
@@ -500,7 +499,7 @@ class Tiers:
 
     def _count_damage(self) -> None:
         self.slot.add(metrics.CORRUPTIONS)
-        metrics.record_event(self.path, "corruption")
+        self.slot.note_event("corruption")
 
     def _adopt(self) -> None:
         """Move to the file that is at the path now. One that is not right is refused, once, and ours is kept."""
@@ -540,8 +539,11 @@ class Tiers:
         """Look now, at everything; whether there was another file to move to."""
         old = self.snapshot
         if old is None:
-            self._next_try = 0.0
-            return self.view().snapshot is not None
+            self._next_try = self.due = 0.0
+            try:
+                return self.view().snapshot is not None
+            finally:
+                self.slot.flush()
         self.due = 0.0
         self.look(time.monotonic())
         return self.snapshot is not old
@@ -579,6 +581,7 @@ class Tiers:
             )
         finally:
             self.look(time.monotonic())
+            self.slot.flush()
 
     def _page_now(self) -> ControlPage:
         with self.lock:
@@ -596,18 +599,21 @@ class Tiers:
         if self.page is None:
             with self.lock:
                 self._renew_page()
-        return build_once(
-            self.path,
-            self.source,
-            control=self.page,
-            slot=self.slot,
-            cluster_by=self.options["cluster_by"],
-            metadata=self.options["metadata"],
-            timeout=timeout,
-            serves=self.has_our_schemas if first else None,
-            asked_ns=asked_ns,
-            since=since,
-        )
+        try:
+            return build_once(
+                self.path,
+                self.source,
+                control=self.page,
+                slot=self.slot,
+                cluster_by=self.options["cluster_by"],
+                metadata=self.options["metadata"],
+                timeout=timeout,
+                serves=self.has_our_schemas if first else None,
+                asked_ns=asked_ns,
+                since=since,
+            )
+        finally:
+            self.slot.flush()
 
     def _build_first(self) -> None:
         """One process builds; the others wait until its file is there, take over if it dies, and give up in time.
@@ -751,7 +757,6 @@ class Tiers:
             self._view = View(None, "missing", _NOTHING)
             self.words, self.seen, self.due = _NO_WORDS, 0, float("inf")
             self.slot.close()
-            self.counts = self.slot.words
 
 
 def _is_ours_to_mend(error: UnusableFileError) -> bool:
