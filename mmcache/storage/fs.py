@@ -298,7 +298,7 @@ class Directory:
             name = _temp_name(self.name)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                return WriteFile(self, name, _not_a_standard_stream(system.open(name, flags, mode, dir_fd=self.fd)))
+                return WriteFile(self, name, off_the_standard_streams(system.open(name, flags, mode, dir_fd=self.fd)))
             except FileExistsError:
                 continue
             except OSError as error:
@@ -399,7 +399,7 @@ class Directory:
         while True:
             fd = -1
             try:
-                fd = _not_a_standard_stream(system.open(name, flags, 0o660, dir_fd=self.fd))
+                fd = off_the_standard_streams(system.open(name, flags, 0o660, dir_fd=self.fd))
                 hold(fd)  # before it is locked: a child may be forked at any moment
                 status = system.fstat(fd)
                 self._check(name, status)
@@ -551,7 +551,7 @@ def close_quietly(fd: int) -> None:
             system.close(fd)
 
 
-def _not_a_standard_stream(fd: int) -> int:
+def off_the_standard_streams(fd: int) -> int:
     """Move a descriptor off 0..2, where a stray print would write into the file."""
     if fd > 2:
         return fd
@@ -584,6 +584,11 @@ def release(fd: int) -> None:
     """Close a descriptor, and so free its lock. -1 is none."""
     _held_locks.discard(fd)
     close_quietly(fd)
+
+
+def disown(fd: int) -> None:
+    """This descriptor is another's by now, under the same number: do not close it."""
+    _held_locks.discard(fd)
 
 
 def _forget_locks() -> None:

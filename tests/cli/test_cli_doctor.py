@@ -64,7 +64,7 @@ def test_a_good_directory_passes_every_check(tmp_path, diagnosed):
     checks = diagnosed(tmp_path)
     assert tuple(checks) == OF_A_DIRECTORY
     assert levels(checks) == {}
-    assert "200 stores each way were seen" in checks["shared map"]["text"]
+    assert "200 writes each way were seen" in checks["shared map"]["text"]
     assert "after its holder was killed" in checks["build lock"]["text"]
 
 
@@ -174,15 +174,20 @@ def other():
         process.communicate()
 
 
-def test_a_store_that_nobody_answers_fails(monkeypatch, other):
+def test_a_write_that_is_not_answered_fails(tmp_path, monkeypatch, other):
     monkeypatch.setattr(doctor_directory, "_PATIENCE", 0.2)
-    words = memoryview(bytearray(4096)).cast("Q")  # which no other process sees
-    check = doctor_directory._check_map(words, other("input()"))
-    assert (check.level, "was not seen by another" in check.text) == ("fail", True)
-    ended = other("raise SystemExit(7)")
-    ended.wait(30)
-    check = doctor_directory._check_map(words, ended)
-    assert (check.level, "ended with code 7" in check.text) == ("fail", True)
+    path = tmp_path / "probe"
+    path.write_bytes(bytes(4096))
+    with doctor_directory._Probe(str(path)) as probe:
+        check = doctor_directory._check_map(probe, other("input()"))
+        assert (check.level, "was not seen by another" in check.text) == ("fail", True)
+        ended = other("raise SystemExit(7)")
+        ended.wait(30)
+        check = doctor_directory._check_map(probe, ended)
+        assert (check.level, "ended with code 7" in check.text) == ("fail", True)
+        with faults(FailName("pwrite", errno.ENOSPC)):
+            check = doctor_directory._check_map(probe, ended)
+        assert (check.level, "No space left on device" in check.text) == ("fail", True)
 
 
 def test_a_lock_that_does_not_exclude_fails(tmp_path, other):
