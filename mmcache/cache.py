@@ -203,7 +203,28 @@ def reopen(path: str, source: Source | None, options: OpenOptions, name: str | N
     return cache if name is None else CachedCollection(cache._watch, name)
 
 
-def open(path: str | os.PathLike[str], source: Source | None = None, **options: Unpack[OpenOptions]) -> Cache:
+def open(
+    path: str | os.PathLike[str],
+    source: Source | None = None,
+    *,
+    ttl: float | None = None,
+    profile: Profile = "staging",
+    refresh_at: float | None = None,
+    max_stale: float | None = None,
+    build: bool = True,
+    executor: Executor = "subprocess",
+    rebuild_after: float = 60.0,
+    build_timeout: float = 600.0,
+    wait: float = 30.0,
+    check_interval: float = 1.0,
+    slow_after: float | None = None,
+    fallback_on_slow: bool = False,
+    verify: Verify = "auto",
+    access: Access = "mmap",
+    cluster_by: str | Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    label: str = "",
+) -> Cache:
     """Open a cache: the file at `path`, and the source that answers for whatever the file cannot.
 
     Where the file is missing or damaged it is built now, by one process; the others wait for it. Times in seconds.

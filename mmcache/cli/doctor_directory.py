@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, PublishError, UnusableFileError
-from ..sharing.control import attach, control_name
+from ..sharing.attach import attach
+from ..sharing.page import Page, wake_name
 from ..storage import fs, shared
 from ..words import bytes_of, printable, span
 
@@ -94,11 +95,14 @@ def _check_writing(directory: fs.Directory) -> Iterator[Check]:
     yield Check("write access", "ok", "this user may build, invalidate and count here")
     yield _check_links(directory)
     yield _check_sync(directory)
+    page = attach(directory.path)
     try:
-        yield _check_file_system(directory)
+        yield _check_file_system(directory, page)
         yield from _check_processes(directory)
     finally:
-        for name in (control_name(directory.name), _map_name(directory.name), fs.lock_name(directory.name)):
+        page.close()
+        names = [of(directory.name) for of in (fs.control_name, _map_name, fs.lock_name)]
+        for name in (*names, wake_name(directory.name, page.nonce)):
             with contextlib.suppress(PublishError):
                 directory.unlink(name)
 
@@ -113,8 +117,8 @@ def _check_links(directory: fs.Directory) -> Check:
         finally:
             directory.unlink(other)
     if linked:
-        return Check("hard links", "ok", "there are: a backup costs no space, and the control page appears whole")
-    return Check("hard links", "warn", "there are none: backups are copies, and there is no control page", _TOLD_LATE)
+        return Check("hard links", "ok", "there are: a backup costs no space")
+    return Check("hard links", "warn", "there are none: a backup is a copy, which takes its time and space")
 
 
 def _check_sync(directory: fs.Directory) -> Check:
@@ -129,9 +133,8 @@ def _check_sync(directory: fs.Directory) -> Check:
     return Check("fsync", "ok", f"a page and its name were made durable in {span(time.perf_counter() - begun)}")
 
 
-def _check_file_system(directory: fs.Directory) -> Check:
+def _check_file_system(directory: fs.Directory, page: Page) -> Check:
     kind = shared.kind_of_file_system(os.path.dirname(directory.path)) or "of unknown kind"
-    page = attach(directory.path)
     if not page.shared:
         return Check("file system", "warn", f"{kind}: no control page ({page.problem})", _TOLD_LATE)
     if kind in ("tmpfs", "ramfs"):

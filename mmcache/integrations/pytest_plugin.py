@@ -169,7 +169,7 @@ class Factory:
     def _build(self, name: str, path: Path, source: Source) -> None:
         """See to it that the file is there."""
         from ..errors import LockTimeoutError, MmcacheError
-        from ..sharing.control import attach
+        from ..sharing.attach import attach
         from ..sharing.publishing import build_once
 
         begun, pause = time.monotonic(), 0.002

@@ -50,9 +50,7 @@ class Hearing:
     @property
     def distrusted(self) -> bool:
         """Whether something may have been said, after the build, on the page that the file was built with."""
-        return (
-            self.page is not None and self.baseline is not None and self.page.distrusts(self.baseline.tokens.page)
-        )
+        return self.page is not None and self.baseline is not None and self.page.distrusts(self.baseline.tokens.page)
 
     @property
     def last_build(self) -> object:

@@ -74,9 +74,7 @@ class Alert:
     text: str
 
 
-def status_of(
-    path: str, policy: Policy, source: Source | None = None, *, decided: Decision | None = None
-) -> Status:
+def status_of(path: str, policy: Policy, source: Source | None = None, *, decided: Decision | None = None) -> Status:
     """Reads headers and counters, changes nothing.
 
     source: is asked whether it was written to; None leaves that out. decided: what a cache that has the file open makes
