@@ -197,12 +197,6 @@ class Cache(CachedCollection):
         self.close()
 
 
-def reopen(path: str, source: Source | None, options: OpenOptions, name: str | None) -> CachedCollection:
-    """What a pickled cache is where it arrives."""
-    cache = Cache(path, source, **options)
-    return cache if name is None else CachedCollection(cache._watch, name)
-
-
 def open(
     path: str | os.PathLike[str],
     source: Source | None = None,

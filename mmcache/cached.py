@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key
+from .options import OpenOptions, Options
 from .schema import Schema, parse_query
 from .sharing import metrics
 from .sharing.invalidation import Kind
+from .sources.base import Source
 from .sourcetier import SourceTier
 from .storage.overlay import Overlay
 from .storage.record import Record, RecordItems, RecordValues
@@ -376,10 +378,17 @@ class CachedCollection(Mapping[str, Record]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened again where it arrives."""
-        from .cache import reopen
-
         watch = self._watch
-        return reopen, (watch.path, watch.source, watch.options.given(), self._name)
+        return _reopen, (type(self), watch.path, watch.source, watch.options.given(), self._name)
+
+
+def _reopen(
+    kind: type[CachedCollection], path: str, source: Source | None, options: OpenOptions, name: str | None
+) -> CachedCollection:
+    watch = Watch(path, source, Options(**options))
+    collection = kind.__new__(kind)
+    CachedCollection.__init__(collection, watch, name)
+    return collection
 
 
 def _matrix(vectors: Sequence[bytes | None], dim: int | None) -> NDArray[np.float32]:

@@ -14,15 +14,17 @@ from ..storage import fs
 from .publishing import rebuild
 
 
-def main(path: str, asked_ns: str, limit: str, lock: str) -> int:
-    """lock: number of a descriptor that holds the build lock."""
-    fs.receive(int(lock))
+def main(path: str, asked_ns: str, limit: str, lock: str | None = None) -> int:
+    """lock: number of a descriptor that holds the build lock; without one it is taken here, or the build fails."""
+    held = None if lock is None else int(lock)
+    if held is not None:
+        fs.receive(held)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.setitimer(signal.ITIMER_REAL, float(limit))
     os.nice(5)
     try:
-        rebuild(path, timeout=0.0, asked_ns=int(asked_ns), lock=int(lock))
+        rebuild(path, timeout=0.0, asked_ns=int(asked_ns), lock=held)
     except Exception:  # noqa: BLE001 (recorded on the control page; stderr is read by no one)
         return 1
     return 0

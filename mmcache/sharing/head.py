@@ -23,7 +23,6 @@ from xxhash import xxh3_64_intdigest
 from .. import errors
 from ..errors import MmcacheError, SourceError
 from ..format.header import Header, Tokens
-from ..storage.fs import Identity
 
 __all__ = [
     "ANNOUNCED",
@@ -201,7 +200,7 @@ def pack_head(identity: PageIdentity, count: int, records: bytes = b"") -> bytes
     return bytes(head)
 
 
-def proof_of(header: Header, identity: Identity) -> bytes:
+def proof_of(header: Header, identity: tuple[int, int, int, int]) -> bytes:
     """What is recorded of a file that was verified."""
     return _STRUCTS[VERIFIED[0]].pack(*(value & (2**64 - 1) for value in identity), header.build_id)
 
