@@ -18,8 +18,8 @@ from mmcache.cli.doctor_directory import check_space
 from mmcache.format.header import HEADER_SIZE, parse_header
 from mmcache.sharing.control import SIZE, look
 from mmcache.storage import fs, shared
-from tests.cli.console import endless_build, make_shelf, make_shop, ok, run
-from tests.storage.faults import FailName, faults
+from tests.support.console import endless_build, make_shelf, make_shop, ok, run
+from tests.support.faults import FailName, faults
 
 OF_A_DIRECTORY = (
     *("python", "dependencies", "directory", "write access", "hard links", "fsync", "file system"),

@@ -14,7 +14,7 @@ import pytest
 import mmcache
 from mmcache.cli import main
 from mmcache.storage.fs import Directory
-from tests.cli.console import make_shelf, run
+from tests.support.console import make_shelf, run
 
 
 @pytest.fixture

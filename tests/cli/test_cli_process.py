@@ -11,7 +11,7 @@ import time
 import pytest
 
 import mmcache
-from tests.cli.console import COMMAND, environment, make_shelf, make_shop, on_terminal, run, unmeasured
+from tests.support.console import COMMAND, environment, make_shelf, make_shop, on_terminal, run, unmeasured
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 import mmcache
 from mmcache.cli import main
 from mmcache.sharing import metrics
-from tests.cli.console import COMMAND, endless_build, environment, make_shelf, make_shop, ok, run, worker, write
+from tests.support.console import COMMAND, endless_build, environment, make_shelf, make_shop, ok, run, worker, write
 
 
 @pytest.fixture

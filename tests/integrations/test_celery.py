@@ -27,9 +27,10 @@ from celery import Celery
 
 import mmcache
 from mmcache.sharing.metrics import read_fleet
-from tests.cli.console import ok
-from tests.processes.crew import PATIENCE, totals, until
 from tests.recipes import bank, recipe
+from tests.support.console import ok
+from tests.support.observe import totals
+from tests.support.waits import PATIENCE, until
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = [f"pattern-{i}" for i in range(8)]

@@ -26,8 +26,9 @@ import pytest
 import mmcache
 from mmcache import Cache, EmbeddingRef, GenerationGoneError, Schema, Selection, Snapshot, SQLiteSource
 from mmcache.sharing.metrics import read_fleet
-from tests.processes.crew import PATIENCE, totals, until
 from tests.recipes import bank, recipe
+from tests.support.observe import totals
+from tests.support.waits import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("let_go")
 

@@ -24,9 +24,9 @@ import pytest
 
 import mmcache
 from mmcache import ClosedError, Collection, GenerationGoneError, Schema, Snapshot, SourceError, UnusableFileError
-from mmcache.storage import snapshot as snapshot_module
-from tests.conftest import mapped_files
 from tests.recipes import bank, recipe
+from tests.support import inside
+from tests.support.observe import mapped_files
 
 torch = pytest.importorskip("torch", minversion="2.9", reason="torch 2.9 is not installed")
 
@@ -313,7 +313,7 @@ def test_the_file_is_unmapped_with_the_last_dataset(path):
     item = dataset[3]
     assert len(mapped_files(str(path))) <= 1  # 1, where maps are told
     del dataset
-    snapshot_module._last.clear()
+    inside.forget_arrived()
     gc.collect()
     assert not mapped_files(str(path))
     assert item.tolist() == vectors()[3].tolist()

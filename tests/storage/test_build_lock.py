@@ -17,8 +17,9 @@ import pytest
 import mmcache
 from mmcache import LockTimeoutError, Schema, Snapshot, UntrustedPathError
 from mmcache.storage import fs
-from tests.conftest import open_files
-from tests.storage.faults import faults, in_child
+from tests.support.faults import faults
+from tests.support.observe import open_files
+from tests.support.processes import in_child
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 

@@ -20,7 +20,7 @@ import pytest
 import mmcache
 from mmcache import MissingFileError, MmcacheError, PublishError, Schema, Snapshot, UntrustedPathError
 from mmcache.storage import fs
-from tests.storage.faults import in_child
+from tests.support.processes import in_child
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
