@@ -26,8 +26,8 @@ from billiard.exceptions import WorkerLostError
 from celery import Celery
 
 import mmcache
-from mmcache.sharing.metrics import read_fleet
 from tests.recipes import bank, recipe
+from tests.support import inside
 from tests.support.console import ok
 from tests.support.observe import totals
 from tests.support.waits import PATIENCE, until
@@ -291,7 +291,7 @@ def test_processes_that_live_for_a_few_tasks_leave_nothing(home: Path) -> None:
 
 
 def assert_nothing_is_left(worker: Worker, *, slots: int) -> None:
-    assert not read_fleet(str(worker.path)).workers
+    assert not inside.fleet_of(worker.path).workers
     left = set(os.listdir(worker.directory)) - {*DIRECTORIES, "app.py", "__pycache__", "log", "begun", "patterns.db"}
     beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock", ".metrics")}
     assert beside <= left

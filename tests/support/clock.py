@@ -15,13 +15,19 @@ class Clock:
     def __init__(self) -> None:
         self.ahead = 0.0
         self.later = 0.0
+        self.stands: float | None = None
         self._real = {name: getattr(time, name) for name in ("time", "time_ns", "monotonic", "monotonic_ns")}
 
+    def stand(self, at: float) -> None:
+        """The wall clock stops at a time; `ahead` still counts."""
+        self.stands = at
+
     def time(self) -> float:
-        return self._real["time"]() + self.ahead
+        return self.time_ns() / 1e9
 
     def time_ns(self) -> int:
-        return self._real["time_ns"]() + int(self.ahead * 1e9)
+        now = self._real["time_ns"]() if self.stands is None else int(self.stands * 1e9)
+        return now + int(self.ahead * 1e9)
 
     def monotonic(self) -> float:
         return self._real["monotonic"]() + self.later

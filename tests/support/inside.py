@@ -8,18 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status
+from mmcache.cli import doctor, doctor_directory
+from mmcache.cli.doctor_directory import Check
+from mmcache.format import postings
 from mmcache.freshness import policy
 from mmcache.sharing import control, publishing
 from mmcache.sharing.fleet import Fleet
 from mmcache.sharing.metrics import read_fleet
 from mmcache.sharing.status import status_of
 from mmcache.sources import connections
-from mmcache.storage import fs, publish, shared, snapshot
+from mmcache.storage import builder, fs, publish, shared, snapshot
 
 # --- files beside a cache ---------------------------------------------------------------------------------------------
 
@@ -77,6 +80,47 @@ def writer(text: str) -> Iterator[None]:
     """Files name this as their writer, whatever version of the package builds them."""
     with mock.patch.object(publish, "_writer", return_value=text):
         yield
+
+
+@contextlib.contextmanager
+def hashing(digest: Callable[..., int]) -> Iterator[None]:
+    """Keys, terms and checksums are hashed by `digest(data, seed=0)`, by builder and reader alike."""
+    with contextlib.ExitStack() as patches:
+        for module in (postings, builder, snapshot):
+            patches.enter_context(mock.patch.object(module, "xxh3_64_intdigest", digest))
+        yield
+
+
+def rows_of_bitmap(packed: Any, n: int) -> Any:
+    """uint32: the places of the bits that are set, of n."""
+    return postings._rows_of_bitmap(packed, n)
+
+
+# --- the doctor -------------------------------------------------------------------------------------------------------
+
+
+def check_map(words: memoryview, other: Any) -> Check:
+    """What the doctor says of a map, by what another process answers in it."""
+    return doctor_directory._check_map(words, other)
+
+
+def check_lock(path: Any, other: Any) -> Check:
+    """What the doctor says of a build lock, by what another process does about it."""
+    with fs.Directory(os.fspath(path)) as directory:
+        return doctor_directory._check_lock(directory, other)
+
+
+DOCTORS_PATIENCE = doctor_directory._PATIENCE
+
+
+def impatient_doctor() -> contextlib.AbstractContextManager[Any]:
+    """It waits for another process for 0.2 s."""
+    return mock.patch.object(doctor_directory, "_PATIENCE", 0.2)
+
+
+def any_build_is_long() -> contextlib.AbstractContextManager[Any]:
+    """To the doctor, if it takes ten times as long as the last one."""
+    return mock.patch.object(doctor, "_LONG_BUILD", 0.0)
 
 
 # --- caches -----------------------------------------------------------------------------------------------------------
@@ -191,6 +235,18 @@ def open_connections(source: SQLiteSource) -> list[Any]:
 
 def idle_connections(source: SQLiteSource) -> list[Any]:
     return list(source._connections._idle)
+
+
+@contextlib.contextmanager
+def no_connections(source: SQLiteSource) -> Iterator[None]:
+    """Whatever asks the database fails."""
+    with mock.patch.object(source._connections, "take", None):
+        yield
+
+
+def remembered_fingerprint(source: SQLiteSource, found: bytes) -> bytes | None:
+    """`found`, if the source will give it again without a look into files that look the same."""
+    return found if source._look is not None and source._look.answer == found else None
 
 
 def connection(source: SQLiteSource) -> contextlib.AbstractContextManager[Any]:

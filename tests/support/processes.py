@@ -61,6 +61,13 @@ def ask_child(work: Callable[[], Any]) -> Any:
     return _received(*_asked(work))
 
 
+@contextlib.contextmanager
+def answering(work: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+    """A child that works meanwhile. Gives what waits for its result."""
+    asked = _asked(work)
+    yield lambda: _received(*asked)
+
+
 def together(count: int, work: Callable[[int], Any]) -> list[Any]:
     """What `work(number)` returns in each of `count` children, which begin at the same moment."""
     wait, begin = os.pipe()
