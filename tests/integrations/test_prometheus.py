@@ -22,7 +22,7 @@ import mmcache
 from mmcache import Schema
 from mmcache.sharing import metrics
 from mmcache.sharing.metrics import Slot
-from tests.cli.console import ok, run
+from tests.support.console import ok, run
 
 prometheus_client = pytest.importorskip("prometheus_client", reason="the prometheus extra is not installed")
 

@@ -34,10 +34,10 @@ from mmcache import (
     SourceRecord,
     UnusableFileError,
 )
-from mmcache.storage import snapshot as snapshot_module
 from mmcache.storage.overlay import Overlay
-from tests.conftest import mapped_files
 from tests.recipes import bank, recipe
+from tests.support import inside
+from tests.support.observe import mapped_files
 
 torch = pytest.importorskip("torch", minversion="2.9", reason="torch 2.9 is not installed")
 
@@ -338,7 +338,7 @@ def test_the_file_is_unmapped_with_the_last_dataset(path):
     item = dataset[3]
     assert len(mapped_files(str(path))) <= 1  # 1, where maps are told
     del dataset
-    snapshot_module._last.clear()
+    inside.forget_arrived()
     gc.collect()
     assert not mapped_files(str(path))
     assert item.tolist() == vectors()[3].tolist()
@@ -442,7 +442,7 @@ def test_what_is_sent_of_a_view_is_what_it_shows(snapshot):
     """Where torch itself would send the whole block."""
     tensor = as_tensor(snapshot.embeddings)
     assert len(pickle.dumps(tensor[3])) < 4 * 64 + 1000
-    assert len(pickle.dumps(tensor._plain[3])) > 4 * 64 * N
+    assert len(pickle.dumps(torch.from_numpy(vectors())[3])) > 4 * 64 * N
     rows: Any = list(tensor[:4])
     (batch,) = DataLoader(rows, batch_size=4, num_workers=1, collate_fn=list)
     assert [type(one) for one in batch] == [torch.Tensor] * 4

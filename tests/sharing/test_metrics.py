@@ -28,8 +28,8 @@ from mmcache import PublishError, UntrustedPathError
 from mmcache.sharing import archive, metrics
 from mmcache.sharing.metrics import Fleet, Slot, read_fleet
 from mmcache.storage import shared
-from tests.conftest import open_files
 from tests.storage.faults import Fail, FailName, Kill, faults, in_child
+from tests.support.observe import open_files
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
