@@ -210,10 +210,10 @@ def together(log: Log, cache: Cache, draw: random.Random) -> int:
 
 
 def by_kind(log: Log, cache: Cache, draw: random.Random) -> int:
-    """Several times, with nothing between, so that what was remembered of dirty ids is used."""
+    """Several times the same, with nothing between, so that what was remembered of dirty ids is used."""
     times = draw.choice((1, 1, 4))
+    kinds = draw.sample(range(KINDS), draw.choice((1, 1, 2, 3)))
     for _ in range(times):
-        kinds = draw.sample(range(KINDS), draw.choice((1, 1, 2, 3)))
         begin = now()
         found = cache.where(kind=kinds[0] if len(kinds) == 1 else kinds)
         records = list(found)
