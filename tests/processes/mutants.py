@@ -96,10 +96,10 @@ def wake_unheard() -> None:
 @breaks("stale", "wrong count")
 def answers_survive_events() -> None:
     """What a view remembers of the source is taken over by the next one."""
-    kept: dict[str, Overlay] = {}
+    kept: dict[str | None, Overlay] = {}
     really = View.overlay
 
-    def overlay(self: View, name: str, ask: Any) -> Overlay | None:
+    def overlay(self: View, name: str | None, ask: Any) -> Overlay | None:
         if name not in kept:
             found = really(self, name, ask)
             if found is not None:
