@@ -280,14 +280,17 @@ class Slot:
             del self._turn
         except AttributeError:
             return  # Case: a flush is under way, which this call interrupts or another thread does. It calls this.
+        held = None
         try:
-            if self._held is not None:
-                self._write()
-            if self._held is not None:
+            self._write()
+            held, self._held = self._held, None  # Case: interrupted from here on, it is not added again
+            if held is not None:
                 self._move_to_archive()
         finally:
-            self._end_sharing()
             self._turn = True
+            _shared_slots.pop(self._nonce, None)
+            if held is not None:
+                held.close()
 
     def _move_to_archive(self) -> None:
         try:
