@@ -454,6 +454,7 @@ class Tiers:
             self._judge()
             self.seen = None  # a newer one may have been published since this one was opened
             self.slot.set(metrics.GENERATION, snapshot.generation)
+        self.slot.flush()
 
     def _forget_own_page(self, built: float) -> None:
         """What was said on a page of our own is covered by any file that was built after it was said."""

@@ -182,6 +182,7 @@ class Slot:
             else:
                 self._nonce = int.from_bytes(nonce, "big")
                 _shared_slots[self._nonce] = weakref.ref(self), self._held
+                _flush_at_exit_of_a_pool()
                 slot_files.fold_dead(self._path, self._nonce, _OURS, _COUNTED)
                 return
         text = f"only this process sees what it counts: {error}"
@@ -359,6 +360,17 @@ def _flush_slots() -> None:
         slot.flush()
         slot.flush_events()
 
+
+def _flush_at_exit_of_a_pool() -> None:
+    """A child that `multiprocessing` forked ends by `os._exit`, after the finalizers of its own."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _pool_of != [os.getpid()]:
+        _pool_of[:] = [os.getpid()]
+        util.Finalize(None, _flush_slots, exitpriority=-100)
+
+
+_pool_of: list[int] = []
+"""The process that has the finalizer."""
 
 os.register_at_fork(after_in_child=_forget_slots)
 atexit.register(_flush_slots)

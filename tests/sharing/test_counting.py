@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dis
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -263,7 +264,7 @@ def test_an_interrupted_close_leaves_nothing_open_and_counts_once(path):
 def test_a_handler_in_the_middle_of_a_flush_may_do_anything(path):
     slot = Slot.open(path)
     slot.add(metrics.MISSES)
-    told = []
+    told: list[str] = []
 
     def handle(number: int, name: str, args: tuple[object, ...], call: Callable[[], object]) -> object:
         if name == "pwrite" and not told:
@@ -491,6 +492,21 @@ slot.note_event("refusal")
     subprocess.run([sys.executable, "-W", "error", "-c", code, path], check=True, timeout=60)
     fleet = read_fleet(path)
     assert (fleet.totals["misses"], [event.kind for event in fleet.events]) == (7, ["refusal"])
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_process_of_a_pool_that_ends_has_flushed(path, method):
+    process = multiprocessing.get_context(method).Process(target=_count_in_a_pool, args=(path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert misses(path) == 7
+
+
+def _count_in_a_pool(path: str) -> None:
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES, 7)
+    multiprocessing.current_process().slot = slot  # type: ignore[attr-defined]  # which lives until the end
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes fork from the C library by its name")
