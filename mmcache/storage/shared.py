@@ -247,10 +247,6 @@ class Holding:
         fd, self.fd = self.fd, -1
         _close(fd, self._identity)
 
-    def forget(self) -> None:
-        """In a forked child, whose descriptor was closed already."""
-        self.fd = -1
-
     def __del__(self) -> None:
         # At interpreter exit these modules may be half gone, and the system closes what is left.
         if getattr(self, "fd", -1) >= 0 and fs is not None and fs.system is not None:
