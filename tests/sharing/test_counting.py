@@ -179,6 +179,7 @@ class Interrupt:
     def run(self, action: Callable[[], object]) -> bool:
         """Whether the action was interrupted."""
         before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # CPython 3.12 and later look for it when tracing begins
         sys.settrace(self._call)
         try:
             action()
