@@ -40,8 +40,6 @@ __all__ = ["CachedCollection", "Reason"]
 Reason = Literal["manual", "record_stored", "record_deleted", "config_updated", "schema_migration", "ttl_expired"]
 T = TypeVar("T")
 
-_clock = time.monotonic
-
 
 class CachedCollection(Mapping[str, Record]):
     """One collection of a cache: a read-only mapping over both tiers. Made by `Cache.collection`.
@@ -61,7 +59,7 @@ class CachedCollection(Mapping[str, Record]):
 
     def __getitem__(self, key: str) -> Record:
         watch = self._watch
-        begun = _clock()
+        begun = time.monotonic()
         if begun >= watch.due or watch.word[0] != watch.seen:
             watch.look(begun)
         reader = watch.view.readers.get(self._name)
@@ -121,7 +119,7 @@ class CachedCollection(Mapping[str, Record]):
     def embedding(self, key: str) -> NDArray[np.float32] | None:
         """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one."""
         watch = self._watch
-        begun = _clock()
+        begun = time.monotonic()
         if begun >= watch.due or watch.word[0] != watch.seen:
             watch.look(begun)
         reader, cause = watch.view.readers.get(self._name), ""

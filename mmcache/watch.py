@@ -134,7 +134,7 @@ class Watch:
             return
         if now >= self.due:
             self.due = now + self.options.check_interval
-            if self.hearing.page is not None:  # else the file is about to be opened, which polls
+            if self.view is not NOTHING:  # else the file is about to be opened, which polls
                 self._poller.poll()
         before = self.decision.rebuild
         if self.word[0] != self.seen:
@@ -395,6 +395,8 @@ class Watch:
         if known.is_closed:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
         if is_disabled():
+            if self.view is NOTHING:
+                self._poller.poll(0.0)  # which lets others see this worker
             with self._lock:
                 self._decide()
             if self.source is None:

@@ -10,6 +10,7 @@ Then each keeps a page of its own: `.<name>.<boot>.ctl`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -18,7 +19,7 @@ from typing import Final, NamedTuple
 
 from ..errors import MmcacheError, PublishError, UntrustedPathError, UnusableFileError
 from ..storage import fs, shared
-from ..storage.pagefile import MODE, PageFile, create_wake, map_wake, open_page_file, page_lock, store_word
+from ..storage.pagefile import MODE, PageFile, create_wake, open_page_file, open_wake, page_lock
 from .head import FAR, HEAD_SIZE, VERIFIED, Head, PageIdentity, pack_head, parse_head
 from .page import (
     BOOT_TAG,
@@ -54,17 +55,18 @@ class _Found(NamedTuple):
     head: Head | None
 
 
-def attach(path: str, *, previous: Page | None = None, patience: float = PATIENCE) -> Page:
+def attach(path: str, *, previous: Page | None = None, lost: bool = False, patience: float = PATIENCE) -> Page:
     """The page of the cache file at a path, made now if there is none that can be used.
 
-    Where that is not possible, one of our own, which says why. previous: the page that was in use so far. patience:
-    seconds to wait for the page lock.
+    Where that is not possible, one of our own, which says why. previous: the page that was in use so far; lost: it was
+    put back to an earlier state, and must be replaced. patience: seconds to wait for the page lock.
     """
     try:
         kind = shared.kind_of_file_system(os.path.dirname(path))
         if kind.startswith(_INCOHERENT):
             raise UnusableFileError(f"on a {kind} file system, where processes may not see each other's stores")
-        return _usable(path) or _make(path, previous, patience)
+        refused = previous.nonce if previous is not None and lost else 0
+        return _usable(path, refused) or _make(path, None if refused else previous, patience, refused)
     except MmcacheError as error:
         denied = isinstance(error, UntrustedPathError) or getattr(error, "errno", None) in _DENIED
         return private_page(path, str(error), watched=denied)
@@ -84,11 +86,12 @@ def _own_path(path: str) -> str:
     return os.path.join(directory, f".{name}.{boot_number() & BOOT_TAG:04x}.ctl")
 
 
-def _usable(path: str) -> Page | None:
+def _usable(path: str, refused: int = 0) -> Page | None:
+    """refused: nonce of a page that will not do."""
     for where in (_own_path(path), page_path(path)):
         found = _open(where)
         if found is not None:
-            page = _page_of(path, found)
+            page = _page_of(path, found, refused)
             if page is not None:
                 return page
             found.file.close()
@@ -100,50 +103,51 @@ def _open(where: str) -> _Found | None:
     return None if file is None else _Found(file, parse_head(file.read(0, HEAD_SIZE)))
 
 
-def _page_of(path: str, found: _Found) -> Page | None:
-    """The page, if it is one of this boot, in the file that it was made in."""
+def _page_of(path: str, found: _Found, refused: int) -> Page | None:
+    """The page, if it is one of this boot, in the file that it was made in, with the wake file that was made for it."""
     file, head = found
-    if head is None or head.logged is None or head.identity.boot != boot_number():
+    if head is None or head.logged is None or head.identity.boot != boot_number() or head.identity.nonce == refused:
         return None
     if (head.identity.device, head.identity.inode) != file.identity or file.links() != 1:
         return None
-    word = map_wake(wake_path(path, head.identity.nonce))
-    return None if word is None else Page(path, file, head.identity, word)
+    wake = open_wake(wake_path(path, head.identity.nonce))
+    if wake is not None and wake.inode == head.identity.wake:
+        return Page(path, file, head.identity, wake)
+    if wake is not None:
+        wake.close()
+    return None
 
 
-def _make(path: str, previous: Page | None, patience: float) -> Page:
+def _make(path: str, previous: Page | None, patience: float, refused: int) -> Page:
     """Put a page at the path. Raises MmcacheError."""
     where = page_path(path)
     with page_lock(where, path, patience) as is_held:
         if not is_held:
             raise PublishError("the page lock is held by another process, which may be stopped", path=path)
-        if (page := _usable(path)) is not None:
+        if (page := _usable(path, refused)) is not None:
             return page
         at_path = _open(where)
         if previous is not None and _is_of_another_machine(at_path, previous):
             where = _own_path(path)
-        old = _to_take_over(at_path, previous)
+        old = _to_take_over(at_path, previous, refused)
         with fs.Directory(where) as directory, directory.create(MODE) as file:
-            status = fs.system.fstat(file.fd)
-            identity = PageIdentity(
-                nonce() & ~BOOT_TAG | boot_number() & BOOT_TAG,
-                boot_number(),
-                time.time_ns(),
-                status.st_dev,
-                status.st_ino,
-                suspect=int(old is None and at_path is not None),
-            )
-            head = pack_head(identity, 0)
-            if old is not None:
+            device, inode, *_ = file.identity()
+            number = nonce() & ~BOOT_TAG | boot_number() & BOOT_TAG
+            wake = create_wake(directory, wake_name(os.path.basename(path), number), 0)
+            identity = PageIdentity(number, boot_number(), time.time_ns(), device, inode, wake)
+            if old is None:
+                head = pack_head(identity._replace(suspect=int(at_path is not None)))
+            else:
                 identity, head = _take_over(identity, old)
                 for offset, data in _log_of(old, identity.origin):
                     file.write(offset, data)
             file.write(0, head)
-            name = wake_name(os.path.basename(path), identity.nonce)
-            create_wake(directory, name, identity.taken)
             directory.rename(file.name or "", directory.name)
             file.published()
             _sweep(directory, path)
+    if previous is not None and previous.shared:
+        with contextlib.suppress(MmcacheError):
+            previous.wake_readers()
     page = _usable(path)
     if page is None:
         raise UnusableFileError("was replaced at once by another process", path=where)
@@ -157,8 +161,10 @@ def _is_of_another_machine(at_path: _Found | None, previous: Page) -> bool:
     return at_path.head.identity.boot != boot_number() == previous.identity.boot
 
 
-def _to_take_over(at_path: _Found | None, previous: Page | None) -> _Found | None:
+def _to_take_over(at_path: _Found | None, previous: Page | None, refused: int) -> _Found | None:
     """The page whose events the new one keeps: that of this process where it still has it, else the one at the path."""
+    if at_path is not None and at_path.head is not None and at_path.head.identity.nonce == refused:
+        return None
     if previous is not None and isinstance(previous._store, PageFile):
         head = previous.head()
         if head is not None and head.logged is not None:
@@ -173,12 +179,16 @@ def _take_over(identity: PageIdentity, old: _Found) -> tuple[PageIdentity, bytes
     assert old.head.logged is not None
     before, count = old.head.identity, min(old.head.logged, FAR)
     identity = identity._replace(
-        parent=before.nonce, taken=count, origin=max(before.origin, count - WINDOW, 0), suspect=before.suspect & 1
+        parent=before.nonce,
+        taken=count,
+        chain=old.head.chain,
+        origin=max(before.origin, count - WINDOW, 0),
+        suspect=before.suspect & 1,
     )
-    head = bytearray(pack_head(identity, count, old.file.read(0, HEAD_SIZE)))
+    head = bytearray(pack_head(identity, old.file.read(0, HEAD_SIZE)))
     if before.boot != identity.boot:
         # What was verified, who builds and what failed is of the boot that recorded it.
-        fresh = pack_head(identity, count)
+        fresh = pack_head(identity)
         for begin, end in ((VERIFIED[0], 384), (640, HEAD_SIZE)):
             head[begin:end] = fresh[begin:end]
     return identity, bytes(head)
@@ -217,7 +227,10 @@ def _sweep(directory: fs.Directory, path: str) -> None:
             used.add(wake_name(name, found.head.identity.nonce))
     for each in set(there) - used:
         try:
-            store_word(os.path.join(parent, each), (1 << 63) | nonce())
+            wake = open_wake(os.path.join(parent, each))
+            if wake is not None:
+                with contextlib.closing(wake):
+                    wake.store((1 << 63) | nonce())
             directory.unlink(each)
         except MmcacheError:
             continue

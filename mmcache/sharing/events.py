@@ -2,9 +2,11 @@
 
 The page keeps a log of events, a ring of bytes. An event's position is the number of bytes that were logged before it
 since the page's beginning, so positions only grow, and "everything after position p" is one extent of the log. A record
-of the log carries its own position and a checksum: one that was overwritten, or stored in part, is recognised.
+carries its own position and a checksum: one that was overwritten, or stored in part, is recognised. The checksum is
+seeded with that of the record before it, the chain, so a log that was put back to an earlier state and written on is
+recognised, too.
 
-    position u64 | time_ns u64 | payload length u32 | kind u16 | reason u16 | payload | xxh3_64 of all that, u64 | zeros to 8
+    position u64 | time_ns u64 | payload length u32 | kind u16 | reason u16 | payload | xxh3_64 of that, u64 | zeros to 8
 
 `fold` turns events into `Said`, what a file lacks that was built before them.
 """
@@ -28,6 +30,7 @@ __all__ = [
     "REASONS",
     "Dirty",
     "Event",
+    "Extent",
     "Kind",
     "Reason",
     "Said",
@@ -126,23 +129,33 @@ def ids_events(collection: str, keys: Iterable[Key], reason: str) -> list[Event]
     ]
 
 
-def encode(events: Sequence[Event], position: int, time_ns: int) -> bytes:
-    """The records of these events, logged from a position on."""
+def encode(events: Sequence[Event], position: int, time_ns: int, chain: int = 0) -> tuple[bytes, int]:
+    """The records of these events, logged from a position on, and the chain behind them. chain: before them."""
     parts: list[bytes] = []
     for kind, reason, payload in events:
         body = msgpack.packb(payload, unicode_errors="surrogatepass")
         record = _HEAD.pack(position, time_ns, len(body), kind, _NUMBERS[reason]) + body
-        record += _CHECKSUM.pack(xxh3_64_intdigest(record))
+        chain = xxh3_64_intdigest(record, chain)
+        record += _CHECKSUM.pack(chain)
         record += bytes(-len(record) % 8)
         parts.append(record)
         position += len(record)
-    return b"".join(parts)
+    return b"".join(parts), chain
 
 
-def decode(data: bytes, position: int) -> list[tuple[Event, int]] | None:
-    """The events of an extent of the log that begins at a position, each with its time in ns; None if any of it is not
-    a record of that place."""
-    found: list[tuple[Event, int]] = []
+class Extent(NamedTuple):
+    """A part of the log. times: in ns, one for each event. chain: behind it."""
+
+    events: list[Event]
+    times: list[int]
+    chain: int
+
+
+def decode(data: bytes, position: int, chain: int) -> Extent | None:
+    """The events of an extent of the log that begins at a position; None if any of it is not a record of that place, or
+    does not continue what was logged before. chain: before it."""
+    events: list[Event] = []
+    times: list[int] = []
     at, end = 0, len(data)
     try:
         while at < end:
@@ -151,17 +164,19 @@ def decode(data: bytes, position: int) -> list[tuple[Event, int]] | None:
                 return None
             body = at + _HEAD.size
             (checksum,) = _CHECKSUM.unpack_from(data, body + length)
-            if checksum != xxh3_64_intdigest(data[at : body + length]):
+            chain = xxh3_64_intdigest(data[at : body + length], chain)
+            if checksum != chain:
                 return None
             payload = msgpack.unpackb(
                 data[body : body + length], use_list=False, strict_map_key=False, unicode_errors="surrogatepass"
             )
-            found.append((_checked(Kind(kind), _NAMES[reason], payload), time_ns))
+            events.append(_checked(Kind(kind), _NAMES[reason], payload))
+            times.append(time_ns)
             at = body + length + _CHECKSUM.size
             at += -at % 8
     except (ValueError, TypeError, IndexError, struct.error, msgpack.UnpackException):
         return None
-    return found if at == end else None
+    return Extent(events, times, chain) if at == end else None
 
 
 def _checked(kind: Kind, reason: str, payload: Any) -> Event:
@@ -182,7 +197,7 @@ def _checked(kind: Kind, reason: str, payload: Any) -> Event:
 
 @dataclass(slots=True)
 class Said:
-    """What was said after a position of the log, folded.
+    """What was said after a position of the log, folded. since, until: positions; chain: of the log at `until`.
 
     hard, soft: the reason of the last event of that kind; "" where there was none. closed: collections of which
     everything was invalidated. dirty: collection -> hash of a key -> the keys of that hash, None among them for one
@@ -193,6 +208,7 @@ class Said:
 
     since: int
     until: int
+    chain: int = 0
     hard: str = ""
     soft: str = ""
     closed: frozenset[str] = frozenset()
@@ -206,8 +222,8 @@ class Said:
         return bool(self.hard or self.soft or self.closed or self.lost or self.suspect or self.dirty)
 
 
-def fold(said: Said, events: Iterable[Event], until: int) -> None:
-    """Take in the events up to a position. A cost of the new events alone."""
+def fold(said: Said, events: Iterable[Event], until: int, chain: int) -> None:
+    """Take in the events up to a position, and the chain there. Costs the new events alone."""
     for kind, reason, payload in events:
         if kind is Kind.IDS:
             collection, keys, hashes = payload
@@ -224,7 +240,7 @@ def fold(said: Said, events: Iterable[Event], until: int) -> None:
             said.soft = reason
         elif kind is Kind.SUSPECT:
             said.suspect = True
-    said.until = until
+    said.until, said.chain = until, chain
 
 
 def add_dirty(dirty: Dirty, hashed: int, key: Key | None) -> bool:

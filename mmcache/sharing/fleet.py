@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["CAUSES", "Event", "Fleet", "Histogram", "Worker"]
+__all__ = ["CAUSES", "STATES", "WITHOUT_FILE", "Event", "Fleet", "Histogram", "Worker"]
 
-CAUSES: Final = (
-    *("absent", "record", "building", "disabled", "missing", "corrupt", "incompatible", "unreadable", "untrusted"),
-    *("invalidated", "expired", "slow"),
-)
+WITHOUT_FILE: Final = ("missing", "corrupt", "incompatible", "unreadable", "untrusted")
+"""Why there is no file that can be used."""
+
+STATES: Final = ("starting", "fresh", "stale", "expired", "invalidated", "slow", *WITHOUT_FILE, "disabled")
+"""What a cache is in; "starting" before its first decision."""
+
+CAUSES: Final = ("absent", "record", "building", "disabled", *WITHOUT_FILE, "invalidated", "expired", "slow")
 """Why the source answered and not the file."""
 
 

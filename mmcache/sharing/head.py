@@ -1,7 +1,7 @@
 """The head of the control page: 4,096 bytes before the log of events, as values and as bytes. Pure.
 
     0     identity   which page this is, of which boot, in which file; and which page it took over. Never changes
-    128   count      position up to which the log holds events
+    128   count      position up to which the log holds events, and the checksum of the last
     192   panic      a nonce, stored without the lock where that is stuck: everything counts as invalidated
     256   verified   the last two files that were verified whole on this machine, 64 bytes each
     384   announced  the file that the processes were told of last
@@ -49,14 +49,14 @@ __all__ = [
 
 HEAD_SIZE: Final = 4096
 FORM: Final = b"mmc-ctl\x02"
-FAR: Final = 2**62
-"""No position, time or generation gets as far: a number beyond it is not ours."""
+FAR: Final = 2**40
+"""No position gets as far: a page that has logged a terabyte is replaced."""
 
 IDENTITY, COUNT, PANIC, VERIFIED, ANNOUNCED, COVERED, BUILDER, FAILURE = 0, 128, 192, (256, 320), 384, 448, 640, 768
 _TEXT: Final = 1024
 _STRUCTS: Final = {
-    IDENTITY: struct.Struct("<8s9Q"),
-    COUNT: struct.Struct("<Q"),
+    IDENTITY: struct.Struct("<8s11Q"),
+    COUNT: struct.Struct("<2Q"),
     VERIFIED[0]: struct.Struct("<4Q16s"),
     VERIFIED[1]: struct.Struct("<4Q16s"),
     ANNOUNCED: struct.Struct("<Q16s"),
@@ -71,8 +71,8 @@ _LONGEST_PAUSE: Final = 75.0
 class PageIdentity(NamedTuple):
     """Which page this is.
 
-    boot: of the system that made it. device, inode: of the file that it was made in. parent, taken: the page whose
-    events it took over, and up to which position; 0 for none. origin: where its log begins. suspect: 1 if it was made in
+    boot: of the system that made it. device, inode: of the file that it was made in; wake: inode of its wake file.
+    parent, taken, chain: the page whose events it took over, up to which position, and the chain there; 0 for none. origin: where its log begins. suspect: 1 if it was made in
     the place of a page that may have known something which is lost.
     """
 
@@ -81,8 +81,10 @@ class PageIdentity(NamedTuple):
     created_ns: int
     device: int
     inode: int
+    wake: int = 0
     parent: int = 0
     taken: int = 0
+    chain: int = 0
     origin: int = 0
     suspect: int = 0
 
@@ -127,11 +129,12 @@ class Failure(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a head says. logged: up to which position the log holds events; None where that cannot be believed, and the
-    page must be replaced."""
+    """What a head says. logged: up to which position the log holds events, and chain: the checksum of the last; None
+    where that cannot be believed, and the page must be replaced."""
 
     identity: PageIdentity
     logged: int | None
+    chain: int
     panic: int
     verified: tuple[bytes, ...]
     announced: Announced | None
@@ -162,6 +165,7 @@ def parse_head(data: bytes) -> Head | None:
     return Head(
         identity=PageIdentity(*identity[1:]),
         logged=None if count is None or count[0] >= FAR else count[0],
+        chain=0 if count is None else count[1],
         panic=int.from_bytes(data[PANIC : PANIC + 8], "little"),
         verified=tuple(data[at : at + 48] for at in VERIFIED if _record(data, at) is not None),
         announced=None if announced is None else Announced(*announced),
@@ -190,12 +194,16 @@ def pack_record(at: int, *values: Any) -> bytes:
     return body + xxh3_64_intdigest(body, at).to_bytes(8, "little")
 
 
-def pack_head(identity: PageIdentity, count: int, records: bytes = b"") -> bytes:
-    """A whole head. records: the head that this one takes over, whose records from `verified` on are kept."""
+def pack_head(identity: PageIdentity, records: bytes = b"") -> bytes:
+    """A whole head, whose log holds what was taken over. records: the head of that page, whose records from `verified` on
+    are kept."""
     head = bytearray(HEAD_SIZE)
     if records:
         head[VERIFIED[0] :] = records[VERIFIED[0] : HEAD_SIZE]
-    for at, record in ((IDENTITY, pack_record(IDENTITY, FORM, *identity)), (COUNT, pack_record(COUNT, count))):
+    for at, record in (
+        (IDENTITY, pack_record(IDENTITY, FORM, *identity)),
+        (COUNT, pack_record(COUNT, identity.taken, identity.chain)),
+    ):
         head[at : at + len(record)] = record
     return bytes(head)
 

@@ -76,15 +76,16 @@ class Hearing:
         page = self.page
         assert page is not None
         if self.said.lost:  # perhaps it could not be read for a moment only
-            self.said = Said(self.said.since, self.said.since)
-        news = page.since(self.said.until)
+            self._refold()
+            return page.accepts(woken, self._head) if self._head is not None else False
+        news = page.since(self.said.until, self.said.chain)
         self._head = news.head
         if self._header is not None and self._baseline(news.head.covered) != self.baseline:
             self._refold()
         elif news.events is None:
             self.said.lost = True
         else:
-            fold(self.said, news.events, news.until)
+            fold(self.said, news.events, news.until, news.chain)
         if page.accepts(woken, news.head):
             return True
         if not page.is_current():
@@ -108,28 +109,30 @@ class Hearing:
             raise MovedError
         self._head = head
         self.baseline = self._baseline(head.covered)
-        since: int | None = head.logged
+        at: tuple[int, int] | None = head.logged, head.chain
         if self.baseline is not None:
-            since = page.position_of(self.baseline.tokens)
-        # A page that was written over by an earlier copy of itself counts less than the file has seen.
-        self.foreign = since is None or since > head.logged
-        self.said = Said(page.identity.origin, page.identity.origin) if self.foreign else Said(since or 0, since or 0)
-        news = page.since(self.said.until)
+            at = page.position_of(self.baseline.tokens)
+        # A page that was written over by an earlier copy of itself has logged less than the file has seen.
+        self.foreign = at is None or at[0] > head.logged
+        since, chain = (page.identity.origin, 0) if at is None or self.foreign else at
+        self.said = Said(since, since, chain)
+        news = page.since(since, chain)
         if news.events is None:
             self.said.lost = True
         else:
-            fold(self.said, news.events, news.until)
+            fold(self.said, news.events, news.until, news.chain)
 
     # --- the page
 
     def renew(self, *, patience: float = PATIENCE) -> bool:
         """Use the page that is at its path now; whether that is another one. One `stat` where it is the same."""
         old = self.page
-        if old is not None and old.shared and old.is_current() and _is_whole(old):
-            return False
+        is_lost = False
         if old is not None and old.shared:
-            self._hear_the_last(old)
-        new = attach(self.path, previous=old, patience=patience)
+            is_lost = not self._hear_the_last(old)
+            if not is_lost and old.is_current():
+                return False
+        new = attach(self.path, previous=old, lost=is_lost, patience=patience)
         if old is not None and not old.shared and not new.shared:
             old.problem, old.word = new.problem, new.word
             return False
@@ -140,29 +143,25 @@ class Hearing:
         self._refold()
         return True
 
-    def _hear_the_last(self, old: Page) -> None:
-        """A page that has lost its name can still be read: what was said on it must not be forgotten."""
+    def _hear_the_last(self, old: Page) -> bool:
+        """A page that has lost its name can still be read: what was said on it must not be forgotten. False for one that
+        is damaged, or was put back to an earlier state."""
         try:
-            news = old.since(self.said.until)
+            news = old.since(self.said.until, self.said.chain)
         except MovedError:
-            return
+            return False
         if news.events is not None:
-            fold(self.said, news.events, news.until)
+            fold(self.said, news.events, news.until, news.chain)
+        return True
 
     def forget_own(self, built: float) -> None:
         """What was said on a page of our own is covered by a file that was built after it was said."""
         page = self.page
         if page is None or page.shared:
             return
-        said = page.history(page.identity.origin)
-        if said and max(time_ns for _, time_ns in said) / 1e9 < built:
+        if 0.0 < page.last_said() < built:
             self.page = private_page(self.path, page.problem)
             self.page.word = page.word
-
-
-def _is_whole(page: Page) -> bool:
-    head = page.head()
-    return head is not None and head.logged is not None
 
 
 def _carry_over(said: Said, old: Page, new: Page) -> None:

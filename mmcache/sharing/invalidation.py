@@ -101,7 +101,7 @@ def _events(
         assert collection is not None
         events = ids_events(collection, ids, reason)
         named = sum(len(keys) + len(hashes) for _, keys, hashes in (event.payload for event in events))
-        if named > MAX_IDS or len(encode(events, 0, 0)) > MAX_APPEND:
+        if named > MAX_IDS or len(encode(events, 0, 0)[0]) > MAX_APPEND:
             return "hard", [Event(EventKind.HARD, reason)], named
         return "ids", events, named
     if not (REASONS[reason].hard if hard is None else hard):

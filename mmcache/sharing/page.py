@@ -23,7 +23,7 @@ from ..forks import Lock
 from ..format.header import Header, Tokens
 from ..storage import shared
 from ..storage.fs import Identity, control_name, identity_of
-from ..storage.pagefile import PageFile, Word, page_lock, store_word
+from ..storage.pagefile import PageFile, Wake, Word, page_lock
 from .events import MAX_APPEND, Event, decode, encode
 from .head import (
     ANNOUNCED,
@@ -68,7 +68,9 @@ WINDOW: Final = LOG_SIZE - MAX_APPEND
 """Bytes of the log that are sure to be there: an append that is not finished may overwrite what is older."""
 
 _BLIND: Final = 1 << 63
-"""Of a word that was stored without the page lock: no position gets as far, so nothing that is heard explains it."""
+"""Of a word that was stored without the page lock: nothing that is heard explains it."""
+_POSITION: Final = FAR - 1
+"""Bits of a word that hold a position; the others are drawn, so that no two stores give the same word."""
 
 BOOT_TAG: Final = 0xFFFF
 """Bits of a nonce that tell on which boot its page was made."""
@@ -85,11 +87,12 @@ class MovedError(Exception):
 
 
 class News(NamedTuple):
-    """What was found. events: those after a position, or None where they are not all there. until: the count."""
+    """What was found. events: those after a position, or None where they are not all there. until, chain: of the log."""
 
     head: Head
     events: list[Event] | None
     until: int
+    chain: int
 
 
 def nonce() -> int:
@@ -109,13 +112,19 @@ class Page:
     """
 
     def __init__(
-        self, path: str, store: PageFile | _Memory, identity: PageIdentity, word: Word, problem: str | None = None
+        self,
+        path: str,
+        store: PageFile | _Memory,
+        identity: PageIdentity,
+        wake: Wake | _OwnWake,
+        problem: str | None = None,
     ) -> None:
         self.path = path
         self.identity = identity
-        self.word = word
+        self.word = wake.word
         self.problem = problem
         self._store = store
+        self._wakes = wake
 
     @property
     def shared(self) -> bool:
@@ -130,8 +139,8 @@ class Page:
         return self.identity.nonce
 
     def is_current(self) -> bool:
-        """Whether this is still the page that every process uses. One `stat`."""
-        return self._store.is_current()
+        """Whether this is still the page that every process uses, and its word that which they map. Two `stat`s."""
+        return self._store.is_current() and self._wakes.is_current()
 
     def distrusts(self, page: int) -> bool:
         """Whether something may have been said on a page that is gone, after a file was built with that page.
@@ -140,16 +149,19 @@ class Page:
         none that could have."""
         return bool(self.identity.suspect) or page & BOOT_TAG == self.identity.boot & BOOT_TAG
 
-    def position_of(self, tokens: Tokens) -> int | None:
-        """The position in this page's log that a builder captured; None if it was another page's."""
+    def position_of(self, tokens: Tokens) -> tuple[int, int] | None:
+        """The position in this page's log that a builder captured, and the chain there; None for another page's."""
         if tokens.page == self.nonce:
-            return tokens.ring
+            return tokens.ring, tokens.soft
         if tokens.page == self.identity.parent and tokens.page:
-            return min(tokens.ring, self.identity.taken)
+            if tokens.ring < self.identity.taken:
+                return tokens.ring, tokens.soft
+            return self.identity.taken, self.identity.chain
         return None
 
     def close(self) -> None:
         self._store.close()
+        self._wakes.close()
 
     # --- hearing
 
@@ -158,26 +170,29 @@ class Page:
         head = parse_head(self._store.read(0, HEAD_SIZE))
         return head if head is not None and head.identity.nonce == self.nonce else None
 
-    def since(self, position: int) -> News:
-        """The head, and the events after a position. Raises MovedError where the page is damaged."""
+    def since(self, position: int, chain: int) -> News:
+        """The head, and the events after a position, whose chain shows that they continue what was heard up to there.
+
+        Raises MovedError where the page is damaged, or was put back to an earlier state.
+        """
         for attempt in range(3):
             head = self.head()
-            if head is None or head.logged is None or head.logged < position:
+            if head is None or head.logged is None or not _continues(head, position, chain):
                 if attempt < 2:  # it may have been read while it was stored
                     continue
                 raise MovedError
-            events = self._read(position, head.logged)
+            events = self._read(position, head.logged, chain)
             if events is not None or head.logged - position > WINDOW:
-                return News(head, events, head.logged)
-        return self._under_lock(position)
+                return News(head, events, head.logged, head.chain)
+        return self._under_lock(position, chain)
 
-    def _read(self, position: int, until: int) -> list[Event] | None:
+    def _read(self, position: int, until: int, chain: int) -> list[Event] | None:
         if until == position:
             return []
-        if until - position > WINDOW or position < self.identity.origin:
+        if until - position > WINDOW or position < self.identity.origin or (position and not chain):
             return None
-        found = decode(self._extent(position, until), position)
-        return None if found is None else [event for event, _ in found]
+        found = decode(self._extent(position, until), position, chain)
+        return None if found is None else found.events
 
     def _extent(self, position: int, until: int) -> bytes:
         begin, length = position % LOG_SIZE, until - position
@@ -186,23 +201,27 @@ class Page:
             data += self._store.read(HEAD_SIZE, length - (LOG_SIZE - begin))
         return data
 
-    def _under_lock(self, position: int) -> News:
+    def _under_lock(self, position: int, chain: int) -> News:
         """What could not be read is read again while no process writes; what cannot be read then is lost."""
         try:
-            with self._lock(0.01 if self.writable else 0.0):
+            with self._lock(0.01):
                 head = self.head()
-                if head is None or head.logged is None or head.logged < position:
+                if head is None or head.logged is None or not _continues(head, position, chain):
                     raise MovedError
-                return News(head, self._read(position, head.logged), head.logged)
-        except PublishError:
-            raise MovedError from None
+                return News(head, self._read(position, head.logged, chain), head.logged, head.chain)
+        except PublishError:  # a page that we may only read
+            head = self.head()
+            if head is None or head.logged is None:
+                raise MovedError from None
+            return News(head, None, head.logged, head.chain)
 
-    def history(self, position: int) -> list[tuple[Event, int]]:
-        """The events after a position with their times in ns, for people; nothing where they cannot be read."""
+    def last_said(self) -> float:
+        """Wall clock of the last event of a page in memory; 0.0 if nothing was said on it."""
         head = self.head()
-        if head is None or head.logged is None or not 0 < head.logged - position <= WINDOW:
-            return []
-        return decode(self._extent(position, head.logged), position) or []
+        if head is None or not head.logged:
+            return 0.0
+        found = decode(self._extent(0, head.logged), 0, 0) if head.logged <= WINDOW else None
+        return time.time() if found is None else found.times[-1] / 1e9
 
     # --- saying
 
@@ -219,14 +238,14 @@ class Page:
             if head is None or head.logged is None or (self.shared and not self.is_current()):
                 raise MovedError
             position = head.logged
-            data = encode(events, position, time.time_ns())
+            data, chain = encode(events, position, time.time_ns(), head.chain)
             begin = position % LOG_SIZE
             first = data[: LOG_SIZE - begin]
             self._store.write(HEAD_SIZE + begin, first)
             if len(first) < len(data):
                 self._store.write(HEAD_SIZE, data[len(first) :])
-            self._store.write(COUNT, pack_record(COUNT, position + len(data)))
-            self._wake(position + len(data))
+            self._store.write(COUNT, pack_record(COUNT, position + len(data), chain))
+            self._wake(_word_of(position + len(data)))
         return True
 
     def panic(self) -> None:
@@ -238,13 +257,12 @@ class Page:
 
     def accepts(self, woken: int, head: Head) -> bool:
         """Whether what was heard explains the word, so that it need not be heard again."""
-        return not self.shared or (head.logged is not None and woken <= head.logged)
+        if not self.shared:
+            return True
+        return not woken & _BLIND and head.logged is not None and woken & _POSITION <= head.logged
 
     def _wake(self, value: int) -> None:
-        if isinstance(self._store, PageFile):
-            store_word(wake_path(self.path, self.nonce), value)
-        else:
-            self.word[0] = value
+        self._wakes.store(value)
 
     def wake_readers(self) -> None:
         """Make whoever still compares this page's word look what became of it."""
@@ -252,11 +270,14 @@ class Page:
 
     def settle(self, head: Head) -> None:
         """Bring the word in line with the count, where a killed or blind writer left it behind."""
-        if self.writable and head.logged is not None and self.word[0] != head.logged:
+        if self.writable and self.shared and not self._is_in_line(head):
             with self._lock(0.0) as is_held:
                 now = self.head() if is_held else None
-                if now is not None and now.logged is not None:
-                    self._wake(now.logged)
+                if now is not None and now.logged is not None and not self._is_in_line(now):
+                    self._wake(_word_of(now.logged))
+
+    def _is_in_line(self, head: Head) -> bool:
+        return self.accepts(self.word[0], head) and self.word[0] & _POSITION == head.logged
 
     def _lock(self, timeout: float) -> Any:
         if isinstance(self._store, PageFile):
@@ -270,7 +291,7 @@ class Page:
         head = self.head()
         if head is None or head.logged is None:
             raise MovedError
-        return Tokens(0, head.panic, head.logged, self.nonce)
+        return Tokens(head.chain, head.panic, head.logged, self.nonce)
 
     def record_builder(self, pid: int, since_ns: int, takes_ns: int) -> None:
         self._store.write(BUILDER, pack_record(BUILDER, pid, since_ns, takes_ns))
@@ -376,6 +397,32 @@ class _Memory:
             yield True
 
 
+def _continues(head: Head, position: int, chain: int) -> bool:
+    """Whether the log may hold what was heard up to a position. Where nothing is new, the chain must be the same."""
+    assert head.logged is not None
+    return head.logged > position or (head.logged == position and head.chain == chain)
+
+
+def _word_of(position: int) -> int:
+    return nonce() & ~(_BLIND | _POSITION) | position
+
+
+class _OwnWake:
+    """The word of a page that no other process sees."""
+
+    def __init__(self, word: Word) -> None:
+        self.word = word
+
+    def store(self, value: int) -> None:
+        self.word[0] = value
+
+    def is_current(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
 class _PathWord:
     """The word of a page that cannot be mapped: it differs when another file is at the page's path. One `stat`."""
 
@@ -398,4 +445,4 @@ def private_page(path: str, problem: str | None, *, watched: bool = False) -> Pa
     boot = boot_number()
     identity = PageIdentity(nonce() & ~BOOT_TAG | (boot ^ 1) & BOOT_TAG, boot, time.time_ns(), 0, 0)
     word: Word = _PathWord(page_path(path)) if watched else memoryview(bytearray(8)).cast("Q")
-    return Page(path, _Memory(pack_head(identity, 0)), identity, word, problem)
+    return Page(path, _Memory(pack_head(identity)), identity, _OwnWake(word), problem)

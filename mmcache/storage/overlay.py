@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..schema import Query, Term, terms_of
-from .selection import NO_ROW, Selection, in_order, row_of
+from .selection import NO_ROW, Given, Selection, row_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .snapshot import Collection
 
 __all__ = ["Overlay"]
+
+_ANSWERS = 128
+_LONGEST_ANSWER = 4096
+"""So many answers of so many records, at most, are remembered: 2 MB of rows."""
 
 _BATCH = 2048
 """Keys read at a time by an iteration over all."""
@@ -33,7 +37,7 @@ class Overlay:
     Its selections are in canonical order: a dirty record stands at its old row, those without a row at the end.
     """
 
-    __slots__ = ("_collection", "_dirty", "_length", "_order", "_records", "_terms")
+    __slots__ = ("_answers", "_collection", "_dirty", "_length", "_order", "_records", "_terms")
 
     def __init__(self, collection: Collection, keys: Iterable[Hashable], records: Iterable[SourceRecord]) -> None:
         """keys: the dirty ones; of a type that the file cannot have, they have no row. records: all that the source
@@ -53,6 +57,7 @@ class Overlay:
         self._order = places[sequence]
         self._records = [given[i] for i in sequence.tolist()]
         self._terms: dict[str, dict[Term, set[int]]] = {}
+        self._answers: dict[tuple[Any, ...], Selection] = {}
         self._length = len(collection) - len(self._dirty) + len(given)
 
     @property
@@ -66,14 +71,27 @@ class Overlay:
     def find(self, query: Query) -> Selection:
         """The records that answer a query as `parse_query` gives it; of an empty one, all.
 
-        An indexed field of a source's record with a value that is no term matches nothing, as in the sources.
+        An indexed field of a source's record with a value that is no term matches nothing, as in the sources. Short
+        answers are remembered for as long as the overlay lives.
         """
+        asked = tuple(query.items())
+        answer = self._answers.get(asked)
+        if answer is None:
+            answer = self._found(query)
+            if len(answer) <= _LONGEST_ANSWER and len(self._answers) < _ANSWERS:
+                self._answers[asked] = answer
+        return answer
+
+    def _found(self, query: Query) -> Selection:
         rows = self._clean(self._collection.find(query).rows)
         chosen = self._matching(query) if query else range(len(self._records))
         if not chosen:
             return Selection(self._collection, rows)
         records = [self._records[i] for i in chosen]
-        return in_order(self._collection, rows, records, self._order.take(chosen))
+        order = self._order.take(chosen)
+        at = rows.searchsorted(order)
+        at += np.arange(len(records))
+        return Selection(self._collection, rows, Given(records, at, order))
 
     def everything(self) -> Selection:
         """All records. 4 bytes a row."""
@@ -86,10 +104,13 @@ class Overlay:
             yield from everything[begin : begin + _BATCH].ids
 
     def _clean(self, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Ascending rows without the dirty ones."""
+        """Ascending rows without the dirty ones. Searches for the fewer among the more."""
         dirty = self._dirty
         if not len(rows) or not len(dirty):
             return rows
+        if len(rows) <= len(dirty):
+            is_dirty = dirty.take(dirty.searchsorted(rows), mode="clip") == rows
+            return rows[~is_dirty] if is_dirty.any() else rows
         at = rows.searchsorted(dirty)
         is_there = rows.take(at, mode="clip") == dirty
         if not is_there.any():

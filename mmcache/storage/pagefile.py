@@ -25,7 +25,7 @@ from typing import Any, Final
 from ..errors import UntrustedPathError, UnusableFileError
 from . import fs, shared
 
-__all__ = ["PageFile", "Word", "create_wake", "map_wake", "open_page_file", "page_lock", "store_word"]
+__all__ = ["PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
 
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ_ONLY: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -134,17 +134,40 @@ def _opened(path: str) -> tuple[int, bool]:
 Word = Any
 """What a get compares: `word[0]`, an int. A memoryview of format "Q", or an object that stands in for one."""
 
+_LAYERED: Final = ("overlay", "aufs", "unionfs")
+"""File systems on which a file is copied when it is first opened for writing: a map that was made before shows what
+the file was."""
 
-def create_wake(directory: fs.Directory, name: str, value: int) -> None:
-    """A new wake file. Raises PublishError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
-    try:
-        fd = fs.system.open(name, flags, MODE, dir_fd=directory.fd)
-    except OSError as error:
-        raise fs.failed(error, directory.path, f"create {name!r}") from None
-    with fs.WriteFile(directory, name, fd) as file:
-        file.write(0, struct.pack("=Q", value))
-        file.published()
+
+class Wake:
+    """A wake file that is open. word: mapped read-only. Its descriptor stays open, for a name that was given to another
+    file must not keep a writer from those that have this one mapped."""
+
+    __slots__ = ("_file", "word")
+
+    def __init__(self, file: PageFile) -> None:
+        """Raises OSError or ValueError."""
+        self._file = file
+        if not file.writable and shared.kind_of_file_system(os.path.dirname(file.path)).startswith(_LAYERED):
+            self.word: Word = _ReadWord(file)
+            return
+        extra = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        mapped = fs.map_file(file.fd, 8, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, **extra)
+        self.word = memoryview(mapped).cast("Q")
+
+    @property
+    def inode(self) -> int:
+        return self._file.identity[1]
+
+    def is_current(self) -> bool:
+        return self._file.is_current()
+
+    def store(self, value: int) -> None:
+        """Raises PublishError."""
+        self._file.write(0, struct.pack("=Q", value))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _ReadWord:
@@ -157,47 +180,35 @@ class _ReadWord:
         return int.from_bytes(self._file.read(0, 8), sys.byteorder)
 
 
-_LAYERED: Final = ("overlay", "aufs", "unionfs")
-"""File systems on which a file is copied when it is first opened for writing: a map that was made before shows what
-the file was."""
-
-
-def map_wake(path: str) -> Word | None:
-    """The word of a wake file, mapped read-only; None where that is not possible."""
+def create_wake(directory: fs.Directory, name: str, value: int) -> int:
+    """A new wake file; its inode. Raises PublishError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
     try:
-        fd, is_writable = _opened(path)
-    except OSError:
-        return None
-    try:
-        status = fs.system.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != 8 or status.st_nlink != 1:
-            return None
-        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
-        if not is_writable and shared.kind_of_file_system(os.path.dirname(path)).startswith(_LAYERED):
-            file, fd = PageFile(path, fd, writable=False), -1
-            return _ReadWord(file)
-        extra = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        return memoryview(fs.map_file(fd, 8, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, **extra)).cast("Q")
-    except (OSError, ValueError):
-        return None
-    finally:
-        fs.close_quietly(fd)
-
-
-def store_word(path: str, value: int) -> None:
-    """Store the word of a wake file. Raises PublishError."""
-    try:
-        fd = fs.system.open(path, os.O_WRONLY | _FLAGS)
-        try:
-            status = fs.system.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != 8:
-                raise OSError(errno.EINVAL, "not a wake file")
-            if fs.system.pwrite(fd, struct.pack("=Q", value), 0) != 8:
-                raise OSError(errno.EIO, "not the whole word was written")
-        finally:
-            fs.close_quietly(fd)
+        fd = fs.system.open(name, flags, MODE, dir_fd=directory.fd)
     except OSError as error:
-        raise fs.failed(error, path, "wake the other processes") from None
+        raise fs.failed(error, directory.path, f"create {name!r}") from None
+    with fs.WriteFile(directory, name, fd) as file:
+        file.write(0, struct.pack("=Q", value))
+        inode = file.identity()[1]
+        file.published()
+    return inode
+
+
+def open_wake(path: str) -> Wake | None:
+    """The wake file at a path; None for one that is missing or wrong."""
+    file = None
+    try:
+        file = open_page_file(path)
+        if file is None:
+            return None
+        status = fs.system.fstat(file.fd)
+        if status.st_size == 8 and status.st_nlink == 1:
+            return Wake(file)
+    except (OSError, ValueError, UnusableFileError):
+        pass
+    if file is not None:
+        file.close()
+    return None
 
 
 # --- the page lock ----------------------------------------------------------------------------------------------------
