@@ -1,9 +1,9 @@
 """`CachedCollection`: one collection of a cache, the file first, the source for whatever the file cannot answer.
 
-A get takes no lock: it finds out whether anything is new (see `watch`), and asks the reader of the view, which raises for
-an id that only the source may answer. Only `UnusableFileError` sends a caller on to the source, one id at a time where one
-record is damaged; an error of the caller's own is never taken for a fault of the file. Readers in the middle of something
-finish with the generation that they began with.
+A get takes no lock: it finds out whether anything is new (see `watch`), and asks the reader of the view, which raises
+for an id that only the source may answer. Only `UnusableFileError` sends a caller on to the source, one id at a time
+where one record is damaged; an error of the caller's own is never taken for a fault of the file. Readers in the middle
+of something finish with the generation that they began with.
 
 What is read as a whole (`where`, `len`, iteration, Arrow) is the file's rows without the dirty ones, and the source's
 answer for those: an `Overlay`.

@@ -1,5 +1,5 @@
-"""What a forked child must make anew: locks that another thread of its parent may have held, and whatever else belongs to
-one process.
+"""What a forked child must make anew: locks that another thread of its parent may have held, and whatever else belongs
+to one process.
 
 Python runs the hooks after a fork of its own. A host that forks in C may run none; then `renew_if_forked`, which every
 poll calls, finds another process id and does the same.

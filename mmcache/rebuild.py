@@ -1,8 +1,7 @@
 """Rebuilding in the background: one rebuild, whichever process needs it.
 
-The worker that finds the file due takes the build lock, and hands it to the process or the thread that builds. So there is
-no moment in which two start, a builder that is killed frees the lock at once, and a worker only reaps.
-"""
+The worker that finds the file due takes the build lock, and hands it to the process or the thread that builds. So there
+is no moment in which two start, a builder that is killed frees the lock at once, and a worker only reaps."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Watching: facts are collected, `decide` says what follows, and the view that reads use is replaced as a whole.
 
 A get compares the page's mapped word with the one that was heard last, and the clock with the time of the next poll. If
-the word differs, it hears: it reads the new events, under a lock that is held for microseconds. If a poll is due, threads
-poll, and the get waits for them a few milliseconds at most. A file that another process has published and that this
-machine has verified is opened at once, by the get that heard of it.
+the word differs, it hears: it reads the new events, under a lock that is held for microseconds. If a poll is due,
+threads poll, and the get waits for them a few milliseconds at most. A file that another process has published and that
+this machine has verified is opened at once, by the get that heard of it.
 
 No foreign code, be it a source or a handler of log lines, runs while one of our locks is held.
 """

@@ -1,8 +1,7 @@
 """A process that rebuilds one file from the source that it names, and ends: `python -m mmcache.sharing.background`.
 
-Started by a worker that found its file due, and that hands it the build lock. It gives way to the workers, and ends itself
-when its time is up, whatever it is waiting for. What came of it, others read from the control page.
-"""
+Started by a worker that found its file due, and that hands it the build lock. It gives way to the workers, and ends
+itself when its time is up, whatever it is waiting for. What came of it, others read from the control page."""
 
 from __future__ import annotations
 

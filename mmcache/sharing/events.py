@@ -6,7 +6,7 @@ carries its own position and a checksum: one that was overwritten, or stored in 
 seeded with that of the record before it, the chain, so a log that was put back to an earlier state and written on is
 recognised, too.
 
-    position u64 | time_ns u64 | payload length u32 | kind u16 | reason u16 | payload | xxh3_64 of that, u64 | zeros to 8
+    position u64 | time_ns u64 | payload length u32 | kind u16 | reason u16 | payload | xxh3_64 of that, u64 | padding
 
 `fold` turns events into `Said`, what a file lacks that was built before them.
 """

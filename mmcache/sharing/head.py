@@ -72,9 +72,9 @@ class PageIdentity(NamedTuple):
     """Which page this is.
 
     boot: of the system that made it. device, inode: of the file that it was made in; wake: inode of its wake file.
-    parent, taken, chain: the page whose events it took over, up to which position, and the chain there; 0 for none. origin: where its log begins. suspect: 1 if it was made in
-    the place of a page that may have known something which is lost.
-    """
+    parent, taken, chain: the page whose events it took over, up to which position, and the chain there; 0 for none.
+    origin: where its log begins. suspect: 1 if it was made in the place of a page that may have known something which
+    is lost."""
 
     nonce: int
     boot: int
@@ -195,8 +195,8 @@ def pack_record(at: int, *values: Any) -> bytes:
 
 
 def pack_head(identity: PageIdentity, records: bytes = b"") -> bytes:
-    """A whole head, whose log holds what was taken over. records: the head of that page, whose records from `verified` on
-    are kept."""
+    """A whole head, whose log holds what was taken over. records: the head of that page, whose records from `verified`
+    on are kept."""
     head = bytearray(HEAD_SIZE)
     if records:
         head[VERIFIED[0] :] = records[VERIFIED[0] : HEAD_SIZE]

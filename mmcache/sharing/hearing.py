@@ -1,8 +1,7 @@
 """Hearing: the page that a cache uses, and what was said on it since the baseline of the file that the cache has open.
 
-Called by one thread at a time. Hearing reads the head and the new events, and nothing else; attaching to another page is
-a matter of polls, but for a page that was moved or damaged, whose readers have to find the new one at once.
-"""
+Called by one thread at a time. Hearing reads the head and the new events, and nothing else; attaching to another page
+is a matter of polls, but for a page that was moved or damaged, whose readers have to find the new one at once."""
 
 from __future__ import annotations
 
@@ -144,8 +143,8 @@ class Hearing:
         return True
 
     def _hear_the_last(self, old: Page) -> bool:
-        """A page that has lost its name can still be read: what was said on it must not be forgotten. False for one that
-        is damaged, or was put back to an earlier state."""
+        """A page that has lost its name can still be read: what was said on it must not be forgotten. False for one
+        that is damaged, or was put back to an earlier state."""
         try:
             news = old.since(self.said.until, self.said.chain)
         except MovedError:

@@ -87,7 +87,8 @@ class MovedError(Exception):
 
 
 class News(NamedTuple):
-    """What was found. events: those after a position, or None where they are not all there. until, chain: of the log."""
+    """What was found. events: those after a position, or None where they are not all there. until, chain: of the
+    log."""
 
     head: Head
     events: list[Event] | None
@@ -297,7 +298,8 @@ class Page:
         self._store.write(BUILDER, pack_record(BUILDER, pid, since_ns, takes_ns))
 
     def record_verified(self, header: Header, identity: Identity, *, keep: Identity | None = None) -> None:
-        """Every byte of this file was checked on this machine since it started. keep: of the file whose record stays."""
+        """Every byte of this file was checked on this machine since it started. keep: of the file whose record
+        stays."""
         head = self.head()
         known = () if head is None else head.verified
         proof = proof_of(header, identity)

@@ -72,11 +72,10 @@ def rebuild(
 ) -> BuildReport:
     """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata.
 
-    asked_ns: wall clock; a file that was built from what the source held after that is left as it is. lock: a descriptor
-    that holds the build lock already.
-    Where the file itself is missing or damaged, its backup says how. Raises what `build` raises; SourceError for a
-    file that was built from records in memory; UnusableFileError where neither file nor backup can be read.
-    """
+    asked_ns: wall clock; a file that was built from what the source held after that is left as it is. lock: a
+    descriptor that holds the build lock already. Where the file itself is missing or damaged, its backup says how.
+    Raises what `build` raises; SourceError for a file that was built from records in memory; UnusableFileError where
+    neither file nor backup can be read."""
     layout = storage.described(os.fspath(path))
     if layout.source is None:
         raise SourceError("was built from records in memory and names no source: build it again", path=os.fspath(path))

@@ -585,7 +585,7 @@ def receive(fd: int) -> None:
     """A descriptor with a lock that came from the process which started this one: our own children must not keep it."""
     hold(fd)
     with contextlib.suppress(OSError):
-        system.set_inheritable(fd, False)
+        system.set_inheritable(fd, False)  # noqa: FBT003 (the system's own signature)
 
 
 def release(fd: int) -> None:
