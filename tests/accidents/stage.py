@@ -180,32 +180,44 @@ def shared_writable_maps(place: Path) -> list[str]:
 # --- processes apart --------------------------------------------------------------------------------------------------
 
 
-def apart(function: Callable[..., Any], *args: Any, within: float = 90.0, namespace: bool = False) -> Any:
+def apart(function: Callable[..., Any], *args: Any, within: float = 60.0, namespace: bool = False) -> Any:
     """What the function returns in a forked process, which a hang or a signal cannot take beyond the test.
 
     namespace: in a mount namespace of its own; its mounts end with it.
     """
     here, there = fork.Pipe(duplex=False)
-    process = fork.Process(target=_apart, args=(there, namespace, within, function, args))
+    process = fork.Process(target=_apart, args=(there, namespace, function, args))
     process.start()
     there.close()
     try:
-        worked, value = here.recv() if here.poll(within + 5.0) else (False, "no answer")
-        process.join(5.0)
+        if here.poll(within):
+            worked, value = here.recv()
+        else:
+            worked, value = False, f"no answer within {within:g} s"
+            process.join(0.0)
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, signal.SIGUSR1)  # where it hangs, on standard error
+                process.join(1.0)
+        process.join(2.0 if worked else 0.0)
     except EOFError:
+        process.join(2.0)
         worked, value = False, "no answer"
     finally:
         here.close()
-        if process.pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it started ends with it
-        process.join()
+        end_group(process)
     if isinstance(value, _Skipped):
         pytest.skip(str(value))
     if isinstance(value, BaseException):
         raise value
     assert worked, f"{value}: {_end_of(process.exitcode)}"
     return value
+
+
+def end_group(process: Any) -> None:
+    """What the process started ends with it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
 
 
 class _Skipped(Exception):  # noqa: N818 (nothing failed)
@@ -216,9 +228,10 @@ def _end_of(code: int | None) -> str:
     return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
 
-def _apart(told: Any, namespace: bool, within: float, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _apart(told: Any, namespace: bool, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.setsid()
-    faulthandler.dump_traceback_later(within, exit=True)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with the process that started it
+    faulthandler.register(signal.SIGUSR1)  # not its timer, which a fork of this process would wait for
     try:
         if namespace:
             enter_mount_namespace()
@@ -230,7 +243,6 @@ def _apart(told: Any, namespace: bool, within: float, function: Callable[..., An
 
         traceback.print_exc(file=sys.stderr)
         told.send((False, AssertionError(f"{type(error).__name__}: {error}")))
-    faulthandler.cancel_dump_traceback_later()
     os._exit(0)  # threads that hang and handlers of the parent stay behind
 
 
