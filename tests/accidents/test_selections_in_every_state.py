@@ -33,17 +33,22 @@ def vector(i: int) -> bytes:
 
 def execute(db: Path, sql: str, *parameters: object) -> None:
     with contextlib.closing(sqlite3.connect(db, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
         connection.execute(sql, parameters)
+
+
+def make_table(db: Path, n: int) -> Path:
+    execute(db, "CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT, size INTEGER, vector BLOB)")
+    with contextlib.closing(sqlite3.connect(db)) as connection, connection:
+        rows = [(f"k{i}", "abc"[i % 3], i % 5, vector(i)) for i in range(n)]
+        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", rows)
+    return db
 
 
 @pytest.fixture
 def bank(tmp_path: Path) -> Path:
     """Items with embeddings."""
-    db = tmp_path / "vectors.db"
-    execute(db, "CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT, size INTEGER, vector BLOB)")
-    for i in range(N):
-        insert(db, f"k{i}", "abc"[i % 3], i)
-    return db
+    return make_table(tmp_path / "vectors.db", N)
 
 
 def insert(db: Path, key: str, kind: str, i: int) -> None:
@@ -234,11 +239,7 @@ def arrives(sent: bytes, ids: list[str], db: Path) -> bool:
 
 
 def test_a_pickle_with_one_id_dirty_is_as_small_as_one_without(path, tmp_path):
-    db = tmp_path / "many.db"
-    execute(db, "CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT, size INTEGER, vector BLOB)")
-    with contextlib.closing(sqlite3.connect(db)) as connection, connection:
-        rows = [(f"k{i}", "abc"[i % 3], i % 5, vector(i)) for i in range(3000)]
-        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", rows)
+    db = make_table(tmp_path / "many.db", 3000)
     with mmcache.open(path, source(db), executor="external") as cache:
         clean = len(pickle.dumps(cache.where(kind="a")))
         for key in ("k1", "k3", "no-such-id"):
