@@ -266,12 +266,14 @@ class SqliteWal(Contender):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[], None]]:
-        values = ", ".join(f"{column} = ?{i}" for i, column in enumerate(COLUMNS.split(", "), 1) if column != "id")
+        key, *others = COLUMNS.split(", ")
+        values = ", ".join(f"{column} = ?" for column in others)
         with self._open() as db:
 
             def rewrite() -> None:
                 db.execute("BEGIN IMMEDIATE")
-                db.executemany(f"UPDATE patterns SET {values} WHERE id = ?1", read_bank(self.data.bank))
+                rows = ((*row[1:], row[0]) for row in read_bank(self.data.bank))
+                db.executemany(f"UPDATE patterns SET {values} WHERE {key} = ?", rows)
                 db.execute("COMMIT")
 
             yield rewrite

@@ -13,6 +13,7 @@ __all__ = [
     "BuildError",
     "BuildReport",
     "Cache",
+    "CachedCollection",
     "ClosedError",
     "Collection",
     "CorruptFileError",
@@ -45,6 +46,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .cache import Cache, Stats, open
+    from .cached import CachedCollection
     from .errors import (
         BuildError,
         ClosedError,
@@ -85,6 +87,7 @@ _HOMES = {
     name: module
     for module, names in {
         ".cache": ("Cache", "Stats", "open"),
+        ".cached": ("CachedCollection",),
         ".errors": (
             "BuildError",
             "ClosedError",

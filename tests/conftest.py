@@ -9,13 +9,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import stat
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support import inside
+from tests.support.bank import make_bank
+from tests.support.clock import Clock
+from tests.support.observe import mapped_files, open_files
 
 settings.register_profile("quick", max_examples=60, stateful_step_count=30, derandomize=True, deadline=None)
 settings.register_profile(
@@ -55,12 +58,30 @@ def data() -> Path:
 
 
 @pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    """A database of 60 items and 5 notes."""
+    make_bank(tmp_path / "bank.db")
+    return tmp_path / "bank.db"
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with Clock().installed() as clock:
+        yield clock
+
+
+@pytest.fixture(scope="module")
+def no_disk_wait() -> Iterator[None]:
+    """Files are written and not synced: for tests that build hundreds of them and cut no power."""
+    with inside.no_fsync():
+        yield
+
+
+@pytest.fixture
 def let_go() -> Iterator[None]:
     """What arrived from other processes stays mapped until the next arrives: not beyond the test."""
     yield
-    from mmcache.storage import snapshot
-
-    snapshot._last.clear()
+    inside.forget_arrived()
     gc.collect()
 
 
@@ -79,29 +100,3 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     leaks = [f"open: {what}" for fd, what in open_files().items() if files.get(fd) != what]
     leaks += [f"mapped: {name}" for name in mapped_files(scratch) - maps]
     assert not leaks, leaks
-
-
-def open_files() -> dict[int, str]:
-    """Descriptor -> what it is, for every regular file and directory that this process has open."""
-    linux = os.path.isdir("/proc/self/fd")
-    found = {}
-    for name in os.listdir("/proc/self/fd" if linux else "/dev/fd"):
-        fd = int(name)
-        try:
-            info = os.fstat(fd)
-        except OSError:  # the descriptor of the listing itself
-            continue
-        if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-            where = os.readlink(f"/proc/self/fd/{fd}") if linux else f"device {info.st_dev}"
-            found[fd] = f"{where} (inode {info.st_ino})"
-    return found
-
-
-def mapped_files(scratch: str) -> Counter[str]:
-    """How often each file below `scratch`, or with .mmc in its name, is mapped; nothing where /proc is absent."""
-    try:
-        with open("/proc/self/maps") as lines:
-            paths = [fields[5].rstrip() for line in lines if len(fields := line.split(maxsplit=5)) == 6]
-    except FileNotFoundError:
-        return Counter()
-    return Counter(name for name in paths if name.startswith(scratch) or ".mmc" in os.path.basename(name))

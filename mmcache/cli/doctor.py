@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..errors import CorruptFileError, MissingFileError, MmcacheError, UnusableFileError
+from ..errors import MissingFileError, MmcacheError, UnusableFileError
 from ..words import ago, number, plural, printable, span
 from .files import layout_of
 from .options import ERROR, FILE_COMPLETION, OK
@@ -185,38 +185,42 @@ def _source(layout: Layout, path: str) -> Check:
 
 
 def _control_page(path: str) -> Check:
-    from ..sharing.control import SIZE, control_name, look
-    from ..storage import shared
+    from ..sharing.attach import look
+    from ..sharing.page import page_path
+    from ..storage.pagefile import open_page_file
     from .doctor_directory import Check
 
-    name, where = "control page", control_name(path)
+    name, where = "control page", page_path(os.path.abspath(path))
     try:
-        file = shared.open_shared(where, SIZE)
-    except CorruptFileError as error:
-        return Check(name, "warn", f"{error}", "nothing: the next worker puts another in its place")
+        file = open_page_file(where)
     except UnusableFileError as error:
         return Check(name, "fail", f"{error}", "remove it; until then workers notice changes once a second only")
     if file is None:
         return Check(name, "ok", "there is none yet: the first worker makes it")
-    page = look(path)
+    file.close()
+    page = look(os.path.abspath(path))
     if page is None:
-        text = "is of another version, or from before this machine started"
+        text = "is damaged, a copy, of another version, or from before this machine started"
         return Check(name, "warn", text, "nothing: the next worker puts another in its place")
-    if not page.writable:
+    created, writable = page.identity.created_ns / 1e9, page.writable
+    page.close()
+    if not writable:
         text = "may only be read by this user: it hears what others say, and cannot invalidate or build"
         return Check(name, "warn", text, "give this user write access, or invalidate as another one")
-    return Check(name, "ok", f"was made {ago(max(0.0, time.time() - page.created))}, since this machine started")
+    return Check(name, "ok", f"was made {ago(max(0.0, time.time() - created))}, since this machine started")
 
 
 def _builds(path: str) -> Check:
-    from ..sharing.control import look
+    from ..sharing.attach import look
     from ..storage import shared
     from ..storage.fs import lock_name
     from .doctor_directory import Check
 
-    page = look(path)
+    page = look(os.path.abspath(path))
     builder = page.builder if page is not None else None
     failure = page.failure if page is not None else None
+    if page is not None:
+        page.close()
     if shared.is_held(lock_name(path)):
         if builder is None:
             return Check("builds", "ok", "somebody holds the build lock")

@@ -1,6 +1,6 @@
 """What a directory can do: tried out with files of our own in it, and with another process, which are gone afterwards.
 
-That other process is this module as a program. It maps the same file as we do and answers through it, then it takes
+That other process is this module as a program. It opens the same file as we do and answers through it, then it takes
 the build lock and waits to be killed.
 """
 
@@ -14,18 +14,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Self
 
-from ..errors import LockTimeoutError, MmcacheError, PublishError
-from ..sharing.control import attach, control_name
+from ..errors import LockTimeoutError, MissingFileError, MmcacheError, PublishError, UnusableFileError
+from ..sharing.attach import attach
+from ..sharing.page import Page, wake_name
 from ..storage import fs, shared
 from ..words import bytes_of, printable, span
 
 __all__ = ["Check", "check_directory"]
 
 _SIZE: Final = 4096
-_ASKED, _ANSWERED = 0, 64
+_ASKED, _ANSWERED, _TEXT = 0, 64, 128
 """Words, far enough apart to be on other cache lines."""
+_WORD: Final = 2**64 - 1
 _ROUNDS: Final = 200
 _PATIENCE: Final = 10.0
 """Seconds for another process to start, to answer, to die."""
@@ -93,11 +95,14 @@ def _check_writing(directory: fs.Directory) -> Iterator[Check]:
     yield Check("write access", "ok", "this user may build, invalidate and count here")
     yield _check_links(directory)
     yield _check_sync(directory)
+    page = attach(directory.path)
     try:
-        yield _check_file_system(directory)
+        yield _check_file_system(directory, page)
         yield from _check_processes(directory)
     finally:
-        for name in (control_name(directory.name), _map_name(directory.name), fs.lock_name(directory.name)):
+        page.close()
+        names = [of(directory.name) for of in (fs.control_name, _map_name, fs.lock_name)]
+        for name in (*names, wake_name(directory.name, page.nonce)):
             with contextlib.suppress(PublishError):
                 directory.unlink(name)
 
@@ -112,8 +117,8 @@ def _check_links(directory: fs.Directory) -> Check:
         finally:
             directory.unlink(other)
     if linked:
-        return Check("hard links", "ok", "there are: a backup costs no space, and the control page appears whole")
-    return Check("hard links", "warn", "there are none: backups are copies, and there is no control page", _TOLD_LATE)
+        return Check("hard links", "ok", "there are: a backup costs no space")
+    return Check("hard links", "warn", "there are none: a backup is a copy, which takes its time and space")
 
 
 def _check_sync(directory: fs.Directory) -> Check:
@@ -128,9 +133,8 @@ def _check_sync(directory: fs.Directory) -> Check:
     return Check("fsync", "ok", f"a page and its name were made durable in {span(time.perf_counter() - begun)}")
 
 
-def _check_file_system(directory: fs.Directory) -> Check:
+def _check_file_system(directory: fs.Directory, page: Page) -> Check:
     kind = shared.kind_of_file_system(os.path.dirname(directory.path)) or "of unknown kind"
-    page = attach(directory.path)
     if not page.shared:
         return Check("file system", "warn", f"{kind}: no control page ({page.problem})", _TOLD_LATE)
     if kind in ("tmpfs", "ramfs"):
@@ -141,22 +145,66 @@ def _check_file_system(directory: fs.Directory) -> Check:
 # --- with another process ---------------------------------------------------------------------------------------------
 
 
+class _Probe:
+    """A file as workers use it: a process writes it by `pwrite`, the others see a word of it change in a map which they
+    only read, and read the rest by `pread`. A context manager."""
+
+    def __init__(self, path: str) -> None:
+        """Raises UnusableFileError."""
+        with contextlib.ExitStack() as ending:
+            file = shared.open_small(path, _SIZE)
+            if file is None:
+                raise MissingFileError("there is no such file", path=path)
+            self._file = ending.enter_context(file)
+            with contextlib.closing(fs.ReadFile(path)) as mapped:
+                self._words = memoryview(mapped.map()).cast("Q")
+            self._ending = ending.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.close()
+
+    def write(self, word: int, value: int) -> None:
+        """Raises OSError."""
+        self._file.write(8 * word, value.to_bytes(8, sys.byteorder))
+
+    def read(self, word: int) -> int:
+        return int.from_bytes(self._file.read(8 * word, 8), sys.byteorder)
+
+    def wait(self, word: int, value: int, lives: Callable[[], bool] = lambda: True) -> bool:
+        """Until it is seen in the map; whether it is."""
+        deadline = time.monotonic() + _PATIENCE
+        turns = 0
+        while self._words[word] != value:
+            turns += 1
+            if time.monotonic() > deadline or (turns % 256 == 0 and not lives()):
+                return bool(self._words[word] == value)
+            time.sleep(0)
+        return True
+
+
 def _check_processes(directory: fs.Directory) -> Iterator[Check]:
     path = _map_name(directory.path)
-    ours = None
-    try:
-        shared.create(path, bytes(_SIZE))
-        ours = shared.open_shared(path, _SIZE)
-    except MmcacheError as error:
-        yield Check("shared map", "warn", f"no file could be mapped: {error.message}", _TOLD_LATE)
-    try:
-        with _other(directory.path) as other:
-            if ours is not None:
-                yield _check_map(ours.words, other)
-            yield _check_lock(directory, other)
-    except OSError as error:
-        text = f"no other process could be started to try it with: {error.strerror}"
-        yield Check("build lock", "warn", text, "see whether this user, or this container, may start more processes")
+    with contextlib.ExitStack() as ending:
+        ours = None
+        try:
+            shared.create(path, bytes(_SIZE))
+            ours = ending.enter_context(_Probe(path))
+        except MmcacheError as error:
+            yield Check("shared map", "warn", f"no file could be mapped: {error.message}", _TOLD_LATE)
+        try:
+            other = ending.enter_context(_other(directory.path))
+        except OSError as error:
+            text = f"no other process could be started to try it with: {error.strerror}"
+            yield Check(
+                "build lock", "warn", text, "see whether this user, or this container, may start more processes"
+            )
+            return
+        if ours is not None:
+            yield _check_map(ours, other)
+        yield _check_lock(directory, other)
 
 
 @contextlib.contextmanager
@@ -174,42 +222,39 @@ def _other(path: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def _check_map(words: memoryview, other: subprocess.Popen[bytes]) -> Check:
-    """Ask through one word, and be answered through another."""
+def _check_map(ours: _Probe, other: subprocess.Popen[bytes]) -> Check:
+    """Ask through one word, and be answered through another. Each is seen in a map, and what goes with it is read."""
     name, advice = "shared map", f"a control page does not work here: {_TOLD_LATE}"
     times = []
     for i in range(1, _ROUNDS + 1):
         begun = time.perf_counter()
-        words[_ASKED] = i
-        if not _wait_for(words, _ANSWERED, i, lambda: other.poll() is None):
+        try:
+            ours.write(_TEXT, i)
+            ours.write(_ASKED, i)
+            seen = ours.wait(_ANSWERED, i, lambda: other.poll() is None) and ours.read(_TEXT) == -i & _WORD
+        except OSError as error:
+            return Check(name, "fail", f"a file could not be written in place: {error.strerror}", advice)
+        except UnusableFileError as error:
+            return Check(name, "fail", error.message, advice)
+        if not seen:
             if other.poll() is not None:
                 return Check(
                     name, "fail", f"the process to try it with ended with code {other.returncode}", "see above"
                 )
-            return Check(name, "fail", "a store of one process was not seen by another, or its answer by us", advice)
+            return Check(name, "fail", "a write of one process was not seen by another, or its answer by us", advice)
         times.append(time.perf_counter() - begun)
     typical = span(statistics.median(times))
     return Check(
-        name, "ok", f"{_ROUNDS} stores each way were seen by another process and by us, {typical} there and back"
+        name, "ok", f"{_ROUNDS} writes each way were seen by another process and by us, {typical} there and back"
     )
 
 
-def _wait_for(words: memoryview, word: int, value: int, lives: Callable[[], bool] = lambda: True) -> bool:
-    deadline = time.monotonic() + _PATIENCE
-    turns = 0
-    while words[word] != value:
-        turns += 1
-        if time.monotonic() > deadline or (turns % 256 == 0 and not lives()):
-            return bool(words[word] == value)
-        time.sleep(0)
-    return True
-
-
-def _answer(words: memoryview) -> None:
+def _answer(ours: _Probe) -> None:
     for i in range(1, _ROUNDS + 1):
-        if not _wait_for(words, _ASKED, i):
+        if not ours.wait(_ASKED, i) or ours.read(_TEXT) != i:
             raise SystemExit(2)
-        words[_ANSWERED] = i
+        ours.write(_TEXT, -i & _WORD)
+        ours.write(_ANSWERED, i)
 
 
 def _check_lock(directory: fs.Directory, other: subprocess.Popen[bytes]) -> Check:
@@ -259,9 +304,8 @@ def check_space(directory: str, size: int) -> Check:
 
 def main(path: str) -> None:
     """The other process."""
-    file = shared.open_shared(_map_name(path), _SIZE)
-    if file is not None:
-        _answer(file.words)
+    with contextlib.suppress(MissingFileError), _Probe(_map_name(path)) as probe:
+        _answer(probe)
     sys.stdin.readline()
     with fs.Directory(path) as directory, directory.lock(0.0):
         print("held", flush=True)

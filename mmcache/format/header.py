@@ -33,6 +33,9 @@ BLOCK: Final = 65_536
 """Bytes under one checksum of the `blocks` section."""
 MAX_SECTIONS: Final = 4096
 
+MAX_GENERATION: Final = 2**40
+"""A thousand publishes a second reach it in 34 years; beyond it the next one could not be stored."""
+
 REQUIRED: Final = 1
 """Section flag: a reader that does not know this kind must refuse the file."""
 
@@ -179,8 +182,8 @@ def parse_header(data: bytes, actual_size: int) -> Header:
         raise _corrupt("header", f"expected 1 to {MAX_SECTIONS} sections, found {section_count}")
     if HEADER_SIZE + section_count * TABLE_ROW_SIZE > file_size:
         raise _corrupt("header", f"the section table of {section_count} rows does not fit into {file_size} bytes")
-    if generation == 0:
-        raise _corrupt("header", "generation 0 was never published")
+    if not 0 < generation <= MAX_GENERATION:
+        raise _corrupt("header", f"generation {generation} was never published")
     if minor <= VERSION[1] and (data[14:16] != b"\0\0" or any(data[176 if minor else 168 : _CHECKED])):
         raise _corrupt("header", "reserved bytes are not zero")
     return Header(

@@ -29,7 +29,7 @@ from ..words import bytes_of, plural, span
 if TYPE_CHECKING:
     from ..cache import Cache
     from ..schema import Query, Schema
-    from ..sources.base import Reading, Source, SourceRecord
+    from ..sources.base import Key, Reading, Source, SourceRecord
     from ..sources.iterable import IterableSource
 
 __all__ = ["Factory", "Hooks"]
@@ -169,7 +169,7 @@ class Factory:
     def _build(self, name: str, path: Path, source: Source) -> None:
         """See to it that the file is there."""
         from ..errors import LockTimeoutError, MmcacheError
-        from ..sharing.control import attach
+        from ..sharing.attach import attach
         from ..sharing.publishing import build_once
 
         begun, pause = time.monotonic(), 0.002
@@ -269,8 +269,11 @@ class _Called:
     def read(self) -> contextlib.AbstractContextManager[Reading]:
         return self._made(again=False).read()
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
         return self._made(again=True).fetch(collection, ids)
+
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        return self._made(again=True).in_order(collection, ids)
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
         return self._made(again=True).find(collection, query)

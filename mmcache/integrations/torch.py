@@ -25,7 +25,8 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.dlpack import from_dlpack
 
-from ..cache import Cache, FoundRecords
+from ..cache import Cache
+from ..errors import SourceError
 from ..storage.record import Record
 from ..storage.selection import Selection
 from ..storage.snapshot import Collection, Place, Snapshot
@@ -49,7 +50,7 @@ class MmcacheDataset(Dataset[Any]):
 
     def __init__(
         self,
-        of: Cache | Snapshot | Collection | Selection | FoundRecords,
+        of: Cache | Snapshot | Collection | Selection,
         *,
         columns: str | Iterable[str] | None = None,
         transform: Callable[[Record, Any], Any] | None = None,
@@ -63,7 +64,7 @@ class MmcacheDataset(Dataset[Any]):
         drop_missing: leave out records without an embedding; else they are an error, where embeddings are asked for.
 
         Raises ValueError for a column that there is not, or a record without an embedding; UnusableFileError for a
-        cache without a file and SourceError for what its source answered, for only a file has rows.
+        cache without a file; and SourceError for a selection with records of the source, as only a file has rows.
         """
         if columns is not None and transform is not None:
             raise TypeError("give columns= or transform=, not both: a transform gets the whole record")
@@ -141,7 +142,7 @@ class MmcacheDataset(Dataset[Any]):
         return f"<MmcacheDataset {place.path!r}, generation {place.generation}, {len(self)} of {place.name!r}>"
 
 
-def _rows_of(of: Cache | Snapshot | Collection | Selection | FoundRecords) -> tuple[Collection, NDArray[np.uint32]]:
+def _rows_of(of: Cache | Snapshot | Collection | Selection) -> tuple[Collection, NDArray[np.uint32]]:
     if isinstance(of, Cache):
         with of.pinned() as snapshot:
             return _rows_of(snapshot)
@@ -149,12 +150,14 @@ def _rows_of(of: Cache | Snapshot | Collection | Selection | FoundRecords) -> tu
         of = of.default
     if isinstance(of, Collection):
         return of, np.arange(len(of), dtype=np.uint32)
-    if isinstance(of, Selection | FoundRecords):
-        rows = of.rows  # what the source answered has none, and says so
-        assert isinstance(of, Selection)
+    if isinstance(of, Selection):
         collection = of._collection
-        assert isinstance(collection, Collection | Place)
-        return collection if isinstance(collection, Collection) else collection.collection(), rows
+        if not of.complete or not isinstance(collection, Collection | Place):
+            raise SourceError(
+                f"{len(of) - len(of.rows)} of {len(of)} records are the source's answer, and only a file has rows: "
+                "pin a snapshot, or use where(..., snapshot=True)"
+            )
+        return collection if isinstance(collection, Collection) else collection.collection(), of.rows
     raise TypeError(
         f"a dataset is of a Cache, a Snapshot, a Collection or a Selection, not of {type(of).__name__}: "
         "for another collection of a cache there is cache.snapshot.collection(name)"
@@ -182,17 +185,17 @@ def as_tensor(array: NDArray[Any]) -> ReadOnlyTensor:
 
 
 class ReadOnlyTensor(torch.Tensor):
-    """A tensor over memory that nobody may write to. Made by `as_tensor`.
+    """A tensor over memory that is never written to. Made by `as_tensor`.
 
     What is computed from it is an ordinary tensor, and so is `clone()`; a view of it is read-only too. Whatever writes
     in place, `out=` and optimizers included, raises RuntimeError, and nothing is written. Pickled or saved it is an
     ordinary tensor of just the numbers that it shows, where torch would send all that a view is a view of; a deep copy
     is the tensor itself.
 
-    Each operation is looked at as torch dispatches it. That takes some ten microseconds; the first in a process loads
-    more of torch, which takes a second. Who writes without an operation is not seen, and does end in SIGSEGV: an
-    extension that takes the address (`data_ptr()`, the storage), and whoever says `other.data = tensor`, after which
-    `other` is an ordinary tensor over the same memory.
+    Each operation is checked as torch dispatches it. That takes some ten microseconds; the first in a process loads
+    more of torch, which takes a second. A write without an operation is not seen, and does end in SIGSEGV: one of an
+    extension that takes the address (`data_ptr()`, the storage), or one after `other.data = tensor`, which makes
+    `other` an ordinary tensor over the same memory.
     """
 
     _plain: torch.Tensor

@@ -1,6 +1,6 @@
 """A process that rebuilds one file from the source that it names, and ends: `python -m mmcache.sharing.background`.
 
-Started by a worker that found its file due. It takes the build lock itself, gives way to the workers, and ends itself
+Started by a worker that found its file due, and that hands it the build lock. It gives way to the workers, and ends itself
 when its time is up, whatever it is waiting for. What came of it, others read from the control page.
 """
 
@@ -10,23 +10,22 @@ import os
 import signal
 import sys
 
-from ..errors import LockTimeoutError
+from ..storage import fs
 from .publishing import rebuild
 
-PATIENCE = 1.0
-"""Seconds to wait for whoever holds the build lock; he does the same as we would."""
 
-
-def main(path: str, asked_ns: str, limit: str) -> int:
+def main(path: str, asked_ns: str, limit: str, lock: str | None = None) -> int:
+    """lock: number of a descriptor that holds the build lock; without one it is taken here, or the build fails."""
+    held = None if lock is None else int(lock)
+    if held is not None:
+        fs.receive(held)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.setitimer(signal.ITIMER_REAL, float(limit))
     os.nice(5)
     try:
-        rebuild(path, timeout=PATIENCE, asked_ns=int(asked_ns))
-    except LockTimeoutError:
-        return 75
-    except Exception:  # noqa: BLE001 (told to everybody through the control page, and nobody reads our stderr)
+        rebuild(path, timeout=0.0, asked_ns=int(asked_ns), lock=held)
+    except Exception:  # noqa: BLE001 (recorded on the control page; stderr is read by no one)
         return 1
     return 0
 

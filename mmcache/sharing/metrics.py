@@ -1,31 +1,37 @@
 """What the workers of one cache file count, each by itself, and all of them together.
 
-A cache object counts in a slot: a file of its own, `.<name>.<nonce>.slot`, mapped shared, and written by nobody else.
-A count is one store, so a worker that is killed loses none that it had stored. It holds the slot's lock for life: that
-is how others know that it lives, whatever its pid is, and in which container. A slot without its owner is added to
-the archive and removed by whoever opens a slot next; its own owner does so on `close`. The nonce makes each count once.
+A cache object counts in a slot: private memory, and a file of its own, `.<name>.<nonce>.slot`, which `flush` writes.
+Counting takes no lock and does no I/O; a worker that is killed loses what it counted after its last flush. It holds the
+slot's lock for life, which shows other processes that it lives, whatever its pid and its container. A slot without its
+owner is added to the archive and removed by the next process that opens a slot; `close` does so for its own. The nonce
+makes each count once.
 
-Nothing here fails a cache: where a slot cannot be shared it is private, and nobody else sees it.
+Nothing here fails a cache: where a slot cannot be shared it is private, and seen by its own process only.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import struct
+import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Final
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
 
 from xxhash import xxh3_64_intdigest
 
-from ..errors import CorruptFileError, LockTimeoutError, MmcacheError, UntrustedPathError, UnusableFileError
+from ..errors import MmcacheError, UnusableFileError
 from ..storage import fs, shared
-from . import archive
-from .archive import U64
+from . import archive, slot_files
 from .fleet import CAUSES, Event, Fleet, Histogram, Worker
+from .slot_files import log_once
+from .tally import U64, Tally
 
 __all__ = [
     "BUILD",
@@ -49,6 +55,8 @@ __all__ = [
     "remove",
 ]
 
+T = TypeVar("T")
+
 log = logging.getLogger("mmcache")
 
 # --- the words of a slot ----------------------------------------------------------------------------------------------
@@ -58,7 +66,7 @@ GAUGES: Final = (
     *("generation", "state", "pinned", "mapped_bytes", "private_bytes", "load_ns"),  # state: index into STATES
 )
 COUNTERS: Final = (
-    "hits",  # answers from the file one by one; in a slot's words, and looks besides
+    "hits",  # answers from the file one by one; in a slot's words, and looks besides: both are set, not added to
     "looks",  # what a look at the number of hits added to it
     "batch_hits",  # answers from the file in batches
     "misses",
@@ -76,16 +84,14 @@ _IDLE_AFTER: Final = 60.0
 HISTOGRAMS: Final = ("lookup", "fallback", "load", "build")
 EVENTS: Final = ("rebuild", "unchanged", "rebuild_failed", "corruption", "invalidation", "refusal")
 
-_FORM: Final = int.from_bytes(b"mmc-slot", "little")
-_LABEL, _LABEL_BYTES = 3, 64  # form, schema and nonce are before it
+_LABEL, _LABEL_BYTES = 3, 64  # after form, schema and nonce
 _FIRST_GAUGE = 16
 _FIRST_COUNTER = _FIRST_GAUGE + len(GAUGES)
 _FIRST_BUCKET = _FIRST_COUNTER + len(COUNTERS)
 _BUCKETS = 48
 _HISTOGRAM = _BUCKETS + 1  # and their sum, in ns
 _END = _FIRST_BUCKET + len(HISTOGRAMS) * _HISTOGRAM
-_WORDS = 512
-_SIZE = 8 * _WORDS
+_COUNTED = slice(_FIRST_COUNTER, _END)
 assert _END - _FIRST_COUNTER <= archive.SUMS
 
 # fmt: off
@@ -105,32 +111,36 @@ _OURS: Final = xxh3_64_intdigest(repr((GAUGES, COUNTERS, STATES, HISTOGRAMS, EVE
 """Changes with any of these: what carries another number was counted by another version, and is not understood."""
 _LONGEST = 2.0**33
 """Seconds; what claims to take longer, or less than nothing, counts as nothing."""
-_FOLDS = 64
-"""Slots of dead workers that one opening adds to the archive, at most."""
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
 class Slot:
-    """The counters of one cache object in this process.
+    """The counters of one cache object in this process. Any thread may call any method at any time.
 
-    words: format "Q"; the hot path stores `words[HITS] = n`, the rest is for callers who serialise it. A word index is
-    the name of a counter or gauge in upper case. They stay valid after `close`, and in a forked child, where they are
-    other words, which nobody reads: a child opens a slot of its own.
+    words: array "Q", private memory, always the same object until a fork: what was set, and is stored there directly.
+    A word index is the name of a counter or gauge in upper case.
     shared: whether others see it.
+    pid: the process that it belongs to. In a forked child it begins at nothing, private and unseen.
     """
 
-    __slots__ = ("__weakref__", "_held", "_nonce", "_path", "shared", "words")
+    __slots__ = ("__weakref__", "_events", "_held", "_leaving", "_nonce", "_path", "_tally", "_turn", "pid", "words")
 
-    words: memoryview
+    words: array[int]
 
     def __init__(self) -> None:
-        self.words = _private_words()
-        self.shared = False
-        self._path = ""
-        self._nonce = 0
         self._held: shared.Holding | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pid = os.getpid()
+        self.words = array("Q", bytes(slot_files.SIZE))
+        self._tally = Tally(_END)
+        self._events: deque[tuple[int, int, int]] = deque(maxlen=archive.RING)
+        self._path, self._nonce = "", 0
+        self._leaving = False
+        self._turn = True
 
     @classmethod
     def private(cls) -> Slot:
@@ -138,220 +148,260 @@ class Slot:
 
     @classmethod
     def open(cls, path: str, *, label: str = "") -> Slot:
-        """A slot for the cache file at a path, shared if that is possible. Adds what the dead left to the archive.
+        """A slot for the cache file at a path, shared if that is possible."""
+        slot = cls()
+        slot.share(path, label=label)
+        return slot
+
+    @property
+    def shared(self) -> bool:
+        return self._held is not None
+
+    def share(self, path: str, *, label: str = "") -> None:
+        """Count on where others see it, if that is possible. Adds what the dead left to the archive. Once in its life.
 
         label: what this worker is called, of which 64 bytes are kept.
         """
-        slot = cls()
-        path = os.path.abspath(path)
+        if self._nonce:
+            return
+        self._path = os.path.abspath(path)
+        self.words[PID], self.words[STARTED_NS], self.words[SEEN_NS] = self.pid, *2 * [time.time_ns()]
         error: Exception | None = None
         for _ in range(5):
             nonce = os.urandom(8)
+            self.words[:_FIRST_GAUGE] = _head(nonce, label)
             try:
-                file, slot._held = shared.create_held(_slot_name(path, nonce), _content(nonce, label))
+                self._held = shared.create_held(
+                    slot_files.name_of(self._path, int.from_bytes(nonce, "big")), self._block()
+                )
             except (FileNotFoundError, BlockingIOError) as refused:
                 error = refused  # a folder was faster than our lock
             except (MmcacheError, OSError, ValueError) as refused:
                 error = refused
                 break
             else:
-                slot._path, slot._nonce = path, int.from_bytes(nonce, "big")
-                slot.words, slot.shared = file.words, True
-                # Dropped without `close`, a slot is folded by the next one.
-                weakref.finalize(slot, slot._held.close).atexit = False
-                _shared_slots.add(slot)
-                _fold_dead(path, slot._nonce)
-                return slot
-        _tell_once("metrics_private", path, f"nobody else sees what this process counts: {error}", logging.INFO)
-        return slot
+                self._nonce = int.from_bytes(nonce, "big")
+                _shared_slots[self._nonce] = weakref.ref(self), self._held
+                slot_files.fold_dead(self._path, self._nonce, _OURS, _COUNTED)
+                return
+        text = f"only this process sees what it counts: {error}"
+        log_once("metrics_private", self._path, text, logging.INFO)
+
+    # --- counting: takes no lock, and does no I/O
 
     def add(self, word: int, n: int = 1) -> None:
-        self.words[word] = self.words[word] + n & U64
+        self._tally.add((word, n))
 
     def set(self, word: int, value: int) -> None:
         """A value that no word can hold is kept as the nearest that it can."""
         self.words[word] = min(max(value, 0), U64)
 
+    def hits(self, n: int) -> None:
+        """The number of hits and looks so far: the highest that was given, but for threads that store in the wrong
+        order, which the next call mends."""
+        self.words[HITS] = max(self.words[HITS], n)
+
     def observe(self, histogram: int, seconds: float) -> None:
         ns = int(seconds * 1e9) if 0.0 < seconds < _LONGEST else 0
         first = _FIRST_BUCKET + histogram * _HISTOGRAM
-        self.add(first + min(ns.bit_length(), _BUCKETS - 1))
-        self.add(first + _BUCKETS, ns)
+        self._tally.add((first + min(ns.bit_length(), _BUCKETS - 1), 1), (first + _BUCKETS, ns))
+
+    def note_event(self, kind: str, value: int = 0) -> None:
+        """Remember what happened, for `flush_events`. kind: one of EVENTS."""
+        self._events.append((time.time_ns(), EVENTS.index(kind), min(max(value, 0), U64)))
 
     def counters(self) -> dict[str, int]:
         """Of this slot alone; hits without looks."""
-        return _counters(self.words[_FIRST_COUNTER:_FIRST_BUCKET].tolist())
+        return _counters(self._counts(_FIRST_BUCKET)[_FIRST_COUNTER:_FIRST_BUCKET])
 
-    def close(self) -> None:
-        """Add what was counted to the archive, and remove the file."""
-        held, self._held = self._held, None
+    # --- upkeep: a poll, an invalidation, a build, the end
+
+    def flush(self) -> None:
+        """Write what was counted to the file. What cannot be written now is written by the next flush."""
+        if self.pid != os.getpid():
+            self._leave_to_parent()
+            return
+        try:
+            del self._turn  # as in `Tally.fold`: a second caller leaves, and nothing waits
+        except AttributeError:
+            return
+        try:
+            self._write()
+        finally:
+            self._turn = True
+            if self._leaving:
+                self._leave()
+
+    def _write(self) -> None:
+        held = self._held
         if held is None:
             return
+        if not held.is_ours():
+            # The lock is gone with the descriptor: others add what is in the file, so nothing may be written any more.
+            self._end_sharing()
+            return
+        try:
+            held.write(self._block())
+        except OSError as error:
+            log.debug("%s: %s", self._path, str(error), extra={"event": "slot_not_written", "path": self._path})
+
+    def flush_events(self, timeout: float = 0.0) -> None:
+        """Write the events to the archive, if its lock is to be had in time. What is not written now stays noted."""
+        if not self._events or not self._path or self.pid != os.getpid():
+            return
+        try:
+            with archive.to_write(self._path, _OURS, timeout) as totals:
+                if totals is not None:
+                    self._move_events(totals)
+        except (MmcacheError, OSError) as error:
+            text = "%s: events are written later: %s"
+            log.debug(text, self._path, str(error), extra={"event": "events_kept_back", "path": self._path})
+
+    def _move_events(self, totals: archive.Archive) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                event = self._events.popleft()
+                try:
+                    totals.append(*event)
+                except BaseException:
+                    self._events.appendleft(event)
+                    raise
+
+    def close(self) -> None:
+        """Add what was counted to the archive, and remove the file. What is counted later is seen by this process."""
+        if self.pid != os.getpid():
+            self._leave_to_parent()
+            return
+        self._leaving = True
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            del self._turn
+        except AttributeError:
+            return  # Case: a flush is under way, which this call interrupts or another thread does. It calls this.
+        try:
+            if self._held is not None:
+                self._write()
+            if self._held is not None:
+                self._move_to_archive()
+        finally:
+            self._end_sharing()
+            self._turn = True
+
+    def _move_to_archive(self) -> None:
         try:
             with archive.to_write(self._path, _OURS) as totals, fs.Directory(self._path) as directory:
                 if totals is not None:
-                    _remove_folded(totals, directory)
-                    _fold(totals, directory, self._nonce, self.words)
+                    self._move_events(totals)
+                    slot_files.fold(totals, directory, self._nonce, self._counts()[_COUNTED])
         except (MmcacheError, OSError) as error:
             log.debug(
                 "%s: slot left to others: %s", self._path, str(error), extra={"event": "slot_left", "path": self._path}
             )
-        finally:
-            self.shared = False
+
+    def __del__(self) -> None:
+        # Dropped without `close`, a slot is folded by the next one. At interpreter exit the system does the rest.
+        if getattr(self, "_held", None) is not None and sys is not None and not sys.is_finalizing():
+            self.flush()
+            self._end_sharing()
+
+    def _end_sharing(self) -> None:
+        held, self._held = self._held, None
+        _shared_slots.pop(self._nonce, None)
+        if held is not None:
             held.close()
-            kept = _private_words()
-            kept[:] = self.words
-            self.words = kept
+
+    def _counts(self, end: int = _END) -> array[int]:
+        """All words: what was set, and up to an end what was added."""
+        words = self.words[:]
+        sums = self._tally.sums()
+        for word in range(_FIRST_COUNTER, end):
+            words[word] = words[word] + sums[word] & U64
+        return words
+
+    def _block(self) -> bytes:
+        return self._counts().tobytes()
 
     def _forget(self) -> None:
-        """In a forked child: the file and its lock are the parent's."""
+        """In a forked child: the file and its lock are the parent's, and another thread's turn never ends."""
         if self._held is not None:
             self._held.forget()
             self._held = None
-        self.words = _private_words()
-        self.shared = False
+        self._begin()
+
+    def _leave_to_parent(self) -> None:
+        """Case: forked by C code, which runs no hooks, so the descriptor is still open here."""
+        if self._held is not None:
+            self._held.close()
+        self._forget()
 
 
-_shared_slots: weakref.WeakSet[Slot] = weakref.WeakSet()
+# The lock is held here, too: so the garbage collector does not end it before the slot's last flush.
+_shared_slots: dict[int, tuple[weakref.ref[Slot], shared.Holding]] = {}
+
+
+def _living_slots() -> list[Slot]:
+    return [slot for ref, _ in list(_shared_slots.values()) if (slot := ref()) is not None]
 
 
 def _forget_slots() -> None:
-    for slot in list(_shared_slots):
+    for slot in _living_slots():
         slot._forget()
     _shared_slots.clear()
 
 
+def _flush_slots() -> None:
+    for slot in _living_slots():
+        slot.flush()
+        slot.flush_events()
+
+
 os.register_at_fork(after_in_child=_forget_slots)
+atexit.register(_flush_slots)
 
 
-def _private_words() -> memoryview:
-    return memoryview(bytearray(_SIZE)).cast("Q")
-
-
-def _content(nonce: bytes, label: str) -> bytes:
-    head = struct.pack("=QQQ", _FORM, _OURS, int.from_bytes(nonce, "big"))
+def _head(nonce: bytes, label: str) -> array[int]:
+    head = struct.pack("=QQQ", slot_files.FORM, _OURS, int.from_bytes(nonce, "big"))
     text = label.encode("utf-8", "replace")[:_LABEL_BYTES].ljust(_LABEL_BYTES, b"\0")
-    gauges = struct.pack("=QQQ", os.getpid(), *2 * [time.time_ns()])
-    return ((head + text).ljust(8 * _FIRST_GAUGE, b"\0") + gauges).ljust(_SIZE, b"\0")
-
-
-# --- slots of the dead ------------------------------------------------------------------------------------------------
-
-
-def _slot_name(path: str, nonce: bytes) -> str:
-    directory, name = os.path.split(path)
-    return os.path.join(directory, f".{name}.{nonce.hex()}.slot")
-
-
-def _slots(path: str) -> list[tuple[int, str]]:
-    """(nonce, path) of all that are there."""
-    directory, name = os.path.split(path)
-    prefix, suffix = f".{name}.", ".slot"
-    found = []
-    for candidate in shared.names_beside(path):
-        if candidate.startswith(prefix) and candidate.endswith(suffix):
-            token = candidate[len(prefix) : -len(suffix)]
-            if len(token) == 16 and set(token) <= set("0123456789abcdef"):
-                found.append((int(token, 16), os.path.join(directory, candidate)))
-    return found
-
-
-def _fold_dead(path: str, own: int) -> None:
-    """Add the slots whose owners are dead to the archive. Not now, if somebody else is about it."""
-    dead = [(nonce, where) for nonce, where in _slots(path) if nonce != own and not shared.is_held(where)]
-    if not dead:
-        return
-    try:
-        with archive.to_write(path, _OURS, 0.0) as totals, fs.Directory(path) as directory:
-            if totals is None:
-                return
-            _remove_folded(totals, directory)
-            for nonce, where in dead[:_FOLDS]:
-                # One that cannot be trusted or read now stays, and keeps no other.
-                with contextlib.suppress(UnusableFileError), _left(where) as is_dead:
-                    if is_dead:
-                        words = _words_of(path, nonce, where)
-                        if words is None:
-                            directory.unlink(os.path.basename(where))
-                        else:
-                            _fold(totals, directory, nonce, words)
-    except (MmcacheError, OSError) as error:
-        _tell_once("slots_left", path, f"what dead workers counted cannot be put away: {error}")
-
-
-@contextlib.contextmanager
-def _left(where: str) -> Iterator[bool]:
-    """Hold the lock of a slot that its owner left; False if it did not. An owner who was just about to take it for the
-    first time finds that we were faster, and makes another slot."""
-    try:
-        held = shared.Holding(where)
-    except OSError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.close()
-
-
-def _fold(totals: archive.Archive, directory: fs.Directory, nonce: int, words: Sequence[int]) -> None:
-    totals.fold(nonce, words[_FIRST_COUNTER:_END])
-    _remove_folded(totals, directory)
-
-
-def _remove_folded(totals: archive.Archive, directory: fs.Directory) -> None:
-    """Remove the slot that was folded last, if it is still there: its count must not be added again, and the archive
-    remembers only one."""
-    nonce = totals.state().nonce
-    directory.unlink(os.path.basename(_slot_name(directory.path, nonce.to_bytes(8, "big"))))
-
-
-def _words_of(path: str, nonce: int, where: str) -> list[int] | None:
-    """All words of a slot; None if there is nothing in it that we know. Raises UnusableFileError as `open_shared`."""
-    try:
-        file = shared.open_shared(where, _SIZE)
-    except CorruptFileError:
-        return None
-    if file is None:
-        return None
-    words: list[int] = file.words.tolist()
-    if words[:3] == [_FORM, _OURS, nonce]:
-        return words
-    _tell_once("slot_foreign", path, "a slot of another version of mmcache is not counted")
-    return None
-
-
-_told: set[tuple[str, str]] = set()
-
-
-def _tell_once(event: str, path: str, text: str, level: int = logging.WARNING) -> None:
-    if (event, path) not in _told:
-        _told.add((event, path))
-        log.log(level, "%s: %s", path, text, extra={"event": event, "path": path})
+    return array("Q", (head + text).ljust(8 * _FIRST_GAUGE, b"\0"))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_fleet(path: str) -> Fleet:
-    """What all workers of the cache file at a path count. Writes nothing, and keeps no worker from counting."""
+    """What all workers of the cache file at a path count. Writes nothing but what this process has counted so far, and
+    keeps no worker from counting."""
     path = os.path.abspath(path)
+    for slot in _living_slots():
+        if slot._path == path:
+            slot.flush()
     tries = 4
     while True:
         tries -= 1
-        totals = _look(path)
-        with contextlib.ExitStack() as stack:
-            held = totals is not None and stack.enter_context(totals.file.locked(exclusive=False))
-            state = _state(totals)
+        with _look(path) as totals:
+            held = totals is not None and totals.file.lock(exclusive=False)
+            state = archive.State() if totals is None else _read(path, totals.state, archive.State())
             slots = list(_slots_in_use(path, state.nonce))
-            events = [] if totals is None else totals.events()
-        # Without the lock, somebody may have folded a slot after we read the archive and before we came to the slot.
-        if held or not tries or _moment(state) == _moment(_state(_look(path))):
+            events: list[tuple[int, int, int]] = [] if totals is None else _read(path, totals.events, [])
+        # Without the lock, the archive may have got a slot after we read it and before we came to the slot.
+        if held or not tries or _moment(state) == _moment_now(path):
             return _fleet(state, slots, events)
 
 
-def _state(totals: archive.Archive | None) -> archive.State:
-    return archive.State() if totals is None else totals.state()
+@contextlib.contextmanager
+def _look(path: str) -> Iterator[archive.Archive | None]:
+    with contextlib.ExitStack() as stack:
+        yield _read(path, lambda: stack.enter_context(archive.look(path, _OURS)), None)
+
+
+def _read(path: str, read: Callable[[], T], otherwise: T) -> T:
+    try:
+        return read()
+    except UnusableFileError as error:
+        log_once("archive_unusable", path, f"what dead workers counted is not known: {error}")
+        return otherwise
 
 
 def _moment(state: archive.State) -> tuple[int, int]:
@@ -359,31 +409,28 @@ def _moment(state: archive.State) -> tuple[int, int]:
     return state.since_ns, state.sequence
 
 
-def _look(path: str) -> archive.Archive | None:
-    try:
-        return archive.look(path, _OURS)
-    except UnusableFileError as error:
-        _tell_once("archive_unusable", path, f"what dead workers counted is not known: {error}")
-        return None
+def _moment_now(path: str) -> tuple[int, int]:
+    with _look(path) as totals:
+        return _moment(archive.State() if totals is None else _read(path, totals.state, archive.State()))
 
 
-def _slots_in_use(path: str, folded: int) -> Iterator[tuple[list[int], bool]]:
+def _slots_in_use(path: str, folded: int) -> Iterator[tuple[array[int], bool]]:
     """(words, whether the owner lives) of all slots that the archive does not have."""
-    for nonce, where in _slots(path):
+    for nonce, where in slot_files.names(path):
         if nonce != folded:
             try:
-                words = _words_of(path, nonce, where)
+                words = slot_files.read(path, nonce, where, _OURS)
             except UnusableFileError as error:
-                _tell_once("slot_unusable", path, f"a slot is not counted: {error}")
+                log_once("slot_unusable", path, f"a slot is not counted: {error}")
                 continue
             if words is not None:
                 yield words, shared.is_held(where)
 
 
 def _fleet(
-    state: archive.State, slots: Sequence[tuple[list[int], bool]], events: Sequence[tuple[int, int, int]]
+    state: archive.State, slots: Sequence[tuple[array[int], bool]], events: Sequence[tuple[int, int, int]]
 ) -> Fleet:
-    columns = zip(state.sums, *(words[_FIRST_COUNTER:_END] for words, _ in slots), strict=False)
+    columns = zip(state.sums, *(words[_COUNTED] for words, _ in slots), strict=False)
     sums = [min(sum(column), U64) for column in columns]
     workers = [_worker(words) for words, lives in slots if lives]
     return Fleet(
@@ -447,30 +494,6 @@ def record_event(path: str, kind: str, value: int = 0) -> None:
 def remove(path: str, *, dry_run: bool = False) -> list[str]:
     """Remove the archive, and the slots of the dead. The paths of those; the living keep theirs, and count on.
 
-    Raises PublishError, UntrustedPathError, or LockTimeoutError where somebody holds the archive.
-    dry_run: only look.
+    Raises as `slot_files.remove`. dry_run: only look.
     """
-    where = archive.archive_name(path)
-    with fs.Directory(path) as directory:
-        found = [slot for _, slot in _slots(path) if not shared.is_held(slot)]
-        exists = fs.identity_of(where) is not None
-        if dry_run:
-            return [*[where][: int(exists)], *found]
-        if exists:
-            directory.check_ours(os.path.basename(where))
-            with archive.to_write(path, _OURS) as totals:
-                if totals is None:
-                    raise LockTimeoutError("the metrics are in use: try later", path=where)
-                removed = list(_remove_dead(directory, found))
-                directory.unlink(os.path.basename(where))
-                return [where, *removed]
-        return list(_remove_dead(directory, found))
-
-
-def _remove_dead(directory: fs.Directory, slots: Sequence[str]) -> Iterator[str]:
-    for where in slots:
-        with contextlib.suppress(UntrustedPathError), _left(where) as is_dead:
-            if is_dead:
-                directory.check_ours(os.path.basename(where))
-                directory.unlink(os.path.basename(where))
-                yield where
+    return slot_files.remove(path, _OURS, dry_run=dry_run)

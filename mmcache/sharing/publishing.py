@@ -20,7 +20,9 @@ from ..sources.iterable import Records
 from ..storage import publish as storage
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Progress, Serves
 from . import metrics
-from .control import ControlPage, attach, look
+from .announce import Announcer
+from .attach import look
+from .page import Page
 
 __all__ = ["build", "build_once", "clear", "rebuild"]
 
@@ -66,10 +68,12 @@ def rebuild(
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     asked_ns: int | None = None,
+    lock: int | None = None,
 ) -> BuildReport:
     """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata.
 
-    asked_ns: wall clock; a file that was built from what the source held after that is left as it is.
+    asked_ns: wall clock; a file that was built from what the source held after that is left as it is. lock: a descriptor
+    that holds the build lock already.
     Where the file itself is missing or damaged, its backup says how. Raises what `build` raises; SourceError for a
     file that was built from records in memory; UnusableFileError where neither file nor backup can be read.
     """
@@ -87,6 +91,7 @@ def rebuild(
             progress=progress,
             timeout=timeout,
             asked_ns=asked_ns,
+            lock=lock,
         )
 
 
@@ -94,7 +99,7 @@ def build_once(
     path: str | os.PathLike[str],
     source: Source,
     *,
-    control: ControlPage | None = None,
+    page: Page | None = None,
     slot: metrics.Slot | None = None,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -103,34 +108,34 @@ def build_once(
     serves: Serves | None = None,
     asked_ns: int | None = None,
     since: float | None = None,
+    lock: int | None = None,
 ) -> BuildReport:
     """Build from a source, unless somebody else did while we waited for the lock.
 
     serves: whether the file that is there will do. asked_ns: one that was built, or found to be right, after that does.
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
-    time.monotonic(), for a caller who waited before. control, slot: the page and
-    the counters to use, if the caller has them.
+    time.monotonic(), for a caller who waited before. page, slot: the page and the counters to use, if the caller has
+    them. lock: a descriptor that holds the build lock already.
     """
-    name = os.fspath(path)
-    page = control or attach(name)
+    name = os.path.abspath(os.fspath(path))
+    control = Announcer(name, page)
     begun = time.monotonic()
     told: list[MmcacheError] = []
     served: list[Layout] = []
 
     def unless(there: Layout | None) -> bool:
-        failure = page.failure
+        failure = control.failure
         if failure is not None and failure.at > (begun if since is None else since):
             told.append(failure.error)
             raise failure.error
         if there is None:
             return False
-        if (serves is not None and serves(there)) or (asked_ns is not None and _is_after(there, page, asked_ns)):
+        if (serves is not None and serves(there)) or (asked_ns is not None and _is_after(there, control, asked_ns)):
             served.append(there)
         return bool(served)
 
     with _counted(name, slot) as counts, contextlib.ExitStack() as ending:
-        if control is None:
-            ending.callback(page.close)
+        ending.callback(control.close)
         try:
             report = storage.publish(
                 name,
@@ -140,16 +145,17 @@ def build_once(
                 progress=progress,
                 timeout=timeout,
                 unless=unless,
-                control=page,
+                control=control,
+                lock=lock,
             )
         except LockTimeoutError:
             raise
         except Exception as error:
             if error not in told:
                 counts.add(metrics.REBUILDS_FAILED)
-                failure = page.failure
+                failure = control.failure
                 if failure is None or failure.at < begun:  # it did not get as far as building, which tells by itself
-                    page.failed(error)
+                    control.failed(error)
                 metrics.record_event(name, "rebuild_failed")
                 log.warning("%s: build failed: %s", name, str(error), extra={"event": "build_failed", "path": name})
             else:
@@ -157,17 +163,16 @@ def build_once(
             raise
         if served:  # by another's build, which is counted there
             return report
-        page.succeeded()
+        control.succeeded()
         _count(name, report, counts, begun)
-        if page.superseded:
+        if control.superseded:
             counts.add(metrics.REBUILDS_SUPERSEDED)
     return report
 
 
-def _is_after(layout: Layout, page: ControlPage, asked_ns: int) -> bool:
-    known = page.revalidation(layout.header)
+def _is_after(layout: Layout, control: Announcer, asked_ns: int) -> bool:
     # What is ahead of the clock, which then went back since, may be from any time.
-    return asked_ns < (known.checked_ns if known else layout.header.created_ns) <= time.time_ns()
+    return asked_ns < control.covered_ns(layout.header) <= time.time_ns()
 
 
 @contextlib.contextmanager
@@ -218,7 +223,7 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     found += metrics.remove(name, dry_run=dry_run)
     if not dry_run:
         page = look(name)
-        if page is not None and page.writable:
-            page.succeeded()
-            page.wake()
+        if page is not None:
+            Announcer(name, page).cleared()
+            page.close()
     return found

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 
-from ..errors import MmcacheError, UnusableFileError
+from ..errors import UnusableFileError
 from ..format.header import HEADER_SIZE, Header, parse_header
+from ..format.layout import validate
 from ..freshness import Freshness, Policy
-from ..sources.base import Source, TrackedSource
+from ..sources.base import Source
 from ..storage import shared
 from ..storage.fs import ReadFile, lock_name
-from .control import Builder, ControlPage, Failure, look
+from .asking import ask
+from .attach import look
+from .decide import Decision, Facts, Rules as DecisionRules, Trouble, decide
+from .head import Builder, Failure
+from .hearing import Hearing
 from .metrics import Fleet, read_fleet
-from .staleness import Basis, basis_of, doubt_about, freshness_of
+from .page import MovedError, private_page
 
 __all__ = ["Alert", "Rules", "Status", "check", "status_of"]
 
@@ -22,8 +29,8 @@ __all__ = ["Alert", "Rules", "Status", "check", "status_of"]
 class Status:
     """One look at a cache.
 
-    state: "fresh", "stale", "expired" or "invalidated"; or why there is no file to be used: "missing", "corrupt",
-    "incompatible", "unreadable", "untrusted". why: a sentence. header: of the file; None where it cannot be read.
+    state: "fresh", "stale", "expired" or "invalidated"; "slow" while a circuit is open; or why there is no file to be
+    used: "missing", "corrupt", "incompatible", "unreadable", "untrusted"; or "disabled". why: a sentence. header: of the file; None where it cannot be read.
     freshness: by the clock alone. revalidated: whether a rebuild found it unchanged.
     dirty: ids that the source answers, as far as they can be told apart; -1 for more than can.
     control: None where workers share a control page, else why they cannot. building: whether somebody holds the build
@@ -67,85 +74,71 @@ class Alert:
     text: str
 
 
-def status_of(path: str, policy: Policy, source: Source | None = None) -> Status:
-    """Reads headers and counters, changes nothing. source: is asked whether it was written to; None leaves that out."""
-    page = look(path)
-    control = None
-    if page is None:
-        control = "there is no control page: no worker has made one, or none can"
-        page = ControlPage(None)
-    state, why, dirty, fresh, basis = "missing", "", 0, None, None
-    header = None
-    try:
-        header = _header(path)
-    except UnusableFileError as error:
-        state, why = error.cause, error.message
-    else:
-        basis = basis_of(header, page)
-        fresh = freshness_of(basis, policy, time.time())
-        state, why, dirty = _judge(basis, page, fresh, source)
+def status_of(path: str, policy: Policy, source: Source | None = None, *, decided: Decision | None = None) -> Status:
+    """Reads headers and counters, changes nothing.
+
+    source: is asked whether it was written to; None leaves that out. decided: what a cache that has the file open makes
+    of it; by default what a cache that opened it now would.
+    """
+    path = os.path.abspath(path)
+    found = look(path)
+    control = None if found is not None else "there is no control page: no worker has made one, or none can"
+    page = found or private_page(path, control)
+    hearing = Hearing(path, page)
+    header, trouble = _header(path, source)
+    with contextlib.suppress(MovedError):
+        hearing.rebase(header)
+    monotonic = time.monotonic()
+    failure = hearing.failure(monotonic)
+    if decided is None:
+        facts = Facts(
+            now=time.time(),
+            monotonic=monotonic,
+            said=hearing.said,
+            baseline=None if trouble is not None else hearing.baseline,
+            trouble=trouble,
+            page=page.shared,
+            foreign=hearing.foreign,
+            distrusted=hearing.distrusted,
+            panicked=hearing.panicked,
+            source=None if source is None else ask(source, hearing.baseline),
+            failure=failure,
+        )
+        decided = decide(facts, DecisionRules(policy))
+    builder = page.builder
+    page.close()
     return Status(
         path=path,
-        state=state,
-        why=why,
+        state=decided.state,
+        why=decided.why,
         header=header,
-        freshness=fresh,
-        revalidated=basis is not None and basis.revalidated,
-        dirty=dirty,
+        freshness=decided.freshness,
+        revalidated=hearing.baseline is not None and hearing.baseline.revalidated,
+        dirty=decided.ids,
         control=control,
         building=shared.is_held(lock_name(path)),
-        builder=page.builder,
-        failure=page.failure,
+        builder=builder,
+        failure=failure,
         fleet=read_fleet(path),
     )
 
 
-def _header(path: str) -> Header:
-    file = ReadFile(path)
+def _header(path: str, source: Source | None) -> tuple[Header | None, Trouble | None]:
+    """The header of the file, where it has one; and why the file cannot be used, where it cannot."""
+    header = None
     try:
-        return parse_header(file.read(0, HEADER_SIZE), file.size)
-    except UnusableFileError as error:
-        error.path = error.path or path
-        raise
-    finally:
-        file.close()
-
-
-def _judge(basis: Basis, page: ControlPage, fresh: Freshness, source: Source | None) -> tuple[str, str, int]:
-    """State, sentence, and how many ids are dirty."""
-    fingerprint = None
-    trouble = ""
-    changed: int | None = 0
-    if source is not None:
+        file = ReadFile(path)
         try:
-            fingerprint = source.fingerprint()
-            changed = _changed(basis, source, fingerprint)
-        except MmcacheError as error:
-            trouble = f"the source cannot be read ({error})"
-    doubt = doubt_about(basis, page, fingerprint)
-    if doubt.hard:
-        return "invalidated", doubt.why, -1
-    entries = page.entries(doubt.since, doubt.until)
-    if entries is None:
-        return "invalidated", "ids are being invalidated at this moment", -1
-    dirty = len(set(entries)) + (changed or 0)
-    if fresh.state == "expired":
-        return "expired", fresh.reason, dirty
-    if doubt.soft:
-        return "stale", doubt.why, dirty
-    if dirty:
-        return "stale", f"{dirty} ids were invalidated since it was built, and are answered by the source", dirty
-    if changed is None:
-        return "stale", "the source was written to since it was built", dirty
-    return fresh.state, trouble or fresh.reason, dirty
-
-
-def _changed(basis: Basis, source: Source, fingerprint: bytes) -> int | None:
-    """Ids that changed in the source since the file was built; None if only that something did."""
-    if fingerprint == basis.fingerprint or not any(basis.fingerprint):
-        return 0
-    changes = source.changes(basis.fingerprint) if isinstance(source, TrackedSource) else None
-    return None if changes is None else sum(map(len, changes.keys.values()))
+            header = parse_header(file.read(0, HEADER_SIZE), file.size)
+            layout = validate(file.read, file.size)
+        finally:
+            file.close()
+    except UnusableFileError as error:
+        return header, Trouble(error.cause, error.message)
+    schemas = tuple(collection.schema for collection in layout.collections.values())
+    if source is not None and schemas != source.schemas:
+        return header, Trouble("incompatible", "was built with other schemas than the source has now: rebuild it")
+    return header, None
 
 
 def check(status: Status, rules: Rules, now: float) -> list[Alert]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..schema import Schema
-from .base import Changes, Reading, Source, SourceRecord, TrackedSource
+from .base import Changes, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
 
 if TYPE_CHECKING:
     from .arrow import ParquetSource
@@ -23,6 +23,7 @@ __all__ = [
     "Changes",
     "IterableSource",
     "JSONLinesSource",
+    "OrderedSource",
     "ParquetSource",
     "Reading",
     "SQLiteSource",
@@ -31,6 +32,7 @@ __all__ = [
     "TrackedSource",
     "as_source",
     "from_spec",
+    "ordered",
 ]
 
 _HOMES = {

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ..format.keys import Key
 from ..schema import Query, Schema
 
-__all__ = ["Changes", "Reading", "Source", "SourceRecord", "TrackedSource"]
+__all__ = ["Changes", "Key", "OrderedSource", "Reading", "Source", "SourceRecord", "TrackedSource", "ordered"]
 
 
 class SourceRecord(NamedTuple):
@@ -38,7 +39,7 @@ class Changes(NamedTuple):
     """
 
     fingerprint: bytes
-    keys: Mapping[str, frozenset[str]]
+    keys: Mapping[str, frozenset[Key]]
 
 
 class Reading(Protocol):
@@ -70,8 +71,9 @@ class Source(Protocol):
         """One consistent read of all collections: later writers do not show in it."""
         ...
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
-        """The records with these ids, in their order, None where there is none. Raises SourceError."""
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+        """The records with these ids, in their order, None where there is none, as for a key of a type that no record
+        of the source has. Raises SourceError."""
         ...
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
@@ -100,3 +102,25 @@ class TrackedSource(Protocol):
         what that read did not see. Raises SourceError.
         """
         ...
+
+
+@runtime_checkable
+class OrderedSource(Protocol):
+    """What a source may be able to do besides: put some keys into its own order."""
+
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        """Those of these keys that the source has, each once, in the order of `Reading.records`.
+
+        Costs the keys, not the collection, where the source has an index. Raises SourceError.
+        """
+        ...
+
+
+def ordered(source: Source, collection: str, ids: Sequence[Key]) -> list[Key]:
+    """`OrderedSource.in_order` of a source that has it; of any other the ids as given, each once, whether there or not.
+
+    Raises SourceError.
+    """
+    if isinstance(source, OrderedSource):
+        return source.in_order(collection, ids)
+    return list(dict.fromkeys(ids))

@@ -12,10 +12,10 @@ from typing import IO, Any, ClassVar, Protocol
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema
-from .base import Reading, SourceRecord
+from .base import Key, Reading, SourceRecord
 from .catalog import Catalog
 from .fingerprint import fingerprint_of, stamp_of
-from .mappings import keyed, matching, shape_records
+from .mappings import Keyed, shape_records
 from .vectors import float32_bytes
 
 __all__ = ["FileSource", "IterableSource", "JSONLinesSource"]
@@ -58,7 +58,7 @@ class IterableSource:
                 raise ValueError(f"embeddings= for collection {name!r}, whose Schema names no embedding field")
         self._spent: set[str] = set()
         self._streamed: set[str] = set()
-        self._lookup: dict[str, dict[str, SourceRecord]] = {}
+        self._lookup: dict[str, Keyed] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lookup": {}}
@@ -115,12 +115,15 @@ class IterableSource:
                 "there are none: it can be read once, or was emptied; give a table, or a new source for each build"
             )
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
-        found = self._by_key(collection)
-        return [found.get(key) for key in ids]
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+        return self._by_key(collection).fetch(ids)
+
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        """See `OrderedSource`."""
+        return self._by_key(collection).in_order(ids)
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
-        return matching(self._by_key(collection), query)
+        return self._by_key(collection).find(query)
 
     def fingerprint(self) -> bytes:
         return bytes(32)
@@ -144,7 +147,7 @@ class IterableSource:
             )
         return {next(iter(self._catalog)): value}
 
-    def _by_key(self, collection: str) -> dict[str, SourceRecord]:
+    def _by_key(self, collection: str) -> Keyed:
         self._catalog[collection]
         records = self._records[collection]
         if isinstance(records, Iterator):
@@ -153,7 +156,7 @@ class IterableSource:
                 "nothing can be looked up; give a list"
             )
         if collection not in self._lookup:
-            self._lookup[collection] = keyed(self.records(collection))
+            self._lookup[collection] = Keyed(self.records(collection))
         return self._lookup[collection]
 
 
@@ -169,7 +172,7 @@ class FileSource:
         self.path = os.path.abspath(os.fspath(path))
         self._catalog = Catalog([schema])
         self._schema = schema
-        self._lookup: tuple[bytes, dict[str, SourceRecord]] | None = None
+        self._lookup: tuple[bytes, Keyed] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lookup": None}
@@ -200,12 +203,15 @@ class FileSource:
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise SourceError("the file changed while it was being read; read it again", path=self.path)
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
-        found = self._by_key(collection)
-        return [found.get(key) for key in ids]
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+        return self._by_key(collection).fetch(ids)
+
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        """See `OrderedSource`."""
+        return self._by_key(collection).in_order(ids)
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
-        return matching(self._by_key(collection), query)
+        return self._by_key(collection).find(query)
 
     def fingerprint(self) -> bytes:
         """Of the file's identity, size and times. Raises SourceError when there is no file."""
@@ -221,12 +227,12 @@ class FileSource:
             return None
         return {"kind": self.kind, "path": self.path}
 
-    def _by_key(self, collection: str) -> dict[str, SourceRecord]:
+    def _by_key(self, collection: str) -> Keyed:
         self._catalog[collection]
         now = self.fingerprint()
         if self._lookup is None or self._lookup[0] != now:
             with self.read() as reading:
-                self._lookup = now, keyed(reading.records(collection))
+                self._lookup = now, Keyed(reading.records(collection))
         return self._lookup[1]
 
     def _error(self, error: Exception) -> SourceError:

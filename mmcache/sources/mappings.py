@@ -12,10 +12,10 @@ from typing import Any
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema, matches, terms_of
-from .base import SourceRecord
+from .base import Key, SourceRecord
 from .vectors import VectorDecoder
 
-__all__ = ["keyed", "matching", "shape_records"]
+__all__ = ["Keyed", "shape_records"]
 
 _MAX_LAYOUTS = 4096
 
@@ -101,22 +101,36 @@ def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
     return lambda item: (item[name],)
 
 
-def keyed(records: Iterator[SourceRecord]) -> dict[str, SourceRecord]:
-    found: dict[str, SourceRecord] = {}
-    try:
-        for record in records:
-            found.setdefault(record.values[0], record)
-    except BuildError as error:
-        raise SourceError(error.message, path=error.path) from error
-    return found
+class Keyed:
+    """Records in their order, with the ordinal of each key. Of records with one key the first counts.
 
+    Raises SourceError for one that cannot be used.
+    """
 
-def matching(records: Mapping[str, SourceRecord], query: Query) -> Iterator[SourceRecord]:
-    for record in records.values():
-        fields = dict(zip(record.names, record.values, strict=True))
+    def __init__(self, records: Iterator[SourceRecord]) -> None:
+        self._records: list[SourceRecord] = []
+        self._ordinals: dict[Key, int] = {}
         try:
-            terms = {field: terms_of(fields.get(field)) for field in query}
-        except TypeError:
-            continue  # not a term, so it is not in an index either
-        if matches(terms, query):
-            yield record
+            for record in records:
+                if self._ordinals.setdefault(record.values[0], len(self._records)) == len(self._records):
+                    self._records.append(record)
+        except BuildError as error:
+            raise SourceError(error.message, path=error.path) from error
+
+    def fetch(self, ids: Iterable[Key]) -> list[SourceRecord | None]:
+        ordinals, records = self._ordinals, self._records
+        return [None if (ordinal := ordinals.get(key)) is None else records[ordinal] for key in ids]
+
+    def in_order(self, ids: Iterable[Key]) -> list[Key]:
+        ordinals = self._ordinals
+        return sorted({key for key in ids if key in ordinals}, key=ordinals.__getitem__)
+
+    def find(self, query: Query) -> Iterator[SourceRecord]:
+        for record in self._records:
+            fields = dict(zip(record.names, record.values, strict=True))
+            try:
+                terms = {field: terms_of(fields.get(field)) for field in query}
+            except TypeError:
+                continue  # not a term, so it is not in an index either
+            if matches(terms, query):
+                yield record

@@ -21,11 +21,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema, Term, terms_of
-from .base import Changes, Reading, SourceRecord
+from .base import Changes, Key, Reading, SourceRecord
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
-from .statements import Plan, condition, make_plan, storable
+from .statements import Plan, by_key, condition, keys_in_order, make_plan, storable
 from .tracking import LIMIT, Tracking, changes_since, track, tracked, untrack
 from .vectors import VectorDecoder
 
@@ -107,18 +107,18 @@ class SQLiteSource:
             finally:
                 reading.close()
 
-    def fetch(self, collection: str, ids: Sequence[str]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
         """Looked up by the key column's index, `MAX_IDS` at a time; one consistent read if there are more."""
         schema = self._catalog[collection]
-        wanted = [key for key in dict.fromkeys(ids) if isinstance(key, str) and storable(key)]
-        found: dict[str, SourceRecord] = {}
+        wanted = _lookable(ids)
+        found: dict[Key, SourceRecord] = {}
         with self._connections.take() as connection:
             try:
                 if len(wanted) > MAX_IDS:
                     connection.execute("BEGIN")
                 plan = self._plan(connection, schema)
                 for start in range(0, len(wanted), MAX_IDS):
-                    rows = connection.execute(*_by_key(plan, wanted[start : start + MAX_IDS]))
+                    rows = connection.execute(*by_key(plan, wanted[start : start + MAX_IDS], MAX_IDS))
                     texts = (row for row in rows if type(row[0]) is str)
                     for record in _records(schema, plan, texts):
                         found.setdefault(record.values[0], record)
@@ -127,6 +127,27 @@ class SQLiteSource:
             except BuildError as error:
                 raise SourceError(error.message, path=self.path) from error
         return [found.get(key) for key in ids]
+
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        """See `OrderedSource`. One statement. A table is asked by the key column's index; a query or view is run whole,
+        as is a table for more keys than one statement of SQLite takes (32,766 by default)."""
+        schema = self._catalog[collection]
+        wanted = dict.fromkeys(_lookable(ids))
+        found: dict[Key, None] = {}
+        if not wanted:
+            return []
+        with self._connections.take() as connection:
+            try:
+                plan = self._plan(connection, schema)
+                limit = connection.raw.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+                for row in connection.execute(*keys_in_order(plan, list(wanted), limit)):
+                    if type(row[0]) is str and row[0] in wanted:  # and not only by an affinity or collation
+                        found[row[0]] = None
+                        if len(found) == len(wanted):
+                            break
+            except sqlite3.Error as error:
+                raise self._connections.error(error) from error
+        return list(found)
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
         """Streams, and holds a connection until it is exhausted or closed."""
@@ -341,11 +362,9 @@ class SQLiteReading:
         return BuildError.of(schema.name, None, "text that is not valid UTF-8")
 
 
-def _by_key(plan: Plan, ids: Sequence[str]) -> tuple[str, list[str]]:
-    """The statement for some ids. Their number is filled up to a power of two, so that few statements are prepared."""
-    size = 1 << (len(ids) - 1).bit_length()
-    sql = f"{plan.select} {plan.lookup} WHERE {plan.key} IN ({', '.join('?' * size)})"
-    return sql, [*ids, *[ids[-1]] * (size - len(ids))]
+def _lookable(ids: Iterable[Key]) -> list[str]:
+    """Those that a record can have for its key, each once."""
+    return [key for key in dict.fromkeys(ids) if isinstance(key, str) and storable(key)]
 
 
 def _holds(value: object, wanted: frozenset[Term]) -> bool:

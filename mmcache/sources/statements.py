@@ -17,7 +17,7 @@ from typing import Any
 from ..schema import Query, Schema, Term
 from .connections import Connection
 
-__all__ = ["Plan", "condition", "make_plan"]
+__all__ = ["Plan", "by_key", "condition", "keys_in_order", "make_plan", "storable"]
 
 MAX_TERMS = 500
 """More terms than this in one field are not put into SQL; the caller's check alone finds them."""
@@ -77,6 +77,35 @@ def make_plan(connection: Connection, schema: Schema) -> Plan:
         decode=tuple(i for i, name in enumerate(names) if name in schema.json),
         count=count,
     )
+
+
+def by_key(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list[str]]:
+    """The statement for some ids, at most `limit`, and its parameters."""
+    clause, parameters = _key_clause(plan, ids, limit)
+    return f"{plan.select} {plan.lookup} WHERE {clause}", parameters
+
+
+def keys_in_order(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list[str]]:
+    """The statement that gives these keys as the first values of its rows, among others, in the order of all records.
+
+    limit: parameters that a statement takes; for more ids, all rows are asked for.
+
+    The order of a query or view is that of its very statement: with a condition or fewer columns, SQLite might go
+    another way through the tables below it.
+    """
+    if not plan.order:
+        return plan.all, []
+    select = f"SELECT {plan.key} {plan.stable}"
+    if len(ids) > limit:
+        return f"{select} {plan.order}", []
+    clause, parameters = _key_clause(plan, ids, limit)
+    return f"{select} WHERE {clause} {plan.order}", parameters
+
+
+def _key_clause(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list[str]]:
+    """A condition on the key. The number of ids is filled up to a power of two, so that few statements are prepared."""
+    size = min(limit, 1 << (len(ids) - 1).bit_length())
+    return f"{plan.key} IN ({', '.join('?' * size)})", [*ids, *[ids[-1]] * (size - len(ids))]
 
 
 def condition(schema: Schema, query: Query) -> tuple[str, list[Any]] | None:

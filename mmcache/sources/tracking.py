@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from ..errors import SourceError
 from ..schema import Schema
-from .base import Changes
+from .base import Changes, Key
 from .connections import Connections
 
 __all__ = [
@@ -64,6 +64,9 @@ CREATE TRIGGER "_mmcache_trim" AFTER INSERT ON "_mmcache_changes" WHEN NEW.seq %
   DELETE FROM "_mmcache_changes" WHERE seq <= NEW.seq - (SELECT kept FROM "_mmcache_tracking");
 END"""
 }
+
+_KEYS = frozenset({str, int, bytes})
+"""Types of logged keys that are keys of records: no record has NULL or a float for its key."""
 
 _INSERT = 'INSERT INTO "_mmcache_changes" (mark, tbl_name, key_name, key)'
 
@@ -142,13 +145,13 @@ def changes_since(connection: _Executes, schemas: Sequence[Schema], since: bytes
     entry = connection.execute('SELECT mark FROM "_mmcache_changes" WHERE seq = ?', (seq,)).fetchone()
     if entry is None or now._replace(seq=seq, mark=entry[0]).fingerprint != since:
         return None
-    keys: dict[tuple[str, str], set[str]] = {}
+    keys: dict[tuple[str, str], set[Key]] = {}
     entries = connection.execute('SELECT tbl_name, key_name, key FROM "_mmcache_changes" WHERE seq > ?', (seq,))
     count = 0
     try:
         for table, column, key in entries:
             count += 1
-            if type(key) is str:  # no other key is one of a record
+            if type(key) in _KEYS:
                 keys.setdefault((table, column), set()).add(key)
     except sqlite3.OperationalError as error:
         if "Could not decode" in str(error):

@@ -59,12 +59,19 @@ def _temp_name(name: str) -> str:
     return f".{name}.{os.urandom(8).hex()}{_TEMP_SUFFIX}"
 
 
+def _own_page_names(candidate: str, name: str) -> tuple[str, ...]:
+    """The page of one boot that this may be a temporary file of: see `sharing.attach`."""
+    begin = f"..{name}."
+    tag = candidate[len(begin) : len(begin) + 4]
+    return (f".{name}.{tag}.ctl",) if candidate.startswith(begin) and set(tag) <= set("0123456789abcdef") else ()
+
+
 def _is_leftover(candidate: str, name: str) -> bool:
     """Whether this is a temporary file of `name` that a dead writer left."""
     if candidate == f"{backup_name(name)}.new":
         return True
     token = candidate[-len(_TEMP_SUFFIX) - 16 : -len(_TEMP_SUFFIX)]
-    owners = (name, control_name(name), metrics_name(name))
+    owners = (name, control_name(name), metrics_name(name), *_own_page_names(candidate, name))
     return set(token) <= set("0123456789abcdef") and any(
         candidate == f".{owner}.{token}{_TEMP_SUFFIX}" for owner in owners
     )
@@ -155,7 +162,7 @@ def free_bytes(directory: str) -> int:
     try:
         found = system.statvfs(directory)
     except OSError as error:
-        raise _failed(error, directory, "ask for the free space") from None
+        raise failed(error, directory, "ask for the free space") from None
     return int(found.f_bavail * found.f_frsize)
 
 
@@ -226,7 +233,7 @@ class Directory:
             status = system.fstat(self.fd)
         except OSError as error:
             self.close()
-            raise _failed(error, parent, "open the directory") from None
+            raise failed(error, parent, "open the directory") from None
         self._only_ours = bool(status.st_mode & stat.S_IWOTH)
         if self._only_ours and not status.st_mode & stat.S_ISVTX:
             self.close()
@@ -283,7 +290,7 @@ class Directory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _failed(error, self.path, f"look at {name!r}") from None
+            raise failed(error, self.path, f"look at {name!r}") from None
 
     def create(self, mode: int = 0o600) -> WriteFile:
         """A new temporary file, which no reader looks at. mode: less the umask."""
@@ -291,11 +298,11 @@ class Directory:
             name = _temp_name(self.name)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                return WriteFile(self, name, _not_a_standard_stream(system.open(name, flags, mode, dir_fd=self.fd)))
+                return WriteFile(self, name, off_the_standard_streams(system.open(name, flags, mode, dir_fd=self.fd)))
             except FileExistsError:
                 continue
             except OSError as error:
-                raise _failed(error, self.path, "create a temporary file beside it") from None
+                raise failed(error, self.path, "create a temporary file beside it") from None
         raise PublishError("could not find a free temporary name in 100 tries", path=self.path)
 
     def scratch(self) -> WriteFile:
@@ -315,7 +322,7 @@ class Directory:
         try:
             names = system.listdir(self.fd)
         except OSError as error:
-            raise _failed(error, self.path, "list the directory") from None
+            raise failed(error, self.path, "list the directory") from None
         for name in names:
             if _is_leftover(name, self.name):
                 status = self._stat(name)
@@ -328,13 +335,13 @@ class Directory:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _failed(error, self.path, f"remove {name!r}") from None
+            raise failed(error, self.path, f"remove {name!r}") from None
 
     def rename(self, old: str, new: str) -> None:
         try:
             system.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError as error:
-            raise _failed(error, self.path, f"rename {old!r} to {new!r}") from None
+            raise failed(error, self.path, f"rename {old!r} to {new!r}") from None
 
     def link(self, old: str, new: str) -> bool:
         """Give a file a second name; False where the file system has no hard links or does not permit this one."""
@@ -343,7 +350,7 @@ class Directory:
         except OSError as error:
             if error.errno in _NO_HARD_LINK:
                 return False
-            raise _failed(error, self.path, f"link {old!r} to {new!r}") from None
+            raise failed(error, self.path, f"link {old!r} to {new!r}") from None
         return True
 
     def sync(self) -> None:
@@ -351,19 +358,37 @@ class Directory:
         try:
             _fsync(self.fd)
         except OSError as error:
-            raise _failed(error, self.path, "sync the directory") from None
+            raise failed(error, self.path, "sync the directory") from None
 
     @contextlib.contextmanager
-    def lock(self, timeout: float) -> Iterator[None]:
+    def lock(self, timeout: float, held: int | None = None) -> Iterator[None]:
         """Hold the build lock: one writer at a time, over all processes and threads. Freed when we die.
 
-        timeout: seconds to wait for another holder; 0 tries once. Raises LockTimeoutError, which names the holder.
+        timeout: seconds to wait for another holder; 0 tries once. held: a descriptor that holds it already, and that
+        stays the caller's. Raises LockTimeoutError, which names the holder.
         """
-        fd = self._locked_descriptor(time.monotonic() + timeout)
+        if held is not None:
+            self._check_lock(held)
+            yield
+            return
+        fd = self.take_lock(timeout)
         try:
             yield
         finally:
             release(fd)
+
+    def take_lock(self, timeout: float) -> int:
+        """A descriptor that holds the build lock, for `release`, or for a child process to `lock` with."""
+        return self._locked_descriptor(time.monotonic() + timeout)
+
+    def _check_lock(self, fd: int) -> None:
+        try:
+            is_ours = self._names(lock_name(self.name), system.fstat(fd))
+        except OSError as error:
+            raise failed(error, self.path, "take over the lock") from None
+        if not is_ours:
+            raise PublishError("the lock that was handed over is not that of this file", path=self.path)
+        _sign(fd)
 
     def _locked_descriptor(self, deadline: float) -> int:
         from filelock import lock_descriptor
@@ -374,7 +399,7 @@ class Directory:
         while True:
             fd = -1
             try:
-                fd = _not_a_standard_stream(system.open(name, flags, 0o660, dir_fd=self.fd))
+                fd = off_the_standard_streams(system.open(name, flags, 0o660, dir_fd=self.fd))
                 hold(fd)  # before it is locked: a child may be forked at any moment
                 status = system.fstat(fd)
                 self._check(name, status)
@@ -393,7 +418,7 @@ class Directory:
                 release(fd)
                 if isinstance(error, UntrustedPathError):
                     raise
-                raise _failed(error, self.path, f"take the lock {name!r}") from None
+                raise failed(error, self.path, f"take the lock {name!r}") from None
             release(fd)
             if (left := deadline - time.monotonic()) <= 0:
                 raise LockTimeoutError(f"another build holds {name!r}{holder}: try later", path=self.path)
@@ -453,6 +478,14 @@ class WriteFile:
             length -= len(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def identity(self) -> Identity:
+        """Of the file, whatever its name will be. Raises PublishError."""
+        try:
+            status = system.fstat(self.fd)
+        except OSError as error:
+            raise self._failed(error, "look at the new file") from None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
     def seal(self, mode: int) -> None:
         """Set the final permissions and make the bytes durable."""
         try:
@@ -485,10 +518,10 @@ class WriteFile:
         self.close()
 
     def _failed(self, error: OSError, doing: str) -> PublishError:
-        return _failed(error, self.directory.path, doing)
+        return failed(error, self.directory.path, doing)
 
 
-def _failed(error: OSError, path: str, doing: str) -> PublishError:
+def failed(error: OSError, path: str, doing: str) -> PublishError:
     hint = {
         errno.ENOSPC: ": free some space",
         errno.EDQUOT: ": the quota is used up",
@@ -518,7 +551,7 @@ def close_quietly(fd: int) -> None:
             system.close(fd)
 
 
-def _not_a_standard_stream(fd: int) -> int:
+def off_the_standard_streams(fd: int) -> int:
     """Move a descriptor off 0..2, where a stray print would write into the file."""
     if fd > 2:
         return fd
@@ -540,10 +573,22 @@ def hold(fd: int) -> None:
     _held_locks.add(fd)
 
 
+def receive(fd: int) -> None:
+    """A descriptor with a lock that came from the process which started this one: our own children must not keep it."""
+    hold(fd)
+    with contextlib.suppress(OSError):
+        system.set_inheritable(fd, False)
+
+
 def release(fd: int) -> None:
     """Close a descriptor, and so free its lock. -1 is none."""
     _held_locks.discard(fd)
     close_quietly(fd)
+
+
+def disown(fd: int) -> None:
+    """This descriptor is another's by now, under the same number: do not close it."""
+    _held_locks.discard(fd)
 
 
 def _forget_locks() -> None:

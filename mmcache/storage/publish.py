@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ..errors import (
     BuildError,
@@ -77,14 +77,16 @@ class Control(Protocol):
 
     @property
     def generation(self) -> int:
-        """The last that it heard of; 0 for none."""
+        """The last that was announced; 0 for none."""
         ...
 
     def tokens(self) -> Tokens: ...
     def begin(self) -> None: ...
     def end(self) -> None: ...
-    def failed(self, error: Exception) -> None: ...
-    def published(self, header: Header, identity: fs.Identity) -> None: ...
+    def failed(self, error: BaseException) -> None: ...
+    def noticed(self, header: Header) -> None: ...
+    def verified(self, header: Header, identity: fs.Identity, *, keep: fs.Identity | None) -> None: ...
+    def published(self, header: Header) -> None: ...
     def revalidated(
         self, header: Header, tokens: Tokens, checked_ns: int, elapsed_ns: int, fingerprint: bytes
     ) -> bool: ...
@@ -100,18 +102,21 @@ def publish(
     timeout: float = LOCK_TIMEOUT,
     unless: Serves | None = None,
     control: Control | None = None,
+    lock: int | None = None,
 ) -> BuildReport:
     """Build from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
     serves, because another process built it while we waited; then it stays. It may raise, too.
 
     control: the tokens are captured before the source is read. Whatever is invalidated after that makes the new file
-    stale, and what was before it is in it.
+    stale, and what was before it is in it. lock: a descriptor that holds the build lock already.
     """
     begun = time.monotonic()
     clusters = _clusters(source.schemas, cluster_by)
-    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout), contextlib.ExitStack() as building:
+    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
         for name in (directory.name, fs.backup_name(directory.name)):
             _check_replaceable(directory, name)
+        if control is not None:
+            _announce(directory, control)
         if unless is not None:
             there = _whole(directory)
             if unless(there) and there is not None:
@@ -139,7 +144,7 @@ def publish(
             header = Header(
                 file_size=digest.size,
                 section_count=digest.section_count,
-                generation=max(_next_generation(directory), 0 if control is None else control.generation + 1),
+                generation=_next_generation(directory, 0 if control is None else control.generation),
                 created_ns=created_ns,
                 elapsed_ns=elapsed_ns,
                 build_id=digest.build_id,
@@ -153,13 +158,15 @@ def publish(
             file.write(0, header.pack())
             file.seal(MODE)
             layout = _read_back(directory, file, header)
+            if control is not None:  # a reader may open it from the moment on at which it has its name
+                control.verified(header, file.identity(), keep=fs.identity_of(directory.path))
             if current is not None:
                 _back_up(directory)
             directory.rename(file.name or "", directory.name)
             file.published()
         durable = _sync(directory)
-        if control is not None and (identity := fs.identity_of(directory.path)) is not None:
-            control.published(header, identity)
+        if control is not None:
+            control.published(header)
         return _report(directory, layout, begun, changed=True, durable=durable)
 
 
@@ -186,6 +193,16 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     return [places[name] for name in found]
 
 
+def _announce(directory: fs.Directory, control: Control) -> None:
+    """A builder that was killed after the rename has not said that its file is there."""
+    with contextlib.suppress(UnusableFileError):
+        file = directory.read(directory.name)
+        try:
+            control.noticed(parse_header(file.read(0, HEADER_SIZE), file.size))
+        finally:
+            file.close()
+
+
 @contextlib.contextmanager
 def _announced(control: Control | None) -> Iterator[None]:
     """Whoever looks at the control page sees that we are building."""
@@ -195,7 +212,7 @@ def _announced(control: Control | None) -> Iterator[None]:
     control.begin()
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         control.failed(error)  # before the lock is free, or another would try again who does not know
         raise
     finally:
@@ -304,8 +321,18 @@ def _whole(directory: fs.Directory) -> Layout | None:
         return None
 
 
-def _next_generation(directory: fs.Directory) -> int:
-    """One more than any generation that a reader can have seen.
+_FURTHEST: Final = 2**20
+"""Generations that a page may be ahead of file and backup: one that claims more is wrong."""
+
+
+def _next_generation(directory: fs.Directory, announced: int) -> int:
+    """One more than any generation that a reader can have seen."""
+    found = _next_of_files(directory)
+    return max(found, announced + 1) if announced < found + _FURTHEST else found
+
+
+def _next_of_files(directory: fs.Directory) -> int:
+    """One more than the published generation.
 
     The header alone tells, even of a file that is damaged behind it. Where not even that can be read, the backup is
     of the generation before the lost one. A file that is there and that the system does not let us read now could be

@@ -1,8 +1,10 @@
-"""Small files of 64-bit words that every process maps shared: the control page, and the slots of metrics.
+"""Small files of 64-bit words that processes share: the archive and the slots of metrics, and the control page.
 
-A word is written only as `words[i] = value`, one aligned 8-byte store, which no reader ever sees in part. (The `struct`
-module zero-fills before it writes.) A file is created whole, written out with zeros and linked into its place, and
-never truncated or resized, because that would kill whoever has it mapped.
+A `SmallFile` is read by `pread` and written by `pwrite`: a file that others emptied, or a full disk, is an error and
+never a signal. The control page is still mapped, as a `SharedFile`: a word of it is written only as `words[i] = value`,
+one aligned 8-byte store, which no reader ever sees in part. (The `struct` module zero-fills before it writes.)
+
+A file is created whole, written out with zeros and linked into its place, and never truncated or resized.
 
 The locks here are the kernel's, on a descriptor of their own: they die with their holder, and a forked child does
 not inherit them.
@@ -20,16 +22,102 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
+from typing import Self
 
 from ..errors import CorruptFileError, PublishError, UnusableFileError
 from . import fs
 
-__all__ = ["Holding", "SharedFile", "create", "create_held", "is_held", "names_beside", "open_shared", "replace"]
+__all__ = [
+    "Holding",
+    "SharedFile",
+    "SmallFile",
+    "create",
+    "create_held",
+    "is_held",
+    "names_beside",
+    "open_shared",
+    "open_small",
+    "replace",
+]
 
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MODE = 0o664
 """Less the umask: who may write the directory may signal, who may read the file may listen."""
+
+
+class SmallFile:
+    """An open file of a known size. A context manager; a forked child, whose parent may hold the lock, loses it."""
+
+    __slots__ = ("fd", "identity", "path", "writable")
+
+    def __init__(self, path: str, fd: int, *, writable: bool) -> None:
+        """The descriptor is this object's from now on."""
+        fs.hold(fd)
+        self.fd = fd
+        self.path = path
+        self.identity = _identity(fd)
+        self.writable = writable
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        fd, self.fd = self.fd, -1
+        fs.release(fd)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """All of these bytes. Raises CorruptFileError where the file ends before, UnusableFileError as the system."""
+        data = b""
+        try:
+            while len(data) < length and (more := fs.system.pread(self.fd, length - len(data), offset + len(data))):
+                data += more
+        except OSError as error:
+            raise fs.unusable(error, self.path) from None
+        if len(data) < length:
+            raise CorruptFileError(f"ends before byte {offset + length}: remove it", path=self.path)
+        return data
+
+    def write(self, offset: int, data: bytes) -> None:
+        """In one call, unless the system takes a part at a time. Raises OSError."""
+        _write(self.fd, offset, data)
+
+    def is_current(self) -> bool:
+        """Whether the path still names this file. One `stat`."""
+        return identity_at(self.path) == self.identity
+
+    def lock(self, timeout: float = 1.0, *, exclusive: bool = True) -> bool:
+        """Take the file's lock, which is freed when the file is closed. False, without the lock, when it was not to be
+        had in time, or another file stands at the path by now: see `is_current`."""
+        deadline = time.monotonic() + timeout
+        pause = 0.00005
+        while not _try_lock(self.fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
+            if time.monotonic() >= deadline or not self.is_current():
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, 0.005)
+        return self.is_current()
+
+
+def _try_lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = fs.system.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _write(fd: int, offset: int, data: bytes) -> None:
+    while data:
+        moved = fs.system.pwrite(fd, data, offset)
+        if not moved:  # POSIX leaves it open; trying again could take for ever
+            raise OSError(errno.EIO, "nothing was written")
+        data, offset = data[moved:], offset + moved
 
 
 class SharedFile:
@@ -95,25 +183,60 @@ def _lock(path: str, identity: tuple[int, int] | None, timeout: float, kind: int
 
 
 class Holding:
-    """A lock held for as long as its process lives or until `close`: that is how others know that it lives."""
+    """A lock held for as long as its process lives or until `close`: that is how others know that it lives.
+
+    Its descriptor writes, too, where `create_held` made it. It is used and closed only while it is still that file: a
+    program that closes descriptors which it does not know may have opened another file under the same number.
+    """
 
     def __init__(self, path: str) -> None:
         """Raises OSError, or BlockingIOError where another holds it."""
-        self.fd = fs.system.open(path, os.O_RDONLY | _FLAGS)
-        fs.hold(self.fd)
+        self._lock(fs.system.open(path, os.O_RDONLY | _FLAGS))
+
+    @classmethod
+    def _of(cls, fd: int) -> Holding:
+        holding = cls.__new__(cls)
+        holding._lock(fd)
+        return holding
+
+    def _lock(self, fd: int) -> None:
+        self.fd = fd
+        fs.hold(fd)
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
+            self._identity = _identity(fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self.fd = -1
+            fs.release(fd)
             raise
 
+    def is_ours(self) -> bool:
+        """Whether the descriptor is still that of the file. One `fstat`."""
+        try:
+            return self.fd >= 0 and _identity(self.fd) == self._identity
+        except OSError as error:
+            return error.errno != errno.EBADF
+
+    def write(self, content: bytes) -> None:
+        """From the file's begin. Raises OSError."""
+        _write(self.fd, 0, content)
+
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        fs.release(fd)
+        fd, is_ours = self.fd, self.is_ours()
+        self.fd = -1
+        if is_ours:
+            fs.release(fd)
+        else:
+            fs.disown(fd)
 
     def forget(self) -> None:
         """In a forked child, whose descriptor was closed already."""
         self.fd = -1
+
+    def __del__(self) -> None:
+        # At interpreter exit these modules may be half gone, and the system closes what is left.
+        if getattr(self, "fd", -1) >= 0 and fs is not None and fs.system is not None:
+            self.close()
 
 
 def is_held(path: str) -> bool:
@@ -210,26 +333,38 @@ def open_shared(path: str, size: int) -> SharedFile | None:
 
     Raises CorruptFileError for a file of another size, UnusableFileError for what cannot be trusted, read or mapped.
     """
+    small = open_small(path, size)
+    if small is None:
+        return None
+    with small:
+        try:
+            return SharedFile(path, small.fd, size, writable=small.writable)
+        except (OSError, ValueError) as error:
+            raise UnusableFileError(f"cannot be mapped ({error})", path=path) from None
+
+
+def open_small(path: str, size: int) -> SmallFile | None:
+    """Open what is at a path, to be written where we may; None where there is nothing.
+
+    Raises CorruptFileError for a file of another size, UnusableFileError for what cannot be trusted or read.
+    """
+    fd = -1
     try:
         fd, writable = _opened(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise fs.unusable(error, path) from None
-    try:
         status = fs.system.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UnusableFileError("expected a regular file: remove it", path=path)
         fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
         if status.st_size != size:
             raise CorruptFileError(f"expected {size} bytes, found {status.st_size}: remove it", path=path)
-        return SharedFile(path, fd, size, writable=writable)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnusableFileError):
-            raise
-        raise UnusableFileError(f"cannot be mapped ({error})", path=path) from None
-    finally:
-        fs.close_quietly(fd)
+        return SmallFile(path, fd, writable=writable)
+    except BaseException as error:
+        fs.release(fd)
+        if fd < 0 and isinstance(error, FileNotFoundError):
+            return None
+        if isinstance(error, OSError) and not isinstance(error, UnusableFileError):
+            raise fs.unusable(error, path) from None
+        raise
 
 
 def _opened(path: str) -> tuple[int, bool]:
@@ -258,27 +393,29 @@ def create(path: str, content: bytes) -> bool:
     raise PublishError("the file system has no hard links", path=path)
 
 
-def create_held(path: str, content: bytes) -> tuple[SharedFile, Holding]:
+def create_held(path: str, content: bytes) -> Holding:
     """A new file whose lock its maker holds from before there is anything in it.
 
     Empty and not locked for a moment: whoever finds it so may remove it, under its lock, as what a dead maker left.
-    Raises PublishError, or OSError where that happened.
+    Raises PublishError, or OSError where that happened, or where the system refuses it.
     """
     with fs.Directory(path) as directory:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
-        fd = fs.system.open(directory.name, flags, _MODE, dir_fd=directory.fd)
-        with fs.WriteFile(directory, directory.name, fd) as file:
-            holding = Holding(path)
+        fd = fs.off_the_standard_streams(fs.system.open(directory.name, flags, _MODE, dir_fd=directory.fd))
+        try:
+            holding = Holding._of(fd)
             try:
                 if not fs.system.fstat(fd).st_nlink:
                     raise FileNotFoundError(errno.ENOENT, "was removed before it was locked", path)
-                file.write(0, content)
-                shared = SharedFile(path, fd, len(content), writable=True)
+                holding.write(content)
             except BaseException:
                 holding.close()
                 raise
-            file.published()
-    return shared, holding
+        except BaseException:
+            with contextlib.suppress(PublishError):
+                directory.unlink(directory.name)
+            raise
+    return holding
 
 
 def names_beside(path: str) -> list[str]:

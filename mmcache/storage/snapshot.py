@@ -17,7 +17,7 @@ import os
 import struct
 import time
 from array import array
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import partial, wraps
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
@@ -31,6 +31,7 @@ from xxhash import xxh3_64_intdigest
 from ..errors import ClosedError, CorruptFileError, GenerationGoneError, MmcacheError, UnusableFileError
 from ..format.frame import place_arrays
 from ..format.header import BLOCK, Header
+from ..format.keys import Key
 from ..format.layout import ROW_SIZE, CollectionLayout, Layout, ids_sizes, validate
 from ..format.postings import IndexReader, select
 from ..format.records import MAX_RECORD_BYTES, checksum, decode, key_offset
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
     from .arrow import Vectors
 
-__all__ = ["Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"]
+__all__ = ["Collection", "DirtyError", "EmbeddingRef", "Record", "Selection", "Snapshot", "UnverifiedError"]
 
 AUTO_FULL_BYTES = 64 * 2**20
 """verify="auto" checksums files up to this size whole at open, which takes a few ms in the page cache."""
@@ -80,6 +81,27 @@ Access = Literal["mmap", "copy"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class DirtyError(Exception):
+    """The key was invalidated after the file was built: its source has to answer. Never leaves a `Cache`."""
+
+
+class UnverifiedError(Exception):
+    """The file was not verified on this machine since it started, and opening it now would take a while."""
+
+
+class _Any(dict[int, object]):
+    """Has every key."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def keys(self) -> Any:
+        return self
+
+    def isdisjoint(self, _: object) -> bool:
+        return False
 
 
 def _careful(method: Callable[Concatenate[Collection, P], T]) -> Callable[Concatenate[Collection, P], T]:
@@ -183,6 +205,14 @@ class Collection(Mapping[str, Record]):
     ClosedError after its snapshot was closed.
     """
 
+    # fmt: off
+    __slots__ = (  # a dict of attributes would make a copy of a collection slower than the original: see `around`
+        "__weakref__", "_blocks", "_buffer", "_closed", "_digest", "_dirty", "_hash", "_hash_at", "_ids_verified",
+        "_indexes", "_is_plain", "_layout", "_matrix", "_max_probe", "_n", "_path", "_place", "_prefixes", "_row",
+        "_row_at", "_rows_at", "_shapes", "_shift", "_stride", "_vectors_at", "_verified", "_view",
+    )
+    # fmt: on
+
     def __init__(
         self,
         path: str,
@@ -219,7 +249,33 @@ class Collection(Mapping[str, Record]):
         self._verified = None if blocks is None else blocks.verified
         self._stride = 4 * layout.dim
         self._is_plain = 0 < self._stride <= BLOCK and not layout.missing
+        self._dirty: Mapping[int, object] | None = None
         self._vectors_at = layout.sections["embeddings"].offset if layout.dim else 0
+
+    def around(self, dirty: Mapping[int, Sequence[Key | None]]) -> Collection:
+        """The same collection, whose look-ups by key raise DirtyError for these keys. All else is as in the file.
+
+        dirty: hash of a key -> the keys that have it; it may grow while the collection is used.
+        """
+        twin = _new(Collection)
+        for name in Collection.__slots__[1:]:
+            setattr(twin, name, getattr(self, name))
+        twin._dirty = dirty
+        if self._layout.ids.seed:
+            keys = [key for one in dirty.values() for key in one]
+            if None in keys:  # known by a hash that this table does not use: it may be any key
+                twin._dirty = _Any()
+            else:
+                twin._dirty = {
+                    self._digest(key.encode("utf-8", "surrogatepass")): 0 for key in keys if type(key) is str
+                }
+        return twin
+
+    def is_dirty(self, key: object) -> bool:
+        """Whether a lookup of this key raises DirtyError."""
+        if self._dirty is None or not isinstance(key, str):
+            return False
+        return self._digest(key.encode("utf-8", "surrogatepass")) in self._dirty
 
     # --- look-ups by key
 
@@ -227,6 +283,9 @@ class Collection(Mapping[str, Record]):
         absent = False
         try:
             hashed = self._digest(key.encode())
+            dirty = self._dirty
+            if dirty is not None and hashed in dirty:
+                raise DirtyError
             home = slot = hashed >> self._shift
             found = self._hash[slot]
             while found < hashed and slot - home <= self._max_probe:
@@ -556,6 +615,9 @@ class Collection(Mapping[str, Record]):
         try:
             raw = key.encode()  # type: ignore[attr-defined]
             hashed = self._digest(raw)
+            dirty = self._dirty
+            if dirty is not None and hashed in dirty:
+                raise DirtyError
             home = slot = hashed >> self._shift
             found = self._hash[slot]
             while found < hashed and slot - home <= self._max_probe:
@@ -646,7 +708,7 @@ class Collection(Mapping[str, Record]):
 
     def _get_batch(self, keys: list[str]) -> list[Record | None]:
         """Many look-ups at once. Raises one of _UNEXPECTED where single ones must tell what is wrong."""
-        rows, hit = self._probe(keys)
+        rows, hit = self._probe(list(map(self._digest, map(str.encode, keys))))
         if hit.all():
             records = self._decode_batch(rows)
             if [record._values[0] for record in records] != keys:
@@ -660,9 +722,11 @@ class Collection(Mapping[str, Record]):
             found[i] = record
         return found
 
-    def _probe(self, keys: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-        """The rows of many keys, and whether there is one: by their hashes alone."""
-        hashed = np.fromiter(map(self._digest, map(str.encode, keys)), np.uint64, len(keys))
+    def _probe(self, digests: list[int]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """The rows of many keys, and whether there is one: by their hashes alone. Raises DirtyError."""
+        if self._dirty is not None and not self._dirty.keys().isdisjoint(digests):
+            raise DirtyError
+        hashed = np.array(digests, np.uint64)
         hashes = np.frombuffer(self._hash, np.uint64)
         slots = (hashed >> np.uint64(self._shift)).view(np.int64)
         found = hashes.take(slots, mode="clip")
@@ -678,7 +742,7 @@ class Collection(Mapping[str, Record]):
         """The rows of keys, each proved by the key's bytes. Raises KeyError."""
         if len(keys) >= _SMALL_BATCH:
             with contextlib.suppress(*_UNEXPECTED):  # one by one tells what is wrong
-                rows, hit = self._probe(keys)
+                rows, hit = self._probe(list(map(self._digest, map(str.encode, keys))))
                 if hit.all() and self.ids_at(rows) == keys:
                     return rows
         return np.fromiter(map(self._find, keys), np.uint32, len(keys))
@@ -824,6 +888,8 @@ class Snapshot(Mapping[str, Record]):
         """The first collection, which the snapshot itself is a mapping of."""
         self._in_memory = in_memory
         self._closed = False
+        self.opened_in = 0.0
+        """Seconds that opening took."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: Verify = "auto", access: Access = "mmap") -> Self:
@@ -845,15 +911,25 @@ class Snapshot(Mapping[str, Record]):
         return cls.attach(path, verify, access, None)
 
     @classmethod
-    def attach(cls, path: str | os.PathLike[str], verify: Verify, access: Access, host: Host | None) -> Self:
-        """`open`, with somebody who knows what was verified on this machine already: "auto" then checksums nothing."""
-        return cls._from(ReadFile(os.fspath(path)), verify, access, host)
+    def attach(
+        cls, path: str | os.PathLike[str], verify: Verify, access: Access, host: Host | None, *, known: bool = False
+    ) -> Self:
+        """`open`, with a host that knows what was verified on this machine already: "auto" then checksums nothing.
+
+        known: raises UnverifiedError where anything but header, table and meta would have to be read.
+        """
+        return cls._from(ReadFile(os.fspath(path)), verify, access, host, only_known=known)
 
     @classmethod
-    def _from(cls, file: ReadFile, verify: Verify, access: Access, host: Host | None = None) -> Self:
+    def _from(
+        cls, file: ReadFile, verify: Verify, access: Access, host: Host | None = None, *, only_known: bool = False
+    ) -> Self:
+        begun = time.perf_counter()
         try:
             layout = validate(file.read, file.size)
             known = verify == "auto" and host is not None and host.knows(layout.header, file.identity)
+            if only_known and not (access == "mmap" and (known or verify == "lazy")):
+                raise UnverifiedError
             if access == "copy":
                 in_memory = file.read(0, file.size)
                 if len(in_memory) != file.size:
@@ -887,11 +963,16 @@ class Snapshot(Mapping[str, Record]):
                 )
                 for name, described in layout.collections.items()
             }
+        except UnverifiedError:
+            file.close()
+            raise
         except UnusableFileError as error:
             file.close()
             error.path = error.path or file.path
             raise
-        return cls(file, layout, collections, in_memory)
+        snapshot = cls(file, layout, collections, in_memory)
+        snapshot.opened_in = time.perf_counter() - begun
+        return snapshot
 
     # --- what it is
 

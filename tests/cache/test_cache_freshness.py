@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -10,27 +11,21 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import mmcache
-from mmcache import Cache, SourceError, SQLiteSource, tiers
+from mmcache import Cache, SourceError, SQLiteSource
 from mmcache.freshness import PROFILES
-from mmcache.storage import fs
-from tests.cache.bank import insert_item, make_bank, source_of
+from tests.support import inside
+from tests.support.bank import source_of, write
+from tests.support.faults import FailName, faults
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 Open = Callable[..., Cache]
 KEY = "item-1-ä"
-
-
-@pytest.fixture
-def bank(tmp_path: Path) -> Path:
-    make_bank(tmp_path / "bank.db", 20)
-    return tmp_path / "bank.db"
 
 
 @pytest.fixture
@@ -48,33 +43,6 @@ def caches(path: Path, bank: Path) -> Iterator[Open]:
     yield open_one
     for one in opened:
         one.close()
-
-
-class Clock:
-    """What the caches take for the clocks. ahead: of the wall clock; later: of the one that never steps; in seconds."""
-
-    ahead = 0.0
-    later = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.later
-
-    def time(self) -> float:
-        return time.time() + self.ahead
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    names = {name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
-    monkeypatch.setattr(tiers, "time", SimpleNamespace(**names | {"time": made.time, "monotonic": made.monotonic}))
-    return made
-
-
-def write(bank: Path, i: int = 1, kind: str = "z") -> None:
-    with sqlite3.connect(bank) as db:
-        insert_item(db, i, kind)
-    db.close()
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -204,7 +172,6 @@ def test_an_expired_file_is_built_again_where_it_is_found(caches, bank, clock):
     write(bank)
     clock.ahead = 101
     cache[KEY]
-    clock.ahead = 0
     assert cache[KEY]["kind"] == "z"
     assert (cache.stats().state, cache.stats().rebuilds, cache.generation) == ("fresh", 2, 2)
 
@@ -384,18 +351,13 @@ def test_a_bad_new_file_is_refused_once_and_the_old_one_kept(caches, path, told)
     assert (stats.refusals, stats.corruptions, stats.generation, stats.adoptions) == (1, 1, 1, 0)
 
 
-def test_a_degraded_cache_says_so_once(path, bank, caplog, monkeypatch):
-    class NoLinks:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(os, name)
-
-        def link(self, *_: Any, **__: Any) -> None:
-            raise PermissionError(1, "no hard links")
-
-    monkeypatch.setattr(fs, "system", NoLinks())
+def test_a_degraded_cache_says_so_once(path, bank, caplog):
     caplog.set_level(logging.INFO, "mmcache")
     source = source_of(bank)
-    with mmcache.open(path, source, check_interval=0, executor="external") as cache:
+    with (
+        faults(FailName("link", errno.EPERM)),
+        mmcache.open(path, source, check_interval=0, executor="external") as cache,
+    ):
         for _ in range(5):
             cache[KEY]
     source.close()
@@ -481,9 +443,9 @@ def test_a_pickled_cache_keeps_every_option(path, bank):
     source = source_of(bank)
     mmcache.build(path, source)
     with Cache(path, source, **OPTIONS) as cache, pickle.loads(pickle.dumps(cache)) as again:
-        assert {name: again._tiers.options[name] for name in OPTIONS} == OPTIONS
-        assert again._tiers.policy == cache._tiers.policy
-        assert again._tiers.policy.ttl == 77
+        assert {name: inside.options_of(again)[name] for name in OPTIONS} == OPTIONS
+        assert inside.policy_of(again) == inside.policy_of(cache)
+        assert inside.policy_of(again).ttl == 77
         assert again[KEY]["kind"] == "a"
         again.source.close()
     source.close()

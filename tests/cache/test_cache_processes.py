@@ -8,26 +8,20 @@ import pickle
 import signal
 import sqlite3
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mmcache
-from mmcache import Cache, IterableSource, Schema, SQLiteSource
-from tests.cache.bank import ITEMS, insert_item, make_bank, source_of, truth
+from mmcache import Cache, IterableSource, Schema
+from tests.support import inside
+from tests.support.bank import ITEMS, insert_item, source_of, truth
+from tests.support.crew import SlowSource, noted
+from tests.support.waits import until
 
 METHODS = ("fork", "forkserver", "spawn")
-
-
-@pytest.fixture
-def bank(tmp_path: Path) -> Path:
-    make_bank(tmp_path / "bank.db")
-    return tmp_path / "bank.db"
 
 
 def read_all(cache: Cache, keys: list[str]) -> tuple[int, int | None, int]:
@@ -55,8 +49,8 @@ def test_one_collection_of_a_cache_pickles_too(path: Path, bank: Path) -> None:
         notes = pickle.loads(pickle.dumps(cache.collection("notes")))
         assert type(notes) is type(cache.collection("notes"))
         assert dict(notes) == dict(cache.collection("notes")) != {}
-        assert notes._tiers.options == cache._tiers.options
-        notes._tiers.close()
+        assert inside.options_of(notes) == inside.options_of(cache)
+        inside.close(notes)
 
 
 def test_a_relative_path_is_the_same_file_in_every_process(
@@ -95,7 +89,7 @@ def test_fork_while_another_thread_holds_the_caches_lock(path: Path, bank: Path)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with cache._tiers.lock:
+        with inside.lock_of(cache):
             held.set()
             release.wait()
 
@@ -143,23 +137,6 @@ def test_many_threads_read_count_exactly_and_never_fail_during_swaps(path: Path,
     assert cache.stats().hits == sum(reads) + 1
 
 
-class SlowSource(SQLiteSource):
-    """Says in a file that it was read, and takes its time."""
-
-    def __init__(self, path: Path, *schemas: Schema, log: Path, pause: float) -> None:
-        super().__init__(path, *schemas)
-        self._log, self._pause = log, pause
-
-    @contextmanager
-    def read(self) -> Iterator[Any]:
-        with super().read() as reading:
-            reading.count("items")  # from here on it sees nothing newer
-            with self._log.open("a") as log:
-                log.write(f"{os.getpid()}\n")
-            time.sleep(self._pause)  # what a large bank costs, in a test that has a small one
-            yield reading
-
-
 def first_use(path: Path, bank: Path, log: Path, start: Any, wait: float) -> tuple[int | None, dict[str, int], int]:
     start.wait()
     source = SlowSource(bank, ITEMS, log=log, pause=0.3)
@@ -181,7 +158,7 @@ def run_first_uses(path: Path, bank: Path, log: Path, n: int, wait: float) -> li
 def test_one_process_builds_and_the_others_wait_for_it(path: Path, bank: Path, tmp_path: Path) -> None:
     log = tmp_path / "reads.log"
     results = run_first_uses(path, bank, log, 8, wait=30)
-    assert len(log.read_text().splitlines()) == 1
+    assert len(noted(log)) == 1
     assert [generation for generation, _, _ in results] == [1] * 8
     assert all(fallbacks == {} for _, fallbacks, _ in results)
     assert sum(rebuilds for _, _, rebuilds in results) == 1
@@ -190,7 +167,7 @@ def test_one_process_builds_and_the_others_wait_for_it(path: Path, bank: Path, t
 def test_those_that_may_not_wait_are_answered_by_the_source(path: Path, bank: Path, tmp_path: Path) -> None:
     log = tmp_path / "reads.log"
     results = run_first_uses(path, bank, log, 4, wait=0)
-    assert len(log.read_text().splitlines()) == 1
+    assert len(noted(log)) == 1
     assert sorted(generation or 0 for generation, _, _ in results) == [0, 0, 0, 1]
     assert sum(fallbacks == {"building": 1} for _, fallbacks, _ in results) == 3
 
@@ -200,9 +177,7 @@ def test_waiting_processes_take_over_from_a_builder_that_is_killed(path: Path, b
     log = tmp_path / "reads.log"
     victim = context.Process(target=lambda: mmcache.open(path, SlowSource(bank, ITEMS, log=log, pause=60)))
     victim.start()
-    deadline = time.monotonic() + 20
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
+    until("the victim builds", lambda: noted(log))
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(mmcache.open, path, source_of(bank), wait=30)
         os.kill(victim.pid or 0, signal.SIGKILL)
@@ -223,16 +198,15 @@ def test_rebuild_is_single_flight_and_covers_what_was_committed_before_it(
     db.close()
     source = SlowSource(bank, ITEMS, log=log, pause=0.5)
     cache = mmcache.open(path, source)
-    reads = len(log.read_text().splitlines())
+    reads = len(noted(log))
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(cache.rebuild)
-        while len(log.read_text().splitlines()) == reads:
-            time.sleep(0.005)
+        until("the first has begun", lambda: len(noted(log)) > reads)
         with sqlite3.connect(bank) as db:
             insert_item(db, 7, kind="late")
         db.close()
         reports = [future.result(30) for future in [pool.submit(cache.rebuild), pool.submit(cache.rebuild), first]]
-    assert len(log.read_text().splitlines()) - reads == 2
+    assert len(noted(log)) - reads == 2
     assert cache["item-7-ä"]["kind"] == "late"
     assert max(report.generation for report in reports) == cache.generation
 

@@ -6,7 +6,6 @@ import errno
 import os
 import sqlite3
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,9 @@ from mmcache import (
     UnusableFileError,
 )
 from mmcache.sharing.publishing import clear
-from mmcache.storage import fs
-from mmcache.tiers import Tiers
-from tests.cache.bank import ITEMS, insert_item, make_bank, source_of, truth
-
-
-@pytest.fixture
-def bank(tmp_path: Path) -> Path:
-    make_bank(tmp_path / "bank.db")
-    return tmp_path / "bank.db"
+from tests.support.bank import ITEMS, insert_item, source_of, truth
+from tests.support.faults import FailName, Then, faults
+from tests.support.waits import until
 
 
 @pytest.fixture
@@ -161,26 +154,18 @@ def test_an_unreadable_file_is_answered_by_the_source(path: Path, bank: Path, so
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
 def test_a_file_that_the_system_refuses_to_open_is_answered_by_the_source(
-    path: Path, bank: Path, source: SQLiteSource, monkeypatch: pytest.MonkeyPatch, code: int
+    path: Path, bank: Path, source: SQLiteSource, code: int
 ) -> None:
     """What the test above does, for root too, and for errors that permissions cannot make."""
     mmcache.build(path, source)
-
-    class Refusing:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(os, name)
-
-        def open(self, *_: Any, **__: Any) -> int:
-            raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fs, "system", Refusing())
-    cache = mmcache.open(path, source)
-    check_equals_source(cache, bank)
-    stats = cache.stats()
-    assert set(stats.fallbacks) == {"unreadable"}
-    assert stats.rebuilds == 0
-    with pytest.raises(UnusableFileError, match="cannot be read"):
-        mmcache.open(path)
+    with faults(FailName("open", code)):
+        cache = mmcache.open(path, source)
+        check_equals_source(cache, bank)
+        stats = cache.stats()
+        assert set(stats.fallbacks) == {"unreadable"}
+        assert stats.rebuilds == 0
+        with pytest.raises(UnusableFileError, match="cannot be read"):
+            mmcache.open(path)
 
 
 def test_a_directory_in_its_place_is_answered_by_the_source(path: Path, bank: Path, source: SQLiteSource) -> None:
@@ -341,21 +326,15 @@ def test_a_newer_file_is_adopted_and_a_bad_one_refused(path: Path, bank: Path, s
     assert cache.refresh() is True
 
 
-def test_a_file_published_while_another_is_opened_is_noticed_by_the_next_get(
-    path: Path, source: SQLiteSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_published_while_another_is_opened_is_noticed_by_the_next_get(path: Path, source: SQLiteSource) -> None:
     other = mmcache.open(path, source, executor="external")
-    opened = Tiers._open
 
-    def opened_before_a_publish(self: Tiers) -> Snapshot:
-        snapshot = opened(self)
-        monkeypatch.undo()
+    def publish() -> None:
         other.invalidate(reason="manual", hard=False)
         mmcache.build(path, source, metadata={"n": 2})
-        return snapshot
 
-    monkeypatch.setattr(Tiers, "_open", opened_before_a_publish)
-    cache = mmcache.open(path, source, executor="external", check_interval=3600)
+    with faults(Then("open", path.name, publish)):
+        cache = mmcache.open(path, source, executor="external", check_interval=3600)
     assert cache["item-1-ä"]["size"] == 1
     assert cache.stats().generation == 2
 
@@ -363,11 +342,16 @@ def test_a_file_published_while_another_is_opened_is_noticed_by_the_next_get(
 def test_a_file_that_was_verified_and_then_written_to_is_verified_again(path: Path, source: SQLiteSource) -> None:
     mmcache.build(path, source)
     mmcache.open(path, source).close()
-    time.sleep(0.02)  # longer than a tick of the file system's clock
+    before = path.stat().st_mtime_ns
     path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(-100, os.SEEK_END)
-        file.write(b"damage")
+
+    def damage() -> bool:
+        with path.open("r+b") as file:
+            file.seek(-100, os.SEEK_END)
+            file.write(b"damage")
+        return path.stat().st_mtime_ns != before
+
+    until("the file system's clock has ticked", damage)
     with pytest.raises(CorruptFileError):
         mmcache.open(path)
 

@@ -13,13 +13,14 @@ import pytest
 
 import mmcache
 from mmcache import Cache, ClosedError, Snapshot
-from tests.cache.bank import ITEMS, make_bank, source_of, truth
+from tests.support.bank import ITEMS, make_bank, source_of, truth
 
 KINDS = ("snapshot", "lazy snapshot", "copied snapshot", "collection", "cache", "cached collection", "source only")
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a bank and its file are, which no test changes."""
     where = tmp_path_factory.mktemp("bank")
     make_bank(where / "bank.db")
     mmcache.build(where / "bank.mmc", source_of(where / "bank.db"))
@@ -27,8 +28,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=KINDS)
-def mapping(request: pytest.FixtureRequest, bank: Path) -> Iterator[Any]:
-    path, source = bank / "bank.mmc", source_of(bank / "bank.db")
+def mapping(request: pytest.FixtureRequest, home: Path) -> Iterator[Any]:
+    path, source = home / "bank.mmc", source_of(home / "bank.db")
     make: dict[str, Callable[[], Any]] = {
         "snapshot": lambda: Snapshot.open(path),
         "lazy snapshot": lambda: Snapshot.open(path, verify="lazy"),
@@ -36,15 +37,15 @@ def mapping(request: pytest.FixtureRequest, bank: Path) -> Iterator[Any]:
         "collection": lambda: Snapshot.open(path).collection("items"),
         "cache": lambda: mmcache.open(path, source),
         "cached collection": lambda: mmcache.open(path, source).collection("items"),
-        "source only": lambda: mmcache.open(bank / "none.mmc", source, build=False),
+        "source only": lambda: mmcache.open(home / "none.mmc", source, build=False),
     }
     yield make[request.param]()
     source.close()
 
 
 @pytest.fixture
-def rows(bank: Path) -> dict[str, dict[str, Any]]:
-    return truth(bank / "bank.db")
+def rows(home: Path) -> dict[str, dict[str, Any]]:
+    return truth(home / "bank.db")
 
 
 def fields(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,9 +180,9 @@ def test_a_record_is_a_read_only_mapping_that_pickles_and_copies(mapping: Any, r
     assert repr(mapping[key]).startswith("Record({'name': ")
 
 
-def test_closed_means_closed(bank: Path) -> None:
-    snapshot = Snapshot.open(bank / "bank.mmc")
-    cache = mmcache.open(bank / "bank.mmc", source_of(bank / "bank.db"))
+def test_closed_means_closed(home: Path) -> None:
+    snapshot = Snapshot.open(home / "bank.mmc")
+    cache = mmcache.open(home / "bank.mmc", source_of(home / "bank.db"))
     key = next(iter(snapshot))
     kept = snapshot.embeddings
     for closed in (snapshot, cache):
@@ -204,13 +205,13 @@ def test_closed_means_closed(bank: Path) -> None:
     assert float(kept.sum()) == pytest.approx(float(np.array(kept).sum()))
 
 
-def test_schema_and_collections_are_the_same_in_every_tier(bank: Path) -> None:
-    source = source_of(bank / "bank.db")
+def test_schema_and_collections_are_the_same_in_every_tier(home: Path) -> None:
+    source = source_of(home / "bank.db")
     for opened in (
-        Snapshot.open(bank / "bank.mmc"),
-        mmcache.open(bank / "bank.mmc", source),
-        mmcache.open(bank / "bank.mmc"),
-        mmcache.open(bank / "none.mmc", source, build=False),
+        Snapshot.open(home / "bank.mmc"),
+        mmcache.open(home / "bank.mmc", source),
+        mmcache.open(home / "bank.mmc"),
+        mmcache.open(home / "none.mmc", source, build=False),
     ):
         assert opened.schema == ITEMS
         assert opened.collection("notes")["note-3"] == {"note_id": "note-3", "body": "xxx"}
@@ -220,7 +221,7 @@ def test_schema_and_collections_are_the_same_in_every_tier(bank: Path) -> None:
             opened.collection("nope")
 
 
-def test_a_cache_without_a_file_gives_no_rows(bank: Path) -> None:
-    cache: Cache = mmcache.open(bank / "none.mmc", source_of(bank / "bank.db"), build=False)
+def test_a_cache_without_a_file_gives_no_rows(home: Path) -> None:
+    cache: Cache = mmcache.open(home / "none.mmc", source_of(home / "bank.db"), build=False)
     with pytest.raises(mmcache.SourceError, match="only a file has rows"):
         _ = cache.where(kind="a").rows

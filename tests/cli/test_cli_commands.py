@@ -16,7 +16,7 @@ import mmcache
 from mmcache.cli import main
 from mmcache.cli.main import COMMANDS
 from mmcache.presets.patterns import write_bank
-from tests.cli.console import ROOT, make_shelf, ok, run
+from tests.support.console import ROOT, make_shelf, ok, run
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmcache import Snapshot
-from tests.cli.console import ROOT, ok
+from tests.support.console import ROOT, ok
 
 DATABASE = ROOT.parent / "shared" / "data" / "debian-packages.db"
 

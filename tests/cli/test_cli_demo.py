@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import mmcache
-from tests.cli.console import ok, run
+from tests.support.console import ok, run
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -6,20 +6,22 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
 import mmcache
-from mmcache.cli import doctor, doctor_directory, main
+from mmcache.cli import doctor, main
 from mmcache.cli.doctor_directory import check_space
 from mmcache.format.header import HEADER_SIZE, parse_header
-from mmcache.sharing.control import SIZE, look
-from mmcache.storage import fs, shared
-from tests.cli.console import endless_build, make_shelf, make_shop, ok, run
-from tests.storage.faults import FailName, faults
+from tests.support import inside
+from tests.support.console import endless_build, make_shelf, make_shop, ok, run
+from tests.support.faults import FailName, faults
+from tests.support.waits import until
 
 OF_A_DIRECTORY = (
     *("python", "dependencies", "directory", "write access", "hard links", "fsync", "file system"),
@@ -64,7 +66,7 @@ def test_a_good_directory_passes_every_check(tmp_path, diagnosed):
     checks = diagnosed(tmp_path)
     assert tuple(checks) == OF_A_DIRECTORY
     assert levels(checks) == {}
-    assert "200 stores each way were seen" in checks["shared map"]["text"]
+    assert "200 writes each way were seen" in checks["shared map"]["text"]
     assert "after its holder was killed" in checks["build lock"]["text"]
 
 
@@ -149,7 +151,7 @@ def test_without_hard_links_there_is_no_control_page(tmp_path, diagnosed):
 
 
 def test_disk_space_is_held_against_the_size_of_the_file(tmp_path):
-    free = fs.free_bytes(str(tmp_path))
+    free = shutil.disk_usage(tmp_path).free
     assert [check_space(str(tmp_path), size).level for size in (0, 1, free * 3 // 4, free * 2)] == [
         *("ok", "ok", "warn", "fail")
     ]
@@ -174,29 +176,31 @@ def other():
         process.communicate()
 
 
-def test_a_store_that_nobody_answers_fails(monkeypatch, other):
-    monkeypatch.setattr(doctor_directory, "_PATIENCE", 0.2)
-    words = memoryview(bytearray(4096)).cast("Q")  # which no other process sees
-    check = doctor_directory._check_map(words, other("input()"))
-    assert (check.level, "was not seen by another" in check.text) == ("fail", True)
-    ended = other("raise SystemExit(7)")
-    ended.wait(30)
-    check = doctor_directory._check_map(words, ended)
-    assert (check.level, "ended with code 7" in check.text) == ("fail", True)
+def test_a_write_that_is_not_answered_fails(tmp_path, other):
+    path = tmp_path / "probe"
+    path.write_bytes(bytes(4096))
+    with inside.impatient_doctor(), inside.probe(path) as probe:
+        check = inside.check_map(probe, other("input()"))
+        assert (check.level, "was not seen by another" in check.text) == ("fail", True)
+        ended = other("raise SystemExit(7)")
+        ended.wait(30)
+        check = inside.check_map(probe, ended)
+        assert (check.level, "ended with code 7" in check.text) == ("fail", True)
+        with faults(FailName("pwrite", errno.ENOSPC)):
+            check = inside.check_map(probe, ended)
+        assert (check.level, "No space left on device" in check.text) == ("fail", True)
 
 
 def test_a_lock_that_does_not_exclude_fails(tmp_path, other):
-    with fs.Directory(str(tmp_path / "probe")) as directory:
-        check = doctor_directory._check_lock(directory, other("input(); print('held', flush=True); input()"))
-        assert (check.level, check.text) == ("fail", "it was given to us while another process held it")
-        check = doctor_directory._check_lock(directory, other("input(); print('no', flush=True)"))
-        assert (check.level, check.text) == ("fail", "another process could not take it")
+    check = inside.check_lock(tmp_path / "probe", other("input(); print('held', flush=True); input()"))
+    assert (check.level, check.text) == ("fail", "it was given to us while another process held it")
+    check = inside.check_lock(tmp_path / "probe", other("input(); print('no', flush=True)"))
+    assert (check.level, check.text) == ("fail", "another process could not take it")
 
 
-def test_a_lock_that_outlives_its_holder_fails(tmp_path, monkeypatch, other):
-    monkeypatch.setattr(doctor_directory, "_PATIENCE", 0.2)
-    with fs.Directory(str(tmp_path / "probe")) as directory, directory.lock(0.0):
-        check = doctor_directory._check_lock(directory, other("input(); print('held', flush=True); input()"))
+def test_a_lock_that_outlives_its_holder_fails(tmp_path, other):
+    with inside.impatient_doctor(), inside.build_lock(tmp_path / "probe"):
+        check = inside.check_lock(tmp_path / "probe", other("input(); print('held', flush=True); input()"))
     assert (check.level, "was not free after its holder was killed" in check.text) == ("fail", True)
 
 
@@ -210,7 +214,7 @@ def test_another_process_that_dies_or_cannot_be_started_is_told(tmp_path, monkey
     checks = diagnosed(tmp_path)
     assert levels(checks) == {"shared map": "fail", "build lock": "fail"}
     assert "ended with code 3" in checks["shared map"]["text"]
-    assert time.monotonic() - begun < doctor_directory._PATIENCE
+    assert time.monotonic() - begun < inside.DOCTORS_PATIENCE
 
 
 # the machine ---------------------------------------------------------------------------------------------------------
@@ -310,27 +314,27 @@ def test_leftovers_and_failures_of_builds_are_warnings(tmp_path, shop, diagnosed
     checks = diagnosed(shop)
     assert levels(checks) == {"leftovers": "warn"}
     assert "1 temporary file of builds that died: .items.mmc.0123456789abcdef.tmp" in checks["leftovers"]["text"]
-    with fs.Directory(str(shop)) as directory, directory.lock(0.0):
-        assert shared.is_held(f"{shop}.lock")
+    with inside.build_lock(shop):
         checks = diagnosed(shop)
     assert levels(checks) == {}
     assert "of the build that is running" in checks["leftovers"]["text"]
     assert "somebody holds the build lock" in checks["builds"]["text"]
 
 
-def test_a_build_that_takes_long_is_a_warning_with_what_to_do(tmp_path, monkeypatch):
+def test_a_build_that_takes_long_is_a_warning_with_what_to_do(tmp_path, capsys):
     path, empty = tmp_path / "items.mmc", tmp_path / "empty.db"
     make_shelf(path)
     empty.touch()
+
+    def builds(level: str) -> Any:
+        main(["doctor", str(path), "--json"])
+        found = json.loads(capsys.readouterr().out)["checks"]
+        (check,) = (check for check in found if check["name"] == "builds")
+        return check if check["level"] == level else None
+
     with endless_build(empty, path) as builder:
-        deadline = time.monotonic() + 30
-        while (page := look(str(path))) is None or page.builder is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        monkeypatch.setattr(doctor, "_LONG_BUILD", 0.0)
-        while (check := doctor._builds(str(path))).level == "ok":  # not ten times as long as the last one
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert f"kill {builder.pid}: the lock is free at once" in check.advice
-        monkeypatch.undo()
-        assert doctor._builds(str(path)).text.startswith(f"pid {builder.pid} has been building for ")
+        until("there is a builder", lambda: inside.status(path).builder)
+        with inside.any_build_is_long():
+            check = until("it takes ten times as long as the last one", lambda: builds("warn"), pause=0.05)
+        assert f"kill {builder.pid}: the lock is free at once" in check["advice"]
+        assert builds("ok")["text"].startswith(f"pid {builder.pid} has been building for ")

@@ -13,8 +13,8 @@ import pytest
 
 import mmcache
 from mmcache.cli import main
-from mmcache.storage.fs import Directory
-from tests.cli.console import make_shelf, run
+from tests.support import inside
+from tests.support.console import make_shelf, run
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_what_is_not_a_file_is_refused_at_once(tmp_path, capsys, make):
 
 
 def test_a_held_lock_is_75_and_says_who_holds_it(shelf, capsys):
-    with Directory(str(shelf)) as directory, directory.lock(0):
+    with inside.build_lock(shelf, 0):
         source = shelf.parent / "in.jsonl"
         source.write_text('{"id": "x"}\n')
         for words in (["build", source, "-o", shelf], ["clear", shelf, "--yes"]):

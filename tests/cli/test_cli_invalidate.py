@@ -10,7 +10,7 @@ import pytest
 
 import mmcache
 from mmcache.cli import main
-from tests.cli.console import make_shelf, make_shop, ok, run, worker, write
+from tests.support.console import make_shelf, make_shop, ok, run, worker, write
 
 AGENTS = mmcache.Schema("agents", key="name")
 

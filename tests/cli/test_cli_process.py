@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 import mmcache
-from tests.cli.console import COMMAND, environment, make_shelf, make_shop, on_terminal, run, unmeasured
+from tests.support.console import COMMAND, environment, make_shelf, make_shop, on_terminal, run, unmeasured
+from tests.support.waits import until
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,16 @@ def test_interrupted_build_leaves_the_old_file_and_no_temporary_one(tmp_path):
         env=unmeasured(),
     )
     try:
-        deadline = time.monotonic() + 30
         before: set[str] = set()
-        while time.monotonic() < deadline:
+
+        def is_written() -> bool:
+            """A file was there the last time as well, so it was not only just made."""
             now = {name for name in os.listdir(tmp_path) if name.endswith(".tmp")}
-            if before & now:  # the same one twice: it is being written, and not only just made
-                break
-            before = now
-            time.sleep(0.01)
+            again = bool(before & now)
+            before.update(now)
+            return again
+
+        until("it is written", is_written, pause=0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     finally:

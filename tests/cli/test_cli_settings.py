@@ -19,7 +19,7 @@ from mmcache.freshness import PROFILES as POLICIES, Policy
 from mmcache.sharing.control import REASONS as MEANINGS
 from mmcache.sharing.status import Rules
 from mmcache.words import ago, bytes_of, printable, short, span
-from tests.cli.console import ROOT
+from tests.support.console import ROOT
 
 
 def settings(**flags: object) -> argparse.Namespace:

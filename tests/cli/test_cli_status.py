@@ -9,14 +9,14 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 import mmcache
 from mmcache.cli import main
 from mmcache.sharing import metrics
-from tests.cli.console import COMMAND, endless_build, environment, make_shelf, make_shop, ok, run, worker, write
+from tests.support.console import COMMAND, endless_build, environment, make_shelf, make_shop, ok, run, worker, write
+from tests.support.waits import until
 
 
 @pytest.fixture
@@ -120,9 +120,8 @@ def test_it_names_who_builds_and_does_not_wait_for_him(tmp_path, status):
     empty.touch()
     assert (status(path)["building"], status(path)["builder"]) == (False, None)
     with endless_build(empty, path) as builder:
-        deadline = time.monotonic() + 30
-        while (found := status(path))["builder"] is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until("there is a builder", lambda: status(path)["builder"])
+        found = status(path)
         assert found["building"]
         assert found["builder"]["pid"] == builder.pid
         assert 0 <= found["builder"]["seconds"] < 60

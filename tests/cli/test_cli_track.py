@@ -10,7 +10,7 @@ import pytest
 import mmcache
 from mmcache.cli import main
 from mmcache.presets.patterns import PatternsSource, write_bank
-from tests.cli.console import make_shelf, ok, run
+from tests.support.console import make_shelf, ok, run
 
 ITEMS = mmcache.Schema("items", key="sku")
 

@@ -12,7 +12,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import msgpack
 
@@ -20,6 +19,7 @@ import mmcache
 from mmcache import Schema
 from mmcache.sources import as_source
 from mmcache.storage.publish import publish
+from tests.support import inside
 
 NAME = "golden-1.1.0"
 SCHEMAS = (
@@ -86,7 +86,7 @@ def records() -> dict[str, list[dict[str, Any]]]:
 
 
 def build(path: str | os.PathLike[str]) -> mmcache.BuildReport:
-    with mock.patch("mmcache.storage.publish._writer", return_value=WRITER):
+    with inside.writer(WRITER):
         return publish(path, as_source(records(), SCHEMAS), cluster_by=CLUSTER_BY, metadata=METADATA)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from unittest import mock
 
 from mmcache import Schema
 from mmcache.sources import as_source
 from mmcache.storage.publish import publish
+from tests.support import inside
 
 SCHEMA = Schema("t", index=("k",), embedding="v")
 ITEMS = [{"id": "a", "k": 1, "v": [1.0, 2.0]}, {"id": "b", "k": None}]
@@ -44,7 +44,7 @@ def example_bytes() -> bytes:
     """The file of the example, built now."""
     with (
         tempfile.TemporaryDirectory() as directory,
-        mock.patch("mmcache.storage.publish._writer", return_value=WRITER),
+        inside.writer(WRITER),
     ):
         path = os.path.join(directory, "example.mmc")
         publish(path, as_source(ITEMS, (SCHEMA,)))

@@ -131,20 +131,20 @@ class Collection:
         self.name = self.schema["name"]
         self.key = self.schema.get("key", "id")
         self.dim, self.missing, self.cluster_by = plain["dim"], plain["missing"], plain["cluster_by"]
-        self._shapes = plain["shapes"]
+        self.shapes = plain["shapes"]
         self._plain = plain
         rows = self._section("rows")
         self.n = file.sections[f"{self.name}/rows"].count
         need(len(rows) == 24 * self.n, "rows")
         self._rows = list(ROW.iter_unpack(rows))
         self.bits, self.max_probe, self.seed = plain["ids"]
-        self.ids = self._framed("ids", ("hash", "row"))
+        self.ids = self.framed("ids", ("hash", "row"))
         self.index = {field: self._postings(field) for field in self.schema.get("index", [])}
 
     def _section(self, part: str) -> bytes:
         return self._file.section(f"{self.name}/{part}")
 
-    def _framed(self, part: str, names: tuple[str, ...]) -> dict[str, bytes]:
+    def framed(self, part: str, names: tuple[str, ...]) -> dict[str, bytes]:
         """The arrays of a framed section, by stock msgpack and by arithmetic, which must agree."""
         raw = self._section(part)
         unpacked = msgpack.unpackb(raw)
@@ -169,7 +169,7 @@ class Collection:
         values = msgpack.unpackb(raw, strict_map_key=False)
         need(len(values[0].encode()) == key_length, "length of a key")
         fields = {}
-        for name, value in zip(self._shapes[shape], values, strict=True):
+        for name, value in zip(self.shapes[shape], values, strict=True):
             if isinstance(name, list):
                 fields[name[0]] = dict(zip(name[1], value, strict=True))
             else:
@@ -180,7 +180,7 @@ class Collection:
     def key_bytes(self, row: int) -> bytes:
         """A record's key, by arithmetic and without decoding it."""
         offset, _, key_length, shape, _ = self._rows[row]
-        fields = len(self._shapes[shape])
+        fields = len(self.shapes[shape])
         begin = offset + (1 if fields < 16 else 3 if fields < 65_536 else 5)
         begin += 1 if key_length < 32 else 2 if key_length < 256 else 3
         return self._file.data[begin : begin + key_length]
@@ -231,7 +231,7 @@ class Collection:
 
     def _postings(self, field: str) -> dict[Any, list[int]]:
         slots, bits, max_probe, seed, terms, terms_size, rows_size = self._plain["index"][field]
-        arrays = self._framed(f"index.{field}", ("hash", "term", "entries", "terms", "rows"))
+        arrays = self.framed(f"index.{field}", ("hash", "term", "entries", "terms", "rows"))
         sizes = {"hash": 8 * slots, "term": 4 * slots, "entries": 32 * terms, "terms": terms_size, "rows": rows_size}
         need({name: len(array) for name, array in arrays.items()} == sizes, "sizes of an index")
         found: dict[Any, list[int]] = {}

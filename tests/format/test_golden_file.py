@@ -69,13 +69,13 @@ def test_it_has_every_kind_of_section_and_posting_list(golden):
     kinds = set()
     for collection in plain.collections.values():
         for field in collection.schema.get("index", []):
-            arrays = collection._framed(f"index.{field}", ("hash", "term", "entries", "terms", "rows"))
+            arrays = collection.framed(f"index.{field}", ("hash", "term", "entries", "terms", "rows"))
             kinds |= {entry[4] for entry in plain_reader.ENTRY.iter_unpack(arrays["entries"])}
     assert kinds == {0, 1, 2}
     assert [collection.cluster_by for collection in plain.collections.values()] == [None, "type", None]
     patterns = plain.collections["patterns"]
     assert 0 < patterns.missing < patterns.n
-    assert len(patterns._shapes) > 5
-    assert any(isinstance(name, list) for shape in patterns._shapes for name in shape)
+    assert len(patterns.shapes) > 5
+    assert any(isinstance(name, list) for shape in patterns.shapes for name in shape)
     for collection in plain.collections.values():
         collection.check_table()

@@ -7,7 +7,8 @@ import pytest
 
 import mmcache
 from mmcache import Schema, Snapshot
-from mmcache.format.postings import REMEMBERED, _rows_of_bitmap
+from mmcache.format.postings import REMEMBERED
+from tests.support import inside
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 64, 999, 32_768, 32_769, 40_001, 100_000])
@@ -15,14 +16,14 @@ from mmcache.format.postings import REMEMBERED, _rows_of_bitmap
 def test_the_rows_of_a_bitmap(n, share):
     bits = np.random.default_rng(n).random(n) < share
     packed = np.packbits(bits, bitorder="little")
-    rows = _rows_of_bitmap(packed, n)
+    rows = inside.rows_of_bitmap(packed, n)
     assert rows.dtype == np.uint32
     assert rows.tolist() == np.flatnonzero(bits).tolist()
 
 
 @pytest.mark.parametrize("n", [13, 40_001])
 def test_bits_beyond_the_last_row_are_no_rows(n):
-    assert _rows_of_bitmap(np.full(-(-n // 8), 0xFF, np.uint8), n).tolist() == list(range(n))
+    assert inside.rows_of_bitmap(np.full(-(-n // 8), 0xFF, np.uint8), n).tolist() == list(range(n))
 
 
 def test_more_terms_than_are_remembered_and_three_fields_of_a_large_collection(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 import mmcache
 from mmcache import CorruptFileError, IterableSource, Schema, Selection, Snapshot, SourceError
 from mmcache.cache import FoundRecords
-from mmcache.storage import snapshot as snapshot_module
-from tests.cache.bank import insert_item, make_bank, source_of
+from tests.support import inside
+from tests.support.bank import insert_item, source_of
 
 pa = pytest.importorskip("pyarrow", reason="the arrow extra is not installed")
 
@@ -122,16 +122,10 @@ def test_a_selection_that_was_sent_is_a_table_of_the_same_generation(tmp_path):
         sent, expected = pickle.dumps(snapshot.where(kind=1)), snapshot.where(kind=1).to_arrow()
     mmcache.build(tmp_path / "i.mmc", list(records())[:1], SCHEMA)
     assert pickle.loads(sent).to_arrow().equals(expected)
-    snapshot_module._last.clear()
+    inside.forget_arrived()
 
 
 # --- of a cache
-
-
-@pytest.fixture
-def bank(tmp_path):
-    make_bank(tmp_path / "bank.db")
-    return tmp_path / "bank.db"
 
 
 def is_of_the_file(table, cache):

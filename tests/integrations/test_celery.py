@@ -26,10 +26,11 @@ from billiard.exceptions import WorkerLostError
 from celery import Celery
 
 import mmcache
-from mmcache.sharing.metrics import read_fleet
-from tests.cli.console import ok
-from tests.processes.crew import PATIENCE, totals, until
 from tests.recipes import bank, recipe
+from tests.support import inside
+from tests.support.console import ok
+from tests.support.observe import totals
+from tests.support.waits import PATIENCE, until
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = [f"pattern-{i}" for i in range(8)]
@@ -290,7 +291,7 @@ def test_processes_that_live_for_a_few_tasks_leave_nothing(home: Path) -> None:
 
 
 def assert_nothing_is_left(worker: Worker, *, slots: int) -> None:
-    assert not read_fleet(str(worker.path)).workers
+    assert not inside.fleet_of(worker.path).workers
     left = set(os.listdir(worker.directory)) - {*DIRECTORIES, "app.py", "__pycache__", "log", "begun", "patterns.db"}
     beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock", ".metrics")}
     assert beside <= left

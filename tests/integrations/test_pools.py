@@ -25,9 +25,10 @@ import pytest
 
 import mmcache
 from mmcache import Cache, EmbeddingRef, GenerationGoneError, Schema, Selection, Snapshot, SQLiteSource
-from mmcache.sharing.metrics import read_fleet
-from tests.processes.crew import PATIENCE, totals, until
 from tests.recipes import bank, recipe
+from tests.support import inside
+from tests.support.observe import totals
+from tests.support.waits import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("let_go")
 
@@ -174,7 +175,7 @@ def test_a_pool_and_its_parent_see_the_same_and_send_it_to_each_other(home: Path
         assert totals(home / "patterns.mmc")["rebuilds_ok"] == 4
         pool.close()
         pool.join()
-        assert [worker.pid for worker in read_fleet(cache.path).workers] == [os.getpid()]
+        assert [worker.pid for worker in inside.fleet_of(cache.path).workers] == [os.getpid()]
 
 
 def test_an_executor_goes_on_after_a_generation_that_is_gone(home: Path) -> None:
@@ -229,7 +230,7 @@ def test_the_recipe_for_joblib(home: Path) -> None:
 def test_a_script_with_joblib(home: Path, backend: str) -> None:
     run_alone(home, Path(__file__).with_name("joblib_script.py"), backend)
     assert totals(home / "patterns.mmc")["rebuilds_ok"] == 4
-    assert not read_fleet(str(home / "patterns.mmc")).workers
+    assert not inside.fleet_of(home / "patterns.mmc").workers
 
 
 # --- scripts ----------------------------------------------------------------------------------------------------------

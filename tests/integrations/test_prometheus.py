@@ -22,7 +22,7 @@ import mmcache
 from mmcache import Schema
 from mmcache.sharing import metrics
 from mmcache.sharing.metrics import Slot
-from tests.cli.console import ok, run
+from tests.support.console import ok, run
 
 prometheus_client = pytest.importorskip("prometheus_client", reason="the prometheus extra is not installed")
 
@@ -422,6 +422,7 @@ def test_the_dashboard_shows_what_is_exported(exported):
 def test_the_command_prints_the_fleet(path):
     slot = Slot.open(path)
     slot.set(metrics.HITS, 5)
+    slot.flush()
     found = samples(ok("metrics", path).out)
     assert total(found, "mmcache_hits_total", cache="items.mmc") == 5
     document = ok("metrics", path, "--json").json

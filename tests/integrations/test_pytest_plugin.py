@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.crew import until
 from tests.recipes import bank, recipe
+from tests.support.waits import until
 
 pytest.importorskip("xdist", reason="pytest-xdist is not installed")
 

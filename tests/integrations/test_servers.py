@@ -28,10 +28,11 @@ from typing import Any, Self
 import psutil
 import pytest
 
-from mmcache.sharing.metrics import read_fleet
-from tests.cli.console import ok
-from tests.processes.crew import PATIENCE, totals, until
 from tests.recipes import bank, recipe
+from tests.support import inside
+from tests.support.console import ok
+from tests.support.observe import totals
+from tests.support.waits import PATIENCE, until
 
 ROOT = Path(__file__).parent.parent.parent
 WORKERS = 3
@@ -349,7 +350,7 @@ def test_a_group_lives_through_writes_rebuilds_and_deaths_without_a_wrong_answer
         assert not load.wrong
         server.stop()
         assert builds(path) == (3, 0)
-        assert not read_fleet(str(path)).workers
+        assert not inside.fleet_of(path).workers
         print(f"{load.answers.total()} answers by {len(load.answers)} workers, {len(load.broken)} broken")
         left = {re.sub(r"[0-9a-f]{16}", "*", name) for name in os.listdir(home)} - {"__pycache__"}
         beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock", ".metrics")}

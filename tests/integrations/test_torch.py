@@ -23,10 +23,21 @@ import numpy as np
 import pytest
 
 import mmcache
-from mmcache import ClosedError, Collection, GenerationGoneError, Schema, Snapshot, SourceError, UnusableFileError
-from mmcache.storage import snapshot as snapshot_module
-from tests.conftest import mapped_files
+from mmcache import (
+    ClosedError,
+    Collection,
+    GenerationGoneError,
+    Schema,
+    Selection,
+    Snapshot,
+    SourceError,
+    SourceRecord,
+    UnusableFileError,
+)
+from mmcache.storage.overlay import Overlay
 from tests.recipes import bank, recipe
+from tests.support import inside
+from tests.support.observe import mapped_files
 
 torch = pytest.importorskip("torch", minversion="2.9", reason="torch 2.9 is not installed")
 
@@ -145,11 +156,25 @@ def test_what_it_may_be_made_of(path, tmp_path):
     with pytest.raises(ClosedError):
         MmcacheDataset(snapshot)[0]
     source = mmcache.IterableSource([{"id": "a", "kind": 0, "v": [1.0] * 64}], SCHEMA)
-    with mmcache.open(tmp_path / "none.mmc", source, build=False) as cache:
-        with pytest.raises(UnusableFileError, match="no file to pin"):
-            MmcacheDataset(cache)
+    with (
+        mmcache.open(tmp_path / "none.mmc", source, build=False) as cache,
+        pytest.raises(UnusableFileError, match="no file to pin"),
+    ):
+        MmcacheDataset(cache)
+
+
+def test_records_that_the_source_gave_are_refused(path):
+    build(path)
+    given = SourceRecord(("id", "kind"), ["k4", 1], None)
+    with Snapshot.open(path) as snapshot:
+        mixed = Overlay(snapshot.default, ["k4"], [given]).find({"kind": (1,)})
+        with pytest.raises(SourceError, match=r"1 of 100 records .*only a file has rows: .*snapshot=True"):
+            MmcacheDataset(mixed)
+        assert len(MmcacheDataset(mixed[2:])) == 98
+        assert len(MmcacheDataset(arrived(mixed[2:]))) == 98
+    for found in ([], [given]):
         with pytest.raises(SourceError, match="only a file has rows"):
-            MmcacheDataset(cache.where(kind=0))
+            MmcacheDataset(Selection.from_source(found, SCHEMA))
 
 
 def test_what_is_wrong_is_told_when_it_is_made(snapshot):
@@ -313,7 +338,7 @@ def test_the_file_is_unmapped_with_the_last_dataset(path):
     item = dataset[3]
     assert len(mapped_files(str(path))) <= 1  # 1, where maps are told
     del dataset
-    snapshot_module._last.clear()
+    inside.forget_arrived()
     gc.collect()
     assert not mapped_files(str(path))
     assert item.tolist() == vectors()[3].tolist()
@@ -417,7 +442,7 @@ def test_what_is_sent_of_a_view_is_what_it_shows(snapshot):
     """Where torch itself would send the whole block."""
     tensor = as_tensor(snapshot.embeddings)
     assert len(pickle.dumps(tensor[3])) < 4 * 64 + 1000
-    assert len(pickle.dumps(tensor._plain[3])) > 4 * 64 * N
+    assert len(pickle.dumps(torch.from_numpy(vectors())[3])) > 4 * 64 * N
     rows: Any = list(tensor[:4])
     (batch,) = DataLoader(rows, batch_size=4, num_workers=1, collate_fn=list)
     assert [type(one) for one in batch] == [torch.Tensor] * 4

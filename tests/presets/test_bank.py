@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import resource
+import signal
 import sqlite3
 from collections import Counter
 
@@ -14,6 +16,7 @@ import pytest
 from mmcache.presets import bank
 from mmcache.presets.bank import generate, generate_agents, write_bank
 from mmcache.presets.patterns import check_agent_config, check_pattern
+from tests.support.processes import ask_child
 
 
 def digest(records):
@@ -117,17 +120,12 @@ def test_a_database_that_exists_is_not_touched(tmp_path):
     assert path.read_text() == "mine, and no database" * 100
 
 
-def test_a_bank_that_fails_half_way_leaves_nothing_in_the_file(tmp_path, monkeypatch):
-    content = bank._content
+def test_a_bank_that_fails_half_way_leaves_nothing_in_the_file(tmp_path):
+    def fail() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10 * 2**20,) * 2)  # reached after SQLite's cache has spilled
+        write_bank(tmp_path / "bank.db", 10_000, dim=512)
 
-    def fail(domain, framework, row, word):
-        if row == 30_000:  # after SQLite's cache has spilled to the file
-            raise OSError("disk full")
-        return content(domain, framework, row, word)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bank, "_content", fail)
-        with pytest.raises(OSError, match="disk full"):
-            write_bank(tmp_path / "bank.db", 40_000, dim=512)
+    assert isinstance(ask_child(fail), sqlite3.OperationalError)
     assert [(entry.name, entry.stat().st_size) for entry in tmp_path.iterdir()] == [("bank.db", 0)]
     write_bank(tmp_path / "bank.db", 10, dim=4)

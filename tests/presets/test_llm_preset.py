@@ -14,7 +14,7 @@ import mmcache
 from mmcache import Snapshot, SourceError
 from mmcache.presets.llm import llm_source
 from mmcache.sharing.publishing import rebuild
-from tests.cli.console import ok
+from tests.support.console import ok
 
 DDL = """
 CREATE TABLE [collections] ([id] INTEGER PRIMARY KEY, [name] TEXT, [model] TEXT);

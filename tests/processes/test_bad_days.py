@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sqlite3
 import struct
 import subprocess
@@ -28,50 +27,32 @@ import pytest
 
 import mmcache
 from mmcache import Cache, Snapshot, SourceError, SQLiteSource
-from mmcache.sharing import control
-from mmcache.storage.fs import lock_name
-from mmcache.storage.shared import is_held
-from tests.conftest import mapped_files, open_files
-from tests.processes.crew import (
-    THINGS,
+from tests.support import inside
+from tests.support.bank import LINES, NUMBERS, commit, name_of
+from tests.support.clock import Clock
+from tests.support.crew import (
     Crew,
     SlowSource,
     answers,
-    children_of,
-    commit,
     look_around,
-    make_bank,
-    name_of,
     noted,
     number,
     state,
     step_clock,
     threads,
-    totals,
-    until,
     wait_for_generation,
 )
-from tests.storage.faults import FailName, faults
+from tests.support.faults import FailName, faults
+from tests.support.observe import children_of, failure_of, is_building, mapped_files, open_files, totals
+from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 HOUR = 3600.0
 
 
-@pytest.fixture
-def bank(tmp_path: Path) -> Path:
-    make_bank(tmp_path / "bank.db")
-    return tmp_path / "bank.db"
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    with Crew() as crew:
-        yield crew
-
-
 def source_of(bank: Path) -> SQLiteSource:
-    return SQLiteSource(bank, THINGS, timeout=0.2)
+    return SQLiteSource(bank, NUMBERS, timeout=0.2)
 
 
 def quick(path: Path, bank: Path, **options: Any) -> Any:
@@ -97,7 +78,7 @@ def test_a_builder_that_is_stopped_keeps_nobody_waiting(path: Path, bank: Path, 
     for content in (2, 3):
         commit(bank, content)
         begun = time.monotonic()
-        readers[0]("invalidate", ["thing-0"])
+        readers[0]("invalidate", [name_of(0)])
         assert time.monotonic() - begun < 2
         for reader in readers:
             reader.begin(answers, 0.3)
@@ -113,7 +94,7 @@ def test_a_builder_that_is_stopped_keeps_nobody_waiting(path: Path, bank: Path, 
     for reader in [*readers, late]:
         until("the file answers", lambda reader=reader: reader(state) in ("fresh", "stale"))
         assert reader(number) == 3
-    until("nobody builds", lambda: not is_held(lock_name(str(path))))
+    until("nobody builds", lambda: not is_building(path))
 
 
 def test_a_first_builder_that_is_stopped_keeps_each_waiting_once(path: Path, bank: Path, crew: Crew) -> None:
@@ -136,28 +117,6 @@ def test_a_first_builder_that_is_stopped_keeps_each_waiting_once(path: Path, ban
     assert reader(wait_for_generation, 1) < 3
 
 
-def stop_inside_the_ring(cache: Cache) -> None:
-    """Stops this process where it holds the lock of the ring, with its ids stored and not yet counted."""
-    page = cache._tiers.page
-    assert page is not None
-    real = page.words
-
-    class Stopping:
-        def __getitem__(self, i: Any) -> Any:
-            return real[i]
-
-        def __setitem__(self, i: int, value: int) -> None:
-            if i == control._RING:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            real[i] = value
-
-    page.words = Stopping()  # type: ignore[assignment]
-    try:
-        cache.invalidate(["thing-1"])
-    finally:
-        page.words = real
-
-
 def test_a_process_that_is_stopped_inside_the_ring_costs_the_others_the_ids_and_no_time(
     path: Path, bank: Path, crew: Crew
 ) -> None:
@@ -165,16 +124,16 @@ def test_a_process_that_is_stopped_inside_the_ring_costs_the_others_the_ids_and_
     for worker in (one, two, three):
         worker.opened()
     commit(bank, 1)
-    one.begin(stop_inside_the_ring)
-    until("it is stopped", lambda: is_held(control.control_name(str(path))))
+    one.begin(inside.stop_while_telling, name_of(1))
+    until("it is stopped", lambda: inside.is_telling(path))
     begun = time.monotonic()
-    assert two("invalidate", ["thing-0"]) == "hard"
+    assert two("invalidate", [name_of(0)]) == "hard"
     assert time.monotonic() - begun < 3
     assert three(number) == two(number) == 1
     assert three(number, 7) == 1, "they could not say which"
     one.go_on()
     one.result()
-    assert two("invalidate", ["thing-2"]) == "ids"
+    assert two("invalidate", [name_of(2)]) == "ids"
     mmcache.build(path, source_of(bank))
     assert {worker(state) for worker in (one, two, three)} == {"fresh"}
     assert {worker(number) for worker in (one, two, three)} == {1}
@@ -241,7 +200,7 @@ def test_an_expired_file_stands_in_for_a_dead_source_as_long_as_it_may(path: Pat
     until("it has expired", lambda: longer(state) == shorter(state) == "expired")
     before = longer("stats").stale_served
     assert [longer(number) for _ in range(3)] == [0] * 3
-    assert longer(kinds) == longer(many) == 7
+    assert longer(kinds) == longer(many) == 15
     assert longer("stats").stale_served >= before + 5
     with pytest.raises(SourceError, match="not a whole SQLite database"):
         shorter(number)
@@ -249,11 +208,11 @@ def test_an_expired_file_stands_in_for_a_dead_source_as_long_as_it_may(path: Pat
 
 
 def kinds(cache: Cache) -> int:
-    return len(cache.where(kind="k1"))
+    return len(cache.where(kind="a"))
 
 
 def many(cache: Cache) -> int:
-    return len(cache.get_many([name_of(1), name_of(2)])) + 5
+    return len(cache.get_many([name_of(1), name_of(2)])) + 13
 
 
 @pytest.mark.parametrize("executor", ["thread", "subprocess"])
@@ -265,12 +224,12 @@ def test_a_source_that_a_writer_has_locked_keeps_no_reader_waiting(
     worker = crew.hire(quick(path, bank, executor=executor)).opened()
     with contextlib.closing(sqlite3.connect(bank, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
-        db.execute("UPDATE things SET number = 1")
+        db.execute("UPDATE items SET number = 1")
         worker("invalidate", hard=False)
         _, slowest, found = worker(answers, 1.0)
         assert found == {0}
         assert slowest < 1
-        worker("invalidate", ["thing-1"])
+        worker("invalidate", [name_of(1)])
         _, slowest, found = worker(answers, 0.5)
         assert found == {0}
         with pytest.raises(SourceError, match="locked"):
@@ -313,8 +272,7 @@ def test_a_disk_that_is_full_keeps_the_file_and_all_pause(path: Path, bank: Path
         worker.begin(answers, 1.0)
     for worker in (one, two):
         assert worker.result()[2] == {0}
-    failure = one("status").failure
-    assert failure is not None
+    failure = until("it is told", lambda: (one(look_around), one("status").failure)[1])
     assert "No space left" in str(failure.error)
     assert failure.attempts <= 2
     assert path.stat().st_ino == inode
@@ -377,7 +335,7 @@ def test_a_directory_that_is_deleted_under_its_workers(tmp_path: Path, bank: Pat
         assert found == {0}
         assert slowest < 1
     with pytest.raises(mmcache.PublishError):
-        workers[0]("invalidate", ["thing-0"])
+        workers[0]("invalidate", [name_of(0)])
     assert workers[0](number) == 1, "here, at least"
     directory.mkdir()
     for worker in workers:
@@ -391,14 +349,14 @@ def test_a_directory_that_is_deleted_under_its_workers(tmp_path: Path, bank: Pat
 
 def test_a_file_that_is_moved_away_and_back_causes_no_rebuilds_without_end(path: Path, bank: Path, crew: Crew) -> None:
     worker = crew.hire(quick(path, bank, executor="inline")).opened()
-    control.attach(str(path)).failed(SourceError("nobody builds for a moment"))
+    inside.fail(path, SourceError("nobody builds for a moment"))
     path.rename(path.with_name("aside"))
     worker(look_around)
     assert worker(number) == 0
     path.with_name("aside").rename(path)
     for _ in range(20):
         worker(look_around)
-    until("the pause is over", lambda: (f := control.attach(str(path)).failure) is None or f.until < time.monotonic())
+    until("the pause is over", lambda: (f := failure_of(path)) is None or f.until < time.monotonic())
     for _ in range(20):
         worker(look_around)
     counts = totals(path)
@@ -411,7 +369,7 @@ def test_a_control_page_that_is_replaced_forgets_nothing(
     path: Path, bank: Path, crew: Crew, how: str, kind: str
 ) -> None:
     """Workers that had it mapped move to the new one; what was invalidated stays so until a file has it."""
-    page = Path(control.control_name(str(path)))
+    page = Path(f"{path}.ctl")
     workers = crew.hire(quick(path, bank, executor="external"), 2)
     for worker in workers:
         worker.opened()
@@ -420,7 +378,7 @@ def test_a_control_page_that_is_replaced_forgets_nothing(
     if kind == "hard":
         workers[0]("invalidate", hard=True)
     else:
-        workers[0]("invalidate", ["thing-0"])
+        workers[0]("invalidate", [name_of(0)])
     fresh = page.with_name("fresh")
     if how == "deleted":
         page.unlink()
@@ -435,7 +393,7 @@ def test_a_control_page_that_is_replaced_forgets_nothing(
             worker(look_around)
     assert page.stat().st_size == len(before)
     commit(bank, 2, 1)
-    workers[1]("invalidate", ["thing-1"])
+    workers[1]("invalidate", [name_of(1)])
     for worker in [*workers, late]:
         assert worker(number, 1) == 2
         assert worker(number) == 1
@@ -495,7 +453,7 @@ class JumpingSource(SQLiteSource):
     @contextlib.contextmanager
     def read(self) -> Iterator[Any]:
         with super().read() as reading:
-            reading.count("things")
+            reading.count("items")
             step_clock(None, self.step)  # type: ignore[arg-type]
             self.step = 0.0
             yield reading
@@ -506,7 +464,7 @@ def test_a_clock_that_jumps_while_a_file_is_built(path: Path, bank: Path, crew: 
     """It is no build of an hour, after which one would have to rest for an hour."""
 
     def open_cache() -> Cache:
-        source = JumpingSource(bank, THINGS)
+        source = JumpingSource(bank, NUMBERS)
         source.step = step
         return mmcache.open(path, source, executor="inline", check_interval=0.02, ttl=math.inf)
 
@@ -580,7 +538,7 @@ def test_a_damaged_record_is_answered_by_the_source_and_mended(
     """In the file that is mapped, as a disk does it."""
     worker = crew.hire(quick(path, bank, executor=executor)).opened()
     data = path.read_bytes()
-    at = data.index(name_of(7).encode() + b"\xa2k1") + 9  # of its kind, not of its key
+    at = data.index(name_of(7).encode() + b"\xa1c") + len(name_of(7).encode()) + 1  # of its kind, not of its key
     os.chmod(path, 0o644)
     with path.open("r+b") as file:
         file.seek(at)
@@ -600,44 +558,36 @@ def test_a_damaged_record_is_answered_by_the_source_and_mended(
 
 def test_damage_that_goes_away_again_causes_no_rebuilds_without_end(path: Path, bank: Path, crew: Crew) -> None:
     worker = crew.hire(quick(path, bank, executor="inline")).opened()
-    worker(meet_damage)
+    worker(inside.meet_damage)
     for _ in range(20):
         worker(look_around)
     counts = totals(path)
     assert (counts["rebuilds_ok"], counts["rebuilds_unchanged"]) == (1, 1)
 
 
-def meet_damage(cache: Cache) -> None:
-    """A read that found a record damaged, on a disk that reads it well the next time."""
-    cache._tiers.damaged(mmcache.CorruptFileError("does not match its checksum", path=cache.path))
-
-
 # --- slow look-ups ----------------------------------------------------------------------------------------------------
 
 
 def test_the_circuit_opens_after_a_run_of_slow_lookups_cools_down_and_closes(
-    path: Path, bank: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    path: Path, bank: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every look-up takes longer than no time at all. The cool-down is shorter than it is, and as real."""
-    monkeypatch.setattr("mmcache.tiers._COOL_DOWN", 0.3)
-    options = {"slow_after": 0.0, "fallback_on_slow": True, "executor": "external", "check_interval": 0.02}
+    """Every look-up takes longer than no time at all."""
+    options = {"slow_after": 0.0, "fallback_on_slow": True, "executor": "external", "check_interval": 0}
     with mmcache.open(path, source_of(bank), **options) as cache, caplog.at_level(logging.WARNING, "mmcache"):  # type: ignore[arg-type]
-        for _ in range(2):
+        for turn in range(1, 3):
             run = cache.stats().slow_lookups
             for _ in range(3):
                 assert number(cache) == 0
             assert cache.stats().slow_lookups == run + 3
-            opened = time.monotonic()
             hits = cache.stats().hits
             assert number(cache) == 0
             assert cache.stats().hits == hits, "the source answered"
-            assert cache.stats().state == "slow"
-            until("it closes", lambda: (number(cache), state(cache) != "slow")[1])
-            assert time.monotonic() - opened > 0.25
-            if cache.stats().slow_lookups != run + 3:
-                break  # the look-up that closed it was slow as well
-        assert cache.stats().fallbacks["slow"] >= 2
-        assert [record.event for record in caplog.records].count("circuit_opened") >= 1  # type: ignore[attr-defined]
+            clock.later += 29
+            assert state(cache) == "slow"
+            clock.later += 2
+            assert state(cache) != "slow"
+            assert cache.stats().fallbacks["slow"] == turn
+        assert [record.event for record in caplog.records].count("circuit_opened") == 2  # type: ignore[attr-defined]
 
 
 def test_the_circuit_stays_closed_unless_it_is_asked_for_and_while_a_fast_lookup_comes_between(
@@ -650,7 +600,7 @@ def test_the_circuit_stays_closed_unless_it_is_asked_for_and_while_a_fast_lookup
     options = {"slow_after": 60.0, "fallback_on_slow": True, "executor": "external"}
     with mmcache.open(path, source_of(bank), **options) as cache:  # type: ignore[arg-type]
         for i in range(12):
-            cache._tiers.options["slow_after"] = 60.0 if i % 3 == 2 else 0.0
+            inside.options_of(cache)["slow_after"] = 60.0 if i % 3 == 2 else 0.0
             number(cache)
         assert (cache.stats().slow_lookups, cache.stats().fallbacks) == (8, {})
 
@@ -681,7 +631,7 @@ def footprint(cache: Cache) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize("swaps", [300, pytest.param(10_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
 def test_many_swaps_by_somebody_else_leave_nothing_behind(path: Path, crew: Crew, swaps: int) -> None:
     def publish(i: int) -> None:
-        mmcache.build(path, [{"name": name_of(j), "kind": "k", "number": i} for j in range(20)], THINGS)
+        mmcache.build(path, [{"name": name_of(j), "kind": "k", "number": i} for j in range(20)], LINES)
 
     publish(0)
     worker = crew.hire(lambda: mmcache.open(path, check_interval=0.05)).opened()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes.mutants import MISTAKES
+
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("HISTORY_SECONDS", "3600"))
 
@@ -38,7 +40,7 @@ def test_no_invalidation_is_lost_in_so_many_reads_and_swaps(reads, swaps):
     assert numbers["reads"] >= reads, said
     assert numbers["swaps"] >= swaps, said
     assert min(numbers["kills"], numbers["stops"]) > swaps / 100, said
-    assert numbers["undecided"] < reads / 1_000, said
+    assert numbers["undecided"] < numbers["answers"] / 1_000, said
 
 
 @pytest.mark.parametrize("source", ["plain", "tracked"])
@@ -48,21 +50,13 @@ def test_none_is_lost_where_the_source_tells_of_changes_as_well(source):
     assert min(numbers["reads"], numbers["swaps"], numbers["kills"]) > 0, said
 
 
-@pytest.mark.parametrize(
-    ("mutant", "rule"),
-    [
-        ("capture_after_read", "stale"),
-        ("ring_ignored", "stale"),
-        ("hard_ignored", "stale"),
-        ("wake_unheard", "late"),
-    ],
-)
-def test_a_mistake_in_mmcache_is_found(mutant, rule):
-    """In the first two seconds hundreds of times, on a busy machine too."""
+@pytest.mark.parametrize("mutant", MISTAKES)
+def test_a_mistake_in_mmcache_is_found(mutant):
+    """In the first two seconds many times, on a busy machine too."""
     options = "--seconds", 20, "--round", 2, "--discard"
     code, _, said = campaign("--mutant", f"tests.processes.mutants:{mutant}", *options, patience=60)
     assert code == 1, said
-    assert f"[{rule}: " in said, said
+    assert any(f"[{rule}: " in said for rule in MISTAKES[mutant]), said
     assert "failures=0" in said, said
 
 

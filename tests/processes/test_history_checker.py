@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes.checker import check
 from tests.processes.history import (
     EVENT,
     HEAD,
@@ -23,13 +24,14 @@ from tests.processes.history import (
     Kind,
     Log,
     Verdict,
-    check,
     explain,
     read_log,
     totals,
 )
 
 WRITER, READER, REBUILDER, OTHER = 1, 2, 3, 4
+THREAD = 1_000_002
+"""Of the reader's process, with a log of its own."""
 
 
 class Story:
@@ -37,7 +39,7 @@ class Story:
 
     def __init__(self) -> None:
         self.events: dict[int, list[tuple[int, ...]]] = {}
-        self.writes: list[tuple[int, int, int, bool]] = []
+        self.writes: list[tuple[int, int, int, bool, int]] = []
 
     def note(self, process: int, *event: int) -> Story:
         self.events.setdefault(process, []).append(event)
@@ -47,13 +49,13 @@ class Story:
         """A commit that was begun by a process that was killed before it returned; the journal may have it or not."""
         return self.note(by, Kind.COMMIT, 0, 0, number, begin, 0)
 
-    def journal(self, number: int, *registers: int, by: int = WRITER) -> Story:
+    def journal(self, number: int, *registers: int, by: int = WRITER, kind: int = 0) -> Story:
         """Negative: was deleted."""
-        self.writes += [(number, by, HEAD, True), *((number, by, abs(r), r > 0) for r in registers)]
+        self.writes += [(number, by, HEAD, True, 0), *((number, by, abs(r), r > 0, kind) for r in registers)]
         return self
 
-    def commit(self, number: int, *registers: int, at: tuple[int, int], by: int = WRITER) -> Story:
-        return self.journal(number, *registers, by=by).note(by, Kind.COMMIT, 0, 0, number, *at)
+    def commit(self, number: int, *registers: int, at: tuple[int, int], by: int = WRITER, kind: int = 0) -> Story:
+        return self.journal(number, *registers, by=by, kind=kind).note(by, Kind.COMMIT, 0, 0, number, *at)
 
     def invalidated(self, register: int, at: tuple[int, int]) -> Story:
         return self.note(WRITER, Kind.INVALIDATED, 0, register, 0, *at)
@@ -79,12 +81,30 @@ class Story:
     def read(self, register: int, value: int, at: tuple[int, int], by: int = READER) -> Story:
         return self.note(by, Kind.READ, How.GET, register, value, *at)
 
+    def scan(self, register: int, value: int, at: tuple[int, int], how: How = How.VALUES) -> Story:
+        """What an answer with all records has of one of them."""
+        return self.note(READER, Kind.READ, how, register, value, *at)
+
+    def present(self, register: int, at: tuple[int, int], how: How = How.IN) -> Story:
+        return self.note(READER, Kind.PRESENT, how, register, 0, *at)
+
+    def lacked(self, register: int, kinds: int, at: tuple[int, int]) -> Story:
+        """A `where` for the kinds whose bits are set did not give it."""
+        return self.note(READER, Kind.LACKED, How.WHERE, register, kinds, *at)
+
+    def counted(self, count: int, at: tuple[int, int]) -> Story:
+        return self.note(READER, Kind.COUNTED, How.LEN, 0, count, *at)
+
+    def only(self, generation: int) -> Story:
+        """The reader serves this one to the end: none that was never read may have answered."""
+        return self.serves(generation, at=5000)
+
     def torn(self, register: int, at: tuple[int, int]) -> Story:
         return self.note(READER, Kind.TORN, How.GET, register, 1, *at)
 
     def history(self) -> History:
         logs = {process: np.array(events, EVENT) for process, events in self.events.items()}
-        return History(logs, np.array(self.writes, WRITE), {READER: "reader 2"})
+        return History(logs, np.array(self.writes, WRITE), {READER: "reader 2"}, {THREAD: READER})
 
     def verdict(self) -> Verdict:
         return check(self.history())
@@ -112,6 +132,27 @@ def all_invalidated() -> Story:
 
 def deleted() -> Story:
     return bank().commit(2, -1, at=(90, 100)).invalidated(1, at=(110, 120))
+
+
+def inserted() -> Story:
+    """Register 3, which generation 1 has not."""
+    return bank().commit(2, 3, at=(90, 100)).invalidated(3, at=(110, 120))
+
+
+def moved() -> Story:
+    """Register 1 from kind 0 to kind 5."""
+    return bank().commit(2, 1, at=(90, 100), kind=5).invalidated(1, at=(110, 120))
+
+
+def remembered() -> Story:
+    """A call at 121 asks the source for register 1, whose commit 3, at 140, is not invalidated yet."""
+    return told().scan(1, 2, at=(121, 130)).commit(3, 1, at=(131, 140))
+
+
+def gone() -> Story:
+    """Generation 2 lacks register 1, which comes back with commit 3 and is gone again with commit 4."""
+    story = deleted().rebuilt(2, at=(130, 140)).holds(2, {HEAD: 2, 1: 0, 2: 1}, at=145).serves(2, at=150)
+    return story.commit(3, 1, at=(160, 170)).commit(4, -1, at=(180, 190))
 
 
 KEPT = {
@@ -147,6 +188,44 @@ KEPT = {
     "a pinned generation stays": swapped().holds(2, {HEAD: 2, 1: 2, 2: 1}, at=150, by=READER),
     "a rebuild that returned the file of another": swapped().rebuilt(2, at=(105, 140), by=OTHER),
     "a rebuild holds more than it must": swapped().rebuilt(2, at=(50, 140), by=OTHER),
+    "iteration has the row of the file": bank().scan(1, 1, at=(30, 31)),
+    "iteration has what was invalidated": told().scan(1, 2, at=(121, 122)),
+    "iteration had begun before it was": told().scan(1, 1, at=(120, 900)),
+    "iteration has what was inserted": inserted().scan(3, 2, at=(121, 122)).present(3, (121, 122), How.KEYS),
+    "iteration lacks what was inserted and not invalidated": (
+        bank().commit(2, 3, at=(90, 100)).scan(3, 0, at=(121, 122)).only(1)
+    ),
+    "iteration lacks what was deleted": deleted().scan(1, 0, at=(121, 122)),
+    "where remembers what the source answered before": remembered().scan(1, 2, (150, 151), How.WHERE).only(1),
+    "where asks the source again": remembered().scan(1, 3, (150, 151), How.WHERE),
+    "where may remember until an invalidation has returned": (
+        remembered().invalidated(2, at=(141, 160)).scan(1, 2, (160, 170), How.WHERE).only(1)
+    ),
+    "where may remember when another collection is invalidated": (
+        remembered().invalidated(HEAD, at=(141, 142)).scan(1, 2, (160, 170), How.WHERE).only(1)
+    ),
+    "where gives a record of its new kind": moved().scan(1, 2, (121, 122), How.WHERE),
+    "where lacks it among those of the old kind": moved().lacked(1, 1 << 0, at=(121, 122)),
+    "where lacks it among those of other kinds": moved().lacked(1, 1 << 3 | 1 << 4, at=(30, 200)),
+    "where lacks the new kind until that has returned": moved().lacked(1, 1 << 5, at=(119, 122)).only(1),
+    "where lacks what was deleted": deleted().lacked(1, 0xFF, at=(121, 122)),
+    "where of the file lacks what is new": bank().commit(2, 3, at=(90, 100)).lacked(3, 0xFF, at=(121, 122)).only(1),
+    "an id is there": told().present(1, at=(121, 122)).present(2, at=(30, 31)),
+    "an id is there until its deletion is invalidated": deleted().present(1, at=(119, 122)).only(1),
+    "an embedding is as any field": told().note(READER, Kind.READ, How.EMBEDDING, 1, 2, 121, 122),
+    "as many as there are": bank().counted(2, at=(30, 31)),
+    "as many as there were, or are": deleted().counted(2, at=(119, 122)).counted(1, at=(119, 122)).only(1),
+    "one less after a deletion": deleted().counted(1, at=(121, 122)),
+    "one more after an insertion": inserted().counted(3, at=(121, 122)),
+    "one more, or not, until its invalidation has returned": (
+        inserted().counted(2, at=(119, 122)).counted(3, at=(119, 122)).only(1)
+    ),
+    "an update counts once": told().counted(2, at=(121, 122)),
+    "threads of one process move on together": swapped().serves(2, at=131).serves(2, at=132, by=THREAD),
+    "a thread that looked at the same time may be behind": (
+        swapped().note(READER, Kind.GENERATION, 0, 0, 2, 112, 125).note(THREAD, Kind.GENERATION, 0, 0, 1, 124, 126)
+    ),
+    "another process may be behind": swapped().serves(2, at=125).serves(1, at=126, by=5),
 }
 
 BROKEN: dict[str, tuple[Story, str]] = {
@@ -210,6 +289,59 @@ BROKEN: dict[str, tuple[Story, str]] = {
     ),
     "late: the old generation after the rebuild returned": (swapped().serves(1, at=131), "late"),
     "late: an answer of the old generation": (swapped().read(1, 1, at=(131, 132)).serves(2, at=133), "late"),
+    "back: in another thread of the process": (
+        swapped().serves(2, at=126).serves(1, at=128, by=THREAD),
+        "generation went back",
+    ),
+    "no tier: an older file than another thread has": (
+        swapped().commit(3, 1, at=(160, 170)).serves(2, at=140).read(1, 1, at=(180, 181), by=THREAD).only(2),
+        "of no tier",
+    ),
+    "stale: iteration has the old row": (told().scan(1, 1, at=(121, 122)), "stale"),
+    "stale: iteration lacks a new key": (inserted().scan(3, 0, (121, 122), How.KEYS), "stale"),
+    "stale: iteration has a key that was deleted": (deleted().present(1, (121, 122), How.KEYS), "stale"),
+    "stale: iteration has a record that was deleted": (deleted().scan(1, 1, at=(121, 122)), "stale"),
+    "stale: where remembers it after an invalidation": (
+        remembered().invalidated(1, at=(141, 150)).scan(1, 2, (151, 152), How.WHERE),
+        "stale",
+    ),
+    "stale: where gives a record that was deleted": (deleted().scan(1, 1, (121, 122), How.WHERE), "stale"),
+    "stale: where gives a record of its old kind": (moved().scan(1, 1, (121, 122), How.WHERE), "stale"),
+    "stale: where lacks a record of its new kind": (moved().lacked(1, 1 << 5, at=(121, 122)), "stale"),
+    "stale: where of several kinds lacks it": (moved().lacked(1, 1 << 2 | 1 << 5, at=(121, 122)), "stale"),
+    "stale: where lacks a new key": (inserted().lacked(3, 0xFF, at=(121, 122)), "stale"),
+    "stale: a key that was deleted is there": (deleted().present(1, at=(121, 122)), "stale"),
+    "stale: a new key is not there": (inserted().note(READER, Kind.READ, How.IN, 3, 0, 121, 122), "stale"),
+    "late: iteration has a row of the old file": (swapped().scan(1, 1, at=(131, 132)).serves(2, at=133), "late"),
+    "late: where lacks what the new file has of that kind": (
+        bank()
+        .commit(2, 1, at=(90, 100), kind=5)
+        .rebuilt(2, at=(110, 130))
+        .holds(2, {HEAD: 2, 1: 2, 2: 1}, at=135)
+        .lacked(1, 1 << 5, at=(131, 132)),
+        "late",
+    ),
+    "unknown: a key that never was": (bank().present(9, at=(30, 31)), "unknown value"),
+    "future: a key before its commit began": (inserted().present(3, at=(30, 89)), "from the future"),
+    "no tier: a key that is in neither": (gone().present(1, at=(200, 201)).only(2), "of no tier"),
+    "no tier: where lacks what both have of that kind": (bank().lacked(1, 1 << 0, at=(30, 31)), "of no tier"),
+    "no tier: a get remembers nothing": (remembered().read(1, 2, at=(150, 151)).only(1), "of no tier"),
+    "no tier: where remembers it after an invalidation of another id": (
+        remembered().invalidated(2, at=(141, 160)).scan(1, 2, (161, 170), How.WHERE).only(1),
+        "of no tier",
+    ),
+    "count: what was deleted counts": (deleted().counted(2, at=(121, 122)), "wrong count"),
+    "count: what was inserted does not": (inserted().counted(2, at=(121, 122)), "wrong count"),
+    "count: an update counts twice": (told().counted(3, at=(121, 122)), "wrong count"),
+    "count: none is left": (all_invalidated().counted(0, at=(121, 122)), "wrong count"),
+    "twice: the row of the file and the source's": (
+        told().note(READER, Kind.TWICE, How.VALUES, 1, 0, 121, 122),
+        "twice",
+    ),
+    "not asked for: a record of another kind": (
+        moved().note(READER, Kind.UNASKED, How.WHERE, 1, 1 << 0, 121, 122),
+        "not asked for",
+    ),
     "contents: two states in one generation": (
         swapped().holds(2, {HEAD: 1, 1: 1, 2: 1}, at=150, by=READER),
         "two contents",
@@ -260,6 +392,13 @@ def test_a_generation_that_nobody_looked_at_is_left_undecided():
 def test_an_undecided_read_is_still_held_against_the_invalidations():
     story = bank().commit(2, 1, at=(90, 100)).invalidated(1, at=(110, 120)).serves(2, at=130).read(1, 1, at=(140, 141))
     assert set(story.verdict().broken) == {"stale"}
+
+
+def test_a_violation_names_what_was_asked_and_what_was_given():
+    (violation,) = moved().lacked(1, 1 << 5, at=(121, 122)).verdict().violations
+    assert "reader 2 where of register 1 gave nothing of kinds [5], older than" in str(violation)
+    (violation,) = told().counted(3, at=(121, 122)).verdict().violations
+    assert "reader 2 counted 3 records, of which there were 2 to 2" in str(violation)
 
 
 def test_many_violations_are_counted_and_a_few_are_told():

@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,30 +25,15 @@ import pytest
 
 import mmcache
 from mmcache import Cache, JSONLinesSource, Snapshot, SQLiteSource
-from mmcache.sharing import control
-from mmcache.sharing.control import ControlPage
 from mmcache.sharing.publishing import rebuild
-from mmcache.storage.fs import backup_name, lock_name
-from mmcache.storage.shared import is_held
-from tests.processes.crew import (
-    THINGS,
-    Crew,
-    SlowSource,
-    children_of,
-    commit,
-    look_around,
-    make_bank,
-    name_of,
-    noted,
-    number,
-    rebuilders_of,
-    state,
-    totals,
-    until,
-    wait_for_generation,
-    write_lines,
-)
-from tests.storage.faults import Kill, faults, in_child
+from mmcache.storage.fs import backup_name
+from tests.support import inside
+from tests.support.bank import LINES, NUMBERS, commit, name_of, write_lines
+from tests.support.crew import Crew, SlowSource, look_around, noted, number, state, wait_for_generation
+from tests.support.faults import Kill, faults
+from tests.support.observe import children_of, failure_of, is_building, rebuilders_of, totals
+from tests.support.processes import ask_child, ended, forked
+from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -60,35 +44,17 @@ calls is the matter of tests of its own."""
 
 
 @pytest.fixture
-def bank(tmp_path: Path) -> Path:
+def lines(tmp_path: Path) -> Path:
     """Lines of JSON: unlike a database, they are read at once after they were written."""
     write_lines(tmp_path / "bank.jsonl", 0)
     return tmp_path / "bank.jsonl"
 
 
-class Stores:
-    """The words of a control page, which end this process at store number `at`, before or after it."""
-
-    def __init__(self, words: memoryview, at: int, *, after: bool) -> None:
-        self.words, self.at, self.after, self.count = words, at, after, 0
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.words[i]
-
-    def __setitem__(self, i: int, value: int) -> None:
-        if self.count == self.at and not self.after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.words[i] = value
-        if self.count == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.count += 1
-
-
 class Town:
     """A bank, a file of it, a reader that has it open all the time, and what was seen of it."""
 
-    def __init__(self, path: Path, bank: Path) -> None:
-        self.path, self.bank, self.source = path, bank, JSONLinesSource(bank, THINGS)
+    def __init__(self, path: Path, lines: Path) -> None:
+        self.path, self.lines, self.source = path, lines, JSONLinesSource(lines, LINES)
         self.content = 0
         self.generation = 0
         self.reader: Cache | None = None
@@ -99,7 +65,7 @@ class Town:
 
     def commit(self) -> None:
         self.content += 1
-        write_lines(self.bank, self.content)
+        write_lines(self.lines, self.content)
 
     def check(self, *, where: str = "") -> None:
         """What is at the path is whole, and of a generation that is not older than any seen before. So is what the
@@ -115,12 +81,9 @@ class Town:
             with Snapshot.open(backup_name(str(self.path)), verify="full") as snapshot:
                 snapshot.verify(deep=True)
         if self.reader is not None:
-            before = self.reader._tiers.snapshot
+            before = self.reader.stats().generation or 0
             assert number(self.reader) in (self.content, self.content - 1), where
-            after = self.reader._tiers.snapshot
-            assert before is not None, where
-            assert after is not None, where
-            assert after.generation >= before.generation, where
+            assert (self.reader.stats().generation or 0) >= before, where
 
     def next_builder(self, *, where: str) -> None:
         """Builds, and within a second has the lock for it."""
@@ -138,25 +101,22 @@ class Town:
         if self.reader is not None:
             assert number(self.reader) == self.content, f"{where}: the reader did not move to the next file by itself"
             assert self.reader.generation == self.generation, where
-        assert not is_held(lock_name(str(self.path))), where
+        assert not is_building(self.path), where
         left = [name for name in os.listdir(self.path.parent) if name.endswith((".tmp", ".new"))]
         assert not [name for name in left if ".ctl." not in name and ".metrics." not in name], where
 
 
 def calls_of(action: Any) -> list[str]:
     """The calls of a child that does it all."""
-    receive, send = os.pipe()
     gc.collect()  # what other tests dropped is not closed while we count
 
-    def count() -> None:
+    def count() -> list[str]:
         with faults() as calls:
             action()
-        os.write(send, " ".join(calls.log).encode())
+        return calls.log
 
-    assert in_child(count) == 0
-    os.close(send)
-    with os.fdopen(receive) as text:
-        return text.read().split()
+    found: list[str] = ask_child(count)
+    return found
 
 
 def moments(calls: list[str], step: int = 1) -> Iterator[tuple[Kill, str]]:
@@ -175,7 +135,7 @@ def killed_at(kill: Kill, action: Any, where: str) -> None:
             action()
         assert len(calls.log) <= kill.at
 
-    assert os.waitstatus_to_exitcode(in_child(act)) in (0, -signal.SIGKILL), where
+    assert ended(forked(act)) in (0, -signal.SIGKILL), where
 
 
 @contextlib.contextmanager
@@ -190,8 +150,8 @@ def read_by_a_cache(town: Town) -> Iterator[None]:
 # --- at every call ----------------------------------------------------------------------------------------------------
 
 
-def test_a_rebuild_killed_at_any_call_costs_nothing_but_itself(path: Path, bank: Path) -> None:
-    town = Town(path, bank)
+def test_a_rebuild_killed_at_any_call_costs_nothing_but_itself(path: Path, lines: Path) -> None:
+    town = Town(path, lines)
     mmcache.build(path, town.source)
     town.commit()
     calls = calls_of(lambda: rebuild(path))
@@ -210,14 +170,14 @@ def test_a_rebuild_killed_at_any_call_costs_nothing_but_itself(path: Path, bank:
     assert outcomes == {"old", "new"}
 
 
-def test_a_first_build_killed_at_any_call_costs_nothing_but_itself(tmp_path: Path, bank: Path) -> None:
-    source = JSONLinesSource(bank, THINGS)
+def test_a_first_build_killed_at_any_call_costs_nothing_but_itself(tmp_path: Path, lines: Path) -> None:
+    source = JSONLinesSource(lines, LINES)
     calls = calls_of(lambda: mmcache.build(tmp_path / "counted.mmc", source))
     outcomes = set()
     for i, (kill, where) in enumerate(moments(calls)):
         directory = tmp_path / str(i)
         directory.mkdir()
-        town = Town(directory / "items.mmc", bank)
+        town = Town(directory / "items.mmc", lines)
         killed_at(kill, lambda: mmcache.build(town.path, source), where)  # noqa: B023
         outcomes.add(town.path.exists())
         town.next_builder(where=where)
@@ -226,9 +186,9 @@ def test_a_first_build_killed_at_any_call_costs_nothing_but_itself(tmp_path: Pat
     assert outcomes == {False, True}
 
 
-def test_a_rebuild_that_finds_nothing_new_killed_at_any_call(path: Path, bank: Path) -> None:
+def test_a_rebuild_that_finds_nothing_new_killed_at_any_call(path: Path, lines: Path) -> None:
     """It changes no file, and may have told that the old one is right, or not."""
-    town = Town(path, bank)
+    town = Town(path, lines)
     mmcache.build(path, town.source)
     calls = calls_of(lambda: rebuild(path))
     inode = path.stat().st_ino
@@ -245,19 +205,13 @@ def test_a_rebuild_that_finds_nothing_new_killed_at_any_call(path: Path, bank: P
     assert town.generation == 1
 
 
-def test_a_rebuild_killed_at_any_store_into_the_control_page(path: Path, bank: Path) -> None:
+def test_a_rebuild_killed_at_any_store_into_the_control_page(path: Path, lines: Path) -> None:
     """Between any two of them the page tells what is true, or what costs a rebuild."""
-    town = Town(path, bank)
+    town = Town(path, lines)
     mmcache.build(path, town.source)
 
-    def build(at: int, *, after: bool = False) -> int:
-        page = control.attach(str(path))
-        page.words = stores = Stores(page.words, at, after=after)  # type: ignore[assignment]
-        mmcache.sharing.publishing.build_once(path, town.source, control=page)
-        return stores.count
-
     town.commit()
-    stores = build(10**9)
+    stores = inside.build_killed_at_store(path, town.source)
     assert stores > 10
     with read_by_a_cache(town):
         assert town.reader is not None
@@ -267,35 +221,28 @@ def test_a_rebuild_killed_at_any_store_into_the_control_page(path: Path, bank: P
                 town.commit()
                 town.reader.invalidate(hard=True)
                 assert number(town.reader) == town.content, where
-                status = in_child(lambda at=at, late=late: build(at, after=late))
-                assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, where
+                pid = forked(lambda at=at, late=late: inside.build_killed_at_store(path, town.source, at, after=late))
+                assert ended(pid) == -signal.SIGKILL, where
                 assert number(town.reader) == town.content, f"{where}: what was invalidated is answered as it was"
                 town.check(where=where)
                 town.next_builder(where=where)
                 assert town.reader.stats().state == "fresh", where
 
 
-def test_a_build_that_fails_killed_at_any_store_into_the_control_page(path: Path, bank: Path, tmp_path: Path) -> None:
+def test_a_build_that_fails_killed_at_any_store_into_the_control_page(path: Path, lines: Path, tmp_path: Path) -> None:
     """The next one fails or builds by what it finds itself, and waits no longer than anyone should."""
-    town = Town(path, bank)
+    town = Town(path, lines)
     mmcache.build(path, town.source)
-
-    def fail(page: ControlPage) -> None:
-        page.failed(mmcache.SourceError("x" * 600))
-
-    counted = control.attach(str(path))
-    counted.words = stores = Stores(counted.words, 10**9, after=False)  # type: ignore[assignment]
-    fail(counted)
-    for at in range(0, stores.count, 5):
-        page = control.attach(str(path))
-        page.words = Stores(page.words, at, after=True)  # type: ignore[assignment]
-        assert os.waitstatus_to_exitcode(in_child(lambda page=page: fail(page))) == -signal.SIGKILL
-        failure = control.attach(str(path)).failure
+    error = mmcache.SourceError("x" * 600)
+    stores = inside.fail_killed_at_store(path, error)
+    for at in range(0, stores, 5):
+        assert ended(forked(lambda at=at: inside.fail_killed_at_store(path, error, at))) == -signal.SIGKILL
+        failure = failure_of(path)
         assert failure is None or failure.until - time.monotonic() < 61
         assert failure is None or "xxx" in str(failure.error)
         town.commit()
-        town.next_builder(where=f"killed at store {at} of {stores.count}")
-        assert control.attach(str(path)).failure is None
+        town.next_builder(where=f"killed at store {at} of {stores}")
+        assert failure_of(path) is None
 
 
 # --- with children that live on ---------------------------------------------------------------------------------------
@@ -313,10 +260,7 @@ class Leaves:
         result = call()
         reading, writing = self.pipe
         if self.how == "fork":
-            if os.fork() == 0:
-                os.close(writing)
-                select.select([reading], [], [], 60)
-                os._exit(0)
+            forked(lambda: _wait(*self.pipe))
         else:
             os.close(writing)
             subprocess.Popen(["sleep", "60"], stdin=reading, close_fds=False)
@@ -324,9 +268,14 @@ class Leaves:
         return result
 
 
+def _wait(reading: int, writing: int) -> None:
+    os.close(writing)
+    select.select([reading], [], [], 60)
+
+
 @pytest.mark.parametrize("how", ["fork", "exec"])
-def test_children_of_a_killed_builder_do_not_keep_its_lock(path: Path, bank: Path, how: str) -> None:
-    town = Town(path, bank)
+def test_children_of_a_killed_builder_do_not_keep_its_lock(path: Path, lines: Path, how: str) -> None:
+    town = Town(path, lines)
     mmcache.build(path, town.source)
     town.commit()
     calls = calls_of(lambda: rebuild(path))
@@ -342,21 +291,12 @@ def test_children_of_a_killed_builder_do_not_keep_its_lock(path: Path, bank: Pat
                 with faults(Leaves(at, pipe, how)):
                     rebuild(path)
 
-            pid = os.fork()
-            if pid == 0:
-                code = 70
-                try:
-                    act()
-                    code = 0
-                except BaseException:  # noqa: BLE001 (the child ends here, whatever it was)
-                    traceback.print_exc()
-                finally:
-                    os._exit(code)
+            pid = forked(act)
             try:
-                ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                if ended == 0:  # with fewer calls than when they were counted: nobody was killed
+                code = ended(pid)
+                if code == 0:  # with fewer calls than when they were counted: nobody was killed
                     continue
-                assert ended == -signal.SIGKILL, where
+                assert code == -signal.SIGKILL, where
                 os.killpg(pid, 0)  # a child of its group lives
                 lived += 1
                 town.next_builder(where=where)
@@ -372,10 +312,11 @@ def test_children_of_a_killed_builder_do_not_keep_its_lock(path: Path, bank: Pat
 
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_another_worker_rebuilds_when_the_one_that_did_is_killed(path: Path, tmp_path: Path, executor: Any) -> None:
+def test_another_worker_rebuilds_when_the_one_that_did_is_killed(
+    path: Path, bank: Path, tmp_path: Path, executor: Any
+) -> None:
     """Nobody tells it: it finds that the file is due, and that nobody builds it any more."""
-    bank, log, gate = tmp_path / "bank.db", tmp_path / "log", tmp_path / "gate"
-    make_bank(bank)
+    log, gate = tmp_path / "log", tmp_path / "gate"
     source = SlowSource(bank, log=log, gate=gate)
     with Crew() as crew:
         one, two = crew.hire(lambda: mmcache.open(path, source, executor=executor, check_interval=0.05), 2)
@@ -385,7 +326,7 @@ def test_another_worker_rebuilds_when_the_one_that_did_is_killed(path: Path, tmp
         commit(bank, 1)
         one.begin("invalidate", hard=True)
         until("the build has begun", lambda: (one.is_busy() or one(look_around), len(noted(log)) == 2)[1])
-        assert is_held(lock_name(str(path)))
+        assert is_building(path)
         assert two(number) == 1
         one.kill()
         gate.unlink()
@@ -394,11 +335,9 @@ def test_another_worker_rebuilds_when_the_one_that_did_is_killed(path: Path, tmp
         assert two(state) != "invalidated"
 
 
-def test_a_rebuilding_subprocess_that_is_killed_counts_as_failed(path: Path, tmp_path: Path) -> None:
+def test_a_rebuilding_subprocess_that_is_killed_counts_as_failed(path: Path, bank: Path, tmp_path: Path) -> None:
     """The worker that started it finds out, tells everybody, and nobody tries again for a moment."""
-    bank = tmp_path / "bank.db"
-    make_bank(bank)
-    source = SQLiteSource(bank, THINGS)
+    source = SQLiteSource(bank, NUMBERS)
     with Crew() as crew:
         one, two = crew.hire(lambda: mmcache.open(path, source, check_interval=0.05), 2)
         two.opened()
@@ -406,8 +345,8 @@ def test_a_rebuilding_subprocess_that_is_killed_counts_as_failed(path: Path, tmp
         (child,) = until("the rebuild has begun", lambda: (one(look_around), rebuilders_of(one.pid))[1], pause=0.001)
         os.kill(child, signal.SIGKILL)
         killed = time.monotonic()
-        until("it is told", lambda: one(look_around) and control.attach(str(path)).failure)
-        failure = control.attach(str(path)).failure
+        until("it is told", lambda: one(look_around) and failure_of(path))
+        failure = failure_of(path)
         assert failure is not None
         assert "killed by signal 9" in str(failure.error)
         assert not children_of(one.pid), "it was reaped"
@@ -423,17 +362,17 @@ def let_the_system_reap(_: Cache) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
-def test_how_it_ended_is_judged_by_what_it_built_where_somebody_else_waits_for_it(path: Path, tmp_path: Path) -> None:
-    bank = tmp_path / "bank.db"
-    make_bank(bank)
+def test_how_it_ended_is_judged_by_what_it_built_where_somebody_else_waits_for_it(
+    path: Path, bank: Path, tmp_path: Path
+) -> None:
     with Crew() as crew:
-        one = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, THINGS), check_interval=0.05))
+        one = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, NUMBERS), check_interval=0.05))
         one(let_the_system_reap)
         one("invalidate", hard=True)
         (child,) = until("the rebuild has begun", lambda: (one(look_around), rebuilders_of(one.pid))[1], pause=0.001)
         os.kill(child, signal.SIGKILL)
-        until("it is told", lambda: one(look_around) and control.attach(str(path)).failure)
-        failure = control.attach(str(path)).failure
+        until("it is told", lambda: one(look_around) and failure_of(path))
+        failure = failure_of(path)
         assert failure is not None
         assert "ended, nobody knows how, and built nothing" in str(failure.error)
         until("it was rebuilt", lambda: one(state) == "fresh")

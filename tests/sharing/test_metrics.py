@@ -28,8 +28,8 @@ from mmcache import PublishError, UntrustedPathError
 from mmcache.sharing import archive, metrics
 from mmcache.sharing.metrics import Fleet, Slot, read_fleet
 from mmcache.storage import shared
-from tests.conftest import open_files
 from tests.storage.faults import Fail, FailName, Kill, faults, in_child
+from tests.support.observe import open_files
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -50,13 +50,14 @@ def slots(path: str) -> list[str]:
 
 
 def die(path: str, hits: int, misses: int = 0) -> None:
-    """A worker counts and dies without a word."""
+    """A worker counts, writes that down, and is killed."""
 
     def work() -> None:
         slot = Slot.open(path)
         assert slot.shared
         slot.words[metrics.HITS] = hits
         slot.add(metrics.MISSES, misses)
+        slot.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
@@ -69,6 +70,7 @@ def leave_dead(path: str, *hits: int) -> None:
         slots = [Slot.open(path) for _ in hits]
         for slot, n in zip(slots, hits, strict=True):
             slot.set(metrics.HITS, n)
+            slot.flush()
         os._exit(0)
 
     assert in_child(work) == 0
@@ -223,6 +225,7 @@ def test_others_see_what_a_worker_counts_and_says_of_itself(path):
         slot.set(metrics.PINNED, 2)
         slot.set(metrics.MAPPED_BYTES, 2**40)
         slot.set(metrics.LOAD_NS, 1_500_000)
+        slot.flush()
         process.say()
         process.hear()
 
@@ -301,26 +304,28 @@ def test_a_relative_path_keeps_its_meaning(tmp_path, monkeypatch):
 # Death ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_in_the_middle_of_counting_loses_at_most_the_one_count_it_was_about_to_store(path):
-    for pause in (1_000, 5_000, 20_000):
-        progress = memoryview(mmap.mmap(-1, 8)).cast("Q")
-        before = read_fleet(path).totals["hits"]
+def test_a_killed_worker_loses_what_it_counted_after_its_last_flush(path):
+    """It is killed at any moment: what it had flushed is counted, and the flush under way wholly or not at all."""
+    for pause in (10, 100, 1_000):
+        progress = memoryview(mmap.mmap(-1, 16)).cast("Q")
+        before = read_fleet(path).totals["misses"]
 
         def work(process: Child, progress: memoryview = progress) -> None:
             slot = Slot.open(path)
             for n in itertools.count(1):
-                slot.words[metrics.HITS] = n
-                progress[0] = n
+                slot.add(metrics.MISSES, 10)
+                progress[0] = 10 * n
+                slot.flush()
+                progress[1] = 10 * n
 
         with child(work) as process:
-            while progress[0] < pause:
-                pass
+            while progress[1] < 10 * pause:
+                os.sched_yield()
             process.kill()
-        counted = read_fleet(path).totals["hits"] - before
-        assert 0 <= counted - progress[0] <= 1
-        assert progress[0] >= pause
+        counted = read_fleet(path).totals["misses"] - before
+        assert counted in (progress[0], progress[1])
         Slot.open(path).close()
-        assert read_fleet(path).totals["hits"] - before == counted
+        assert read_fleet(path).totals["misses"] - before == counted
         assert slots(path) == []
 
 
@@ -352,6 +357,7 @@ def test_a_forked_child_does_not_keep_its_dead_parent_alive(path):
     def parent(process: Child) -> None:
         slot = Slot.open(path)
         slot.set(metrics.HITS, 3)
+        slot.flush()
         if os.fork() == 0:
             process.say(b"c")
             process.hear()
@@ -378,6 +384,7 @@ def test_a_forked_child_neither_counts_for_its_parent_nor_closes_its_slot(path):
         slot.close()
         own = Slot.open(path)
         own.set(metrics.HITS, 10)
+        assert (slot.pid, own.pid) == (os.getpid(), os.getpid())
         assert len(read_fleet(path).workers) == 2
         own.close()
 
@@ -603,54 +610,37 @@ def test_a_fold_while_the_fleet_is_read_without_an_archive_to_lock_is_noticed(pa
     assert (fleet.totals["hits"], fleet.lives) == (5, 1)
 
 
-def interfere(act: Callable[[str], None], times: int) -> Callable[..., object]:
+def interfere(act: Callable[[str], object], times: int) -> Callable[..., object]:
     """Do something to a slot that was just created, before its maker has locked it."""
     seen: list[str] = []
 
     def behaviour(number, name, args, call):
-        # It is created by its name in a directory, and opened for the lock by its path.
-        if name == "open" and os.path.isabs(args[0]) and args[0].endswith(".slot") and len(seen) < times:
+        found = call()
+        if name == "open" and not os.path.isabs(args[0]) and args[0].endswith(".slot") and len(seen) < times:
             seen.append(args[0])
             act(args[0])
-        return call()
+        return found
 
     return behaviour
 
 
-def test_a_slot_that_is_taken_for_dead_before_its_lock_is_held_is_made_again(path):
+def test_a_slot_taken_for_dead_before_its_lock_is_held_is_made_again(path):
     """Case: another process folds between our creation of the file and our lock on it."""
-    with faults(interfere(os.unlink, 3)):
+    with faults(interfere(lambda name: os.unlink(os.path.join(os.path.dirname(path), name)), 3)):
         slot = Slot.open(path)
     assert slot.shared
     assert len(slots(path)) == 1
+    slot.set(metrics.HITS, 2)
+    assert read_fleet(path).totals["hits"] == 2
     slot.close()
 
     probes = []
-    with faults(interfere(lambda where: probes.append(shared.Holding(where)), 1)):
+    with faults(interfere(lambda name: probes.append(shared.Holding(os.path.join(os.path.dirname(path), name))), 1)):
         slot = Slot.open(path)
     for probe in probes:
         probe.close()
     assert slot.shared
     assert len(slots(path)) == 1
-    slot.close()
-
-
-def test_a_slot_removed_between_the_opening_and_the_lock_is_made_again(path):
-    removed: list[str] = []
-
-    def behaviour(number, name, args, call):
-        found = call()
-        if name == "open" and os.path.isabs(args[0]) and args[0].endswith(".slot") and not removed:
-            removed.append(args[0])
-            os.unlink(args[0])
-        return found
-
-    with faults(behaviour):
-        slot = Slot.open(path)
-    assert removed
-    assert slot.shared
-    slot.set(metrics.HITS, 2)
-    assert read_fleet(path).totals["hits"] == 2
     slot.close()
 
 
@@ -692,6 +682,7 @@ def test_in_a_directory_that_cannot_be_written_a_slot_is_private_and_the_fleet_c
     Slot.open(path).close()
     metrics.record_event(path, "rebuild", 4)
     leave_dead(path, 300)
+    living.flush()
     before = files(path)
 
     def action() -> None:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mmcache import BuildError, Schema, SQLiteSource
-from mmcache.sources.sqlite import _decoded, _decoded_together
 
 SCHEMA = Schema("items", json=("extra",))
 
@@ -35,6 +34,7 @@ BROKEN = [
 
 def read(path: Path, texts: list[Any]) -> list[Any]:
     db = sqlite3.connect(path)
+    db.execute("PRAGMA synchronous = OFF")
     db.execute("DROP TABLE IF EXISTS items")
     db.execute("CREATE TABLE items (id TEXT PRIMARY KEY, extra TEXT)")
     db.executemany("INSERT INTO items VALUES (?, ?)", [(f"k{i:04d}", text) for i, text in enumerate(texts)])
@@ -71,13 +71,17 @@ values = st.recursive(
 pieces = st.text(alphabet='[]{},:"0 \\nul', max_size=5)
 
 
-@given(st.lists(values.map(json.dumps) | pieces | st.none(), min_size=8, max_size=24))
-def test_decoding_together_is_decoding_one_by_one_or_nothing(texts: list[str | None]) -> None:
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("json") / "items.db"
+
+
+@given(texts=st.lists(values.map(json.dumps) | pieces | st.none(), min_size=8, max_size=24))
+def test_decoding_together_is_decoding_one_by_one_or_an_error(database: Path, texts: list[str | None]) -> None:
     try:
         expected = [None if text is None else json.loads(text) for text in texts]
     except ValueError:
-        expected = None
-    together = _decoded_together(texts)
-    assert together == expected
-    if expected is not None:
-        assert [_decoded(text) for text in texts] == expected
+        with pytest.raises(BuildError, match="'extra' is not JSON text"):
+            read(database, texts)
+    else:
+        assert read(database, texts) == expected

@@ -14,6 +14,7 @@ from mmcache.errors import SourceError
 from mmcache.schema import Query, Schema, parse_query, terms_of
 from mmcache.sources import SQLiteSource
 from mmcache.sources.statements import MAX_TERMS
+from tests.support import inside
 
 PLAIN = ("as_text", "as_int", "as_num", "as_real", "as_any", "nocase")
 FIELDS = (*PLAIN, "j")
@@ -199,7 +200,7 @@ def test_an_abandoned_search_gives_its_connection_back(fresh):
     # The search holds its own connection: a lookup meanwhile does not disturb it.
     assert [record and record.values[0] for record in source.fetch("items", ["k3"])] == ["k3"]
     assert next(found).values[0] == "k1"
-    assert len(source._connections._open) == 2
+    assert len(inside.open_connections(source)) == 2
     del found
-    assert len(source._connections._idle) == 2
+    assert len(inside.idle_connections(source)) == 2
     source.close()

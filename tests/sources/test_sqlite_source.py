@@ -15,6 +15,7 @@ from mmcache.errors import BuildError, SourceError
 from mmcache.schema import Schema
 from mmcache.sources import SQLiteSource
 from mmcache.sources.base import Reading, Source, SourceRecord
+from tests.support import inside
 
 V = struct.pack("<2f", 0.5, -1.0)
 ITEMS = Schema("items", embedding="v", dim=2)
@@ -516,13 +517,13 @@ def plan_of(path, schema, method):
     """EXPLAIN QUERY PLAN of the last statement that a lookup made."""
     statements: list[str] = []
     with contextlib.closing(SQLiteSource(path, schema)) as source:
-        with source._connections.take() as connection:
+        with inside.connection(source) as connection:
             connection.raw.set_trace_callback(statements.append)
         if method == "fetch":
             source.fetch(schema.name, ["b"])
         else:
             list(source.find(schema.name, method))
-        with source._connections.take() as connection:
+        with inside.connection(source) as connection:
             connection.raw.set_trace_callback(None)
             return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statements[-1]}").fetchall()]
 
@@ -564,10 +565,10 @@ def test_lookups_notice_that_the_tables_changed(db, source):
 
 
 def test_the_database_is_not_mapped(source):
-    with source._connections.take() as connection:
+    with inside.connection(source) as connection:
         assert connection.execute("PRAGMA mmap_size").fetchone() in [(0,), None]
 
 
 def test_the_database_cannot_be_written(source):
-    with source._connections.take() as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with inside.connection(source) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
         connection.execute("DELETE FROM items")

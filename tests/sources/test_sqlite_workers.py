@@ -14,22 +14,20 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from mmcache.errors import MmcacheError, SourceError
 from mmcache.schema import Schema
-from mmcache.sources import SQLiteSource, connections
+from mmcache.sources import SQLiteSource
 from mmcache.sources.fingerprint import fingerprint_of, stamp_of
+from tests.support import inside
+from tests.support.processes import answering, ask_child
+from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 SCHEMAS = Schema("a", index=("kind",)), Schema("b")
-
-SETTLED = 0.03
-"""Seconds after which the times of a file tell two writes apart."""
 
 
 @pytest.fixture(params=["delete", "wal"])
@@ -58,28 +56,14 @@ def source(tmp_path, writer):
     source.close()
 
 
+def settled(source: SQLiteSource) -> bytes:
+    """Its fingerprint, once no write can leave it as it is."""
+    until("the files are old enough", lambda: source.fingerprint() == source.fingerprint())
+    return source.fingerprint()
+
+
 def ids(records):
     return [record and record.values[0] for record in records]
-
-
-def in_child(work: Callable[[], object]) -> Any:
-    """What `work` returns in a forked child, or the exception it raises there."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            try:
-                result = work()
-            except Exception as error:  # noqa: BLE001 (it is the result)
-                result = error
-            os.write(writer, pickle.dumps(result))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(pid, 0)
-    return pickle.loads(data)
 
 
 # ---- one consistent read ---------------------------------------------------------------------------------------------
@@ -123,7 +107,7 @@ def test_the_view_is_fixed_when_the_read_begins(tmp_path, writer, journal, schem
 def test_a_fetch_of_many_is_one_consistent_read(source, writer, journal):
     asked = [f"k{i}" for i in range(2000)]
     assert ids(source.fetch("a", asked[::-1]))[-200:] == asked[:200][::-1]
-    (connection,) = source._connections._idle
+    (connection,) = inside.idle_connections(source)
     selects: list[str] = []
 
     def change(sql):
@@ -216,8 +200,7 @@ def test_the_fingerprint_follows_writers_and_not_readers(source, writer):
     source.fetch("a", ["k1"])
     seen = {source.fingerprint()}
     for n in range(3):
-        time.sleep(SETTLED)
-        before = source.fingerprint()
+        before = settled(source)
         with source.read() as reading:
             list(reading.records("a"))
         assert source.fingerprint() == before
@@ -234,8 +217,7 @@ def test_reading_a_wal_database_that_nobody_has_open_does_not_change_its_fingerp
         db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (id TEXT); INSERT INTO a VALUES ('k')")
     assert not os.path.exists(f"{path}-wal")
     source = SQLiteSource(path, Schema("a"))
-    time.sleep(SETTLED)
-    before = source.fingerprint()
+    before = settled(source)
     for _ in range(2):
         with source.read() as reading:
             assert ids(reading.records("a")) == ["k"]
@@ -251,10 +233,13 @@ def test_opening_a_wal_as_root_does_not_change_the_fingerprint(tmp_path):
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (id TEXT)")
         db.execute("INSERT INTO a VALUES ('k')")
-        time.sleep(SETTLED)
-        before, seen = source.fingerprint(), os.stat(f"{path}-wal")
-        os.chown(f"{path}-wal", seen.st_uid, seen.st_gid)
-        assert os.stat(f"{path}-wal").st_ctime_ns > seen.st_ctime_ns
+        before, seen = settled(source), os.stat(f"{path}-wal")
+
+        def change_owner() -> bool:
+            os.chown(f"{path}-wal", seen.st_uid, seen.st_gid)
+            return os.stat(f"{path}-wal").st_ctime_ns > seen.st_ctime_ns
+
+        until("the file system's clock has ticked", change_owner)
         assert source.fingerprint() == source.fingerprint() == before
         os.chown(path, seen.st_uid, seen.st_gid)
         assert source.fingerprint() != before
@@ -318,15 +303,15 @@ def test_threads_share_a_source(source):
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(source._connections._open) == len(source._connections._idle) <= connections.MAX_IDLE
+    assert len(inside.open_connections(source)) == len(inside.idle_connections(source)) <= inside.MAX_IDLE
 
 
 def test_more_users_than_may_stay_idle_all_get_a_connection(source):
-    searches = [source.find("a", {}) for _ in range(connections.MAX_IDLE + 3)]
+    searches = [source.find("a", {}) for _ in range(inside.MAX_IDLE + 3)]
     assert {next(search).values[0] for search in searches} == {"k0"}
     for search in searches:
         search.close()
-    assert len(source._connections._open) == len(source._connections._idle) == connections.MAX_IDLE
+    assert len(inside.open_connections(source)) == len(inside.idle_connections(source)) == inside.MAX_IDLE
 
 
 def test_close_is_not_final_and_spares_what_is_lent(source):
@@ -336,7 +321,7 @@ def test_close_is_not_final_and_spares_what_is_lent(source):
     source.close()
     source.close()
     assert len(list(search)) == 199
-    assert not source._connections._open
+    assert not inside.open_connections(source)
     assert ids(source.fetch("a", ["k1"])) == ["k1"]
 
 
@@ -364,13 +349,13 @@ def test_closing_while_others_read_disturbs_nobody(source):
         thread.join()
     assert not wrong
     source.close()
-    assert not source._connections._open
+    assert not inside.open_connections(source)
 
 
 def test_a_forgotten_source_closes_its_connections(tmp_path, writer):
     source = SQLiteSource(tmp_path / "items.db", *SCHEMAS)
     source.fetch("a", ["k1"])
-    (connection,) = source._connections._idle
+    (connection,) = inside.idle_connections(source)
     raw = connection.raw
     del source, connection
     gc.collect()
@@ -385,7 +370,7 @@ def test_it_pickles_to_its_arguments(tmp_path, source):
     source.fetch("a", ["k1"])
     copy = pickle.loads(pickle.dumps(source))
     assert copy.__getstate__() == source.__getstate__() == {"path": source.path, "schemas": SCHEMAS, "timeout": 0.01}
-    assert not copy._connections._open
+    assert not inside.open_connections(copy)
     assert ids(copy.fetch("a", ["k1", "no"])) == ["k1", None]
     copy.close()
 
@@ -437,7 +422,7 @@ def test_a_child_neither_uses_nor_closes_what_it_inherits(watched, source):
     source.fetch("a", ["k1"])
     other = SQLiteSource(source.path, *SCHEMAS)
     other.fetch("a", ["k1"])
-    inherited = [weakref.ref(connection.raw) for s in (source, other) for connection in s._connections._idle]
+    inherited = [weakref.ref(connection.raw) for s in (source, other) for connection in inside.idle_connections(s)]
     sources = [other]
     del other
 
@@ -448,9 +433,9 @@ def test_a_child_neither_uses_nor_closes_what_it_inherits(watched, source):
         gc.collect()
         return found, len(inherited), [ref() is None for ref in inherited], Watched.offences
 
-    assert in_child(child) == ((["k1"], ["one"]), 2, [False, False], ())
+    assert ask_child(child) == ((["k1"], ["one"]), 2, [False, False], ())
     assert ids(source.fetch("a", ["k2"])) == ["k2"]
-    assert len(source._connections._open) == 1  # the parent's connection was not disturbed
+    assert len(inside.open_connections(source)) == 1  # the parent's connection was not disturbed
     sources.pop().close()
 
 
@@ -459,16 +444,16 @@ def test_a_grandchild_does_not_either(watched, source):
 
     def child():
         source.fetch("a", ["k1"])
-        return in_child(lambda: (ids(source.fetch("a", ["k1"])), Watched.offences))
+        return ask_child(lambda: (ids(source.fetch("a", ["k1"])), Watched.offences))
 
-    assert in_child(child) == (["k1"], ())
+    assert ask_child(child) == (["k1"], ())
 
 
 def test_what_other_threads_had_lent_is_not_closed_by_their_end_in_the_child(watched, source):
     lent, done = threading.Event(), threading.Event()
 
     def work():
-        with source._connections.take() as connection:
+        with inside.connection(source) as connection:
             cursor = connection.execute("SELECT id FROM a")
             cursor.fetchone()
             lent.set()
@@ -483,7 +468,7 @@ def test_what_other_threads_had_lent_is_not_closed_by_their_end_in_the_child(wat
         return Watched.offences
 
     try:
-        assert in_child(child) == ()
+        assert ask_child(child) == ()
     finally:
         done.set()
         thread.join()
@@ -501,7 +486,7 @@ def test_a_read_does_not_continue_in_a_child(watched, source):
                 return str(error), Watched.offences
             return None
 
-        message, offences = in_child(child)
+        message, offences = ask_child(child)
         assert "a read cannot continue in the child process" in message
         assert offences == ()
         assert len(list(rows)) == 199
@@ -517,7 +502,7 @@ def test_leaving_a_read_in_the_child_does_not_touch_it(watched, source, writer, 
     reading = context.__enter__()
     rows = reading.records("a")
     next(rows)
-    assert in_child(child) == ()
+    assert ask_child(child) == ()
     assert len(list(rows)) == 199
     if journal == "delete":  # and the parent's lock still holds
         with pytest.raises(sqlite3.OperationalError, match="locked"):
@@ -529,13 +514,13 @@ def test_leaving_a_read_in_the_child_does_not_touch_it(watched, source, writer, 
 def test_a_child_forked_during_a_read_is_refused(source):
     """SQLite would take the parent's lock for the child's own, and a writer could write under its reads."""
     with source.read():
-        error = in_child(lambda: source.fetch("a", ["k1"]))
-        other = in_child(lambda: SQLiteSource(source.path, *SCHEMAS).fetch("a", ["k1"]))
+        error = ask_child(lambda: source.fetch("a", ["k1"]))
+        other = ask_child(lambda: SQLiteSource(source.path, *SCHEMAS).fetch("a", ["k1"]))
     for found in (error, other):
         assert isinstance(found, SourceError)
         assert "forked while its parent was reading" in str(found)
         assert found.path == source.path
-    assert ids(in_child(lambda: source.fetch("a", ["k1"]))) == ["k1"]
+    assert ids(ask_child(lambda: source.fetch("a", ["k1"]))) == ["k1"]
     assert ids(source.fetch("a", ["k1"])) == ["k1"]
 
 
@@ -607,23 +592,14 @@ def test_readers_in_processes_and_threads_beside_a_writer(tmp_path, writer, jour
                 db.execute("UPDATE b SET id = ?", (str(generation),))
 
     writing = threading.Thread(target=write)
-    reader, pipe = os.pipe()
-    pid = os.fork()  # before any thread begins a read
-    if pid == 0:
-        try:
-            os.write(pipe, pickle.dumps(look()))
-        finally:
-            os._exit(0)
-    os.close(pipe)
     counts = []
     readers = [threading.Thread(target=lambda: counts.append(look())) for _ in range(2)]
-    for thread in (writing, *readers):
-        thread.start()
-    for thread in readers:
-        thread.join()
-    with open(reader, "rb") as result:
-        counts.append(pickle.loads(result.read()))
-    os.waitpid(pid, 0)
+    with answering(look) as answer:  # forked before any thread begins a read
+        for thread in (writing, *readers):
+            thread.start()
+        for thread in readers:
+            thread.join()
+        counts.append(answer())
     stop.set()
     writing.join()
     assert min(counts) >= 5

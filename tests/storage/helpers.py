@@ -20,6 +20,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 import mmcache
 from mmcache import MmcacheError, Schema, Snapshot
 from mmcache.schema import terms_of
+from tests.support import inside
 
 HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 4Q 72x Q")
 TABLE_ROW = struct.Struct("<72s II 5Q 8x")
@@ -238,7 +239,7 @@ class Bytes:
 
 def damaged(data: bytes | bytearray, verify: Any = "lazy", access: Any = "mmap") -> Snapshot:
     """These bytes opened as a file."""
-    return Snapshot._from(Bytes(data), verify, access)  # type: ignore[arg-type]
+    return inside.snapshot_of(Bytes(data), verify, access)
 
 
 SMALL = Schema("items", index=("kind", "tags"), embedding="v")

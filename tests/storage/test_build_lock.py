@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,83 +15,64 @@ import pytest
 
 import mmcache
 from mmcache import LockTimeoutError, Schema, Snapshot, UntrustedPathError
-from mmcache.storage import fs
-from tests.conftest import open_files
-from tests.storage.faults import faults, in_child
+from tests.support.faults import faults
+from tests.support.inside import build_lock
+from tests.support.observe import open_files
+from tests.support.processes import Child, child, forked, in_child, together
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
 SCHEMA = Schema("items")
 
 
+def live_on(process: Child) -> None:
+    process.say()
+    process.hear()
+
+
 @contextlib.contextmanager
-def locked(path: Path, timeout: float = 10.0) -> Iterator[None]:
-    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout):
-        yield
+def holder_of(path: Path, *, with_child: bool = False) -> Iterator[Child]:
+    """A process that holds the lock until the test says something, or kills it; with a forked child, if asked for."""
 
+    def work(process: Child) -> None:
+        with build_lock(path):
+            if with_child:
+                forked(lambda: live_on(process))
+            process.say()
+            process.hear()
 
-class Holder:
-    """A process that holds the lock until it is told to leave, or killed; with a forked child, if asked for."""
-
-    def __init__(self, path: Path, *, with_child: bool = False) -> None:
-        ready, tell = os.pipe()
-        self._wait, self._release = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.close(self._release)
-                with locked(path):
-                    if with_child and os.fork() == 0:
-                        os.write(tell, b"c")
-                        os.read(self._wait, 1)  # until the test lets go of the other end
-                        os._exit(0)
-                    os.write(tell, b"p")
-                    os.read(self._wait, 1)
-            finally:
-                os._exit(0)
-        os.close(tell)
-        os.close(self._wait)
+    with child(work) as process:
         for _ in range(1 + with_child):
-            assert os.read(ready, 1)
-        os.close(ready)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-
-    def leave(self) -> None:
-        os.close(self._release)
+            assert process.hear()
+        yield process
 
 
 def test_the_holder_is_named_to_whoever_waits_in_vain(path):
-    holder = Holder(path)
-    files = open_files()
-    for timeout in (0, 0.05):
-        with pytest.raises(
-            LockTimeoutError, match=rf"another build holds 'items.mmc.lock' \(pid {holder.pid} since"
-        ) as caught:
-            mmcache.build(path, [], SCHEMA, timeout=timeout)
-        assert caught.value.path == str(path)
-    assert open_files() == files
-    assert not path.exists()
-    holder.leave()
-    os.waitpid(holder.pid, 0)
+    with holder_of(path) as holder:
+        files = open_files()
+        named = rf"another build holds 'items.mmc.lock' \(pid {holder.pid} since"
+        for timeout in (0, 0.05):
+            with pytest.raises(LockTimeoutError, match=named) as caught:
+                mmcache.build(path, [], SCHEMA, timeout=timeout)
+            assert caught.value.path == str(path)
+        assert open_files() == files
+        assert not path.exists()
+        holder.say()
+        assert holder.wait() == 0
     assert mmcache.build(path, [], SCHEMA, timeout=5).generation == 1
 
 
 @pytest.mark.parametrize("with_child", [False, True])
 def test_a_killed_builder_frees_the_lock_at_once(path, with_child):
     """Also when a child that it forked meanwhile lives on: the child gives the descriptor up as it is born."""
-    holder = Holder(path, with_child=with_child)
-    with pytest.raises(LockTimeoutError):
+    with holder_of(path, with_child=with_child) as holder:
+        with pytest.raises(LockTimeoutError):
+            mmcache.build(path, [], SCHEMA, timeout=0)
+        holder.kill()
         mmcache.build(path, [], SCHEMA, timeout=0)
-    holder.kill()
-    mmcache.build(path, [], SCHEMA, timeout=0)
-    holder.leave()
 
 
 def test_a_waiter_gets_the_lock_when_the_holder_leaves(path):
-    holder = Holder(path)
     done = threading.Event()
 
     def build() -> None:
@@ -100,28 +80,29 @@ def test_a_waiter_gets_the_lock_when_the_holder_leaves(path):
         done.set()
 
     waiter = threading.Thread(target=build)
-    waiter.start()
-    assert not done.wait(0.05)
-    holder.leave()
-    waiter.join(30)
-    assert done.is_set()
-    os.waitpid(holder.pid, 0)
+    with holder_of(path) as holder:
+        waiter.start()
+        assert not done.wait(0.05)
+        holder.say()
+        waiter.join(30)
+        assert done.is_set()
+        assert holder.wait() == 0
 
 
 def test_threads_exclude_each_other(path):
-    inside = 0
+    holders = 0
     most = 0
-    together = threading.Barrier(8)
+    begin = threading.Barrier(8)
 
     def work() -> None:
-        nonlocal inside, most
-        together.wait()
+        nonlocal holders, most
+        begin.wait()
         for _ in range(10):
-            with locked(path, 60):
-                inside += 1
-                most = max(most, inside)
+            with build_lock(path, 60):
+                holders += 1
+                most = max(most, holders)
                 os.sched_yield()
-                inside -= 1
+                holders -= 1
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -139,18 +120,12 @@ def test_processes_exclude_each_other_and_every_build_counts(path, tmp_path):
         for i in range(5):
             report = mmcache.build(path, [{"id": f"{number}-{i}"}], SCHEMA, timeout=60)
             assert report.changed
-            with locked(path, 60), open(diary, "ab", buffering=0) as file:
+            with build_lock(path, 60), open(diary, "ab", buffering=0) as file:
                 file.write(b"(")
                 os.sched_yield()
                 file.write(b")")
 
-    children = []
-    for number in range(4):
-        pid = os.fork()
-        if pid == 0:
-            os._exit(os.waitstatus_to_exitcode(in_child(lambda n=number: work(n))))
-        children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    together(4, work)
     assert diary.read_bytes() == b"()" * 20
     with Snapshot.open(path) as snapshot:
         assert snapshot.generation == 20
@@ -172,16 +147,13 @@ def test_a_lock_file_of_any_content_serves(path):
         mmcache.build(path, [], SCHEMA, timeout=0)
         assert len(lock.read_bytes()) >= len(content)
         lock.write_bytes(content)
-        holder = Holder(path)
-        lock_text = lock.read_bytes()
-        os.pwrite(fd := os.open(lock, os.O_WRONLY), content[:64], 0)
-        os.close(fd)
-        with pytest.raises(LockTimeoutError) as caught:
-            mmcache.build(path, [], SCHEMA, timeout=0)
-        assert str(caught.value).isprintable()
-        assert lock_text
-        holder.kill()
-        holder.leave()
+        with holder_of(path):
+            assert lock.read_bytes()
+            os.pwrite(fd := os.open(lock, os.O_WRONLY), content[:64], 0)
+            os.close(fd)
+            with pytest.raises(LockTimeoutError) as caught:
+                mmcache.build(path, [], SCHEMA, timeout=0)
+            assert str(caught.value).isprintable()
 
 
 def test_a_lock_on_a_file_that_was_replaced_meanwhile_does_not_count(path):
@@ -200,8 +172,7 @@ def test_a_lock_on_a_file_that_was_replaced_meanwhile_does_not_count(path):
     files = open_files()
     with (
         faults(replace),
-        fs.Directory(os.fspath(path)) as directory,
-        directory.lock(5),
+        build_lock(path, 5),
         pytest.raises(LockTimeoutError),
     ):
         mmcache.build(path, [], SCHEMA, timeout=0)
@@ -235,15 +206,15 @@ def test_a_lock_file_with_a_second_name_is_refused(path, tmp_path):
 
 
 def test_a_fork_while_the_lock_is_held_leaves_it_with_the_parent(path):
-    def child() -> None:
+    def build() -> None:
         try:
             mmcache.build(path, [], SCHEMA, timeout=0)
         except LockTimeoutError:
             return
         raise AssertionError("the child got the lock that its parent holds")
 
-    with locked(path):
-        assert in_child(child) == 0
+    with build_lock(path):
+        assert in_child(build) == 0
         with pytest.raises(LockTimeoutError):
             mmcache.build(path, [], SCHEMA, timeout=0)
     assert in_child(lambda: mmcache.build(path, [], SCHEMA, timeout=0)) == 0

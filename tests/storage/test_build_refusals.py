@@ -21,7 +21,7 @@ import pytest
 import mmcache
 from mmcache import BuildError, Schema, SourceError
 from mmcache.format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, MAX_SHAPES
-from tests.conftest import open_files
+from tests.support.observe import open_files
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 

@@ -751,12 +751,11 @@ def mutate(data: bytearray, chance: random.Random) -> None:
         data[at : at + 4] = chance.randbytes(len(data[at : at + 4]))
 
 
-def fuzz(small: bytes, seed: int, seconds: float) -> int:
+def fuzz(small: bytes, seed: int, rounds: int) -> None:
     chance = random.Random(seed)
     print("seed", seed)
-    end = time.monotonic() + seconds
-    rounds = opened = 0
-    while time.monotonic() < end:
+    opened = 0
+    for round_ in range(rounds):
         state = chance.getstate()
         data = bytearray(small)
         for _ in range(chance.choice([1, 1, 2, 3, 6])):
@@ -767,20 +766,18 @@ def fuzz(small: bytes, seed: int, seconds: float) -> int:
             data[:4] = small[:4]
             data[8:10] = small[8:10]
             reseal(data, size=chance.random() < 0.9)
-        opened += not tried(data, (seed, rounds, hash(state)))
-        rounds += 1
+        opened += not tried(data, (seed, round_, hash(state)))
     print("rounds", rounds, "of which nothing was refused in", opened)
-    return rounds
 
 
 def test_random_sealed_mutations_give_a_value_or_an_error(small):
-    assert fuzz(bytes(small), 2024, 6) > 100
+    fuzz(bytes(small), 2024, 300)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_very_many_random_sealed_mutations_give_a_value_or_an_error(small):
-    fuzz(bytes(small), random.randrange(2**32), 900)
+    fuzz(bytes(small), random.randrange(2**32), 50_000)
 
 
 def test_a_file_that_is_not_ours_is_corrupt_and_says_so(path):

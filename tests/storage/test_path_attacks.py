@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -20,7 +21,8 @@ import pytest
 import mmcache
 from mmcache import MissingFileError, MmcacheError, PublishError, Schema, Snapshot, UntrustedPathError
 from mmcache.storage import fs
-from tests.storage.faults import in_child
+from tests.support import inside
+from tests.support.processes import in_child
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
@@ -140,17 +142,19 @@ def test_a_symbolic_link_in_the_way_to_the_directory_is_the_users_own_choice(tmp
     assert (tmp_path / "real" / "items.mmc").is_file()
 
 
-def test_a_temporary_name_that_is_foreseen_does_not_help(path, tmp_path, monkeypatch):
+def test_a_temporary_name_that_is_foreseen_does_not_help(path, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     foreseen = f".items.mmc.{'0' * 16}.tmp"
-    names = iter([foreseen, foreseen, *(f".items.mmc.{i:016x}.tmp" for i in range(1, 50))])
-    monkeypatch.setattr(fs, "_temp_name", lambda _: next(names))
+    names = [foreseen, foreseen, *(f".items.mmc.{i:016x}.tmp" for i in range(1, 50))]
     (tmp_path / foreseen).symlink_to(victim)
-    publish(path)
+    with inside.temp_names(names):
+        publish(path)
     assert victim.read_text() == "precious"
-    monkeypatch.setattr(fs, "_temp_name", lambda _: foreseen)
-    with pytest.raises(PublishError, match="could not find a free temporary name"):
+    with (
+        inside.temp_names(itertools.repeat(foreseen)),
+        pytest.raises(PublishError, match="could not find a free temporary name"),
+    ):
         publish(path, 2)
     assert victim.read_text() == "precious"
 

@@ -20,7 +20,7 @@ import pytest
 
 import mmcache
 from mmcache import Schema
-from tests.storage.faults import FailName, faults
+from tests.support.faults import FailName, faults
 
 NAME, BACKUP = "items.mmc", "items.mmc.bak"
 SCHEMA = Schema("items")

@@ -29,8 +29,9 @@ import mmcache
 from mmcache import MmcacheError, PublishError, Schema, Snapshot
 from mmcache.sources import as_source
 from mmcache.storage import publish as storage
-from tests.conftest import open_files
-from tests.storage.faults import Ends, Fail, FailName, Kill, Short, faults, in_child
+from tests.support.faults import Ends, Fail, FailName, Kill, Short, faults
+from tests.support.observe import open_files
+from tests.support.processes import in_child
 
 SCHEMA = Schema("items", index=("kind",), embedding="v", dim=4)
 ONCE = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EMFILE", "ENOMEM")

@@ -12,8 +12,8 @@ import pytest
 
 import mmcache
 from mmcache import GenerationGoneError, Schema, Snapshot
-from mmcache.storage import snapshot as snapshot_module
-from tests.conftest import mapped_files
+from tests.support import inside
+from tests.support.observe import mapped_files
 
 pytestmark = pytest.mark.usefixtures("let_go")
 
@@ -104,7 +104,7 @@ def test_many_share_one_map_which_goes_with_the_last_of_them(path):
     assert not mapped_files(str(path))
     vectors = [reference.embedding for reference in references]
     assert len(mapped_files(str(path))) == 1
-    snapshot_module._last.clear()
+    inside.forget_arrived()
     gc.collect()
     assert vectors[3] is not None
     assert vectors[3][0] == 3

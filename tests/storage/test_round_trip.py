@@ -8,17 +8,20 @@ The oracle is `Expected`: a dict and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import unicodedata
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
+from xxhash import xxh3_64_intdigest
 
 import mmcache
 from mmcache import Schema, Snapshot
@@ -26,6 +29,7 @@ from mmcache.format.records import MAX_KEY_BYTES, MAX_NESTED_SHAPES, MAX_RECORD_
 from mmcache.format.slots import build_slots
 from tests.storage import helpers
 from tests.storage.helpers import Expected, build_bytes, damaged, questions, same, same_record, sweep, vector
+from tests.support import inside
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait", "no_leaks")
 
@@ -304,7 +308,7 @@ def test_many_shapes_and_many_fields_round_trip(path):
     items = [item(i) for i in range(900)]
     mmcache.build(path, items, Schema("items"))
     with Snapshot.open(path) as snapshot:
-        shapes = snapshot.collection("items")._layout.shapes
+        shapes = snapshot.collection("items").layout.shapes
         assert len(shapes) > MAX_NESTED_SHAPES
         assert any(shape.nested for shape in shapes)
         assert any(not shape.nested for shape in shapes)
@@ -497,24 +501,27 @@ def test_clustered_selections_are_views_and_others_copies(path):
 # Hashes that collide --------------------------------------------------------------------------------------------------
 
 
-def weak_hash(monkeypatch, bits: int) -> None:
-    """Keys and terms hash to a few values, by builder and reader alike; checksums stay."""
-    from xxhash import xxh3_64_intdigest as real
+@pytest.fixture
+def hash_by() -> Iterator[Callable[[Any], None]]:
+    """Has builder and reader hash by a function."""
+    with contextlib.ExitStack() as stack:
+        yield lambda digest: stack.enter_context(inside.hashing(digest))
 
-    from mmcache.format import postings
-    from mmcache.storage import builder, snapshot
 
-    def weak(data, seed: int = 0) -> int:
+def few(values: int) -> Callable[..., int]:
+    """Keys and terms hash to a few values; checksums stay."""
+
+    def weak(data: bytes, seed: int = 0) -> int:
         is_key = len(data) < 12 and bytes(data[:1]) in (b"k", b"\xa2", b"\xa3", b"\xa4")
-        return real(data, seed) % bits * (2**64 // bits) if is_key else real(data, seed)
+        digest = xxh3_64_intdigest(data, seed)
+        return digest % values * (2**64 // values) if is_key else digest
 
-    for module in (postings, builder, snapshot):
-        monkeypatch.setattr(module, "xxh3_64_intdigest", weak)
+    return weak
 
 
 @pytest.mark.parametrize("values", [1, 3, 50])
-def test_keys_and_terms_with_one_hash_are_told_apart(path, monkeypatch, values):
-    weak_hash(monkeypatch, values)
+def test_keys_and_terms_with_one_hash_are_told_apart(path, hash_by, values):
+    hash_by(few(values))
     items = [{"id": f"k{i}", "kind": f"t{i % 40}", "v": vector(i, 2)} for i in range(120)]
     schema = Schema("items", index=("kind",), embedding="v")
     mmcache.build(path, items, schema)
@@ -527,34 +534,29 @@ def test_keys_and_terms_with_one_hash_are_told_apart(path, monkeypatch, values):
             ]
 
 
-def test_a_duplicate_is_found_among_keys_with_one_hash(path, monkeypatch):
-    weak_hash(monkeypatch, 1)
+def test_a_duplicate_is_found_among_keys_with_one_hash(path, hash_by):
+    hash_by(few(1))
     for keys in ("k1 k2 k1", "k1 k1 k2", "k2 k1 k3 k4 k1", "k1 k2 k3 k2 k1"):
         with pytest.raises(mmcache.BuildError, match="the key stands twice"):
             mmcache.build(path, [{"id": key} for key in keys.split()], Schema("items"))
 
 
-def test_keys_that_collide_under_every_seed_are_refused(path, monkeypatch):
-    weak_hash(monkeypatch, 1)
+def test_keys_that_collide_under_every_seed_are_refused(path, hash_by):
+    hash_by(few(1))
     with pytest.raises(mmcache.BuildError, match="collide under all of 8 hash seeds"):
         mmcache.build(path, [{"id": f"k{i}"} for i in range(1500)], Schema("items"))
     assert not path.exists()
 
 
-def test_keys_that_collide_under_one_seed_are_built_under_the_next(path, monkeypatch):
-    from mmcache.storage import builder, snapshot
-
-    real = builder.xxh3_64_intdigest
-
+def test_keys_that_collide_under_one_seed_are_built_under_the_next(path, hash_by):
     def colliding(data, seed: int = 0) -> int:
-        return 12_345 << 40 if seed == 0 and len(data) < 8 else real(data, seed)
+        return 12_345 << 40 if seed == 0 and len(data) < 8 else xxh3_64_intdigest(data, seed)
 
-    monkeypatch.setattr(builder, "xxh3_64_intdigest", colliding)
-    monkeypatch.setattr(snapshot, "xxh3_64_intdigest", colliding)
+    hash_by(colliding)
     items = [{"id": f"k{i}", "v": vector(i, 2)} for i in range(1500)]
     mmcache.build(path, items, Schema("items", embedding="v"), cluster_by=None)
     with Snapshot.open(path, verify="lazy") as found:
-        assert found.collection("items")._layout.ids.seed == 1
+        assert found.collection("items").layout.ids.seed == 1
         assert [record["id"] for record in found.get_many([f"k{i}" for i in range(1500)])] == list(found)
         assert all(found[f"k{i}"].id == f"k{i}" for i in range(1500))
         assert found.get("k1500") is None

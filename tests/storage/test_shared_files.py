@@ -316,9 +316,9 @@ def test_a_file_is_held_before_it_has_content(path):
         return call()
 
     with faults(look):
-        file, holding = create_held(path, numbered(2))
+        holding = create_held(path, numbered(2))
     assert seen == [True]
-    assert file.words[0] == 3
+    assert Path(path).read_bytes() == numbered(2)
     assert is_held(path)
     holding.close()
 

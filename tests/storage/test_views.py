@@ -23,8 +23,8 @@ import pytest
 
 import mmcache
 from mmcache import ClosedError, Schema, Snapshot
-from tests.conftest import mapped_files, open_files
 from tests.storage.helpers import vector
+from tests.support.observe import mapped_files, open_files
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mmcache
+from mmcache.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = (sys.executable, "-W", "error", "-m", "mmcache")
@@ -170,6 +171,11 @@ def worker(path: Path, database: Path, label: str = "") -> Iterator[Worker]:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(30) == 0
+
+
+def invalidate_from_outside(path: Path, *words: str) -> None:
+    """By a command, as an operator does, and in this process, so that it takes no time."""
+    assert main(["--quiet", "invalidate", str(path), *words]) == 0
 
 
 @contextmanager

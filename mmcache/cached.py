@@ -1,0 +1,400 @@
+"""`CachedCollection`: one collection of a cache, the file first, the source for whatever the file cannot answer.
+
+A get takes no lock: it finds out whether anything is new (see `watch`), and asks the reader of the view, which raises for
+an id that only the source may answer. Only `UnusableFileError` sends a caller on to the source, one id at a time where one
+record is damaged; an error of the caller's own is never taken for a fault of the file. Readers in the middle of something
+finish with the generation that they began with.
+
+What is read as a whole (`where`, `len`, iteration, Arrow) is the file's rows without the dirty ones, and the source's
+answer for those: an `Overlay`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from .errors import SourceError, UnusableFileError
+from .format.keys import Key
+from .options import OpenOptions, Options
+from .schema import Schema, parse_query
+from .sharing import metrics
+from .sharing.invalidation import Kind
+from .sources.base import Source
+from .sourcetier import SourceTier
+from .storage.overlay import Overlay
+from .storage.record import Record, RecordItems, RecordValues
+from .storage.selection import Selection
+from .storage.snapshot import Collection, DirtyError, EmbeddingRef, Snapshot
+from .view import View
+from .watch import Watch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+__all__ = ["CachedCollection", "Reason"]
+
+Reason = Literal["manual", "record_stored", "record_deleted", "config_updated", "schema_migration", "ttl_expired"]
+T = TypeVar("T")
+
+_clock = time.monotonic
+
+
+class CachedCollection(Mapping[str, Record]):
+    """One collection of a cache: a read-only mapping over both tiers. Made by `Cache.collection`.
+
+    What the file cannot answer, or may not because it was invalidated or has expired, is answered by the source.
+    Raises KeyError where no tier has the key, SourceError where the source fails or is missing, ClosedError after the
+    cache was closed.
+    """
+
+    def __init__(self, watch: Watch, name: str | None) -> None:
+        self._watch = watch
+        self._counting = watch.counting
+        self._tier = SourceTier(watch, name)
+        self._name = name  # None is the default collection, whatever it is called
+
+    # --- lookups by key
+
+    def __getitem__(self, key: str) -> Record:
+        watch = self._watch
+        begun = _clock()
+        if begun >= watch.due or watch.word[0] != watch.seen:
+            watch.look(begun)
+        reader = watch.view.readers.get(self._name)
+        if reader is not None:
+            try:
+                record = reader[key]
+            except KeyError:
+                cause = "absent"
+            except DirtyError:
+                cause = "invalidated"
+            except UnusableFileError as error:
+                cause = watch.damaged(error)
+            else:
+                counting = self._counting
+                hits = counting.bump()
+                if not hits & counting.mask:
+                    watch.sample(begun, hits)
+                return record
+            found = self._tier.fetch([key], cause)[0]
+        else:
+            found = self._read([key])[0]
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    @overload
+    def get(self, key: str) -> Record | None: ...
+    @overload
+    def get(self, key: str, default: Record | T) -> Record | T: ...
+    def get(self, key: str, default: Any = None) -> Any:
+        """The record, or a default where no tier has it."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def get_many(self, keys: Iterable[str]) -> list[Record | None]:
+        """The records of these keys, in their order, None where no tier has it."""
+        return self._read(list(keys))
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        reader, cause = self._reader()
+        if reader is not None:
+            try:
+                if key in reader:
+                    self._counting.add(metrics.BATCH_HITS)
+                    return True
+                cause = "absent"
+            except DirtyError:
+                cause = "invalidated"
+            except UnusableFileError as error:
+                cause = self._watch.damaged(error)
+        return self._tier.fetch([key], cause)[0] is not None
+
+    def embedding(self, key: str) -> NDArray[np.float32] | None:
+        """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one."""
+        watch = self._watch
+        begun = _clock()
+        if begun >= watch.due or watch.word[0] != watch.seen:
+            watch.look(begun)
+        reader, cause = watch.view.readers.get(self._name), ""
+        if reader is None:
+            reader, cause = self._reader()
+        if reader is not None:
+            try:
+                embedding = reader.embedding(key)
+            except KeyError:
+                cause = "absent"
+            except DirtyError:
+                cause = "invalidated"
+            except UnusableFileError as error:
+                cause = watch.damaged(error)
+            else:
+                counting = self._counting
+                hits = counting.bump()
+                if not hits & counting.mask:
+                    watch.sample(begun, hits)
+                return embedding
+        record = self._tier.fetch([key], cause)[0]
+        if record is None:
+            raise KeyError(key)
+        return record.embedding
+
+    def get_embeddings(self, keys: Iterable[str]) -> NDArray[np.float32]:
+        """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.
+
+        Gathered from the file at the speed of memory, if that may answer all of them; else read one by one. Raises
+        KeyError for a key that no tier has.
+        """
+        wanted = list(keys)
+        reader, _ = self._reader()
+        if reader is not None:
+            with contextlib.suppress(KeyError, DirtyError, UnusableFileError):
+                found = reader.get_embeddings(wanted)
+                self._counting.add(metrics.BATCH_HITS, len(wanted))
+                return found
+        return _matrix(
+            [None if (one := self.embedding(key)) is None else one.tobytes() for key in wanted], self.schema.dim
+        )
+
+    def embedding_ref(self, key: str) -> EmbeddingRef:
+        """What to send to another process in place of an embedding. Raises KeyError; SourceError while only the source
+        may answer for this id: send the embedding itself."""
+        reader, _ = self._reader()
+        with contextlib.suppress(DirtyError):
+            if reader is not None:
+                return reader.embedding_ref(key)
+        raise SourceError("the source answers now, and only a file has rows: send the embedding itself")
+
+    # --- all of it
+
+    def __len__(self) -> int:
+        whole, cause = self._whole()
+        return self._tier.count(cause) if whole is None else len(whole)
+
+    def __iter__(self) -> Iterator[str]:
+        whole, cause = self._whole()
+        if whole is None:
+            yield from (record.id for record in self._tier.records(cause))
+        elif isinstance(whole, Overlay):
+            yield from whole.keys()
+        else:
+            yield from whole
+
+    def values(self) -> ValuesView[Record]:
+        """The records, decoded in batches."""
+        return RecordValues(self)
+
+    def items(self) -> ItemsView[str, Record]:
+        """Keys and records, decoded in batches."""
+        return RecordItems(self)
+
+    def all_records(self) -> Iterator[Record]:
+        """What `values` iterates over."""
+        whole, cause = self._whole()
+        if whole is None:
+            return self._tier.records(cause)
+        return iter(whole.everything()) if isinstance(whole, Overlay) else whole.all_records()
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """float32, (n, dim), read-only: the file's block, as of its generation, whatever single ids were invalidated.
+
+        A copy made from the source while the file may not answer at all.
+        """
+        view = self._watch.current()
+        cause = view.cause
+        try:
+            if view.snapshot is not None and view.decision.serves:
+                return self._collection_of(view.snapshot).embeddings
+        except UnusableFileError as error:
+            cause = self._watch.damaged(error)
+        return self._tier.everything(cause).embeddings
+
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """A pyarrow.Table of all records: see `Collection.to_arrow`.
+
+        From the file, without a copy of the embeddings, if that may answer for every id; else a copy.
+        """
+        whole, cause = self._whole()
+        if whole is not None:
+            try:
+                return (whole.everything() if isinstance(whole, Overlay) else whole).to_arrow(columns)
+            except UnusableFileError as error:
+                cause = self._watch.damaged(error)
+        return self._tier.everything(cause).to_arrow(columns)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """See `Collection.__arrow_c_stream__`."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    @property
+    def schema(self) -> Schema:
+        """As the source has it, or without one the file."""
+        schema = self._tier.schema
+        if schema is not None:
+            return schema
+        snapshot = self._watch.current().snapshot
+        assert snapshot is not None, "without a source, there is a snapshot, or current() raises"
+        return self._collection_of(snapshot).schema
+
+    # --- lookups by field
+
+    def where(
+        self, terms: Mapping[str, object] | None = None, /, *, snapshot: bool = False, **more: object
+    ) -> Selection:
+        """The records whose indexed fields have these values: AND over fields, a list means OR within one.
+
+        From the file; for ids that were invalidated, or while the file may not answer, or where its index is damaged,
+        from the source. Order: file rows ascending, a dirty record that still matches at its old row, then records
+        without a row in the source's order. snapshot: the answer of the file's generation alone, if there is a file. (A
+        field of that name goes into `terms`.)
+        """
+        query = parse_query(self.schema, terms, more)
+        held = self._watch.current().snapshot if snapshot else None
+        whole, cause = (self._collection_of(held), "") if held is not None else self._whole()
+        if whole is not None:
+            try:
+                selection = whole.find(query)
+            except UnusableFileError as error:
+                cause = self._watch.damaged(error)
+            else:
+                self._counting.add(metrics.BATCH_HITS)
+                return selection
+        return self._tier.find(query, cause)
+
+    # --- invalidation
+
+    def invalidate(
+        self,
+        ids: Iterable[Key] | None = None,
+        *,
+        collection: str | None = None,
+        reason: Reason = "manual",
+        hard: bool | None = None,
+    ) -> Kind:
+        """Say to every process on this machine that the source has changed. When it returns, no get that begins later,
+        in whatever process, gives what was before. What it became: "ids", "soft" or "hard".
+
+        ids: exactly these, new and deleted ones too, are answered by the source until a newer generation covers them,
+            also in `where`, `len` and iteration. More than 16,384 at once count as everything.
+        collection: theirs; by default this one, of a cache its first. Without ids: everything in this collection.
+        reason: record_stored, record_deleted, config_updated, schema_migration, ttl_expired or manual. Without ids it
+            decides, unless `hard` does: soft for record_stored and ttl_expired, hard for the others.
+        hard: True: the source answers everything until a rebuild has landed. False, soft: the file goes on answering
+            while it is built again.
+
+        Some microseconds, and a few system calls. Commit first, then invalidate. Raises PublishError where the others
+        cannot be told, since nothing may be written beside the file or they would not see it: see `mmcache doctor`.
+        """
+        if collection is None:
+            collection = self.schema.name if ids is not None or self._name is not None else None
+        else:
+            collection = self._known(collection)
+        return self._watch.invalidate(collection, ids, reason=reason, hard=hard)
+
+    def _known(self, name: str) -> str:
+        """The name of a collection, if there is one. Raises KeyError naming those that there are."""
+        source = self._watch.source
+        if source is not None:
+            known = [schema.name for schema in source.schemas]
+        else:
+            snapshot = self._watch.files.snapshot or self._watch.current().snapshot
+            known = list(snapshot.collections) if snapshot is not None else []
+        if name not in known:
+            raise KeyError(f"no collection {name!r}; there are: {', '.join(known)}")
+        return name
+
+    # --- the tiers
+
+    def _reader(self) -> tuple[Collection | None, str]:
+        """What a lookup by key asks, if the file may answer; else None, and why not."""
+        view = self._watch.current()
+        return view.readers.get(self._name), view.cause
+
+    def _whole(self) -> tuple[Collection | Overlay | None, str]:
+        """All records: the file's collection, or that with the source's answers for dirty ids; else None, and why."""
+        view = self._watch.current()
+        reader = view.readers.get(self._name)
+        if reader is None:
+            return None, view.cause
+        if not view.dirty(reader.name):
+            return reader, ""
+        assert view.snapshot is not None
+        return self._overlay(view, view.snapshot.collection(reader.name)), view.cause
+
+    def _overlay(self, view: View, collection: Collection) -> Overlay | None:
+        try:
+            return view.overlay(collection.name, lambda keys: self._tier.overlay(collection, keys))
+        except UnusableFileError as error:
+            self._watch.damaged(error)
+            return None
+
+    def _collection_of(self, snapshot: Snapshot) -> Collection:
+        return snapshot.default if self._name is None else snapshot.collection(self._name)
+
+    def _read(self, keys: list[str]) -> list[Record | None]:
+        """From the file what it has and may answer, from the source the rest."""
+        reader, cause = self._reader()
+        if reader is None:
+            return self._tier.fetch(keys, cause)
+        try:
+            found = reader.get_many(keys)
+        except DirtyError:
+            return self._read_around(reader, keys)
+        except UnusableFileError:  # one of them is damaged: the others are not
+            return [self.get(key) for key in keys]
+        missing = [i for i, record in enumerate(found) if record is None]
+        if len(found) > len(missing):
+            self._counting.add(metrics.BATCH_HITS, len(found) - len(missing))
+        if missing:
+            for i, record in zip(missing, self._tier.fetch([keys[i] for i in missing], "absent"), strict=True):
+                found[i] = record
+        return found
+
+    def _read_around(self, reader: Collection, keys: list[str]) -> list[Record | None]:
+        """The same, where some of the ids are dirty."""
+        dirty = [i for i, key in enumerate(keys) if reader.is_dirty(key)]
+        clean = sorted(set(range(len(keys))).difference(dirty))
+        found: list[Record | None] = [None] * len(keys)
+        for i, record in zip(dirty, self._tier.fetch([keys[i] for i in dirty], "invalidated"), strict=True):
+            found[i] = record
+        # Case: an id of the rest became dirty meanwhile. Then it is asked for like these.
+        for i, record in zip(clean, self._read([keys[i] for i in clean]) if clean else (), strict=True):
+            found[i] = record
+        return found
+
+    def __repr__(self) -> str:
+        name = "" if self._name is None else f", collection {self._name!r}"
+        return f"<{type(self).__name__} {self._watch.path!r}{name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened again where it arrives."""
+        watch = self._watch
+        return _reopen, (type(self), watch.path, watch.source, watch.options.given(), self._name)
+
+
+def _reopen(
+    kind: type[CachedCollection], path: str, source: Source | None, options: OpenOptions, name: str | None
+) -> CachedCollection:
+    watch = Watch(path, source, Options(**options))
+    collection = kind.__new__(kind)
+    CachedCollection.__init__(collection, watch, name)
+    return collection
+
+
+def _matrix(vectors: Sequence[bytes | None], dim: int | None) -> NDArray[np.float32]:
+    """Little-endian float32 bytes as a matrix, read-only; a row of zeros for None."""
+    import numpy as np
+
+    dim = dim or next((len(vector) // 4 for vector in vectors if vector is not None), 0)
+    data = b"".join(bytes(4 * dim) if vector is None else vector for vector in vectors)
+    return np.frombuffer(data, "<f4").reshape(len(vectors), dim)

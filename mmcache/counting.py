@@ -1,0 +1,136 @@
+"""Counting: what one cache object counts in this process. A read takes no lock here and waits for nothing."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Final
+
+from .forks import Lock, on_fork
+from .sharing import metrics
+from .sharing.decide import STATES
+from .sharing.metrics import FALLBACK, LOAD, LOOKUP, Slot
+from .storage import shared
+from .storage.snapshot import Snapshot
+
+__all__ = ["HITS_PER_FLUSH", "HITS_PER_SAMPLE", "Counting"]
+
+HITS_PER_SAMPLE: Final = 256
+"""One lookup in so many is timed."""
+
+HITS_PER_FLUSH: Final = 1024
+"""The hit counter is flushed every HITS_PER_FLUSH hits, so a killed worker loses at most that many."""
+
+_SLOW_RUN: Final = 3
+"""Slow lookups one after the other that open the circuit."""
+
+_COOL_DOWN: Final = 30.0
+"""Seconds for which an open circuit sends reads to the source."""
+
+_FALLBACKS: Final = {cause: metrics.FALLBACK_ABSENT + i for i, cause in enumerate(metrics.CAUSES)}
+
+
+class Counting:
+    """bump: gives the number of each hit. mask: `sample` is due when a hit's number has none of its bits.
+
+    slow_after: seconds; with it every lookup is timed. slow_until: `time.monotonic()` until which the circuit is open.
+    """
+
+    def __init__(self, *, slow_after: float | None, opens_circuit: bool) -> None:
+        self.mask = HITS_PER_SAMPLE - 1 if slow_after is None else 0
+        self.slow_until = 0.0
+        self._slow_after = slow_after
+        self._opens_circuit = opens_circuit
+        self._slow_run = 0
+        self._lock = Lock()
+        self.begin_process()
+        on_fork(self)
+
+    def begin_process(self) -> None:
+        """A forked child begins at zero: the slot is its parent's."""
+        self.slot = Slot.private()
+        self.bump = itertools.count(1).__next__
+        self._looks = 0
+        self._told = 0
+
+    # --- by reads
+
+    def sample(self, begun: float, hits: int) -> bool:
+        """Time a lookup, and flush now and then; whether so many were slow that the source should answer."""
+        seconds = time.monotonic() - begun
+        slot = self.slot
+        slot.hits(hits)
+        slot.observe(LOOKUP, seconds)
+        if not hits % HITS_PER_FLUSH:
+            slot.flush()
+        if self._slow_after is None:
+            return False
+        if seconds <= self._slow_after:
+            self._slow_run = 0
+            return False
+        slot.add(metrics.SLOW_LOOKUPS)
+        self._slow_run += 1
+        if self._slow_run < _SLOW_RUN or not self._opens_circuit:
+            return False
+        self._slow_run = 0
+        self.slow_until = time.monotonic() + _COOL_DOWN
+        return True
+
+    def add(self, word: int, n: int = 1) -> None:
+        self.slot.add(word, n)
+
+    def add_fallback(self, cause: str, n: int, seconds: float) -> None:
+        slot = self.slot
+        slot.add(metrics.FALLBACK_NS, int(seconds * 1e9))
+        slot.observe(FALLBACK, seconds)
+        if n:
+            slot.add(_FALLBACKS[cause], n)
+        slot.flush()
+
+    def add_damage(self) -> None:
+        self.slot.add(metrics.CORRUPTIONS)
+        self.slot.note_event("corruption")
+        self.slot.flush()
+
+    # --- by upkeep
+
+    def add_opening(self, seconds: float) -> None:
+        self.slot.set(metrics.LOAD_NS, int(seconds * 1e9))
+        self.slot.observe(LOAD, seconds)
+        self.slot.add(metrics.OPENS)
+
+    def settle(self) -> None:
+        """Make the count of hits exact. `next` of a C iterator cannot be interrupted, so each number is given once. A
+        look takes a number, too, and is taken off."""
+        with self._lock:
+            self._looks += 1
+            self.slot.set(metrics.LOOKS, self._looks)
+            self.slot.hits(self.bump())
+
+    def note_state(self, state: str) -> None:
+        """Set the state, and count what was answered since the last decision by a file that was stale then."""
+        self.settle()
+        slot = self.slot
+        counters = slot.counters()
+        hits = counters["hits"] + counters["batch_hits"]
+        if slot.words[metrics.STATE] == STATES.index("stale") and hits > self._told:
+            slot.add(metrics.STALE_SERVED, hits - self._told)
+        self._told = hits
+        slot.set(metrics.STATE, STATES.index(state))
+
+    def note_gauges(self, path: str, label: str, generation: int, pinned: list[Snapshot]) -> None:
+        """Tell what others can see of this worker, and write all of it."""
+        slot = self.slot
+        slot.share(path, label=label)
+        slot.set(metrics.SEEN_NS, time.time_ns())
+        slot.set(metrics.GENERATION, generation)
+        slot.set(metrics.PINNED, len(pinned))
+        slot.set(metrics.MAPPED_BYTES, sum(snapshot.header.file_size for snapshot in pinned))
+        slot.set(metrics.PRIVATE_BYTES, shared.private_bytes())
+        self.settle()
+        slot.flush()
+        slot.flush_events()
+
+    def close(self) -> None:
+        self.settle()
+        self.slot.close()

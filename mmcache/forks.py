@@ -1,0 +1,75 @@
+"""What a forked child must make anew: locks that another thread of its parent may have held, and whatever else belongs to
+one process.
+
+Python runs the hooks after a fork of its own. A host that forks in C may run none; then `renew_if_forked`, which every
+poll calls, finds another process id and does the same.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Final, Protocol
+
+__all__ = ["Lock", "on_fork", "renew_if_forked"]
+
+
+class Renewable(Protocol):
+    def begin_process(self) -> None:
+        """In a forked child, before anything else uses the object."""
+        ...
+
+
+_pid = os.getpid()
+_renewables: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+
+class Lock:
+    """A re-entrant lock that a forked child finds free. A context manager."""
+
+    __slots__ = ("__weakref__", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        _renewables.add(self)
+
+    def begin_process(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Whether it was to be had within so many seconds; -1 waits for as long as it takes."""
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def on_fork(renewable: Renewable) -> None:
+    """Have `begin_process` called in every forked child while the object lives."""
+    _renewables.add(renewable)
+
+
+def renew_if_forked() -> bool:
+    """Whether this process was forked by means that Python did not see; then all is renewed now."""
+    if os.getpid() == _pid:
+        return False
+    _renew()
+    return True
+
+
+def _renew() -> None:
+    global _pid  # noqa: PLW0603 (of the process)
+    _pid = os.getpid()
+    # Locks first: what begins a process may take one.
+    for renewable in sorted(_renewables, key=lambda one: not isinstance(one, Lock)):
+        renewable.begin_process()
+
+
+os.register_at_fork(after_in_child=_renew)

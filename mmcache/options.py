@@ -1,0 +1,96 @@
+"""The options of a cache, checked and typed once."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+
+from .freshness import Policy, policy
+from .sharing.decide import Rules
+
+if TYPE_CHECKING:
+    from .storage.snapshot import Access, Verify
+
+__all__ = ["EXECUTORS", "Executor", "OpenOptions", "Options", "Profile", "is_disabled"]
+
+Executor = Literal["subprocess", "thread", "inline", "external"]
+Profile = Literal["development", "staging", "production"]
+EXECUTORS: Final = ("subprocess", "thread", "inline", "external")
+
+
+class OpenOptions(TypedDict, total=False):
+    """The keyword arguments of `mmcache.open`, which says what they mean."""
+
+    ttl: float | None
+    profile: Profile
+    refresh_at: float | None
+    max_stale: float | None
+    build: bool
+    executor: Executor
+    rebuild_after: float
+    build_timeout: float
+    wait: float
+    check_interval: float
+    slow_after: float | None
+    fallback_on_slow: bool
+    verify: Verify
+    access: Access
+    cluster_by: str | Mapping[str, str] | None
+    metadata: Mapping[str, Any] | None
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """As `OpenOptions`, with defaults. Raises ValueError for what does not fit."""
+
+    ttl: float | None = None
+    profile: Profile = "staging"
+    refresh_at: float | None = None
+    max_stale: float | None = None
+    build: bool = True
+    executor: Executor = "subprocess"
+    rebuild_after: float = 60.0
+    build_timeout: float = 600.0
+    wait: float = 30.0
+    check_interval: float = 1.0
+    slow_after: float | None = None
+    fallback_on_slow: bool = False
+    verify: Verify = "auto"
+    access: Access = "mmap"
+    cluster_by: str | Mapping[str, str] | None = None
+    metadata: Mapping[str, Any] | None = None
+    label: str = ""
+    policy: Policy = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
+        for name in ("rebuild_after", "build_timeout", "wait", "check_interval", "slow_after"):
+            value = getattr(self, name)
+            if name != "slow_after" or value is not None:
+                object.__setattr__(self, name, _seconds(name, value))
+        chosen = policy(self.profile, ttl=self.ttl, refresh_at=self.refresh_at, max_stale=self.max_stale)
+        object.__setattr__(self, "policy", chosen)
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that make these options again."""
+        return {name: getattr(self, name) for name in OpenOptions.__annotations__}
+
+    def rules(self) -> Rules:
+        """For one process, which draws its jitter once."""
+        return Rules(self.policy, self.rebuild_after, random.uniform(-1.0, 1.0))  # noqa: S311
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
+    return float(value)
+
+
+def is_disabled() -> bool:
+    """Whether MMCACHE_DISABLE sends every read to the source."""
+    return os.environ.get("MMCACHE_DISABLE", "0") not in ("", "0")

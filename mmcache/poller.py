@@ -1,0 +1,82 @@
+"""Polling: what takes unknown time is done by a thread, and no read waits long for it.
+
+A poll has two parts, each run by at most one thread at a time: the files, and the source, which may hang for ever
+without keeping the files from being polled again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from .forks import on_fork
+
+__all__ = ["PATIENCE", "Poller"]
+
+log = logging.getLogger("mmcache")
+
+PATIENCE: Final = 0.02
+"""Seconds that a read waits for the result of a poll."""
+
+
+class Poller:
+    """parts: functions without arguments that raise nothing, run in this order."""
+
+    def __init__(self, path: str, *parts: Callable[[], None]) -> None:
+        self._path = path
+        self._parts = parts
+        self._is_told = False
+        self.begin_process()
+        on_fork(self)
+
+    def begin_process(self) -> None:
+        """In a forked child the threads of the parent are gone."""
+        self._under_way = [threading.Lock() for _ in self._parts]
+        self._threads: set[int] = set()
+
+    def is_polling(self) -> bool:
+        """Whether this thread is one that polls: a source that reads the cache, say."""
+        return threading.get_ident() in self._threads
+
+    def poll(self, patience: float | None = PATIENCE) -> None:
+        """Have the parts run, but for those that run already, and wait for the result at most so many seconds.
+
+        None waits for as long as it takes, by running them in this thread.
+        """
+        if self.is_polling():
+            return
+        if patience is None:
+            self._run(None)
+            return
+        done = threading.Event()
+        try:
+            threading.Thread(target=self._run, args=(done,), name="mmcache-poll", daemon=True).start()
+        except RuntimeError as error:  # a limit of processes, or the interpreter is about to end
+            if not self._is_told:
+                self._is_told = True
+                log.warning(
+                    "%s: no thread can be started (%s): reads poll themselves",
+                    self._path,
+                    str(error),
+                    extra={"event": "poll_inline", "path": self._path},
+                )
+            self._run(None)
+            return
+        done.wait(patience)
+
+    def _run(self, done: threading.Event | None) -> None:
+        ident = threading.get_ident()
+        self._threads.add(ident)
+        try:
+            for part, lock in zip(self._parts, self._under_way, strict=True):
+                if lock.acquire(blocking=False):
+                    try:
+                        part()
+                    finally:
+                        lock.release()
+        finally:
+            self._threads.discard(ident)
+            if done is not None:
+                done.set()

@@ -1,0 +1,236 @@
+"""Rebuilding in the background: one rebuild, whichever process needs it.
+
+The worker that finds the file due takes the build lock, and hands it to the process or the thread that builds. So there is
+no moment in which two start, a builder that is killed frees the lock at once, and a worker only reaps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Final, NamedTuple
+
+from .counting import Counting
+from .errors import LockTimeoutError, MmcacheError, SourceError
+from .filetier import FileTier
+from .forks import on_fork
+from .options import Options
+from .sharing import metrics
+from .sharing.announce import Announcer
+from .sharing.page import Page
+from .sharing.publishing import build_once
+from .sources.base import Source
+from .storage import fs
+from .storage.publish import BuildReport
+
+__all__ = ["Rebuilder", "last_build"]
+
+log = logging.getLogger("mmcache")
+
+
+class _Child(NamedTuple):
+    """A process that rebuilds. deadline: by `time.monotonic()`. before: what the page said of the last build."""
+
+    process: subprocess.Popen[bytes]
+    deadline: float
+    before: object
+
+
+class Rebuilder:
+    """running: whether this process rebuilds the file, by a child or a thread."""
+
+    def __init__(self, files: FileTier, source: Source | None, options: Options, counting: Counting) -> None:
+        self.files = files
+        self.source = source
+        self.options = options
+        self._counting = counting
+        self.begin_process()
+        on_fork(self)
+
+    def begin_process(self) -> None:
+        """What the parent started is the parent's."""
+        self.running = False
+        self._child: _Child | None = None
+
+    def build(
+        self,
+        page: Page | None,
+        *,
+        timeout: float,
+        asked_ns: int | None = None,
+        first: bool = False,
+        since: float | None = None,
+        lock: int | None = None,
+    ) -> BuildReport:
+        """Build and publish from the source, if no other process did: see `sharing.publishing.build_once`."""
+        assert self.source is not None
+        return build_once(
+            self.files.path,
+            self.source,
+            page=page,
+            slot=self._counting.slot,
+            cluster_by=self.options.cluster_by,
+            metadata=self.options.metadata,
+            timeout=timeout,
+            serves=self.files.has_our_schemas if first else None,
+            asked_ns=asked_ns,
+            since=since,
+            lock=lock,
+        )
+
+    def start(self, why: str, page: Page, heard: object) -> bool:
+        """Have the file built again, unless another process builds it, or did so since `heard`; whether it is.
+
+        Raises nothing that concerns the build: what goes wrong is recorded, and the next poll tries again."""
+        if self.running or self.source is None:
+            return False
+        self.running = True
+        is_started = False
+        try:
+            is_started = self._start(why, page, heard)
+        except LockTimeoutError:
+            pass
+        except MmcacheError as error:
+            log.debug("%s", str(error), extra={"event": "not_started", "path": self.files.path})
+        finally:
+            if not is_started:
+                self.running = False
+        return is_started
+
+    def _start(self, why: str, page: Page, heard: object) -> bool:
+        path = self.files.path
+        with fs.Directory(path) as directory:
+            lock = directory.take_lock(0.0)
+        try:
+            if page.shared and last_build(page) != heard:
+                return False
+            log.info("%s: rebuilding, because %s", path, why, extra={"event": "rebuild_started", "path": path})
+            executor = self.options.executor
+            if executor == "inline":
+                handed, lock = lock, -1
+                self._build_here(page, handed)
+                return True
+            if executor == "subprocess" and self._can_be_built_elsewhere() and self._spawn(page, lock):
+                return True
+            thread = threading.Thread(target=self._build_here, args=(page, lock), name="mmcache-rebuild", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                log.warning(
+                    "%s: no thread can be started (%s): rebuilt later",
+                    path,
+                    str(error),
+                    extra={"event": "spawn_failed", "path": path},
+                )
+                return False
+            lock = -1
+            return True
+        finally:
+            fs.release(lock)
+
+    def _can_be_built_elsewhere(self) -> bool:
+        """Whether the file says of itself how to build it, and this interpreter can be started again."""
+        spec = self.source.spec() if self.source is not None else None
+        is_python = "python" in os.path.basename(sys.executable or "").lower()
+        snapshot = self.files.snapshot
+        return is_python and spec is not None and snapshot is not None and snapshot.layout.source == spec
+
+    def _build_here(self, page: Page, lock: int) -> None:
+        try:
+            self.build(page, timeout=0.0, asked_ns=time.time_ns(), lock=lock)
+            self.files.repair = ""
+        except LockTimeoutError:
+            self._counting.add(metrics.REBUILDS_LOST_RACE)
+        except Exception:  # noqa: BLE001, S110 (counted, logged, and recorded on the page)
+            pass
+        finally:
+            fs.release(lock)
+            self.running = False
+
+    def _spawn(self, page: Page, lock: int) -> bool:
+        """Start a process that rebuilds from what the file says, and holds the lock from now on; False if the system
+        does not let us."""
+        path, limit = self.files.path, self.options.build_timeout
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        words = [path, str(time.time_ns()), str(limit), str(lock)]
+        before = last_build(page) if page.shared else None
+        try:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-m", "mmcache.sharing.background", *words],
+                env=environment,
+                pass_fds=(lock,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as error:
+            log.warning(
+                "%s: no process could be started (%s): rebuilding in a thread",
+                path,
+                str(error),
+                extra={"event": "spawn_failed", "path": path},
+            )
+            return False
+        _children.add(process)
+        self._child = _Child(process, time.monotonic() + limit, before)
+        return True
+
+    def reap(self, page: Page | None) -> None:
+        """See what became of the process that rebuilds."""
+        for process in list(_children):
+            if process.poll() is not None:
+                _children.discard(process)
+        if self._child is None:
+            return
+        process, deadline, before = self._child
+        if process.returncode is None and time.monotonic() > deadline:
+            process.kill()  # it ends itself in time, unless it was stopped
+            process.wait()
+        if process.returncode is None:
+            return
+        self._child = None
+        self.running = False
+        limit, code = self.options.build_timeout, process.returncode
+        # Where the host waited for it, by a handler of SIGCHLD for one, the status is 0 whatever it was.
+        is_built = code == 0 and (before is None or page is None or before != last_build(page))
+        if is_built:
+            self.files.repair = ""
+            return
+        if page is None:
+            return
+        # One that was killed, or could not start, or had no page to record it on, has told no process.
+        failure = page.failure
+        if failure is None or failure.at < deadline - limit:
+            how = f"was killed by signal {-code}; its limit is {limit:g} s" if code < 0 else f"ended with status {code}"
+            how = how if code else "ended with an unknown status, and built nothing"
+            error = SourceError(f"the rebuild in the background {how}")
+            Announcer(self.files.path, page).failed(error)
+            self._counting.add(metrics.REBUILDS_FAILED)
+            log.warning("%s: %s", self.files.path, str(error), extra={"event": "build_failed", "path": self.files.path})
+
+
+def last_build(page: Page) -> object:
+    """What differs after any build, also one that failed or found the file unchanged."""
+    head = page.head()
+    return None if head is None else (head.announced, head.covered, head.failure_record)
+
+
+_children: Final[set[subprocess.Popen[bytes]]] = set()
+
+
+def _let_go() -> None:
+    """Rebuilds go on without us; the interpreter must not complain that they are not waited for."""
+    for process in _children:
+        if process.returncode is None:
+            process.returncode = 0
+    _children.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+atexit.register(_let_go)

@@ -1,0 +1,168 @@
+"""What a builder records on the page and says to the other processes: `storage.publish` calls it under the build lock.
+
+The page may be replaced while a build runs. What is said then is said on the new one; what was captured before stays
+what it was, and the new file is compared with the new page by its readers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from ..errors import PublishError
+from ..format.header import Header, Tokens
+from ..storage.fs import Identity
+from .attach import attach
+from .events import Event, Kind
+from .head import Announced, Failure
+from .page import MovedError, Page
+
+__all__ = ["Announcer"]
+
+log = logging.getLogger("mmcache")
+
+_TRIES = 3
+_PATIENCE = 1.0
+"""Seconds that a builder waits for the page lock when it has to make a page."""
+
+
+class Announcer:
+    """superseded: whether something was invalidated while the file was built that was published last.
+
+    path: of the cache file. page: one that is in use already. Nothing here fails a build: where the others cannot be
+    told, they find the new file at their next poll.
+    """
+
+    def __init__(self, path: str, page: Page | None = None) -> None:
+        self.path = path
+        self.superseded = False
+        self._page = page if page is not None and page.shared else attach(path, previous=page, patience=_PATIENCE)
+        self._owns = self._page is not page
+        self._since_ns = 0
+
+    def close(self) -> None:
+        """Let go of a page that nothing else uses."""
+        if self._owns:
+            self._page.close()
+
+    def _on_page(self, act: Callable[[Page], object]) -> bool:
+        """Do this on the page that is at the path; whether it was done."""
+        for _ in range(_TRIES):
+            if not self._page.writable:
+                return False
+            try:
+                act(self._page)
+            except MovedError:
+                old, self._page = self._page, attach(self.path, previous=self._page, patience=_PATIENCE)
+                self._owns, _ = True, old
+            except PublishError as error:
+                log.debug("%s", str(error), extra={"event": "not_recorded", "path": self.path})
+                return False
+            else:
+                return True
+        return False
+
+    def _say(self, kind: Kind, payload: object = ()) -> None:
+        def say(page: Page) -> None:
+            if not page.say([Event(kind, payload=payload)]):
+                page.wake_readers()  # the page lock is stuck: the records say it, too
+
+        self._on_page(say)
+
+    # --- before and while the source is read
+
+    @property
+    def last(self) -> Announced | None:
+        head = self._page.head()
+        return None if head is None else head.announced
+
+    @property
+    def generation(self) -> int:
+        """The last that was announced; 0 for none."""
+        last = self.last
+        return 0 if last is None else last.generation
+
+    def tokens(self) -> Tokens:
+        """What was said so far. Raises PublishError where no page can be read."""
+        found: list[Tokens] = []
+        self._on_page(lambda page: found.append(page.tokens()))
+        if found:
+            return found[0]
+        try:
+            return self._page.tokens()
+        except MovedError:
+            raise PublishError("the control page is replaced again and again", path=self.path) from None
+
+    def begin(self) -> None:
+        """We hold the build lock and build."""
+        self._since_ns = time.monotonic_ns()
+        builder = self._page.builder
+        takes = 0 if builder is None else int(builder.takes * 1e9)
+        self._on_page(lambda page: page.record_builder(os.getpid(), self._since_ns, takes))
+
+    def end(self) -> None:
+        """We do not build any more."""
+        took = time.monotonic_ns() - self._since_ns
+        self._on_page(lambda page: page.record_builder(0, self._since_ns, max(0, took)))
+
+    # --- what came of it
+
+    def noticed(self, header: Header) -> None:
+        """A file is at the path. Where its builder was killed before it could say so, it is said now."""
+        if self.last != Announced(header.generation, header.build_id):
+            self._on_page(lambda page: page.record_announced(header))
+            self._say(Kind.PUBLISHED, (header.generation,))
+
+    def verified(self, header: Header, identity: Identity, *, keep: Identity | None) -> None:
+        """Every byte of a file that is about to be published was checked. keep: of the one that is published now."""
+        self._on_page(lambda page: page.record_verified(header, identity, keep=keep))
+
+    def published(self, header: Header) -> None:
+        """A file is at the path, whole and verified."""
+        self.superseded = self._differs(header.tokens)
+        self._on_page(lambda page: page.record_announced(header))
+        self._say(Kind.PUBLISHED, (header.generation,))
+
+    def revalidated(self, header: Header, tokens: Tokens, checked_ns: int, elapsed_ns: int, fingerprint: bytes) -> bool:
+        """The published file was found to be what a build would make now. False where that cannot be noted for all."""
+        if not self._page.shared:
+            return False
+        self.superseded = self._differs(tokens)
+        covered = header, tokens, checked_ns, elapsed_ns, fingerprint
+        if not self._on_page(lambda page: page.record_covered(*covered)) or not self._page.shared:
+            return False
+        self._say(Kind.COVERED, (header.generation,))
+        return True
+
+    def _differs(self, tokens: Tokens) -> bool:
+        try:
+            return self._page.tokens() != tokens
+        except MovedError:
+            return True
+
+    def covered_ns(self, header: Header) -> int:
+        """As of when the file is known to be right: its own build, or a later one that found it unchanged."""
+        head = self._page.head()
+        covered = None if head is None else head.covered
+        return covered.checked_ns if covered is not None and covered.is_of(header) else header.created_ns
+
+    @property
+    def failure(self) -> Failure | None:
+        return self._page.failure
+
+    def failed(self, error: BaseException) -> None:
+        """A build has failed: no process tries for a while, and those that wait for it get the same error."""
+        self._on_page(lambda page: page.record_failure(error))
+        self._say(Kind.FAILED)
+
+    def succeeded(self) -> None:
+        """No build has failed since."""
+        if self._page.failure is not None:
+            self._on_page(lambda page: page.record_failure(None))
+
+    def cleared(self) -> None:
+        """The file was removed by a person: whoever needs it looks for it again, and may build it at once."""
+        self.succeeded()
+        self._say(Kind.PUBLISHED, (0,))

@@ -1,0 +1,24 @@
+"""Asking a source whether it was written to by a process that did not say so."""
+
+from __future__ import annotations
+
+from ..sources.base import Source, TrackedSource
+from .decide import Baseline, SourceFacts
+
+__all__ = ["ask"]
+
+
+def ask(source: Source, baseline: Baseline | None) -> SourceFacts:
+    """What the source says of itself, and of what was written since the baseline. May take as long as the source does.
+
+    Raises nothing: a source of a user's own may raise anything, and reads go on.
+    """
+    try:
+        fingerprint = source.fingerprint()
+        if baseline is None or fingerprint == baseline.fingerprint or not any(baseline.fingerprint):
+            return SourceFacts(fingerprint)
+        tracked: object = source
+        changes = tracked.changes(baseline.fingerprint) if isinstance(tracked, TrackedSource) else None
+    except Exception as error:  # noqa: BLE001 (see above)
+        return SourceFacts(error=str(error) or type(error).__name__)
+    return SourceFacts(fingerprint, None if changes is None else changes.keys)

@@ -1,0 +1,223 @@
+"""Attaching: open the page of a cache file, or make it, or take one over that was made for another place.
+
+A page is where it was made: its file's device and inode stand in it. One whose own differ, or that has a second name, is a
+copy, made by `cp -a`, an image's layer or a restored backup; one of an earlier boot has outlived its readers. In both cases
+a new page takes over the events, under the page lock, and headers of the old page count up to the count at take-over.
+
+Where the page at the path is of another boot although ours was there a moment ago, another machine uses the directory.
+Then each keeps a page of its own: `.<name>.<boot>.ctl`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from ..errors import MmcacheError, PublishError, UntrustedPathError, UnusableFileError
+from ..storage import fs, shared
+from ..storage.pagefile import MODE, PageFile, create_wake, map_wake, open_page_file, page_lock, store_word
+from .head import FAR, HEAD_SIZE, VERIFIED, Head, PageIdentity, pack_head, parse_head
+from .page import (
+    BOOT_TAG,
+    LOG_SIZE,
+    WINDOW,
+    Page,
+    boot_number,
+    nonce,
+    page_path,
+    private_page,
+    wake_name,
+    wake_path,
+)
+
+__all__ = ["PATIENCE", "attach", "look"]
+
+PATIENCE: Final = 0.02
+"""Seconds that a read waits for the page lock when it has to make a page."""
+
+_INCOHERENT: Final = (
+    *("nfs", "cifs", "smb", "9p", "fuse", "lustre", "ceph", "afs", "gfs", "ocfs", "glusterfs", "beegfs"),
+    *("virtiofs", "vboxsf", "vmhgfs", "prl_fs", "gpfs", "wekafs", "panfs", "pvfs2", "orangefs", "mutagen"),
+)
+"""File systems that may not show one host's stores to another, or to any process, through a map."""
+
+_DENIED: Final = (errno.EACCES, errno.EPERM)
+
+
+class _Found(NamedTuple):
+    """A page file that is open. head: None for bytes that are no page."""
+
+    file: PageFile
+    head: Head | None
+
+
+def attach(path: str, *, previous: Page | None = None, patience: float = PATIENCE) -> Page:
+    """The page of the cache file at a path, made now if there is none that can be used.
+
+    Where that is not possible, one of our own, which says why. previous: the page that was in use so far. patience:
+    seconds to wait for the page lock.
+    """
+    try:
+        kind = shared.kind_of_file_system(os.path.dirname(path))
+        if kind.startswith(_INCOHERENT):
+            raise UnusableFileError(f"on a {kind} file system, where processes may not see each other's stores")
+        return _usable(path) or _make(path, previous, patience)
+    except MmcacheError as error:
+        denied = isinstance(error, UntrustedPathError) or getattr(error, "errno", None) in _DENIED
+        return private_page(path, str(error), watched=denied)
+
+
+def look(path: str) -> Page | None:
+    """The page of the cache file at a path, if there is one that can be used now."""
+    try:
+        return _usable(path)
+    except MmcacheError:
+        return None
+
+
+def _own_path(path: str) -> str:
+    """The page of this boot, in a directory that several machines use."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.{boot_number() & BOOT_TAG:04x}.ctl")
+
+
+def _usable(path: str) -> Page | None:
+    for where in (_own_path(path), page_path(path)):
+        found = _open(where)
+        if found is not None:
+            page = _page_of(path, found)
+            if page is not None:
+                return page
+            found.file.close()
+    return None
+
+
+def _open(where: str) -> _Found | None:
+    file = open_page_file(where)
+    return None if file is None else _Found(file, parse_head(file.read(0, HEAD_SIZE)))
+
+
+def _page_of(path: str, found: _Found) -> Page | None:
+    """The page, if it is one of this boot, in the file that it was made in."""
+    file, head = found
+    if head is None or head.logged is None or head.identity.boot != boot_number():
+        return None
+    if (head.identity.device, head.identity.inode) != file.identity or file.links() != 1:
+        return None
+    word = map_wake(wake_path(path, head.identity.nonce))
+    return None if word is None else Page(path, file, head.identity, word)
+
+
+def _make(path: str, previous: Page | None, patience: float) -> Page:
+    """Put a page at the path. Raises MmcacheError."""
+    where = page_path(path)
+    with page_lock(where, path, patience) as is_held:
+        if not is_held:
+            raise PublishError("the page lock is held by another process, which may be stopped", path=path)
+        if (page := _usable(path)) is not None:
+            return page
+        at_path = _open(where)
+        if previous is not None and _is_of_another_machine(at_path, previous):
+            where = _own_path(path)
+        old = _to_take_over(at_path, previous)
+        with fs.Directory(where) as directory, directory.create(MODE) as file:
+            status = fs.system.fstat(file.fd)
+            identity = PageIdentity(
+                nonce() & ~BOOT_TAG | boot_number() & BOOT_TAG,
+                boot_number(),
+                time.time_ns(),
+                status.st_dev,
+                status.st_ino,
+                suspect=int(old is None and at_path is not None),
+            )
+            head = pack_head(identity, 0)
+            if old is not None:
+                identity, head = _take_over(identity, old)
+                for offset, data in _log_of(old, identity.origin):
+                    file.write(offset, data)
+            file.write(0, head)
+            name = wake_name(os.path.basename(path), identity.nonce)
+            create_wake(directory, name, identity.taken)
+            directory.rename(file.name or "", directory.name)
+            file.published()
+            _sweep(directory, path)
+    page = _usable(path)
+    if page is None:
+        raise UnusableFileError("was replaced at once by another process", path=where)
+    return page
+
+
+def _is_of_another_machine(at_path: _Found | None, previous: Page) -> bool:
+    """Whether a page that is of another boot has taken the place of ours, which is of this one."""
+    if at_path is None or at_path.head is None or not previous.shared:
+        return False
+    return at_path.head.identity.boot != boot_number() == previous.identity.boot
+
+
+def _to_take_over(at_path: _Found | None, previous: Page | None) -> _Found | None:
+    """The page whose events the new one keeps: that of this process where it still has it, else the one at the path."""
+    if previous is not None and isinstance(previous._store, PageFile):
+        head = previous.head()
+        if head is not None and head.logged is not None:
+            return _Found(previous._store, head)
+    if at_path is not None and at_path.head is not None and at_path.head.logged is not None:
+        return at_path
+    return None
+
+
+def _take_over(identity: PageIdentity, old: _Found) -> tuple[PageIdentity, bytes]:
+    assert old.head is not None
+    assert old.head.logged is not None
+    before, count = old.head.identity, min(old.head.logged, FAR)
+    identity = identity._replace(
+        parent=before.nonce, taken=count, origin=max(before.origin, count - WINDOW, 0), suspect=before.suspect & 1
+    )
+    head = bytearray(pack_head(identity, count, old.file.read(0, HEAD_SIZE)))
+    if before.boot != identity.boot:
+        # What was verified, who builds and what failed is of the boot that recorded it.
+        fresh = pack_head(identity, count)
+        for begin, end in ((VERIFIED[0], 384), (640, HEAD_SIZE)):
+            head[begin:end] = fresh[begin:end]
+    return identity, bytes(head)
+
+
+def _log_of(old: _Found, origin: int) -> Iterator[tuple[int, bytes]]:
+    """The bytes of a log from a position on, with their places in the file."""
+    assert old.head is not None
+    position, until = origin, old.head.logged or 0
+    while position < until:
+        begin = position % LOG_SIZE
+        data = old.file.read(HEAD_SIZE + begin, min(until - position, LOG_SIZE - begin, fs.CHUNK))
+        if not data:
+            return
+        yield HEAD_SIZE + begin, data
+        position += len(data)
+
+
+def _sweep(directory: fs.Directory, path: str) -> None:
+    """Wake the readers of pages that are gone, whose words nobody stores into from now on, and remove their words."""
+    parent, name = os.path.split(path)
+    begin, end = f".{name}.", ".wake"
+    there = [each for each in shared.names_beside(path) if each.startswith(begin) and each.endswith(end)]
+    pages = [page_path(path)] + [
+        os.path.join(parent, each)
+        for each in shared.names_beside(path)
+        if each.startswith(begin) and each.endswith(".ctl")
+    ]
+    used = set()
+    for each in pages:
+        try:
+            found = _open(each)
+        except MmcacheError:
+            continue
+        if found is not None and found.head is not None:
+            used.add(wake_name(name, found.head.identity.nonce))
+    for each in set(there) - used:
+        try:
+            store_word(os.path.join(parent, each), (1 << 63) | nonce())
+            directory.unlink(each)
+        except MmcacheError:
+            continue

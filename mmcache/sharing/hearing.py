@@ -1,0 +1,199 @@
+"""Hearing: the page that a cache uses, and what was said on it since the baseline of the file that the cache has open.
+
+Called by one thread at a time. Hearing reads the head and the new events, and nothing else; attaching to another page is
+a matter of polls, but for a page that was moved or damaged, whose readers have to find the new one at once.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..errors import PublishError
+from ..format.header import Header
+from .attach import PATIENCE, attach
+from .decide import Baseline, baseline_of
+from .events import Event, Kind, Said, fold
+from .head import Announced, Coverage, Failure, Head
+from .page import MovedError, Page, private_page
+
+__all__ = ["Hearing"]
+
+_IDS_PER_EVENT: Final = 256
+
+
+class Hearing:
+    """page: that is used; None before the first `renew`. said: since the baseline. baseline: of the header that was
+    given last; None without a file. foreign: whether that was built with a page that this one knows nothing of."""
+
+    def __init__(self, path: str, page: Page | None = None) -> None:
+        self.path = path
+        self.page = page
+        self.said = Said(0, 0)
+        self.baseline: Baseline | None = None
+        self.foreign = False
+        self._head: Head | None = None
+        self._header: Header | None = None
+
+    # --- what was heard
+
+    @property
+    def announced(self) -> Announced | None:
+        return None if self._head is None else self._head.announced
+
+    @property
+    def panicked(self) -> bool:
+        """Whether everything was invalidated without the page lock, after the baseline was captured."""
+        if self._head is None or self.baseline is None:
+            return False
+        return self._head.panic != (0 if self.foreign else self.baseline.tokens.hard)
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether something may have been said, after the build, on the page that the file was built with."""
+        return self.page is not None and self.baseline is not None and self.page.distrusts(self.baseline.tokens.page)
+
+    @property
+    def last_build(self) -> object:
+        """What the page said of the last build when it was heard last: see `rebuild.last_build`."""
+        head = self._head
+        return None if head is None else (head.announced, head.covered, head.failure_record)
+
+    def failure(self, monotonic: float) -> Failure | None:
+        return None if self._head is None else self._head.failure(monotonic)
+
+    @property
+    def position(self) -> int:
+        """Up to which everything was heard."""
+        return self.said.until
+
+    # --- hearing
+
+    def hear(self, woken: int) -> bool:
+        """Take in what is new; whether that explains the word, so that it need not be heard again.
+
+        Raises MovedError where the page is damaged, or another one is at its path.
+        """
+        page = self.page
+        assert page is not None
+        if self.said.lost:  # perhaps it could not be read for a moment only
+            self.said = Said(self.said.since, self.said.since)
+        news = page.since(self.said.until)
+        self._head = news.head
+        if self._header is not None and self._baseline(news.head.covered) != self.baseline:
+            self._refold()
+        elif news.events is None:
+            self.said.lost = True
+        else:
+            fold(self.said, news.events, news.until)
+        if page.accepts(woken, news.head):
+            return True
+        if not page.is_current():
+            raise MovedError
+        return False
+
+    def rebase(self, header: Header | None) -> None:
+        """Take the header of the file that is open from now on. Raises MovedError."""
+        self._header = header
+        self._refold()
+
+    def _baseline(self, covered: Coverage | None) -> Baseline | None:
+        return None if self._header is None else baseline_of(self._header, covered)
+
+    def _refold(self) -> None:
+        """Begin anew at the baseline of the file."""
+        page = self.page
+        assert page is not None
+        head = page.head()
+        if head is None or head.logged is None:
+            raise MovedError
+        self._head = head
+        self.baseline = self._baseline(head.covered)
+        since: int | None = head.logged
+        if self.baseline is not None:
+            since = page.position_of(self.baseline.tokens)
+        # A page that was written over by an earlier copy of itself counts less than the file has seen.
+        self.foreign = since is None or since > head.logged
+        self.said = Said(page.identity.origin, page.identity.origin) if self.foreign else Said(since or 0, since or 0)
+        news = page.since(self.said.until)
+        if news.events is None:
+            self.said.lost = True
+        else:
+            fold(self.said, news.events, news.until)
+
+    # --- the page
+
+    def renew(self, *, patience: float = PATIENCE) -> bool:
+        """Use the page that is at its path now; whether that is another one. One `stat` where it is the same."""
+        old = self.page
+        if old is not None and old.shared and old.is_current() and _is_whole(old):
+            return False
+        if old is not None and old.shared:
+            self._hear_the_last(old)
+        new = attach(self.path, previous=old, patience=patience)
+        if old is not None and not old.shared and not new.shared:
+            old.problem, old.word = new.problem, new.word
+            return False
+        open_facts = self.said if old is not None else Said(0, 0)
+        self.page = new
+        if old is not None:
+            _carry_over(open_facts, old, new)
+        self._refold()
+        return True
+
+    def _hear_the_last(self, old: Page) -> None:
+        """A page that has lost its name can still be read: what was said on it must not be forgotten."""
+        try:
+            news = old.since(self.said.until)
+        except MovedError:
+            return
+        if news.events is not None:
+            fold(self.said, news.events, news.until)
+
+    def forget_own(self, built: float) -> None:
+        """What was said on a page of our own is covered by a file that was built after it was said."""
+        page = self.page
+        if page is None or page.shared:
+            return
+        said = page.history(page.identity.origin)
+        if said and max(time_ns for _, time_ns in said) / 1e9 < built:
+            self.page = private_page(self.path, page.problem)
+            self.page.word = page.word
+
+
+def _is_whole(page: Page) -> bool:
+    head = page.head()
+    return head is not None and head.logged is not None
+
+
+def _carry_over(said: Said, old: Page, new: Page) -> None:
+    """Say on the new page what is known from the old one, unless it took that over.
+
+    Where the old one was shared, its other readers know more than we do: then the file is suspect to all."""
+    if not said.is_open() or (new.shared and new.identity.parent == old.nonce):
+        return
+    events = _again(said)
+    if old.shared and new.shared:
+        events.append(Event(Kind.SUSPECT))
+    try:
+        if not new.say(events):
+            new.panic()
+    except (PublishError, MovedError):
+        pass  # a page that we may only read: those that may write it are about to do the same
+
+
+def _again(said: Said) -> list[Event]:
+    """The events that say the same."""
+    events = [Event(Kind.COLLECTION, "manual", (name,)) for name in sorted(said.closed)]
+    for name, dirty in said.dirty.items():
+        keys = [key for one in dirty.values() for key in one if key is not None]
+        hashes = [number for number, one in dirty.items() if None in one]
+        for i in range(0, max(len(keys), len(hashes)), _IDS_PER_EVENT):
+            part = slice(i, i + _IDS_PER_EVENT)
+            events.append(Event(Kind.IDS, "manual", (name, tuple(keys[part]), tuple(hashes[part]))))
+    if said.hard or said.lost:
+        events.append(Event(Kind.HARD, said.hard or "manual"))
+    elif said.soft:
+        events.append(Event(Kind.SOFT, said.soft))
+    if said.suspect:
+        events.append(Event(Kind.SUSPECT))
+    return events

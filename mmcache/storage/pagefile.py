@@ -1,0 +1,266 @@
+"""Files through which processes tell each other: read by `pread`, written by `pwrite`, and one word that is mapped.
+
+A `PageFile` is never mapped, so no truncation and no full disk can end its reader with a signal. What readers compare
+before each get is the word of a `.wake` file, mapped read-only: 8 bytes that writers store with `pwrite`.
+
+The page lock is a range lock on the lock file, which only writers can open, so that no reader can hold up a writer. It
+belongs to the open file and not to the process, dies with its holder, and does not exclude the build lock, a `flock` on
+the same file. Where the system has no such locks, it is a `flock` on the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..errors import UntrustedPathError, UnusableFileError
+from . import fs, shared
+
+__all__ = ["PageFile", "Word", "create_wake", "map_wake", "open_page_file", "page_lock", "store_word"]
+
+_FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ_ONLY: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
+MODE: Final = 0o664
+"""Of pages and wake files, less the umask: who may write the directory can tell, who may read the file can hear."""
+_LOCK_MODE: Final = 0o660
+_LOCK_BYTE: Final = 1
+_SET_LOCK: Final = getattr(fcntl, "F_OFD_SETLK", None)
+"""Linux has locks that belong to an open file; elsewhere they would drop with any descriptor of the file."""
+
+
+class PageFile:
+    """A page that is open. Any thread may use it, and a forked child: no call moves a file position."""
+
+    __slots__ = ("fd", "identity", "path", "writable")
+
+    def __init__(self, path: str, fd: int, *, writable: bool) -> None:
+        self.path = path
+        self.fd = fd
+        self.writable = writable
+        status = fs.system.fstat(fd)
+        self.identity: tuple[int, int] = (status.st_dev, status.st_ino)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from an offset, fewer where the file ends or cannot be read."""
+        try:
+            data: bytes = fs.system.pread(self.fd, length, offset)
+            while len(data) < length and (more := fs.system.pread(self.fd, length - len(data), offset + len(data))):
+                data += more
+        except OSError:
+            return b""
+        return data
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Raises PublishError."""
+        try:
+            done = 0
+            while done < len(data):
+                moved = fs.system.pwrite(self.fd, data[done:], offset + done)
+                if not moved:
+                    raise OSError(errno.EIO, "nothing was written")
+                done += moved
+        except OSError as error:
+            raise fs.failed(error, self.path, "write the control page") from None
+
+    def is_current(self) -> bool:
+        """Whether the path still names this file, and it has no other name. One `stat`."""
+        try:
+            status = fs.system.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self.identity and status.st_nlink == 1
+
+    def links(self) -> int:
+        """How many names it has."""
+        try:
+            return int(fs.system.fstat(self.fd).st_nlink)
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        fs.close_quietly(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0 and fs is not None and fs.system is not None:
+            try:  # noqa: SIM105  contextlib may be gone
+                fs.system.close(self.fd)
+            except OSError:
+                pass
+
+
+def open_page_file(path: str) -> PageFile | None:
+    """Open what is at a path, for writing where we may; None where there is nothing.
+
+    Raises UnusableFileError for what cannot be trusted or read.
+    """
+    try:
+        fd, writable = _opened(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise fs.unusable(error, path) from None
+    try:
+        status = fs.system.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedPathError("expected a regular file: remove it", path=path)
+        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        return PageFile(path, fd, writable=writable)
+    except OSError as error:
+        fs.close_quietly(fd)
+        raise (error if isinstance(error, UnusableFileError) else fs.unusable(error, path)) from None
+
+
+def _opened(path: str) -> tuple[int, bool]:
+    try:
+        return fs.system.open(path, os.O_RDWR | _FLAGS), True
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+    return fs.system.open(path, os.O_RDONLY | _FLAGS), False
+
+
+# --- the word that is mapped ------------------------------------------------------------------------------------------
+
+Word = Any
+"""What a get compares: `word[0]`, an int. A memoryview of format "Q", or an object that stands in for one."""
+
+
+def create_wake(directory: fs.Directory, name: str, value: int) -> None:
+    """A new wake file. Raises PublishError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+    try:
+        fd = fs.system.open(name, flags, MODE, dir_fd=directory.fd)
+    except OSError as error:
+        raise fs.failed(error, directory.path, f"create {name!r}") from None
+    with fs.WriteFile(directory, name, fd) as file:
+        file.write(0, struct.pack("=Q", value))
+        file.published()
+
+
+class _ReadWord:
+    """A word that is read each time: about a microsecond."""
+
+    def __init__(self, file: PageFile) -> None:
+        self._file = file
+
+    def __getitem__(self, _: int) -> int:
+        return int.from_bytes(self._file.read(0, 8), sys.byteorder)
+
+
+_LAYERED: Final = ("overlay", "aufs", "unionfs")
+"""File systems on which a file is copied when it is first opened for writing: a map that was made before shows what
+the file was."""
+
+
+def map_wake(path: str) -> Word | None:
+    """The word of a wake file, mapped read-only; None where that is not possible."""
+    try:
+        fd, is_writable = _opened(path)
+    except OSError:
+        return None
+    try:
+        status = fs.system.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != 8 or status.st_nlink != 1:
+            return None
+        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        if not is_writable and shared.kind_of_file_system(os.path.dirname(path)).startswith(_LAYERED):
+            file, fd = PageFile(path, fd, writable=False), -1
+            return _ReadWord(file)
+        extra = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        return memoryview(fs.map_file(fd, 8, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, **extra)).cast("Q")
+    except (OSError, ValueError):
+        return None
+    finally:
+        fs.close_quietly(fd)
+
+
+def store_word(path: str, value: int) -> None:
+    """Store the word of a wake file. Raises PublishError."""
+    try:
+        fd = fs.system.open(path, os.O_WRONLY | _FLAGS)
+        try:
+            status = fs.system.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != 8:
+                raise OSError(errno.EINVAL, "not a wake file")
+            if fs.system.pwrite(fd, struct.pack("=Q", value), 0) != 8:
+                raise OSError(errno.EIO, "not the whole word was written")
+        finally:
+            fs.close_quietly(fd)
+    except OSError as error:
+        raise fs.failed(error, path, "wake the other processes") from None
+
+
+# --- the page lock ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def page_lock(page: str, path: str, timeout: float) -> Iterator[bool]:
+    """Hold the page lock of the cache file at a path, for microseconds; False, without it, when it was not to be had.
+
+    page: path of the page. timeout: seconds. Raises PublishError where the lock file cannot be opened or trusted.
+    """
+    fd = _lock_descriptor(page if _SET_LOCK is None else fs.lock_name(path))
+    is_held = False
+    try:
+        deadline, pause = time.monotonic() + timeout, 0.00005
+        while not (is_held := _try_lock(fd)) and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.002)
+        yield is_held
+    finally:
+        if is_held:  # a child that was forked meanwhile has the open file too: closing ours would not free the lock
+            _unlock(fd)
+        fs.release(fd)
+
+
+def _lock_descriptor(path: str) -> int:
+    fd: int = -1
+    try:
+        fd = fs.system.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, _LOCK_MODE)
+        fs.hold(fd)
+        status = fs.system.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise UntrustedPathError(
+                f"expected a lock file of one name, found {status.st_nlink} names: remove it", path=path
+            )
+        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+    except OSError as error:
+        fs.release(fd)
+        if isinstance(error, UntrustedPathError):
+            raise
+        raise fs.failed(error, path, "open the lock file") from None
+    return fd
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        if _SET_LOCK is None:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            fcntl.fcntl(fd, _SET_LOCK, _range(fcntl.F_WRLCK))
+    except OSError:
+        return False
+    return True
+
+
+def _unlock(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        if _SET_LOCK is None:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        else:
+            fcntl.fcntl(fd, _SET_LOCK, _range(fcntl.F_UNLCK))
+
+
+def _range(kind: int) -> bytes:
+    """A `struct flock` for one byte."""
+    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, _LOCK_BYTE, 1, 0)

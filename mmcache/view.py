@@ -1,0 +1,80 @@
+"""`View`: which tier answers, as of one decision. Reads take it as a whole and never see half of a change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from .format.keys import Key
+from .sharing.decide import Decision
+from .sharing.events import Dirty
+from .storage.overlay import Overlay
+from .storage.snapshot import Collection, Snapshot
+
+__all__ = ["NOTHING", "View"]
+
+_REMEMBERED: Final = 4096
+"""Records of a source that a view keeps, at most."""
+
+
+class View:
+    """Immutable, but for the source's answers for dirty ids, which it remembers: the next event or poll brings a new view.
+
+    snapshot: the file that is open, whether it may answer or not. readers: collection -> what a look-up by key asks,
+    where the file may answer at all; None stands for the default collection. Its dirty ids raise DirtyError.
+    """
+
+    __slots__ = ("_overlays", "decision", "readers", "snapshot")
+
+    def __init__(self, decision: Decision, snapshot: Snapshot | None = None) -> None:
+        self.decision = decision
+        self.snapshot = snapshot
+        self.readers: Mapping[str | None, Collection] = {}
+        self._overlays: dict[str, Overlay] = {}
+        if snapshot is not None and decision.serves:
+            self.readers = _readers(snapshot, decision)
+
+    @property
+    def cause(self) -> str:
+        """Why the source answers where the file does not."""
+        return self.decision.cause
+
+    def stand_in(self) -> View:
+        """The view in which the file answers although it is not its turn, because the source has failed."""
+        return View(self.decision._replace(serves=True), self.snapshot)
+
+    def dirty(self, name: str) -> Dirty:
+        """The dirty ids of a collection. It may grow meanwhile."""
+        return self.decision.dirty.get(name, _NONE)
+
+    def overlay(self, name: str, ask: Callable[[list[Key]], Overlay]) -> Overlay | None:
+        """A collection with the source's answers for its dirty ids; None where they cannot be named.
+
+        ask: makes it, for these keys. Two threads may ask at once.
+        """
+        found = self._overlays.get(name)
+        if found is not None:
+            return found
+        named = [key for keys in tuple(self.dirty(name).values()) for key in keys]
+        keys = [key for key in named if key is not None]
+        if len(keys) < len(named):
+            return None
+        found = ask(keys)
+        if len(keys) <= _REMEMBERED:
+            self._overlays[name] = found
+        return found
+
+
+def _readers(snapshot: Snapshot, decision: Decision) -> Mapping[str | None, Collection]:
+    readers: dict[str | None, Collection] = {}
+    for name, collection in snapshot.collections.items():
+        if name not in decision.closed:
+            dirty = decision.dirty.get(name)
+            readers[name] = collection.around(dirty) if dirty else collection
+    if snapshot.default.name in readers:
+        readers[None] = readers[snapshot.default.name]
+    return readers
+
+
+_NONE: Final[Dirty] = {}
+NOTHING: Final = View(Decision("starting", "nothing was looked at yet", serves=False, cause="missing"))

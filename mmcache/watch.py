@@ -1,0 +1,526 @@
+"""Watching: facts are collected, `decide` says what follows, and the view that reads use is replaced as a whole.
+
+A get compares the page's mapped word with the one that was heard last, and the clock with the time of the next poll. If
+the word differs, it hears: it reads the new events, under a lock that is held for microseconds. If a poll is due, threads
+poll, and the get waits for them a few milliseconds at most. A file that another process has published and that this
+machine has verified is opened at once, by the get that heard of it.
+
+No foreign code, be it a source or a handler of log lines, runs while one of our locks is held.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .counting import Counting
+from .errors import ClosedError, LockTimeoutError, MmcacheError, SourceError, UnusableFileError
+from .filetier import DAMAGED, FileTier, is_ours_to_mend
+from .forks import Lock, on_fork, renew_if_forked
+from .format.keys import Key
+from .options import Options, is_disabled
+from .poller import PATIENCE, Poller
+from .rebuild import Rebuilder
+from .sharing import invalidation, metrics
+from .sharing.asking import ask
+from .sharing.decide import Decision, Facts, Rules, SourceFacts, decide
+from .sharing.hearing import Hearing
+from .sharing.page import MovedError, Page
+from .sources.base import Source
+from .storage.publish import BuildReport
+from .storage.snapshot import Snapshot, UnverifiedError
+from .view import NOTHING, View
+
+__all__ = ["Watch"]
+
+log = logging.getLogger("mmcache")
+
+_NO_WORD: Final = memoryview(bytes(8)).cast("Q")
+
+_RETRY: Final = 1.0
+"""Seconds after which a cache without a file looks whether there is one by now."""
+
+_FOREVER: Final = 3600.0
+"""Seconds to wait for a thread of ours that opens a file, where the caller asked for the result."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What one process knows besides the page and the file.
+
+    asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
+    without a file looks again. has_waited: whether it has waited for another process that builds the first file, and
+    building: whether that builds it now. attaching: the thread that opens the first file. lines: for the log, written
+    as soon as no lock is held.
+    """
+
+    rules: Rules
+    asked: SourceFacts = field(default_factory=SourceFacts)
+    asked_at: float = 0.0
+    next_try: float = 0.0
+    has_waited: bool = False
+    is_closed: bool = False
+    building: bool = False
+    attaching: int | None = None
+    lines: deque[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=deque)
+
+
+class Watch:
+    """What the collections of one cache share.
+
+    word, seen, due, view: what a get looks at. They are read without a lock, and replaced as a whole.
+    """
+
+    def __init__(self, path: str, source: Source | None, options: Options) -> None:
+        self.source = source
+        self.options = options
+        self.word: Any = _NO_WORD
+        self.seen: int | None = None
+        self.due = 0.0
+        self.view: View = NOTHING
+        self.files = FileTier(path, None if source is None else source.schemas, options)
+        self.hearing = Hearing(path)
+        self.counting = Counting(
+            slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
+        )
+        self.rebuilder = Rebuilder(self.files, source, options, self.counting)
+        self._poller = Poller(path, self._poll_files, self._poll_source)
+        self._known = _Known(options.rules())
+        self._lock = Lock()
+        on_fork(self)
+
+    def begin_process(self) -> None:
+        """A snapshot and a page are shared with the parent, and stay; what is due is looked at anew."""
+        self.due = 0.0
+        self._known.rules = self.options.rules()
+
+    @property
+    def path(self) -> str:
+        return self.files.path
+
+    @property
+    def is_closed(self) -> bool:
+        return self._known.is_closed
+
+    @property
+    def decision(self) -> Decision:
+        return self.view.decision
+
+    # --- what reads call
+
+    def current(self) -> View:
+        """Which tier answers now; the file is opened, or built, if there is none yet.
+
+        Raises the file's UnusableFileError where there is no source to answer in its place.
+        """
+        now = time.monotonic()
+        if now >= self.due or self.word[0] != self.seen:
+            self.look(now)
+        view = self.view
+        return self._attached() if view.snapshot is None else view
+
+    def look(self, now: float) -> None:
+        """Find out what is new: what was said, and once in `check_interval` everything else."""
+        known = self._known
+        if known.is_closed:
+            return
+        if now >= self.due:
+            self.due = now + self.options.check_interval
+            if self.hearing.page is not None:  # else the file is about to be opened, which polls
+                self._poller.poll()
+        before = self.decision.rebuild
+        if self.word[0] != self.seen:
+            self._hear()
+        why = self.decision.rebuild
+        if why and self.options.executor == "inline":
+            self._start_rebuild()
+        elif why and not before and not self.rebuilder.running:
+            self._poller.poll(0.0)  # which starts it
+        self._tell()
+
+    def sample(self, begun: float, hits: int) -> None:
+        """A hit whose number is due for it is timed."""
+        if self.counting.sample(begun, hits):
+            with self._lock:
+                self._decide()
+            log.warning(
+                "%s: lookups in the file are slower than %g s: the source answers for a while",
+                self.path,
+                self.options.slow_after,
+                extra={"event": "circuit_opened", "path": self.path},
+            )
+
+    def damaged(self, error: UnusableFileError) -> str:
+        """Damage met while reading: count it and name the cause of the fallback; raise it where there is none."""
+        self.counting.add_damage()
+        self.files.repair = DAMAGED
+        self.due = 0.0
+        log.warning("%s", str(error), extra={"event": "corruption", "path": self.path})
+        if self.source is None:
+            raise error
+        return "record"
+
+    def refresh(self) -> bool:
+        """Look now, at everything; whether there was another file to move to."""
+        old = self.files.snapshot
+        if old is None:
+            self._known.next_try = 0.0
+            return self.current().snapshot is not None
+        if self._known.is_closed:
+            return False
+        self.due = time.monotonic() + self.options.check_interval
+        self._poller.poll(None)
+        self.look(time.monotonic())
+        return self.files.snapshot is not old
+
+    # --- hearing
+
+    def _hear(self) -> None:
+        with self._lock:
+            woken = self.word[0]
+            if woken == self.seen or self.hearing.page is None:
+                return
+            is_explained = self._take_in(woken)
+            self._decide()
+            announced = self.hearing.announced
+            is_new = announced is not None and announced.generation != self.files.generation
+            at_once = is_new and self.files.snapshot is not None
+        if at_once:
+            self._adopt(known=True, patience=PATIENCE)
+        if is_explained:
+            self.seen = woken
+
+    def _take_in(self, woken: int) -> bool:
+        """Under the lock. Whether what was heard explains the word."""
+        try:
+            return self.hearing.hear(woken)
+        except MovedError:
+            self._renew_page()
+            return False
+
+    def _renew_page(self) -> None:
+        """Under the lock: use the page that is at its path now."""
+        before = self.hearing.page
+        try:
+            if not self.hearing.renew():
+                return
+        except MovedError:
+            return  # it was replaced again; the next poll tries again
+        finally:
+            page = self.hearing.page
+            if page is not None and self.word is not page.word:
+                self.word, self.seen = page.word, None
+        assert page is not None
+        if before is not None:
+            self._note(logging.WARNING, "page_replaced", "%s: the control page was replaced", self.path)
+        if page.problem is not None and (before is None or before.problem != page.problem):
+            self._note(
+                logging.WARNING,
+                "degraded",
+                "%s: no control page (%s): changes by other processes are noticed every %g s only",
+                self.path,
+                page.problem,
+                self.options.check_interval,
+            )
+
+    def _decide(self) -> None:
+        """Under the lock: replace the view by what follows from the facts."""
+        files = self.files
+        decision = decide(self._facts(), self._known.rules)
+        self.view = View(decision, files.snapshot)
+        self.counting.note_state(decision.state)
+
+    def _facts(self) -> Facts:
+        hearing, files, known = self.hearing, self.files, self._known
+        monotonic = time.monotonic()
+        has_file = files.snapshot is not None and hearing.page is not None
+        return Facts(
+            now=time.time(),
+            monotonic=monotonic,
+            said=hearing.said,
+            baseline=hearing.baseline if has_file else None,
+            trouble=files.trouble,
+            page=hearing.page is not None and hearing.page.shared,
+            foreign=hearing.foreign,
+            distrusted=has_file and hearing.distrusted,
+            panicked=has_file and hearing.panicked,
+            source=None if self.source is None else known.asked,
+            failure=hearing.failure(monotonic),
+            repair=files.repair,
+            slow=monotonic < self.counting.slow_until,
+            building=known.building,
+            disabled=not has_file and is_disabled(),
+        )
+
+    # --- polling: in a thread, or where none can run in a read
+
+    def _poll_files(self) -> None:
+        renew_if_forked()
+        if self._known.is_closed:
+            return
+        with self._lock:
+            self._renew_page()
+            if self.hearing.page is not None:
+                self._take_in(self.word[0])  # a writer that was killed may not have stored the word
+            page = self.hearing.page
+        self.rebuilder.reap(page)
+        if self.files.snapshot is not None:
+            self._adopt(known=False, patience=_FOREVER)
+        with self._lock:
+            self._decide()
+        if page is not None:
+            _settle(page)
+        self.counting.note_gauges(self.path, self.options.label, self.files.generation, self.files.pinned())
+        self._tell()
+
+    def _poll_source(self) -> None:
+        if self._known.is_closed:
+            return
+        begun = time.monotonic()
+        asked = SourceFacts() if self.source is None else ask(self.source, self.hearing.baseline)
+        if asked.error:
+            self._note(logging.DEBUG, "source_unreadable", "%s: %s", self.path, asked.error)
+        with self._lock:
+            if begun >= self._known.asked_at:  # Case: a question that hung is answered after a later one
+                self._known.asked, self._known.asked_at = asked, begun
+            self._decide()
+        if self.options.executor != "inline":
+            self._start_rebuild()
+        self._tell()
+
+    def _start_rebuild(self) -> None:
+        page, why, options = self.hearing.page, self.decision.rebuild, self.options
+        if not why or page is None or self.view.snapshot is None or not options.build or options.executor == "external":
+            return
+        self.rebuilder.start(why, page, self.hearing.last_build)
+        if options.executor == "inline":
+            self._poller.poll(None)
+
+    # --- the file
+
+    def _adopt(self, *, known: bool, patience: float) -> None:
+        """Move to the file that is at the path now, if it is another one. One that is not right is refused, and ours is
+        kept. known: only if opening it takes a few reads; else a poll opens it."""
+        files, old = self.files, self.files.snapshot
+        if not files.lock.acquire(timeout=patience):
+            return
+        try:
+            new = files.other(self.hearing.page, known=known)
+        except UnverifiedError:
+            new = None
+            is_for_poll = True
+        except UnusableFileError as error:
+            new, is_for_poll = None, False
+            self._refuse(error)
+        else:
+            is_for_poll = False
+            if new is not None:
+                self._take(new)
+        finally:
+            files.lock.release()
+        if is_for_poll:
+            self._poller.poll()
+        elif new is not None and old is not None:
+            self._note_adoption(old, new)
+            if known:
+                self._poller.poll(0.0)  # the source has not been asked about this file
+
+    def _note_adoption(self, old: Snapshot, new: Snapshot) -> None:
+        self.counting.add(metrics.ADOPTIONS)
+        if new.generation < old.generation:
+            self._note(
+                logging.WARNING,
+                "generation_went_back",
+                "%s: went back from generation %d to %d",
+                self.path,
+                old.generation,
+                new.generation,
+            )
+        self._note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, new.generation)
+
+    def _take(self, snapshot: Snapshot) -> None:
+        """Answer from this snapshot."""
+        with self._lock:
+            self.files.take(snapshot)
+            self.counting.add_opening(snapshot.opened_in)
+            self.hearing.forget_own(snapshot.created)
+            self._rebase(snapshot)
+            self._decide()
+            self.seen = None  # a newer one may have been published since this one was opened
+
+    def _rebase(self, snapshot: Snapshot) -> None:
+        page = self.hearing.page
+        assert page is not None
+        self.word = page.word
+        for _ in range(3):
+            try:
+                self.hearing.rebase(snapshot.header)
+            except MovedError:
+                self._renew_page()
+            else:
+                return
+
+    def _refuse(self, error: UnusableFileError) -> None:
+        is_new = self.files.refuse(error)
+        if error.cause == "corrupt":
+            self.counting.add_damage()
+        if is_new:
+            self.counting.add(metrics.REFUSALS)
+            self._note(logging.WARNING, "file_refused", "%s", str(error), cause=error.cause)
+
+    def _attached(self) -> View:
+        """There is no snapshot: open the file, or build it, or leave it to the source."""
+        files, known = self.files, self._known
+        if known.is_closed:
+            raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
+        if is_disabled():
+            with self._lock:
+                self._decide()
+            if self.source is None:
+                raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
+            return self.view
+        if (
+            known.attaching == threading.get_ident()
+        ):  # a source, or a handler of log lines, reads the cache it is built for
+            return View(self.decision._replace(cause="building"))
+        if not files.lock.acquire(timeout=self.options.wait):  # a thread of ours is building
+            return View(self.decision._replace(cause="building"))
+        is_opened = False
+        try:
+            known.attaching = threading.get_ident()
+            if files.snapshot is None and time.monotonic() >= known.next_try:
+                self._attach()
+                is_opened = files.snapshot is not None
+        finally:
+            known.attaching = None
+            files.lock.release()
+            self._tell()
+        if is_opened:
+            self.due = time.monotonic() + self.options.check_interval
+            self._poller.poll()
+            if self.word[0] != self.seen:
+                self._hear()
+        elif files.snapshot is None and self.source is None and files.error is not None:
+            raise files.error
+        return self.view
+
+    def _attach(self) -> None:
+        """Open the file, or build it; or remember why neither was possible, and when to look again."""
+        with self._lock:
+            if self.hearing.page is None:
+                self._renew_page()
+        try:
+            self._take(self.files.open(self.hearing.page))
+        except UnusableFileError as error:
+            self._refuse(error)
+            if self.options.build and self.source is not None and is_ours_to_mend(error):
+                self._build_first()
+        if self.files.snapshot is None:
+            self._known.next_try = time.monotonic() + (_RETRY if self.source is not None else 0.0)
+            with self._lock:
+                self._decide()
+
+    def _build_first(self) -> None:
+        """One process builds; the others wait until its file is there, take over if it dies, and give up in time.
+
+        None waits on the lock: that would let in one after the other. A build that fails is not tried again by those
+        that waited for it, nor by any process for a while.
+        """
+        known, page = self._known, self.hearing.page
+        begun = time.monotonic()
+        deadline = begun + (0.0 if known.has_waited else self.options.wait)
+        pause = 0.001
+        while self.files.snapshot is None:
+            failure = page.failure if page is not None else None
+            if failure is not None and (failure.at > begun or begun < failure.until):
+                text = str(failure.error)
+                self._note(logging.WARNING, "build_failed", "%s: %s", self.path, text)
+                return
+            try:
+                self.build(timeout=0.0, first=True, since=begun)
+            except LockTimeoutError:
+                known.building = True
+                if time.monotonic() >= deadline:
+                    known.has_waited = True  # once; a builder that was stopped must not hold up every read
+                    return
+                time.sleep(pause)
+                pause = min(2 * pause, 0.02)
+                known.building = False
+            except Exception:  # noqa: BLE001 (counted, logged, and recorded on the page)
+                return
+            try:
+                self._take(self.files.open(page))
+            except UnusableFileError:
+                continue
+
+    def build(
+        self, *, timeout: float, asked_ns: int | None = None, first: bool = False, since: float | None = None
+    ) -> BuildReport:
+        """Build and publish from the source, if no other process did."""
+        with self._lock:
+            if self.hearing.page is None:
+                self._renew_page()
+        return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, first=first, since=since)
+
+    # --- telling the others
+
+    def invalidate(
+        self, collection: str | None, ids: Iterable[Key] | None, *, reason: str, hard: bool | None
+    ) -> invalidation.Kind:
+        if self._known.is_closed:
+            raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
+        try:
+            return invalidation.invalidate(
+                self.path, self._page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.slot
+            )
+        finally:
+            self.look(time.monotonic())
+
+    def _page_now(self) -> Page:
+        with self._lock:
+            self._renew_page()
+            assert self.hearing.page is not None
+            return self.hearing.page
+
+    # --- log lines, and the end
+
+    def _note(self, level: int, event: str, text: str, *args: Any, **fields: Any) -> None:
+        """A log line, written as soon as no lock is held."""
+        self._known.lines.append((level, text, args, {"event": event, "path": self.path, **fields}))
+
+    def _tell(self) -> None:
+        lines = self._known.lines
+        while lines:
+            try:
+                level, text, args, fields = lines.popleft()
+            except IndexError:
+                return
+            log.log(level, text, *args, extra=fields)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._known.is_closed:
+                return
+            self._known.is_closed = True
+            self.files.snapshot = None
+            self.view = View(self.decision._replace(serves=False))
+            self.word, self.seen, self.due = _NO_WORD, 0, float("inf")
+        self.rebuilder.reap(self.hearing.page)
+        self.hearing.page = None
+        self.counting.close()
+        self._tell()
+
+
+def _settle(page: Page) -> None:
+    """Bring the word in line with the count, where a writer left it behind."""
+    try:
+        head = page.head()
+        if head is not None:
+            page.settle(head)
+    except MmcacheError:
+        return

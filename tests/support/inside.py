@@ -1,0 +1,264 @@
+"""What can be seen from inside only: the one place of the tests that knows private names of mmcache.
+
+A function here is a question or a way to bring something on; what is right is said by the test that calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from unittest import mock
+
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status
+from mmcache.cli import doctor, doctor_directory
+from mmcache.cli.doctor_directory import Check
+from mmcache.format import postings
+from mmcache.freshness import policy
+from mmcache.options import Options
+from mmcache.sharing import page, publishing
+from mmcache.sharing.announce import Announcer
+from mmcache.sharing.fleet import Fleet
+from mmcache.sharing.metrics import read_fleet
+from mmcache.sharing.status import status_of
+from mmcache.sources import connections
+from mmcache.storage import builder, fs, pagefile, publish, shared, snapshot
+
+# --- files beside a cache ---------------------------------------------------------------------------------------------
+
+
+def fleet_of(path: str | os.PathLike[str]) -> Fleet:
+    """What the workers of a file counted."""
+    return read_fleet(os.fspath(path))
+
+
+def status(path: str | os.PathLike[str]) -> Status:
+    """As `mmcache status` sees it, without its source."""
+    return status_of(os.fspath(path), policy("staging"))
+
+
+def is_telling(path: str | os.PathLike[str]) -> bool:
+    """Whether a process holds the lock of the control page."""
+    name = os.path.abspath(path)
+    with pagefile.page_lock(page.page_path(name), name, 0.0) as is_held:
+        return not is_held
+
+
+@contextlib.contextmanager
+def build_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator[None]:
+    """Hold it, as a build does."""
+    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout):
+        yield
+
+
+@contextlib.contextmanager
+def no_fsync() -> Iterator[None]:
+    with mock.patch.object(fs, "_fsync", return_value=None):
+        yield
+
+
+@contextlib.contextmanager
+def temp_names(names: Iterable[str]) -> Iterator[None]:
+    """Temporary files get these names, in turn."""
+    with mock.patch.object(fs, "_temp_name", side_effect=names):
+        yield
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def snapshot_of(file: Any, verify: Any = "lazy", access: Any = "mmap") -> Snapshot:
+    """A snapshot of what stands in for an opened file: see `Bytes` of tests/storage."""
+    return Snapshot._from(file, verify, access)
+
+
+def forget_arrived() -> None:
+    """What arrived from other processes stays mapped until the next arrives, or this is called."""
+    snapshot._last.clear()
+
+
+@contextlib.contextmanager
+def writer(text: str) -> Iterator[None]:
+    """Files name this as their writer, whatever version of the package builds them."""
+    with mock.patch.object(publish, "_writer", return_value=text):
+        yield
+
+
+@contextlib.contextmanager
+def hashing(digest: Callable[..., int]) -> Iterator[None]:
+    """Keys, terms and checksums are hashed by `digest(data, seed=0)`, by builder and reader alike."""
+    with contextlib.ExitStack() as patches:
+        for module in (postings, builder, snapshot):
+            patches.enter_context(mock.patch.object(module, "xxh3_64_intdigest", digest))
+        yield
+
+
+def rows_of_bitmap(packed: Any, n: int) -> Any:
+    """uint32: the places of the bits that are set, of n."""
+    return postings._rows_of_bitmap(packed, n)
+
+
+# --- the doctor -------------------------------------------------------------------------------------------------------
+
+
+def probe(path: Any) -> contextlib.AbstractContextManager[Any]:
+    """A file as workers use it, which another process answers through."""
+    return doctor_directory._Probe(os.fspath(path))
+
+
+def check_map(found: Any, other: Any) -> Check:
+    """What the doctor says of a probe, by what another process answers in it."""
+    return doctor_directory._check_map(found, other)
+
+
+def check_lock(path: Any, other: Any) -> Check:
+    """What the doctor says of a build lock, by what another process does about it."""
+    with fs.Directory(os.fspath(path)) as directory:
+        return doctor_directory._check_lock(directory, other)
+
+
+DOCTORS_PATIENCE = doctor_directory._PATIENCE
+
+
+def impatient_doctor() -> contextlib.AbstractContextManager[Any]:
+    """It waits for another process for 0.2 s."""
+    return mock.patch.object(doctor_directory, "_PATIENCE", 0.2)
+
+
+def any_build_is_long() -> contextlib.AbstractContextManager[Any]:
+    """To the doctor, if it takes ten times as long as the last one."""
+    return mock.patch.object(doctor, "_LONG_BUILD", 0.0)
+
+
+# --- caches -----------------------------------------------------------------------------------------------------------
+
+
+def lock_of(cache: Cache) -> Any:
+    """What keeps the threads of a process apart while one of them takes in what is new."""
+    return cache._watch._lock
+
+
+def options_of(cache: Any) -> Options:
+    """Of a cache, or of one of its collections."""
+    found: Options = cache._watch.options
+    return found
+
+
+def policy_of(cache: Any) -> Any:
+    return cache._watch.options.policy
+
+
+def close(collection: Any) -> None:
+    """Close the cache of a collection that came from another process alone."""
+    collection._watch.close()
+
+
+def meet_damage(cache: Cache) -> None:
+    """A read finds a record damaged, on a disk that reads it well the next time."""
+    cache._watch.damaged(CorruptFileError("does not match its checksum", path=cache.path))
+
+
+def nothing_due(cache: Cache) -> contextlib.AbstractContextManager[Any]:
+    """No poll becomes due by itself."""
+    return mock.patch.object(cache._watch, "due", float("inf"))
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class _Stores:
+    """The stores that this process makes into a page and its word: at number `at` it gets a signal, before or after.
+
+    count: how many there were."""
+
+    def __init__(self, at: int, number: int = signal.SIGKILL, *, after: bool = False) -> None:
+        self.at, self.number, self.after, self.count = at, number, after, 0
+
+    def __enter__(self) -> _Stores:
+        self._patches = contextlib.ExitStack()
+        write, word = pagefile.PageFile.write, page.store_word
+        self._patches.enter_context(
+            mock.patch.object(pagefile.PageFile, "write", lambda file, *args: self._store(write, file, *args))
+        )
+        self._patches.enter_context(mock.patch.object(page, "store_word", lambda *args: self._store(word, *args)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patches.close()
+
+    def _store(self, really: Callable[..., None], *args: Any) -> None:
+        if self.count == self.at and not self.after:
+            os.kill(os.getpid(), self.number)
+        really(*args)
+        if self.count == self.at and self.after:
+            os.kill(os.getpid(), self.number)
+        self.count += 1
+
+
+NEVER = 10**9
+
+
+def stop_while_telling(cache: Cache, *ids: str) -> None:
+    """Invalidate, and stop this process where it holds the page's lock, with its ids stored and not yet counted."""
+    with _Stores(1, signal.SIGSTOP):
+        cache.invalidate(ids)
+
+
+def invalidate_killed_at_store(cache: Cache, ids: Iterable[str], at: int = NEVER, *, after: bool = False) -> int:
+    """Invalidate, and die at a store; how many stores there were."""
+    with _Stores(at, after=after) as stores:
+        cache.invalidate(ids)
+    return stores.count
+
+
+def build_killed_at_store(path: Any, source: Any, at: int = NEVER, *, after: bool = False) -> int:
+    """Build, and die at a store into the control page; how many stores there were."""
+    with _Stores(at, after=after) as stores:
+        publishing.build_once(path, source)
+    return stores.count
+
+
+def fail_killed_at_store(path: Any, error: Exception, at: int = NEVER, *, after: bool = True) -> int:
+    """Say on the page that a build failed, and die at a store; how many stores there were."""
+    announcer = Announcer(os.fspath(path))
+    with _Stores(at, after=after) as stores:
+        announcer.failed(error)
+    return stores.count
+
+
+def fail(path: Any, error: Exception) -> None:
+    """Say on the page that a build failed."""
+    Announcer(os.fspath(path)).failed(error)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+MAX_IDLE = connections.MAX_IDLE
+
+
+def open_connections(source: SQLiteSource) -> list[Any]:
+    """All that a source of this process has."""
+    return list(source._connections._open)
+
+
+def idle_connections(source: SQLiteSource) -> list[Any]:
+    return list(source._connections._idle)
+
+
+@contextlib.contextmanager
+def no_connections(source: SQLiteSource) -> Iterator[None]:
+    """Whatever asks the database fails."""
+    with mock.patch.object(source._connections, "take", None):
+        yield
+
+
+def remembered_fingerprint(source: SQLiteSource, found: bytes) -> bytes | None:
+    """`found`, if the source will give it again without a look into files that look the same."""
+    return found if source._look is not None and source._look.answer == found else None
+
+
+def connection(source: SQLiteSource) -> contextlib.AbstractContextManager[Any]:
+    """One of a source's own, as its reads take it."""
+    return source._connections.take()
