@@ -24,7 +24,8 @@ import pytest
 
 import mmcache
 from mmcache import Cache, MmcacheError, Schema, SQLiteSource
-from tests.processes.crew import PATIENCE, Crew, fork, until
+from tests.support.crew import Crew, fork
+from tests.support.waits import PATIENCE, until
 
 __all__ = [
     "ITEMS",
@@ -231,7 +232,7 @@ def _end_of(code: int | None) -> str:
 def _apart(told: Any, namespace: bool, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.setsid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with the process that started it
-    faulthandler.register(signal.SIGUSR1)  # not its timer, which a fork of this process would wait for
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # not its timer, which a fork of this process would wait for
     try:
         if namespace:
             enter_mount_namespace()

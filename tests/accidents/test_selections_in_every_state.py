@@ -22,8 +22,8 @@ import mmcache
 from mmcache import Cache, Schema, Selection, SQLiteSource
 from tests.accidents.stage import apart
 
-VECTORS = Schema("items", index=("kind", "size"), embedding="vector")
 DIM = 3
+VECTORS = Schema("items", index=("kind", "size"), embedding="vector", dim=DIM)
 N = 30
 
 
