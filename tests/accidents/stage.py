@@ -82,12 +82,13 @@ def execute(db: Path, sql: str, *parameters: object) -> None:
         connection.execute(sql, parameters)
 
 
-def change(db: Path, *keys: str, note: str = "new") -> None:
-    """Give these items another note, or all of them."""
+def change(db: Path, *keys: str, note: str = "new") -> str:
+    """Give these items another note, or all of them; the note."""
     if not keys:
         execute(db, "UPDATE items SET note = ?", note)
     for key in keys:
         execute(db, "UPDATE items SET note = ? WHERE id = ?", note, key)
+    return note
 
 
 def truth(db: Path, keys: Iterable[str]) -> list[str]:
@@ -165,7 +166,7 @@ def invalidate_changed(cache: Cache, db: Path, key: str, note: str = "new") -> b
 
 def companions(path: Path, *patterns: str) -> list[Path]:
     """The files beside the published one, its backup not among them, whose names contain one of these texts."""
-    beside = [file for file in sorted(path.parent.glob(f"*{path.name}*")) + sorted(path.parent.glob(f".{path.name}*"))]
+    beside = list(sorted(path.parent.glob(f"*{path.name}*")) + sorted(path.parent.glob(f".{path.name}*")))
     found = [file for file in dict.fromkeys(beside) if file.name not in (path.name, f"{path.name}.bak")]
     return [file for file in found if not patterns or any(pattern in file.name for pattern in patterns)]
 
@@ -232,14 +233,16 @@ def _end_of(code: int | None) -> str:
 def _apart(told: Any, namespace: bool, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.setsid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with the process that started it
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # not its timer, which a fork of this process would wait for
+    faulthandler.register(
+        signal.SIGUSR1, all_threads=True
+    )  # not its timer, which a fork of this process would wait for
     try:
         if namespace:
             enter_mount_namespace()
         told.send((True, function(*args)))
     except pytest.skip.Exception as reason:
         told.send((False, _Skipped(str(reason))))
-    except BaseException as error:  # noqa: BLE001 (raised again where it was asked for)
+    except BaseException as error:  # noqa: BLE001 (reported by the test)
         import traceback
 
         traceback.print_exc(file=sys.stderr)

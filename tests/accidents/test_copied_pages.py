@@ -135,7 +135,8 @@ def test_copies_that_both_go_on_answer_as_the_source(blue, green, db, copy, crew
 
 
 @pytest.mark.parametrize("kind", ["ids", "soft", "hard"])
-def test_a_copy_keeps_what_the_original_had_invalidated(blue, green, db, copy, crew: Crew, kind):
+def test_a_copy_keeps_what_the_original_had_invalidated(blue, db, copy, crew: Crew, kind):
+    green = blue.parent.with_name("green") / NAME
     here = crew.hire(opens(blue, db))
     here(note_of)
     change(db, "k2")

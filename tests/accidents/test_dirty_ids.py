@@ -102,7 +102,7 @@ def test_reads_of_all_ask_once_for_the_dirty_ids(counted, dirty, name):
 
 
 def test_a_get_of_a_dirty_id_asks_each_time(counted):
-    cache, asked, db = counted
+    cache, _asked, db = counted
     cache.invalidate(["k1"])
     assert cache.where(kind="b").ids
     for i in range(3):

@@ -63,7 +63,7 @@ class Tracer:
             call()
         finally:
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
             self.inside.set()
 
 
@@ -77,7 +77,7 @@ def in_a_child(cache: Cache) -> int:
     """What a forked child does; 0 where its answers are right, else what was wrong."""
     signal.alarm(CHILD)
     sys.settrace(None)
-    threading.settrace(None)  # type: ignore[arg-type]
+    threading.settrace(None)
     try:
         return use(cache)
     except SourceError:
@@ -125,12 +125,14 @@ def fork_everywhere(path: Path, db: Path, name: str) -> tuple[list[str], int]:
     with mmcache.open(path, source(db), executor="external", check_interval=0.0) as cache:
         note_of(cache)
         prepare, call = CALLS[name](cache, path, db)
-        for _ in range(2):
+        total = 0
+        for _ in range(2):  # the first imports
             prepare()
             total = lines_of(call)
         step = max(1.0, total / FORKS)
         lines = sorted({1 + int(step * i) for i in range(min(total, FORKS))})
-        bad, forks, end = [], 0, time.monotonic() + BUDGET
+        bad: list[str] = []
+        forks, end = 0, time.monotonic() + BUDGET
         for n in lines:
             if time.monotonic() > end or len(bad) == 2:
                 break
@@ -152,7 +154,7 @@ def inside_invalidate(cache: Cache, path: Path, db: Path) -> Call:
 
 
 def inside_invalidate_all(cache: Cache, path: Path, db: Path) -> Call:
-    return lambda: cache.rebuild(), lambda: cache.invalidate(hard=False)
+    return cache.rebuild, lambda: cache.invalidate(hard=False)
 
 
 def inside_get(cache: Cache, path: Path, db: Path) -> Call:
@@ -170,7 +172,11 @@ def inside_first_get(cache: Cache, path: Path, db: Path) -> Call:
         opened.append(mmcache.open(path, source(db), executor="external"))
         opened[-1].get("k1")
 
-    return lambda: [other.close() for other in opened], open_and_get
+    def close() -> None:
+        while opened:
+            opened.pop().close()
+
+    return close, open_and_get
 
 
 def inside_hear(cache: Cache, path: Path, db: Path) -> Call:
@@ -195,7 +201,7 @@ def inside_adopt(cache: Cache, path: Path, db: Path) -> Call:
 
 def inside_rebuild(cache: Cache, path: Path, db: Path) -> Call:
     rounds = iter(range(1_000_000))
-    return lambda: change(db, "k11", note=f"new-{next(rounds)}"), lambda: cache.rebuild()
+    return lambda: change(db, "k11", note=f"new-{next(rounds)}"), cache.rebuild
 
 
 def inside_stats_and_status(cache: Cache, path: Path, db: Path) -> Call:

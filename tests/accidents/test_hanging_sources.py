@@ -62,7 +62,7 @@ class HangingSource(SQLiteSource):
 
 
 READS: dict[str, Callable[[Cache], object]] = {
-    "get": lambda c: [c["k1"] for _ in range(600)],
+    "get": lambda c: [c["k1"] for _ in range(300)],
     "get_many": lambda c: c.get_many(["k1", "k2", "k3"]),
     "in": lambda c: "k1" in c,
     "where": lambda c: c.where(kind="a").ids,
@@ -75,7 +75,7 @@ READS: dict[str, Callable[[Cache], object]] = {
 
 def hanging_cache(path: Path, db: Path, **options: Any) -> tuple[Cache, HangingSource]:
     asked = HangingSource(db, ITEMS)
-    settings: dict[str, Any] = {"executor": "external", "check_interval": 0.0} | options
+    settings: dict[str, Any] = {"executor": "external", "check_interval": 0.1} | options
     cache = mmcache.open(path, asked, **settings)
     for read in READS.values():
         read(cache)
@@ -88,13 +88,17 @@ def begin_changes(db: Path) -> None:
     source(db).track()
 
 
+def poll_until_it_hangs(cache: Cache, asked: HangingSource, read: Callable[[Cache], object] = note_of) -> None:
+    """Read until one finds a poll due, and the poll hangs. (`stats` and the like begin none.)"""
+    until("a poll hangs", lambda: (read(cache), note_of(cache), asked.reached.is_set())[-1])
+
+
 def read_while_it_hangs(path: Path, db: Path, method: str, name: str) -> bool:
     """Whether a read ends while the source hangs in a poll that this read, or another, has begun."""
     cache, asked = hanging_cache(path, db)
     change(db, "k9")  # so that a poll asks for changes, too
     asked.hang(method)
-    READS[name](cache)  # finds the poll due
-    assert asked.reached.wait(PATIENCE), "no poll asked the source"
+    poll_until_it_hangs(cache, asked, READS[name])
     READS[name](cache)
     still = not asked.go.is_set()
     asked.let_go()
@@ -142,8 +146,7 @@ def invalidate_while_it_hangs(path: Path, db: Path, method: str) -> str:
     other = mmcache.open(path, source(db), executor="external", check_interval=3600.0)
     change(db, "k9")
     asked.hang(method)
-    note_of(cache)
-    assert asked.reached.wait(PATIENCE)
+    poll_until_it_hangs(cache, asked)
     change(db, "k3")
     kind = cache.invalidate(["k3"])
     assert note_of(other, "k3") == note_of(cache, "k3") == "new"

@@ -90,7 +90,8 @@ def home(place: Path) -> Path:
 
 def invalidations(cache: Cache, n: int) -> tuple[set[str], float]:
     """What n of them became, and the seconds of the quickest."""
-    kinds, times = set(), []
+    kinds: set[str] = set()
+    times = []
     for i in range(n):
         begun = time.monotonic()
         kinds.add(cache.invalidate([f"k{i}"]))

@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 import mmcache
-from mmcache import Cache
 from tests.accidents.stage import (
     Crew,
     apart,

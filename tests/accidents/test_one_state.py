@@ -1,4 +1,4 @@
-"""`stats`, `status`, `mmcache status` and the worker's state in the fleet say one word of a cache, in every situation."""
+"""`stats`, `status`, the command and the worker's state in the fleet say one word of a cache, in every situation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import mmcache
 from mmcache import Cache, MmcacheError, Schema
 from mmcache.cli import main
 from tests.accidents.stage import ITEMS, change, note_of, source
-
 
 NOT_ASKED = ("not asked",)
 """Instead of flags: the shell cannot know what the worker knows."""
@@ -306,7 +305,7 @@ def test_a_fleet_of_two_is_described_by_one_word(path, db):
     """A worker that knows of an event and one that polls later agree once both have looked."""
     with built(path, db) as one, opened(path, db) as other:
         other.get("k1")
-        for step in (lambda: one.invalidate(["k1"]), lambda: other.invalidate(hard=False), lambda: one.invalidate()):
+        for step in (lambda: one.invalidate(["k1"]), lambda: other.invalidate(hard=False), one.invalidate):
             step()
             for cache in (one, other):
                 look_around(cache)

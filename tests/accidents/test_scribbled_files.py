@@ -142,12 +142,17 @@ def read_on(cache: Cache, db: Path, key: str) -> list[str]:
 
 @pytest.fixture
 def workers(path, db, crew: Crew):
-    """Two that read and invalidate, at generation 1."""
+    """Two that read and invalidate, at generation 1; what `crew` hires later comes after them."""
     hired = crew.hire(opens(path, db), 2)
     for worker in hired:
         assert worker(note_of) == "old"
         worker("invalidate", ["k199"])
     return hired
+
+
+@pytest.fixture
+def stage(path, db, crew, workers):
+    return path, db, crew, workers
 
 
 def invalidate_under_damage(workers, db: Path, n: int) -> int:
@@ -176,7 +181,8 @@ def recovers(path, workers, db: Path, crew: Crew) -> None:
 
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("damage", [*IN_PLACE, *REPLACED], ids=lambda damage: damage.__name__)
-def test_damage_beside_the_file_is_survived(path, db, crew, workers, victim, damage):
+def test_damage_beside_the_file_is_survived(stage, victim, damage):
+    path, db, crew, workers = stage
     if victim == "wake" and damage in (emptied, halved):
         pytest.skip("the documented limit")
     victims(path, victim)
@@ -200,7 +206,8 @@ def victims_now(path: Path, name: str) -> list[Path]:
 
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda obstacle: obstacle.__name__)
-def test_an_obstacle_in_the_place_of_a_file_is_survived(path, db, crew, workers, victim, obstacle):
+def test_an_obstacle_in_the_place_of_a_file_is_survived(stage, victim, obstacle):
+    path, db, crew, workers = stage
     hurt = victims(path, victim)
     for worker in workers:
         worker.begin(read_on, db, "k150")
@@ -215,7 +222,8 @@ def test_an_obstacle_in_the_place_of_a_file_is_survived(path, db, crew, workers,
 
 @pytest.mark.parametrize("victim", ["page", "all"])
 @pytest.mark.parametrize("damage", [emptied, halved, zeroed, overwritten, removed, replaced], ids=lambda d: d.__name__)
-def test_a_damaged_page_forgets_nothing_for_a_new_worker(path, db, crew, workers, victim, damage):
+def test_a_damaged_page_forgets_nothing_for_a_new_worker(stage, victim, damage):
+    path, db, crew, workers = stage
     for i in range(10):
         assert workers[i % 2](invalidate_changed, db, f"k{i}")
     for file in victims(path, victim):

@@ -188,7 +188,10 @@ def is_this(chosen: Any, ids: list[str], db: Path) -> bool:
     assert [chosen[i].id for i in range(-len(ids), len(ids))] == [*ids, *ids]
     assert np.array_equal(chosen.embeddings, matrix_of(db, ids))
     assert chosen.embeddings.dtype == np.float32
-    assert all(np.array_equal(one.embedding, row) for one, row in zip(chosen, chosen.embeddings, strict=True))
+    assert all(
+        one.embedding is not None and np.array_equal(one.embedding, row)
+        for one, row in zip(chosen, chosen.embeddings, strict=True)
+    )
     return True
 
 
@@ -208,7 +211,7 @@ def test_rows_of_a_selection_are_rows_of_the_file(answer):
 
 
 def test_a_selection_of_nothing_has_the_same_members(answer):
-    cache, _, db = answer
+    cache, _, _db = answer
     chosen = cache.where(kind="none")
     assert isinstance(chosen, Selection)
     assert (chosen.ids, len(chosen), list(chosen), len(chosen.rows)) == ([], 0, [], 0)

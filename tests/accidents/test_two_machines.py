@@ -46,6 +46,7 @@ def machines(path, db, crew: Crew):
 
 
 def test_pages_of_two_machines_do_not_replace_each_other(machines, db):
+    hits: list[int] = []
     for i in range(1, 9):
         for worker in machines:
             worker.begin(read_often)
