@@ -12,7 +12,7 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator  # noqa: F401
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
