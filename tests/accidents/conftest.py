@@ -1,0 +1,34 @@
+"""Fixtures of the accident tests."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.accidents.stage import Crew, database
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty directory that every user may enter."""
+    directory = Path(tempfile.mkdtemp(prefix="mmcache-accident-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """The database, in a directory without cache files."""
+    (tmp_path / "source").mkdir()
+    return database(tmp_path / "source" / "items.db")
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    with Crew() as crew:
+        yield crew
