@@ -178,11 +178,10 @@ class _Stores:
 
     def __enter__(self) -> _Stores:
         self._patches = contextlib.ExitStack()
-        write, word = pagefile.PageFile.write, page.store_word
+        write = pagefile.PageFile.write
         self._patches.enter_context(
             mock.patch.object(pagefile.PageFile, "write", lambda file, *args: self._store(write, file, *args))
         )
-        self._patches.enter_context(mock.patch.object(page, "store_word", lambda *args: self._store(word, *args)))
         return self
 
     def __exit__(self, *_: object) -> None:
