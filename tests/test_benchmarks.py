@@ -18,7 +18,7 @@ for library in ("lmdb", "matplotlib"):
     pytest.importorskip(library, reason="the bench group is not installed")
 
 import benchmarks  # noqa: E402 (it needs these libraries)
-from benchmarks import build, charts, common, lookup, summary  # noqa: E402
+from benchmarks import build, charts, common, dirty, lookup, summary  # noqa: E402
 from benchmarks.__main__ import QUESTIONS  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +130,17 @@ def test_freshness_tells_costs_and_delays(data_sets, tmp_path):
     told = told_by("freshness", data_sets, tmp_path)
     assert told["goals"]
     assert operations_of(told) >= {"check", "counters", "publish"}
+
+
+def test_dirty_tells_ratios_and_what_the_source_is_asked(data_sets, tmp_path):
+    told = told_by("dirty", data_sets, tmp_path)
+    assert operations_of(told) == {*dirty.GOALS, "first where", "a dirty id"}
+    assert contenders_of(told) == {"clean", "0 dirty", "1 dirty", "100 dirty", "cache", "source"}
+    assert {line["dirty"]: line["first"] != {} for line in told["results"] if "dirty" in line} == {
+        0: False,
+        1: True,
+        100: True,
+    }
 
 
 def test_tracking_tells_what_a_tracked_database_costs(data_sets, tmp_path):

@@ -14,7 +14,7 @@ from benchmarks.common import Noise
 from benchmarks.data import DataSet
 from benchmarks.peers.mmcache_file import Mmcache
 
-RECORDED = {"get": 2.0, "build": 1.2}
+LIMITS = guard.limits_of({"ratios": {"get": 2.0, "build": 1.2}, "goals": {"get, 1 dirty": 1.15}})
 
 
 def measuring(**ratios):
@@ -29,7 +29,8 @@ def measuring(**ratios):
 
 
 def slower(found):
-    return [name for name, *_, is_slower in guard.judged(RECORDED, found) if is_slower]
+    limits = {name: LIMITS[name] for name in found}
+    return [name for name, *_, is_slower in guard.judged(limits, found) if is_slower]
 
 
 def test_half_as_slow_again_fails_and_a_fifth_passes():
@@ -40,16 +41,21 @@ def test_what_is_faster_passes():
     assert slower({"get": [0.5], "build": [1.2]}) == []
 
 
+def test_a_goal_is_a_limit_as_it_stands():
+    assert slower({"get, 1 dirty": [1.16]}) == ["get, 1 dirty"]
+    assert slower({"get, 1 dirty": [1.15]}) == []
+
+
 def test_what_is_slower_is_measured_twice_again_after_the_others():
     measure, asked = measuring(get=[3.0, 3.1, 2.9], build=[1.2])
-    found = guard.measured(RECORDED, measure)
+    found = guard.measured({name: LIMITS[name] for name in ("get", "build")}, measure)
     assert asked == ["get", "build", "get", "get"]
     assert slower(found) == ["get"]
 
 
 def test_a_noisy_measurement_is_forgiven_when_the_next_is_good():
     measure, asked = measuring(get=[9.0, 2.1], build=[1.3])
-    found = guard.measured(RECORDED, measure)
+    found = guard.measured({name: LIMITS[name] for name in ("get", "build")}, measure)
     assert asked == ["get", "build", "get"]
     assert slower(found) == []
 
@@ -70,15 +76,16 @@ def test_a_slowdown_is_found(small, monkeypatch):
 
     with guard.pairs(*small) as found:
         pair = dataclasses.replace(found["get"], repetitions=5)
-        recorded = {"get": pair.ratio(Noise())}
+        limits = guard.limits_of({"ratios": {"get": pair.ratio(Noise())}, "goals": {}})
         monkeypatch.setattr(Mmcache, "get", slow)
-        several = guard.measured(recorded, lambda _: pair.ratio(Noise()))
-    assert [is_slower for *_, is_slower in guard.judged(recorded, several)] == [True]
+        several = guard.measured(limits, lambda _: pair.ratio(Noise()))
+    assert [is_slower for *_, is_slower in guard.judged(limits, several)] == [True]
 
 
 def test_everything_that_is_recorded_is_measured(small):
     with open(guard.RECORD) as file:
-        recorded = json.load(file)["ratios"]
+        told = json.load(file)
     with guard.pairs(*small) as found:
-        assert recorded.keys() == found.keys()
+        assert guard.limits_of(told).keys() == found.keys()
+        assert told["goals"] == {name: pair.goal for name, pair in found.items() if pair.goal is not None}
         assert all(pair.works[0](0)[1] > 0 for pair in found.values())

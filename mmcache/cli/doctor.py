@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..errors import CorruptFileError, MissingFileError, MmcacheError, UnusableFileError
+from ..errors import MissingFileError, MmcacheError, UnusableFileError
 from ..words import ago, number, plural, printable, span
 from .files import layout_of
 from .options import ERROR, FILE_COMPLETION, OK

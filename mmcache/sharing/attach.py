@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from ..errors import MmcacheError, PublishError, UnusableFileError, UntrustedPathError
+from ..errors import MmcacheError, PublishError, UntrustedPathError, UnusableFileError
 from ..storage import fs, shared
 from ..storage.pagefile import MODE, PageFile, create_wake, map_wake, open_page_file, page_lock, store_word
 from .head import FAR, HEAD_SIZE, VERIFIED, Head, PageIdentity, pack_head, parse_head

@@ -24,7 +24,7 @@ from ..format.header import Header, Tokens
 from ..storage import shared
 from ..storage.fs import Identity, control_name, identity_of
 from ..storage.pagefile import PageFile, Word, page_lock, store_word
-from .events import MAX_APPEND, Event, Kind, decode, encode
+from .events import MAX_APPEND, Event, decode, encode
 from .head import (
     ANNOUNCED,
     BUILDER,

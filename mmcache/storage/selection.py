@@ -13,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, islice
 from operator import index
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import numpy as np
 
 from ..errors import SourceError
 from ..sources.base import SourceRecord
 from .record import Record, detached
+from .rows import File, NoFile, Place, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from ..format.records import Shape
     from ..schema import Schema
 
 __all__ = ["NO_ROW", "Given", "Selection", "in_order", "row_of"]
@@ -69,7 +69,7 @@ class Selection(Sequence[Record]):
     __slots__ = ("_collection", "_given", "_rows")
     __array_ufunc__ = None  # that numpy does not take `selection | array` for an operation on its elements
 
-    def __init__(self, collection: _Rows, rows: NDArray[np.uint32], given: Given | None = None) -> None:
+    def __init__(self, collection: Rows, rows: NDArray[np.uint32], given: Given | None = None) -> None:
         self._collection = collection
         self._rows = rows
         self._given = given
@@ -79,7 +79,7 @@ class Selection(Sequence[Record]):
         """What a source gave, in its order, where no file may answer."""
         found = list(records)
         places = np.arange(len(found))
-        return cls(_NoFile(schema.embedding, schema.dim or 0), _NO_ROWS, Given(found, places, NO_ROW + places))
+        return cls(NoFile(schema.embedding, schema.dim or 0), _NO_ROWS, Given(found, places, NO_ROW + places))
 
     @property
     def rows(self) -> NDArray[np.uint32]:
@@ -265,15 +265,15 @@ class Selection(Sequence[Record]):
 
     # --- and another
 
-    def _file(self) -> _File:
+    def _file(self) -> File:
         """The collection, also where the selection arrived from another process. Raises GenerationGoneError."""
         place = self._collection.place()
-        return place.collection() if place is self._collection else cast("_File", self._collection)
+        return place.collection() if place is self._collection else cast("File", self._collection)
 
     def _is_beside(self, other: Selection) -> bool:
         """Whether the rows of both are of one generation."""
         place = self._collection.place()
-        return place == other._collection.place() and not isinstance(place, _NoFile)
+        return place == other._collection.place() and not isinstance(place, NoFile)
 
     def _order(self) -> NDArray[np.uint32] | NDArray[np.int64]:
         """(len,): what `Given.order` is, of every record."""
@@ -294,7 +294,7 @@ class Selection(Sequence[Record]):
 
 
 def in_order(
-    collection: _Rows, rows: NDArray[np.uint32], records: Sequence[SourceRecord], order: NDArray[np.int64]
+    collection: Rows, rows: NDArray[np.uint32], records: Sequence[SourceRecord], order: NDArray[np.int64]
 ) -> Selection:
     """A selection in canonical order. rows: ascending. records, order: see `Given`; in any order, of other keys."""
     if not len(records):
@@ -306,7 +306,7 @@ def in_order(
     return Selection(collection, rows, Given(records, at, order))
 
 
-def row_of(file: _File, key: Any, place: int) -> int:
+def row_of(file: File, key: Any, place: int) -> int:
     """The row of a key or, without one, what orders it by its place in the source's order."""
     try:
         return file.row(key)
@@ -314,19 +314,19 @@ def row_of(file: _File, key: Any, place: int) -> int:
         return NO_ROW + place
 
 
-def _selection(collection: _Rows, rows: NDArray[np.uint32], given: Given) -> Selection:
+def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given) -> Selection:
     """Rows alone, where there is a file and no other record."""
-    is_mixed = len(given.records) or isinstance(collection, _NoFile)
+    is_mixed = len(given.records) or isinstance(collection, NoFile)
     return Selection(collection, rows, given if is_mixed else None)
 
 
-def _without_rows(file: _File, records: Sequence[SourceRecord]) -> Selection:
+def _without_rows(file: File, records: Sequence[SourceRecord]) -> Selection:
     order = [row_of(file, record.values[0], i) for i, record in enumerate(records)]
     return _selection(file, _NO_ROWS, Given(records, np.arange(len(records)), np.array(order, np.int64)))
 
 
 def _arrived(
-    place: _Place, rows: NDArray[np.uint32], records: Sequence[Any], at: Sequence[int], order: Sequence[int]
+    place: Place, rows: NDArray[np.uint32], records: Sequence[Any], at: Sequence[int], order: Sequence[int]
 ) -> Selection:
     """What `Selection.__reduce__` sent."""
     given = Given(list(map(SourceRecord._make, records)), np.array(at, np.intp), np.array(order, np.int64))
@@ -363,7 +363,7 @@ def _appended(one: Selection, rest: Selection) -> Selection:
         return one
     if not len(one):
         return rest
-    if isinstance(one._collection, _NoFile):
+    if isinstance(one._collection, NoFile):
         one = _without_rows(rest._file(), _values_of(one))
     else:
         rest = _without_rows(one._file(), _values_of(rest))
@@ -413,101 +413,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _copy(item) for name, item in value.items()}
     return tuple(map(_copy, value)) if isinstance(value, tuple) else value
-
-
-# --- what a selection asks of others; rows are uint32
-
-
-class _Rows(Protocol):
-    """The collection, or the place that leads there."""
-
-    def ids_at(self, rows: NDArray[np.uint32]) -> list[str]: ...
-
-    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]: ...
-
-    def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]: ...
-
-    def table_at(self, rows: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table: ...
-
-    def place(self) -> _Place: ...
-
-
-class _Place(_Rows, Protocol):
-    """Equal for the same collection of the same generation."""
-
-    def collection(self) -> _File: ...
-
-
-class _File(_Rows, Protocol):
-    """The collection itself, which a selection with records of a source asks for more."""
-
-    @property
-    def schema(self) -> _Embedded: ...
-
-    @property
-    def layout(self) -> _Shaped: ...
-
-    @property
-    def dim(self) -> int: ...
-
-    @property
-    def has_embedding(self) -> NDArray[np.bool_]: ...
-
-    def row(self, key: Any) -> int: ...
-
-
-class _Embedded(Protocol):
-    @property
-    def embedding(self) -> str | None: ...
-
-    @property
-    def dim(self) -> int | None: ...
-
-
-class _Shaped(Protocol):
-    @property
-    def shapes(self) -> Sequence[Shape]: ...
-
-
-class _NoFile(NamedTuple):
-    """A collection without a record, for the selections that have no file. It is its own place, schema and layout."""
-
-    embedding: str | None
-    dim: int
-
-    def ids_at(self, _: NDArray[np.uint32]) -> list[str]:
-        return []
-
-    def records_at(self, _: NDArray[np.uint32]) -> Iterator[Record]:
-        return iter(())
-
-    def embeddings_at(self, _: NDArray[np.uint32]) -> NDArray[np.float32]:
-        return np.zeros((0, self.dim), np.float32)
-
-    def table_at(self, _: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table:
-        raise NotImplementedError  # a selection without a file makes its own
-
-    def row(self, key: Any) -> int:
-        raise KeyError(key)
-
-    def place(self) -> _NoFile:
-        return self
-
-    def collection(self) -> _NoFile:
-        return self
-
-    @property
-    def schema(self) -> _NoFile:
-        return self
-
-    @property
-    def layout(self) -> _NoFile:
-        return self
-
-    @property
-    def shapes(self) -> Sequence[Shape]:
-        return ()
-
-    @property
-    def has_embedding(self) -> NDArray[np.bool_]:
-        return np.zeros(0, np.bool_)

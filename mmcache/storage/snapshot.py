@@ -13,7 +13,6 @@ Call grammar: open (read | verify)* close. After close reads raise ClosedError, 
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import struct
 import time
@@ -206,6 +205,14 @@ class Collection(Mapping[str, Record]):
     ClosedError after its snapshot was closed.
     """
 
+    # fmt: off
+    __slots__ = (  # a dict of attributes would make a copy of a collection slower than the original: see `around`
+        "__weakref__", "_blocks", "_buffer", "_closed", "_digest", "_dirty", "_hash", "_hash_at", "_ids_verified",
+        "_indexes", "_is_plain", "_layout", "_matrix", "_max_probe", "_n", "_path", "_place", "_prefixes", "_row",
+        "_row_at", "_rows_at", "_shapes", "_shift", "_stride", "_vectors_at", "_verified", "_view",
+    )
+    # fmt: on
+
     def __init__(
         self,
         path: str,
@@ -250,7 +257,9 @@ class Collection(Mapping[str, Record]):
 
         dirty: hash of a key -> the keys that have it; it may grow while the collection is used.
         """
-        twin = copy.copy(self)
+        twin = _new(Collection)
+        for name in Collection.__slots__[1:]:
+            setattr(twin, name, getattr(self, name))
         twin._dirty = dirty
         if self._layout.ids.seed:
             keys = [key for one in dirty.values() for key in one]
@@ -274,7 +283,8 @@ class Collection(Mapping[str, Record]):
         absent = False
         try:
             hashed = self._digest(key.encode())
-            if self._dirty is not None and hashed in self._dirty:
+            dirty = self._dirty
+            if dirty is not None and hashed in dirty:
                 raise DirtyError
             home = slot = hashed >> self._shift
             found = self._hash[slot]
@@ -605,7 +615,8 @@ class Collection(Mapping[str, Record]):
         try:
             raw = key.encode()  # type: ignore[attr-defined]
             hashed = self._digest(raw)
-            if self._dirty is not None and hashed in self._dirty:
+            dirty = self._dirty
+            if dirty is not None and hashed in dirty:
                 raise DirtyError
             home = slot = hashed >> self._shift
             found = self._hash[slot]
