@@ -133,6 +133,8 @@ class Watch:
             self.due = now + self.options.check_interval
             if self.hearing.page is not None:  # else the file is about to be opened, which polls
                 self._poller.poll()
+            elif is_disabled():
+                self.counting.note_gauges(self.path, self.options.label, 0, [])
         before = self.decision.rebuild
         if self.word[0] != self.seen:
             self._hear()

@@ -13,6 +13,7 @@ from ..format.header import Header, Tokens
 from ..format.keys import Key, hash_key
 from ..freshness import Freshness, Policy, freshness, may_answer
 from .events import Dirty, Said, add_dirty
+from .fleet import STATES
 from .head import Coverage, Failure
 
 __all__ = [
@@ -34,10 +35,6 @@ NO_FINGERPRINT: Final = bytes(32)
 
 MANY_DIRTY: Final = 2048
 """Dirty ids beyond which a rebuild does not wait for `rebuild_after`."""
-
-CAUSES_WITHOUT_FILE: Final = ("missing", "corrupt", "incompatible", "unreadable", "untrusted")
-STATES: Final = ("starting", "fresh", "stale", "expired", "invalidated", "slow", *CAUSES_WITHOUT_FILE, "disabled")
-"""What `Decision.state` may be, and "starting", which a cache is in before its first decision."""
 
 _EMPTY: Final[Mapping[str, Dirty]] = {}
 _NO_KEYS: Final[Mapping[str, frozenset[Key]]] = {}

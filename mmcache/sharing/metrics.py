@@ -29,7 +29,7 @@ from xxhash import xxh3_64_intdigest
 from ..errors import MmcacheError, UnusableFileError
 from ..storage import fs, shared
 from . import archive, slot_files
-from .fleet import CAUSES, Event, Fleet, Histogram, Worker
+from .fleet import CAUSES, STATES, Event, Fleet, Histogram, Worker
 from .slot_files import log_once
 from .tally import U64, Tally
 
@@ -77,7 +77,6 @@ COUNTERS: Final = (
     *("rebuilds_ok", "rebuilds_unchanged", "rebuilds_failed", "rebuilds_superseded", "rebuilds_lost_race"),
     *("invalidations_ids", "invalidations_soft", "invalidations_hard", "invalidated_ids"),
 )
-STATES: Final = ("starting", "fresh", "stale", "expired", "invalidated", "slow", "no file", "disabled")
 IDLE: Final = "idle"
 _IDLE_AFTER: Final = 60.0
 """Seconds without a look, after which what a worker said of itself is of no use: nobody asks it anything."""

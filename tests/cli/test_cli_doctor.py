@@ -27,7 +27,7 @@ OF_A_DIRECTORY = (
     *("python", "dependencies", "directory", "write access", "hard links", "fsync", "file system"),
     *("shared map", "build lock", "disk space"),
 )
-OF_A_FILE = (*OF_A_DIRECTORY, "file", "clock", "source", "control page", "builds", "leftovers")
+OF_A_FILE = (*OF_A_DIRECTORY, "file", "clock", "source", "freshness", "control page", "builds", "leftovers")
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_dependencies_that_are_old_or_missing_fail_with_the_command_to_run(monke
 
 def test_a_file_that_is_not_there_is_a_warning_and_one_that_is_damaged_fails(tmp_path, diagnosed):
     path = tmp_path / "items.mmc"
-    assert levels(diagnosed(path)) == {"file": "warn"}
+    assert levels(diagnosed(path)) == {"file": "warn", "freshness": "warn"}
     make_shelf(path)
     for place, cause in ((100, "corrupt"), (8, "incompatible")):
         data = bytearray(path.read_bytes())
