@@ -141,7 +141,11 @@ def _make(path: str, previous: Page | None, patience: float) -> Page:
             file.write(0, head)
             name = wake_name(os.path.basename(path), identity.nonce)
             create_wake(directory, name, identity.taken)
-            directory.rename(file.name or "", directory.name)
+            try:
+                directory.rename(file.name or "", directory.name)
+            except PublishError:
+                directory.unlink(name)
+                raise
             file.published()
             _sweep(directory, path)
     page = _usable(path)
