@@ -172,7 +172,10 @@ class Watch:
         old = self.files.snapshot
         if old is None:
             self._known.next_try = 0.0
-            return self.current().snapshot is not None
+            found = self.current().snapshot is not None
+            if not found and self.hearing.page is not None:
+                self._poller.poll(None)  # which writes what was counted
+            return found
         if self._known.is_closed:
             return False
         self.due = time.monotonic() + self.options.check_interval
