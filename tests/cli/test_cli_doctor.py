@@ -130,8 +130,8 @@ def test_a_directory_of_another_user_is_a_warning(tmp_path, diagnosed):
 @pytest.mark.parametrize(
     ("refused", "found"),
     [
-        (FailName("link", errno.EPERM), {"hard links": "warn", "file system": "warn", "shared map": "warn"}),
-        (FailName("link", errno.EIO), {"hard links": "fail", "file system": "warn", "shared map": "warn"}),
+        (FailName("link", errno.EPERM), {"hard links": "warn", "shared map": "warn"}),
+        (FailName("link", errno.EIO), {"hard links": "fail", "shared map": "warn"}),
         (FailName("fsync", errno.EIO), {"fsync": "fail"}),
         (FailName("pwrite", errno.ENOSPC), {"fsync": "fail", "file system": "warn", "shared map": "warn"}),
     ],
@@ -142,8 +142,8 @@ def test_what_the_file_system_refuses_is_told(tmp_path, diagnosed, refused, foun
         assert levels(diagnosed(tmp_path)) == found
 
 
-def test_without_hard_links_there_is_no_control_page(tmp_path, diagnosed):
-    with faults(FailName("link", errno.EPERM)):
+def test_where_nothing_can_be_renamed_there_is_no_control_page(tmp_path, diagnosed):
+    with faults(FailName("rename", errno.EPERM)):
         checks = diagnosed(tmp_path)
     assert "no control page" in checks["file system"]["text"]
     assert "nobody can invalidate" in checks["file system"]["advice"]
@@ -278,7 +278,7 @@ def test_a_control_page_that_is_none_fails_or_will_be_replaced(shop, diagnosed):
     check = diagnosed(shop)["control page"]
     assert (check["level"], "expected a regular file" in check["text"]) == ("fail", True)
     page.unlink()
-    for content in (b"", b"\0" * SIZE):  # cut short; of no boot that was ever
+    for content in (b"", b"\0" * 4096):  # cut short; of no boot that was ever
         page.write_bytes(content)
         check = diagnosed(shop)["control page"]
         assert (check["level"], "puts another in its place" in check["advice"]) == ("warn", True)

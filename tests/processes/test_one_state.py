@@ -65,6 +65,15 @@ class Situation(NamedTuple):
     with_source: bool = True
 
 
+def after(seconds: float) -> Callable[[Place], None]:
+    """The clock has gone on."""
+
+    def come(place: Place) -> None:
+        place.clock.ahead = seconds
+
+    return come
+
+
 def tracked_write(place: Place) -> None:
     source = SQLiteSource(place.database, SHOP)
     source.track()
@@ -118,10 +127,10 @@ SITUATIONS: dict[str, Situation] = {
     "softly": Situation("stale", lambda place: place.say("--reason", "record_stored")),
     "hard": Situation("invalidated", lambda place: place.say()),
     "hard, then an id": Situation("invalidated", lambda place: (place.say(), place.say("s1"))),
-    "due by age": Situation("stale", lambda place: setattr(place.clock, "ahead", 3300.0)),
-    "expired": Situation("expired", lambda place: setattr(place.clock, "ahead", 4000.0)),
-    "of the future": Situation("stale", lambda place: setattr(place.clock, "ahead", -4000.0)),
-    "expired, and hard": Situation("invalidated", lambda place: (setattr(place.clock, "ahead", 4000.0), place.say())),
+    "due by age": Situation("stale", after(3300.0)),
+    "expired": Situation("expired", after(4000.0)),
+    "of the future": Situation("stale", after(-4000.0)),
+    "expired, and hard": Situation("invalidated", lambda place: (after(4000.0)(place), place.say())),
     "written to, untracked": Situation("stale", Place.write),
     "written to, tracked": Situation("stale", tracked_write),
     "source is gone": Situation("fresh", without_source_file),
@@ -138,7 +147,7 @@ SITUATIONS: dict[str, Situation] = {
     "alone": Situation("fresh", with_source=False),
     "alone, an id": Situation("stale", lambda place: place.say("s1"), with_source=False),
     "alone, hard": Situation("invalidated", lambda place: place.say(), with_source=False),
-    "alone, expired": Situation("expired", lambda p: setattr(p.clock, "ahead", 4000.0), with_source=False),
+    "alone, expired": Situation("expired", after(4000.0), with_source=False),
     "alone, missing": Situation("missing", lambda place: place.path.unlink(), opened=AFTER, with_source=False),
     "alone, corrupt": Situation("corrupt", lambda place: place.flip(100), opened=AFTER, with_source=False),
 }
@@ -194,11 +203,9 @@ def test_all_that_shows_a_state_shows_the_same(place, capsys, name, opened):
     source = made if situation.with_source else None
     with contextlib.ExitStack() as ending:
         ending.callback(made.close)
-        if opened == "before":
-            cache = ending.enter_context(worker(place, source))
+        early = ending.enter_context(worker(place, source)) if opened == "before" else None
         situation.come(place)
-        if opened == "after":
-            cache = ending.enter_context(worker(place, source))
+        cache = ending.enter_context(worker(place, source)) if early is None else early
         read(cache)
         assert_all_show(situation.state, place.path, cache, capsys)
 

@@ -1,4 +1,4 @@
-"""`decide` as a table: what was observed -> which tier answers, which ids are dirty, what state is shown, what is built."""
+"""`decide` as a table: what was observed -> which tier answers, which ids are dirty, what is shown and built."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ FLAGS = ("page", "foreign", "distrusted", "panicked", "slow", "disabled", "build
 
 @st.composite
 def any_facts(draw: st.DrawFn) -> Facts:
-    flags = {name: draw(st.booleans()) for name in FLAGS}
+    flags: dict[str, Any] = {name: draw(st.booleans()) for name in FLAGS}
     facts = seen(
         *draw(EVENTS),
         age=draw(st.sampled_from([-100.0, 0.0, 3.0, 30.0, 100.0, 600.0, 1100.0, 1600.0])),
