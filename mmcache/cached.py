@@ -28,7 +28,6 @@ from .storage.overlay import Overlay
 from .storage.record import Record, RecordItems, RecordValues
 from .storage.selection import Selection
 from .storage.snapshot import Collection, DirtyError, EmbeddingRef, Snapshot
-from .view import View
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -323,20 +322,15 @@ class CachedCollection(Mapping[str, Record]):
     def _whole(self) -> tuple[Collection | Overlay | None, str]:
         """All records: the file's collection, or that with the source's answers for dirty ids; else None, and why."""
         view = self._watch.current()
-        reader = view.readers.get(self._name)
-        if reader is None:
+        whole = view.wholes.get(self._name)
+        if whole is not None:
+            return whole, ""
+        if self._name not in view.readers:
             return None, view.cause
-        if not view.dirty(reader.name):
-            return reader, ""
-        assert view.snapshot is not None
-        return self._overlay(view, view.snapshot.collection(reader.name)), view.cause
-
-    def _overlay(self, view: View, collection: Collection) -> Overlay | None:
         try:
-            return view.overlay(collection.name, lambda keys: self._tier.overlay(collection, keys))
+            return view.overlay(self._name, self._tier.overlay), view.cause
         except UnusableFileError as error:
-            self._watch.damaged(error)
-            return None
+            return None, self._watch.damaged(error)
 
     def _collection_of(self, snapshot: Snapshot) -> Collection:
         return snapshot.default if self._name is None else snapshot.collection(self._name)

@@ -18,21 +18,23 @@ _REMEMBERED: Final = 4096
 
 
 class View:
-    """Immutable, but for the source's answers for dirty ids, which it remembers: the next event or poll brings a new view.
+    """Immutable, but for the source's answers for dirty ids, which it remembers: an event or a poll brings a new view.
 
-    snapshot: the file that is open, whether it may answer or not. readers: collection -> what a look-up by key asks,
+    snapshot: the file that is open, whether it may answer or not. readers: collection -> what a lookup by key asks,
     where the file may answer at all; None stands for the default collection. Its dirty ids raise DirtyError.
+    wholes: the same -> what is read as a whole, an `Overlay` where ids are dirty, as far as it is known by now.
     """
 
-    __slots__ = ("_overlays", "decision", "readers", "snapshot")
+    __slots__ = ("decision", "readers", "snapshot", "wholes")
 
     def __init__(self, decision: Decision, snapshot: Snapshot | None = None) -> None:
         self.decision = decision
         self.snapshot = snapshot
         self.readers: Mapping[str | None, Collection] = {}
-        self._overlays: dict[str, Overlay] = {}
+        self.wholes: dict[str | None, Collection | Overlay] = {}
         if snapshot is not None and decision.serves:
             self.readers = _readers(snapshot, decision)
+            self.wholes = {name: reader for name, reader in self.readers.items() if not self.dirty(reader.name)}
 
     @property
     def cause(self) -> str:
@@ -47,21 +49,20 @@ class View:
         """The dirty ids of a collection. It may grow meanwhile."""
         return self.decision.dirty.get(name, _NONE)
 
-    def overlay(self, name: str, ask: Callable[[list[Key]], Overlay]) -> Overlay | None:
+    def overlay(self, name: str | None, ask: Callable[[Collection, list[Key]], Overlay]) -> Overlay | None:
         """A collection with the source's answers for its dirty ids; None where they cannot be named.
 
-        ask: makes it, for these keys. Two threads may ask at once.
+        ask: makes it, of the file's collection and these keys. Two threads may ask at once.
         """
-        found = self._overlays.get(name)
-        if found is not None:
-            return found
-        named = [key for keys in tuple(self.dirty(name).values()) for key in keys]
+        assert self.snapshot is not None
+        collection = self.snapshot.collection(self.readers[name].name)
+        named = [key for keys in tuple(self.dirty(collection.name).values()) for key in keys]
         keys = [key for key in named if key is not None]
         if len(keys) < len(named):
             return None
-        found = ask(keys)
+        found = ask(collection, keys)
         if len(keys) <= _REMEMBERED:
-            self._overlays[name] = found
+            self.wholes[name] = found
         return found
 
 

@@ -24,7 +24,7 @@ from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
 from .options import Options, is_disabled
-from .poller import PATIENCE, Poller
+from .poller import Poller
 from .rebuild import Rebuilder
 from .sharing import invalidation, metrics
 from .sharing.asking import ask
@@ -44,6 +44,9 @@ _NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
 _RETRY: Final = 1.0
 """Seconds after which a cache without a file looks whether there is one by now."""
+
+_TRIES: Final = 5
+"""Times that a thread opens the announced file while others move to files before it."""
 
 _FOREVER: Final = 3600.0
 """Seconds to wait for a thread of ours that opens a file, where the caller asked for the result."""
@@ -196,7 +199,7 @@ class Watch:
             is_new = announced is not None and announced.generation != self.files.generation
             at_once = is_new and self.files.snapshot is not None
         if at_once:
-            self._adopt(known=True, patience=PATIENCE)
+            self._adopt_announced()
         if is_explained:
             self.seen = woken
 
@@ -275,7 +278,7 @@ class Watch:
             page = self.hearing.page
         self.rebuilder.reap(page)
         if self.files.snapshot is not None:
-            self._adopt(known=False, patience=_FOREVER)
+            self._adopt(_FOREVER)
         with self._lock:
             self._decide()
         if page is not None:
@@ -308,32 +311,40 @@ class Watch:
 
     # --- the file
 
-    def _adopt(self, *, known: bool, patience: float) -> None:
+    def _adopt_announced(self) -> None:
+        """Move to a file that was announced and that this machine has verified: opening it takes a few reads. Takes no
+        lock, so that no thread which begins a read now waits for another, or goes on with the file before."""
+        for _ in range(_TRIES):
+            old = self.files.snapshot
+            try:
+                new = self.files.other(self.hearing.page, known=True)
+            except UnverifiedError:
+                self._poller.poll()  # which opens it, whatever that takes
+                return
+            except UnusableFileError as error:
+                self._refuse(error)
+                return
+            if new is None:
+                return
+            if self._take(new, old):
+                self._poller.poll(0.0)  # the source has not been asked about this file
+                return
+
+    def _adopt(self, patience: float) -> None:
         """Move to the file that is at the path now, if it is another one. One that is not right is refused, and ours is
-        kept. known: only if opening it takes a few reads; else a poll opens it."""
+        kept."""
         files, old = self.files, self.files.snapshot
         if not files.lock.acquire(timeout=patience):
             return
         try:
-            new = files.other(self.hearing.page, known=known)
-        except UnverifiedError:
-            new = None
-            is_for_poll = True
+            new = files.other(self.hearing.page)
         except UnusableFileError as error:
-            new, is_for_poll = None, False
             self._refuse(error)
         else:
-            is_for_poll = False
             if new is not None:
-                self._take(new)
+                self._take(new, old)
         finally:
             files.lock.release()
-        if is_for_poll:
-            self._poller.poll()
-        elif new is not None and old is not None:
-            self._note_adoption(old, new)
-            if known:
-                self._poller.poll(0.0)  # the source has not been asked about this file
 
     def _note_adoption(self, old: Snapshot, new: Snapshot) -> None:
         self.counting.add(metrics.ADOPTIONS)
@@ -348,15 +359,20 @@ class Watch:
             )
         self._note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, new.generation)
 
-    def _take(self, snapshot: Snapshot) -> None:
-        """Answer from this snapshot."""
+    def _take(self, snapshot: Snapshot, old: Snapshot | None = None) -> bool:
+        """Answer from this snapshot, unless another thread has moved on from the old one meanwhile."""
         with self._lock:
+            if self.files.snapshot is not old:
+                return False
             self.files.take(snapshot)
             self.counting.add_opening(snapshot.opened_in)
             self.hearing.forget_own(snapshot.created)
             self._rebase(snapshot)
             self._decide()
             self.seen = None  # a newer one may have been published since this one was opened
+        if old is not None:
+            self._note_adoption(old, snapshot)
+        return True
 
     def _rebase(self, snapshot: Snapshot) -> None:
         page = self.hearing.page

@@ -33,7 +33,7 @@ class Overlay:
     Its selections are in canonical order: a dirty record stands at its old row, those without a row at the end.
     """
 
-    __slots__ = ("_collection", "_dirty", "_order", "_records", "_terms")
+    __slots__ = ("_collection", "_dirty", "_length", "_order", "_records", "_terms")
 
     def __init__(self, collection: Collection, keys: Iterable[Hashable], records: Iterable[SourceRecord]) -> None:
         """keys: the dirty ones; of a type that the file cannot have, they have no row. records: all that the source
@@ -52,7 +52,8 @@ class Overlay:
         self._dirty = np.array(sorted(set(rows)), np.uint32)
         self._order = places[sequence]
         self._records = [given[i] for i in sequence.tolist()]
-        self._terms: dict[str, dict[Term, NDArray[np.intp]]] = {}
+        self._terms: dict[str, dict[Term, set[int]]] = {}
+        self._length = len(collection) - len(self._dirty) + len(given)
 
     @property
     def collection(self) -> Collection:
@@ -60,7 +61,7 @@ class Overlay:
         return self._collection
 
     def __len__(self) -> int:
-        return len(self._collection) - len(self._dirty) + len(self._records)
+        return self._length
 
     def find(self, query: Query) -> Selection:
         """The records that answer a query as `parse_query` gives it; of an empty one, all.
@@ -68,11 +69,11 @@ class Overlay:
         An indexed field of a source's record with a value that is no term matches nothing, as in the sources.
         """
         rows = self._clean(self._collection.find(query).rows)
-        chosen = self._matching(query)
-        if len(chosen) == len(self._records):
-            return in_order(self._collection, rows, self._records, self._order)
-        records = [self._records[i] for i in chosen.tolist()]
-        return in_order(self._collection, rows, records, self._order[chosen])
+        chosen = self._matching(query) if query else range(len(self._records))
+        if not chosen:
+            return Selection(self._collection, rows)
+        records = [self._records[i] for i in chosen]
+        return in_order(self._collection, rows, records, self._order.take(chosen))
 
     def everything(self) -> Selection:
         """All records. 4 bytes a row."""
@@ -86,36 +87,37 @@ class Overlay:
 
     def _clean(self, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """Ascending rows without the dirty ones."""
-        if not len(rows) or not len(self._dirty):
+        dirty = self._dirty
+        if not len(rows) or not len(dirty):
             return rows
-        at = np.searchsorted(rows, self._dirty)
-        is_there = rows.take(at, mode="clip") == self._dirty
+        at = rows.searchsorted(dirty)
+        is_there = rows.take(at, mode="clip") == dirty
+        if not is_there.any():
+            return rows
         keep = np.ones(len(rows), np.bool_)
         keep[at[is_there]] = False
         return rows[keep]
 
-    def _matching(self, query: Query) -> NDArray[np.intp]:
+    def _matching(self, query: Query) -> list[int]:
         """Which of the source's records answer a query, ascending."""
-        matching = np.ones(len(self._records), np.bool_)
+        found: set[int] | None = None
         for field, terms in query.items():
             carriers = self._carriers(field)
-            carry = np.zeros(len(self._records), np.bool_)
-            for term in terms:
-                if (ordinals := carriers.get(term)) is not None:
-                    carry[ordinals] = True
-            matching &= carry
-        return np.flatnonzero(matching)
+            carry = set[int]().union(*(carriers[term] for term in terms if term in carriers))
+            found = carry if found is None else found & carry
+            if not found:
+                return []
+        return sorted(found or ())
 
-    def _carriers(self, field: str) -> dict[Term, NDArray[np.intp]]:
+    def _carriers(self, field: str) -> dict[Term, set[int]]:
         """Term -> the source's records that carry it."""
         carriers = self._terms.get(field)
         if carriers is None:
-            found: dict[Term, list[int]] = {}
+            carriers = {}
             for i, record in enumerate(self._records):
                 for term in _terms_of(record, field):
-                    found.setdefault(term, []).append(i)
-            # Two threads may both collect them; one of the two equal results stays.
-            carriers = self._terms[field] = {term: np.array(places, np.intp) for term, places in found.items()}
+                    carriers.setdefault(term, set()).add(i)
+            self._terms[field] = carriers  # two threads may both collect them; one of the two equal results stays
         return carriers
 
 

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mmcache import Cache, Record, tiers
+from mmcache import Cache, Record
 from mmcache.format.header import Header
-from mmcache.sharing.control import ControlPage
-from mmcache.sharing.staleness import doubt_about
+from mmcache.sharing import decide, events, hearing
+from mmcache.sharing.announce import Announcer
 from mmcache.storage import publish
+from mmcache.storage.overlay import Overlay
+from mmcache.view import View
+from mmcache.watch import Watch
 
 MISTAKES: dict[str, tuple[str, ...]] = {}
 """Name -> rules."""
@@ -38,12 +41,12 @@ def breaks(*rules: str) -> Callable[[Mistake], Mistake]:
 @breaks("stale")
 def capture_after_read() -> None:
     """The builder captures what was invalidated after it has read the source, and not before: what was committed and
-    invalidated in between is in the ring before the file, and not in the file."""
-    pages: list[ControlPage] = []
-    begin, stage = ControlPage.begin, publish._stage
+    invalidated in between is logged before the file's position, and not in the file."""
+    builders: list[Announcer] = []
+    begin, stage = Announcer.begin, publish._stage
 
-    def remember(self: ControlPage) -> None:
-        pages[:] = [self]
+    def remember(self: Announcer) -> None:
+        builders[:] = [self]
         begin(self)
 
     def staged(*args: Any) -> Any:
@@ -52,36 +55,69 @@ def capture_after_read() -> None:
         return result
 
     def header(**fields: Any) -> Header:
-        late = pages[-1].tokens()
+        late = builders[-1].tokens()
         return Header(**fields | {"soft": late.soft, "hard": late.hard, "ring": late.ring, "page": late.page})
 
-    ControlPage.begin = remember  # type: ignore[method-assign]
+    Announcer.begin = remember  # type: ignore[method-assign]
     publish._stage = staged  # type: ignore[assignment]
     publish.Header = header  # type: ignore[attr-defined, assignment]
 
 
 @breaks("stale")
-def ring_ignored() -> None:
+def ids_ignored() -> None:
     """Readers never look at the ids that were invalidated."""
-    ControlPage.entries = lambda self, since, until: []  # type: ignore[method-assign]
+    really = events.fold
+
+    def fold(said: events.Said, new: Any, until: int) -> None:
+        really(said, [event for event in new if event.kind is not events.Kind.IDS], until)
+
+    hearing.fold = fold  # type: ignore[assignment, attr-defined]
 
 
 @breaks("stale")
 def hard_ignored() -> None:
     """Readers let the file answer although everything was invalidated."""
-    tiers.doubt_about = lambda *args: doubt_about(*args)._replace(hard=False)  # type: ignore[attr-defined]
+    really = decide._doubt
+    decide._doubt = lambda *args: really(*args)._replace(hard="")
 
 
-@breaks("late")
+@breaks("late", "stale")
 def wake_unheard() -> None:
     """Readers find out what is new only once in a second."""
-    really = tiers.Tiers.look
+    really = Watch.look
 
-    def look(self: tiers.Tiers, now: float) -> None:
+    def look(self: Watch, now: float) -> None:
         if now >= self.due:
             really(self, now)
 
-    tiers.Tiers.look = look  # type: ignore[method-assign]
+    Watch.look = look  # type: ignore[method-assign]
+
+
+@breaks("stale", "wrong count")
+def answers_survive_events() -> None:
+    """What a view remembers of the source is taken over by the next one."""
+    kept: dict[str | None, Overlay] = {}
+    really = View.overlay
+
+    def overlay(self: View, name: str | None, ask: Any) -> Overlay | None:
+        if name not in kept:
+            found = really(self, name, ask)
+            if found is not None:
+                kept[name] = found
+        return kept[name]
+
+    View.overlay = overlay  # type: ignore[method-assign]
+
+
+@breaks("stale", "wrong count", "of no tier")
+def new_ids_forgotten() -> None:
+    """An overlay has no record that the file has no row for."""
+    really = Overlay.__init__
+
+    def begin(self: Overlay, collection: Any, keys: Any, records: Any) -> None:
+        really(self, collection, keys, [record for record in records if record.values[0] in collection])
+
+    Overlay.__init__ = begin  # type: ignore[method-assign]
 
 
 # --- of answers with many records -------------------------------------------------------------------------------------
