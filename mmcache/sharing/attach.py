@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from ..errors import MmcacheError, PublishError, UntrustedPathError, UnusableFileError
 from ..storage import fs, shared
 from ..storage.pagefile import MODE, PageFile, create_wake, map_wake, open_page_file, page_lock, store_word
-from .head import FAR, HEAD_SIZE, VERIFIED, Head, PageIdentity, pack_head, parse_head
+from .head import FAR, HEAD_SIZE, PANIC, VERIFIED, Head, PageIdentity, pack_head, parse_head
 from .page import (
     BOOT_TAG,
     LOG_SIZE,
@@ -146,6 +146,8 @@ def _make(path: str, previous: Page | None, patience: float) -> Page:
             except PublishError:
                 directory.unlink(name)
                 raise
+            if old is not None:  # Case: everything was invalidated there, without the lock, after its head was read
+                file.write(PANIC, old.file.read(PANIC, 8))
             file.published()
             _sweep(directory, path)
     page = _usable(path)

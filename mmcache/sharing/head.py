@@ -191,10 +191,10 @@ def pack_record(at: int, *values: Any) -> bytes:
 
 
 def pack_head(identity: PageIdentity, count: int, records: bytes = b"") -> bytes:
-    """A whole head. records: the head that this one takes over, whose records from `verified` on are kept."""
+    """A whole head. records: the head that this one takes over, which is kept from `panic` on."""
     head = bytearray(HEAD_SIZE)
     if records:
-        head[VERIFIED[0] :] = records[VERIFIED[0] : HEAD_SIZE]
+        head[PANIC:] = records[PANIC:HEAD_SIZE]
     for at, record in ((IDENTITY, pack_record(IDENTITY, FORM, *identity)), (COUNT, pack_record(COUNT, count))):
         head[at : at + len(record)] = record
     return bytes(head)
