@@ -171,7 +171,7 @@ class Slot:
             self.words[:_FIRST_GAUGE] = _head(nonce, label)
             try:
                 self._held = shared.create_held(
-                    slot_files.name_of(self._path, int.from_bytes(nonce, "big")), self._block()
+                    slot_files.name_of(self._path, int.from_bytes(nonce, "big")), self._counts().tobytes()
                 )
             except (FileNotFoundError, BlockingIOError) as refused:
                 error = refused  # a folder was faster than our lock
@@ -181,6 +181,7 @@ class Slot:
             else:
                 self._nonce = int.from_bytes(nonce, "big")
                 _shared_slots[self._nonce] = weakref.ref(self), self._held
+                _flush_at_exit_of_a_pool()
                 slot_files.fold_dead(self._path, self._nonce, _OURS, _COUNTED)
                 return
         text = f"only this process sees what it counts: {error}"
@@ -240,7 +241,7 @@ class Slot:
             self._end_sharing()
             return
         try:
-            held.write(self._block())
+            held.write(self._counts().tobytes())
         except OSError as error:
             log.debug("%s: %s", self._path, str(error), extra={"event": "slot_not_written", "path": self._path})
 
@@ -279,14 +280,17 @@ class Slot:
             del self._turn
         except AttributeError:
             return  # Case: a flush is under way, which this call interrupts or another thread does. It calls this.
+        held = None
         try:
-            if self._held is not None:
-                self._write()
-            if self._held is not None:
+            self._write()
+            held, self._held = self._held, None  # Case: interrupted from here on, it is not added again
+            if held is not None:
                 self._move_to_archive()
         finally:
-            self._end_sharing()
             self._turn = True
+            _shared_slots.pop(self._nonce, None)
+            if held is not None:
+                held.close()
 
     def _move_to_archive(self) -> None:
         try:
@@ -319,21 +323,11 @@ class Slot:
             words[word] = words[word] + sums[word] & U64
         return words
 
-    def _block(self) -> bytes:
-        return self._counts().tobytes()
-
-    def _forget(self) -> None:
-        """In a forked child: the file and its lock are the parent's, and another thread's turn never ends."""
-        if self._held is not None:
-            self._held.forget()
-            self._held = None
-        self._begin()
-
     def _leave_to_parent(self) -> None:
-        """Case: forked by C code, which runs no hooks, so the descriptor is still open here."""
-        if self._held is not None:
-            self._held.close()
-        self._forget()
+        """In a forked child: begin at nothing. The file and its lock are the parent's, and a turn that another thread
+        took never ends here. Where C code forked, no hook ran, and the descriptor is still open."""
+        self._end_sharing()
+        self._begin()
 
 
 # The lock is held here, too: so the garbage collector does not end it before the slot's last flush.
@@ -346,7 +340,7 @@ def _living_slots() -> list[Slot]:
 
 def _forget_slots() -> None:
     for slot in _living_slots():
-        slot._forget()
+        slot._leave_to_parent()
     _shared_slots.clear()
 
 
@@ -355,6 +349,17 @@ def _flush_slots() -> None:
         slot.flush()
         slot.flush_events()
 
+
+def _flush_at_exit_of_a_pool() -> None:
+    """A child that `multiprocessing` forked ends by `os._exit`, after the finalizers of its own."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _pool_of != [os.getpid()]:
+        _pool_of[:] = [os.getpid()]
+        util.Finalize(None, _flush_slots, exitpriority=-100)
+
+
+_pool_of: list[int] = []
+"""The process that has the finalizer."""
 
 os.register_at_fork(after_in_child=_forget_slots)
 atexit.register(_flush_slots)
@@ -381,11 +386,13 @@ def read_fleet(path: str) -> Fleet:
         tries -= 1
         with _look(path) as totals:
             held = totals is not None and totals.file.lock(exclusive=False)
-            state = archive.State() if totals is None else _read(path, totals.state, archive.State())
+            state = _state(path, totals)
             slots = list(_slots_in_use(path, state.nonce))
             events: list[tuple[int, int, int]] = [] if totals is None else _read(path, totals.events, [])
+        with _look(path) as totals:
+            now = _state(path, totals)
         # Without the lock, the archive may have got a slot after we read it and before we came to the slot.
-        if held or not tries or _moment(state) == _moment_now(path):
+        if held or not tries or (state.since_ns, state.sequence) == (now.since_ns, now.sequence):
             return _fleet(state, slots, events)
 
 
@@ -403,14 +410,8 @@ def _read(path: str, read: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def _moment(state: archive.State) -> tuple[int, int]:
-    """Equal for two looks between which nothing was folded."""
-    return state.since_ns, state.sequence
-
-
-def _moment_now(path: str) -> tuple[int, int]:
-    with _look(path) as totals:
-        return _moment(archive.State() if totals is None else _read(path, totals.state, archive.State()))
+def _state(path: str, totals: archive.Archive | None) -> archive.State:
+    return archive.State() if totals is None else _read(path, totals.state, archive.State())
 
 
 def _slots_in_use(path: str, folded: int) -> Iterator[tuple[array[int], bool]]:

@@ -223,9 +223,9 @@ class Directory:
     """
 
     def __init__(self, path: str) -> None:
+        self.fd = -1
         parent, self.name = os.path.split(os.path.abspath(path))
         self.path = os.path.join(parent, self.name)
-        self.fd = -1
         if not self.name:
             raise PublishError("is a directory: give the name of a file in it", path=parent)
         try:
@@ -255,6 +255,14 @@ class Directory:
         if fd >= 0:
             with contextlib.suppress(OSError):
                 system.close(fd)
+
+    def __del__(self) -> None:
+        # Case: a signal handler raises between the opening and the `with`.
+        if self.fd >= 0 and system is not None:
+            try:  # noqa: SIM105  contextlib may be gone at interpreter exit
+                system.close(self.fd)
+            except OSError:
+                pass
 
     def read(self, name: str) -> ReadFile:
         """Open one of the directory's files for reading. Raises UnusableFileError."""

@@ -53,18 +53,28 @@ class SmallFile:
 
     def __init__(self, path: str, fd: int, *, writable: bool) -> None:
         """The descriptor is this object's from now on."""
+        self.fd = -1
         fs.hold(fd)
-        self.fd = fd
         self.path = path
         self.identity = _identity(fd)
         self.writable = writable
+        self.fd = fd
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the lock, too."""
         fd, self.fd = self.fd, -1
-        fs.release(fd)
+        _close(fd, self.identity)
+
+    def __del__(self) -> None:
+        # At interpreter exit these modules may be half gone, and the system closes what is left.
+        if self.fd >= 0 and fs is not None and fs.system is not None:
+            self.close()
 
     def read(self, offset: int, length: int) -> bytes:
         """All of these bytes. Raises CorruptFileError where the file ends before, UnusableFileError as the system."""
@@ -110,6 +120,21 @@ def _try_lock(fd: int, kind: int) -> bool:
 def _identity(fd: int) -> tuple[int, int]:
     status = fs.system.fstat(fd)
     return status.st_dev, status.st_ino
+
+
+def _is_same(fd: int, identity: tuple[int, int]) -> bool:
+    try:
+        return fd >= 0 and _identity(fd) == identity
+    except OSError as error:
+        return error.errno != errno.EBADF
+
+
+def _close(fd: int, identity: tuple[int, int]) -> None:
+    """Close a descriptor while it is still that of a file: another may have been opened under its number."""
+    if _is_same(fd, identity):
+        fs.release(fd)
+    else:
+        fs.disown(fd)
 
 
 def _write(fd: int, offset: int, data: bytes) -> None:
@@ -200,38 +225,27 @@ class Holding:
         return holding
 
     def _lock(self, fd: int) -> None:
-        self.fd = fd
+        self.fd = -1
         fs.hold(fd)
         try:
             self._identity = _identity(fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
-            self.fd = -1
             fs.release(fd)
             raise
+        self.fd = fd
 
     def is_ours(self) -> bool:
         """Whether the descriptor is still that of the file. One `fstat`."""
-        try:
-            return self.fd >= 0 and _identity(self.fd) == self._identity
-        except OSError as error:
-            return error.errno != errno.EBADF
+        return _is_same(self.fd, self._identity)
 
     def write(self, content: bytes) -> None:
         """From the file's begin. Raises OSError."""
         _write(self.fd, 0, content)
 
     def close(self) -> None:
-        fd, is_ours = self.fd, self.is_ours()
-        self.fd = -1
-        if is_ours:
-            fs.release(fd)
-        else:
-            fs.disown(fd)
-
-    def forget(self) -> None:
-        """In a forked child, whose descriptor was closed already."""
-        self.fd = -1
+        fd, self.fd = self.fd, -1
+        _close(fd, self._identity)
 
     def __del__(self) -> None:
         # At interpreter exit these modules may be half gone, and the system closes what is left.

@@ -15,8 +15,8 @@ import pytest
 
 from mmcache import CorruptFileError, PublishError, UntrustedPathError, UnusableFileError
 from mmcache.storage import fs, shared
-from mmcache.storage.shared import Holding, create, create_held, is_held, open_shared, replace
-from tests.storage.faults import FailName, faults, in_child
+from mmcache.storage.shared import Holding, create, create_held, is_held, open_shared, open_small, replace
+from tests.storage.faults import Ends, FailName, Short, faults, in_child
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -321,6 +321,118 @@ def test_a_file_is_held_before_it_has_content(path):
     assert Path(path).read_bytes() == numbered(2)
     assert is_held(path)
     holding.close()
+
+
+# --- by descriptor ----------------------------------------------------------------------------------------------------
+
+
+def small(path: str) -> shared.SmallFile:
+    file = open_small(path, SIZE)
+    assert file is not None
+    return file
+
+
+def test_what_one_writes_another_reads(path):
+    assert open_small(path, SIZE) is None
+    create(path, ZEROS)
+    with small(path) as one, small(path) as other:
+        one.write(8, b"12345678")
+        assert other.read(0, 24) == bytes(8) + b"12345678" + bytes(8)
+        assert one.writable
+        assert one.is_current()
+
+
+def test_a_file_emptied_in_place_is_damage_and_no_signal(path):
+    create(path, numbered(1))
+    with small(path) as file:
+        os.truncate(path, 16)
+        assert file.read(0, 16) == numbered(1)[:16]
+        with pytest.raises(CorruptFileError, match="ends before byte 24"):
+            file.read(8, 16)
+        os.truncate(path, 0)
+        with pytest.raises(CorruptFileError):
+            file.read(0, 8)
+    with pytest.raises(CorruptFileError, match=f"expected {SIZE} bytes, found 0"):
+        open_small(path, SIZE)
+
+
+def test_a_refused_read_or_write_is_an_error(path):
+    create(path, ZEROS)
+    with small(path) as file:
+        with faults(FailName("pread", errno.EIO)), pytest.raises(UnusableFileError):
+            file.read(0, 8)
+        with faults(FailName("pwrite", errno.ENOSPC)), pytest.raises(OSError, match="No space"):
+            file.write(0, b"x")
+        with faults(Ends(0)), pytest.raises(OSError, match="nothing was written"):
+            file.write(0, b"x")
+        with faults(Short()):
+            file.write(0, numbered(7))
+            assert file.read(0, SIZE) == numbered(7)
+
+
+def test_the_lock_of_an_open_file_excludes_until_it_is_closed(path):
+    create(path, ZEROS)
+    with small(path) as one, small(path) as other:
+        assert one.lock()
+        assert not other.lock(0)
+        assert not other.lock(0, exclusive=False)
+        assert is_held(path)
+        one.close()
+        assert other.lock(0, exclusive=False)
+        with small(path) as third:
+            assert third.lock(0, exclusive=False)
+            assert not third.lock(0)
+    assert not is_held(path)
+
+
+def test_a_replaced_file_gives_no_lock(path):
+    create(path, ZEROS)
+    with small(path) as old, small(path) as older:
+        assert older.lock()
+        replace_by_hand(path)
+        assert not old.is_current()
+        assert not old.lock(60)  # at once, although another holds the old one
+        older.close()
+        assert not old.lock(0)
+
+
+def replace_by_hand(path: str) -> None:
+    Path(f"{path}.new").write_bytes(ZEROS)
+    os.rename(f"{path}.new", path)
+
+
+def test_a_lock_taken_by_descriptor_does_not_outlive_its_process_in_a_child(path):
+    create(path, ZEROS)
+    go_read, go = os.pipe()
+    with small(path) as file:
+        assert file.lock()
+        pid = os.fork()
+        if pid == 0:
+            os.close(go)
+            os.read(go_read, 1)  # lives until its parent has seen
+            os._exit(0)
+    try:
+        with small(path) as file:
+            assert file.lock(20)  # the child may not have run yet
+    finally:
+        os.close(go)
+        os.close(go_read)
+        os.waitpid(pid, 0)
+
+
+def test_a_number_that_another_file_got_is_not_closed(path, tmp_path):
+    create(path, ZEROS)
+
+    def work() -> None:
+        holding, file = Holding(path), small(path)
+        os.closerange(3, 256)
+        mine = [(tmp_path / f"mine{i}").open("wb") for i in range(32)]
+        holding.close()
+        file.close()
+        for one in mine:
+            os.fstat(one.fileno())
+
+    assert in_child(work) == 0
 
 
 # --- replacing --------------------------------------------------------------------------------------------------------

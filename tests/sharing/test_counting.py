@@ -1,0 +1,591 @@
+"""Counting from threads, handlers, forks and full disks: exact, without a lock, and without a map to die of."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dis
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from mmcache.sharing import archive, metrics, slot_files, tally
+from mmcache.sharing.metrics import Slot, read_fleet
+from mmcache.storage import shared
+from tests.conftest import open_files
+from tests.storage.faults import FailName, Kill, faults, in_child
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "items.mmc")
+
+
+def file_of(path: str) -> Path:
+    (found,) = Path(path).parent.glob(".*.slot")
+    return found
+
+
+def misses(path: str) -> int:
+    return read_fleet(path).totals["misses"]
+
+
+def written(path: str) -> int:
+    """The misses that stand in the slot's file."""
+    return int.from_bytes(file_of(path).read_bytes()[8 * metrics.MISSES :][:8], sys.byteorder)
+
+
+def seen_elsewhere(path: str) -> int:
+    """The misses that another process sees, which flushes nothing for us."""
+    read, write = os.pipe()
+    assert in_child(lambda: os.write(write, b"%d" % misses(path))) == 0
+    os.close(write)
+    with os.fdopen(read) as answer:
+        return int(answer.read())
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_add_and_flush_at_once_count_exactly(path):
+    slot = Slot.open(path)
+    done = threading.Event()
+
+    def count() -> None:
+        for _ in range(20_000):
+            slot.add(metrics.MISSES)
+        for _ in range(1_000):
+            slot.observe(metrics.LOOKUP, 1e-6)
+
+    def flush() -> None:
+        while not done.is_set():
+            slot.flush()
+
+    counting = [threading.Thread(target=count) for _ in range(8)]
+    flushing = [threading.Thread(target=flush) for _ in range(2)]
+    for thread in (*counting, *flushing):
+        thread.start()
+    for thread in counting:
+        thread.join()
+    done.set()
+    for thread in flushing:
+        thread.join()
+    assert slot.counters()["misses"] == 160_000
+    slot.flush()
+    assert seen_elsewhere(path) == 160_000
+    slot.close()
+    fleet = read_fleet(path)
+    assert fleet.totals["misses"] == 160_000
+    assert (fleet.histograms["lookup"].count, fleet.histograms["lookup"].total_ns) == (8_000, 8_000_000)
+
+
+def test_a_slot_closed_while_other_threads_flush_counts_once(path):
+    for life in range(1, 31):
+        slot = Slot.open(path)
+        slot.add(metrics.MISSES)
+        threads = [threading.Thread(target=act) for act in (slot.flush, slot.close, slot.flush)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not slot.shared
+        assert misses(path) == life
+    assert os.listdir(os.path.dirname(path)) == ["items.mmc.metrics"]
+
+
+def test_counting_makes_no_system_call(path):
+    """So a read that counts waits for no lock and no disk, whoever holds the archive."""
+    slot = Slot.open(path)
+    with faults() as calls:
+        for i in range(2_000):
+            slot.add(metrics.MISSES)
+            slot.observe(metrics.LOOKUP, 1e-6)
+            slot.set(metrics.GENERATION, 3)
+            slot.hits(i)
+            slot.note_event("corruption")
+    assert calls.log == []
+    slot.close()
+
+
+def test_what_is_not_flushed_takes_little_memory():
+    slot = Slot.private()
+    slot.add(metrics.MISSES)
+    tracemalloc.start()
+    try:
+        for _ in range(50_000):
+            slot.add(metrics.MISSES)
+            slot.note_event("corruption")
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+    assert slot.counters()["misses"] == 50_001
+
+
+def test_the_highest_number_of_hits_counts():
+    slot = Slot.private()
+    for n in (16, 48, 32):
+        slot.hits(n)
+    assert slot.counters()["hits"] == 48
+
+
+def test_what_was_counted_before_a_slot_is_shared_is_kept(path):
+    slot = Slot.private()
+    words = slot.words
+    slot.hits(5)
+    slot.add(metrics.MISSES, 2)
+    slot.share(path, label="web")
+    slot.add(metrics.MISSES)
+    assert slot.words is words
+    (worker,) = read_fleet(path).workers
+    assert (worker.label, worker.counters["hits"], worker.counters["misses"]) == ("web", 5, 3)
+    slot.share(path)
+    assert len(read_fleet(path).workers) == 1
+    slot.close()
+    slot.share(path)
+    assert read_fleet(path).totals["hits"] == 5
+    assert os.listdir(os.path.dirname(path)) == ["items.mmc.metrics"]
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises."""
+
+
+class Interrupt:
+    """Raises at one instruction of the counting modules after which a signal may be handled."""
+
+    FILES = frozenset({tally.__file__, metrics.__file__, slot_files.__file__, archive.__file__})
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.seen = 0
+        self._last: dict[FrameType, str] = {}
+
+    def run(self, action: Callable[[], object]) -> bool:
+        """Whether the action was interrupted."""
+        before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # CPython 3.12 and later look for it when tracing begins
+        sys.settrace(self._call)
+        try:
+            action()
+        except Interrupted:
+            return True
+        finally:
+            sys.settrace(before)
+            self._last.clear()
+        return False
+
+    def _call(self, frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename not in self.FILES:
+            return None
+        frame.f_trace_opcodes = True
+        return self._instruction
+
+    def _instruction(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode":
+            before = self._last.get(frame, "RESUME")
+            self._last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if before.startswith(("CALL", "RESUME")) or "BACKWARD" in before:
+                self.seen += 1
+                if self.seen == self.at:
+                    raise Interrupted
+        return self._instruction
+
+
+def test_an_interrupted_flush_loses_nothing_and_counts_nothing_twice(path):
+    slot = Slot.open(path)
+    total, at = 5, 0
+    slot.add(metrics.MISSES, 5)
+    interrupted = True
+    while interrupted:
+        at += 1
+        interrupted = Interrupt(at).run(slot.flush)
+        slot.flush()
+        assert written(path) == total, at
+        slot.add(metrics.MISSES, 5)
+        slot.add(metrics.MISSES, 2)
+        total += 7
+    assert at > 10
+    slot.close()
+    assert misses(path) == total
+
+
+def test_an_interrupted_observation_is_counted_whole_or_not_at_all(path):
+    slot = Slot.open(path)
+    begun = ended = 0
+
+    def observe() -> None:
+        nonlocal begun, ended
+        for _ in range(600):  # folds in between
+            begun += 1
+            slot.observe(metrics.LOOKUP, 1e-6)
+            ended += 1
+
+    at = 1
+    while at < 6_000 and Interrupt(at).run(observe):
+        at += 97
+        found = read_fleet(path).histograms["lookup"]
+        assert ended <= found.count <= begun
+        assert found.total_ns == 1_000 * found.count
+    assert at > 2_000
+    slot.close()
+
+
+def test_an_interrupted_close_leaves_nothing_open_and_counts_once(path):
+    at, interrupted = 1, True
+    while interrupted:
+        files = open_files()
+        before = misses(path)
+        slot = Slot.open(path)
+        slot.add(metrics.MISSES)
+        slot.flush()
+        interrupted = Interrupt(at).run(slot.close)
+        slot.close()
+        assert open_files() == files, at
+        assert misses(path) == before + 1, at
+        at += 7
+    assert at > 100
+
+
+def test_a_handler_in_the_middle_of_a_flush_may_do_anything(path):
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES)
+    told: list[str] = []
+
+    def handle(number: int, name: str, args: tuple[object, ...], call: Callable[[], object]) -> object:
+        if name == "pwrite" and not told:
+            told.append(name)
+            slot.add(metrics.MISSES)
+            slot.note_event("refusal")
+            slot.flush()
+            slot.flush_events()
+            assert slot.counters()["misses"] == 2
+            slot.close()
+        return call()
+
+    with faults(handle):
+        slot.flush()
+    assert told
+    assert not slot.shared
+    assert misses(path) == 2
+    assert os.listdir(os.path.dirname(path)) == ["items.mmc.metrics"]
+
+
+def test_signal_handlers_that_count_and_raise_lose_nothing(path):
+    slot = Slot.open(path)
+    handled = 0
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal handled
+        slot.add(metrics.OPENS)
+        handled += 1
+        slot.flush()
+        if handled % 3 == 0:
+            raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handle)
+    added = attempts = 0
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        while handled < 200:
+            try:
+                attempts += 1
+                slot.add(metrics.MISSES)
+                added += 1
+                slot.flush()
+            except Interrupted:
+                pass
+    except Interrupted:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    slot.flush()
+    counts = slot.counters()
+    assert counts["opens"] == handled
+    assert added <= counts["misses"] <= attempts
+    assert seen_elsewhere(path) == counts["misses"]
+    slot.close()
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def writable_shared_maps() -> list[str]:
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if {"w", "s"} <= set(line.split()[1])]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="the system does not list maps")
+def test_no_writable_shared_map_exists(path):
+    before = writable_shared_maps()
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES)
+    slot.note_event("refusal")
+    slot.flush()
+    slot.flush_events()
+    metrics.record_event(path, "rebuild")
+    assert len(read_fleet(path).events) == 2
+    assert writable_shared_maps() == before
+    assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if "items.mmc" in line]
+    slot.close()
+    assert writable_shared_maps() == before
+
+
+# --- files that others emptied, and full disks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(4096), os.urandom(4096)], ids=["empty", "byte", "zeros", "noise"])
+def test_a_slot_overwritten_in_place_is_skipped_until_it_is_written_again(path, content):
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES, 3)
+    slot.flush()
+    file_of(path).write_bytes(content)
+    assert seen_elsewhere(path) == 0
+    slot.add(metrics.MISSES)
+    slot.flush()
+    assert seen_elsewhere(path) == 4
+    file_of(path).write_bytes(content)
+    slot.close()
+    assert misses(path) == 4
+    assert os.listdir(os.path.dirname(path)) == ["items.mmc.metrics"]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(archive.SIZE)], ids=["empty", "byte", "zeros"])
+def test_an_archive_overwritten_in_place_is_begun_anew(path, content):
+    slot = Slot.open(path)
+    metrics.record_event(path, "rebuild")
+    Path(archive.archive_name(path)).write_bytes(content)
+    slot.note_event("refusal")
+    slot.flush_events()
+    slot.add(metrics.MISSES)
+    assert [event.kind for event in read_fleet(path).events] == ["refusal"]
+    Path(archive.archive_name(path)).write_bytes(content)
+    slot.close()
+    assert misses(path) == 1
+
+
+def test_an_archive_emptied_under_its_lock_is_an_error_and_no_signal(path):
+    """Case: it is emptied in place after it was found right, and before it is read again."""
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES)
+    metrics.record_event(path, "rebuild")
+    where = archive.archive_name(path)
+    reads = []
+
+    def empty(number: int, name: str, args: tuple[Any, ...], call: Callable[[], object]) -> object:
+        if name == "pread":
+            reads.append(name)
+            if len(reads) == 2:
+                os.truncate(where, 0)
+        return call()
+
+    with faults(empty):
+        slot.close()
+    assert len(reads) >= 2
+    assert not slot.shared
+    Slot.open(path).close()
+    assert misses(path) == 1
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_a_flush_could_not_write_is_written_by_the_next(path, error):
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES)
+    with faults(FailName("pwrite", error)):
+        slot.flush()
+        slot.note_event("refusal")
+        slot.flush_events()
+    assert seen_elsewhere(path) == 0
+    slot.add(metrics.MISSES)
+    slot.flush()
+    slot.flush_events()
+    assert seen_elsewhere(path) == 2
+    assert [event.kind for event in read_fleet(path).events] == ["refusal"]
+    slot.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_costs_no_count_once_it_has_room_again(small_disk):
+    path = str(small_disk / "items.mmc")
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES)
+    slot.flush()
+    file_of(path).write_bytes(b"")  # its page is free, and taken by another file
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1024)):
+            pass
+    slot.add(metrics.MISSES)
+    slot.flush()
+    slot.note_event("corruption")
+    slot.flush_events()
+    assert seen_elsewhere(path) == 0
+    ballast.unlink()
+    slot.flush()
+    slot.flush_events()
+    assert seen_elsewhere(path) == 2
+    assert [event.kind for event in read_fleet(path).events] == ["corruption"]
+    slot.close()
+    assert misses(path) == 2
+
+
+def test_a_flush_killed_at_any_call_counts_at_most_once(path):
+    slot = Slot.open(path)
+    with faults() as made:
+        slot.flush()
+    slot.close()
+    assert "pwrite" in made.log
+    for at in range(len(made.log)):
+        for late in (False, True):
+            before = misses(path)
+
+            def work(at: int = at, late: bool = late) -> None:
+                slot = Slot.open(path)
+                slot.add(metrics.MISSES, 10)
+                with faults(Kill(at, after=late)):
+                    slot.flush()
+
+            assert os.WIFSIGNALED(in_child(work))
+            counted = misses(path) - before
+            assert counted in (0, 10)
+            Slot.open(path).close()
+            assert misses(path) - before == counted
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_ends_without_close_has_flushed(path):
+    code = """
+import sys
+from mmcache.sharing import metrics
+slot = metrics.Slot.open(sys.argv[1])
+slot.add(metrics.MISSES, 7)
+slot.note_event("refusal")
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code, path], check=True, timeout=60)
+    fleet = read_fleet(path)
+    assert (fleet.totals["misses"], [event.kind for event in fleet.events]) == (7, ["refusal"])
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_process_of_a_pool_that_ends_has_flushed(path, method):
+    process = multiprocessing.get_context(method).Process(target=_count_in_a_pool, args=(path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert misses(path) == 7
+
+
+def _count_in_a_pool(path: str) -> None:
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES, 7)
+    multiprocessing.current_process().slot = slot  # type: ignore[attr-defined]  # which lives until the end
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes fork from the C library by its name")
+def test_a_child_forked_by_c_code_leaves_its_parents_slot_alone(path):
+    """No hook of Python runs there. The parent's counts, file and lock stay as they are."""
+    slot = Slot.open(path)
+    slot.add(metrics.MISSES)
+    slot.flush()
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        code = 70
+        try:
+            assert slot.pid != os.getpid()
+            slot.add(metrics.MISSES, 100)
+            slot.flush()
+            assert (slot.pid, slot.shared) == (os.getpid(), False)
+            slot.share(path)
+            slot.add(metrics.MISSES, 10)
+            slot.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert shared.is_held(str(file_of(path)))
+    slot.add(metrics.MISSES)
+    assert misses(path) == 12
+    slot.close()
+    assert misses(path) == 12
+
+
+def test_a_descriptor_that_was_closed_and_used_again_is_left_alone(path, tmp_path):
+    """Case: a daemon closes all descriptors that it does not know, and opens files of its own under their numbers."""
+
+    def work() -> None:
+        slot = Slot.open(path)
+        slot.add(metrics.MISSES)
+        slot.flush()
+        os.closerange(3, 256)
+        mine = [(tmp_path / f"mine{i}").open("wb") for i in range(64)]
+        slot.add(metrics.MISSES)
+        slot.flush()
+        slot.close()
+        slot.flush()
+        for file in mine:
+            assert os.fstat(file.fileno()).st_size == 0
+
+    assert in_child(work) == 0
+    assert misses(path) == 1
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def test_noted_events_wait_for_the_archive_and_nothing_waits_for_them(path):
+    slot = Slot.open(path)
+    metrics.record_event(path, "rebuild", 1)
+    holding = shared.Holding(archive.archive_name(path))
+    for i in range(3):
+        slot.note_event("corruption", i)
+        slot.flush_events()
+    assert len(read_fleet(path).events) == 1
+    holding.close()
+    slot.flush_events()
+    slot.flush_events()
+    assert [(event.kind, event.value) for event in read_fleet(path).events] == [
+        *(("rebuild", 1), ("corruption", 0), ("corruption", 1), ("corruption", 2))
+    ]
+    slot.note_event("refusal", -1)
+    slot.close()
+    assert [(event.kind, event.value) for event in read_fleet(path).events[-1:]] == [("refusal", 0)]
+
+
+def test_of_many_noted_events_the_last_are_kept(path):
+    slot = Slot.open(path)
+    for i in range(300):
+        slot.note_event("corruption", i)
+    slot.flush_events()
+    assert [event.value for event in read_fleet(path).events] == list(range(44, 300))
+    with pytest.raises(ValueError, match="not in tuple"):
+        slot.note_event("rebiuld")
+    slot.close()
