@@ -136,6 +136,8 @@ class Watch:
             self.due = now + self.options.check_interval
             if self.view is not NOTHING:  # else the file is about to be opened, which polls
                 self._poller.poll()
+            elif is_disabled():
+                self.counting.note_gauges(self.path, self.options.label, 0, [])
         before = self.decision.rebuild
         if self.word[0] != self.seen:
             self._hear()
@@ -173,7 +175,10 @@ class Watch:
         old = self.files.snapshot
         if old is None:
             self._known.next_try = 0.0
-            return self.current().snapshot is not None
+            found = self.current().snapshot is not None
+            if not found and self.hearing.page is not None:
+                self._poller.poll(None)  # which writes what was counted
+            return found
         if self._known.is_closed:
             return False
         self.due = time.monotonic() + self.options.check_interval

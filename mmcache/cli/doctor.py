@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Final
 from ..errors import MissingFileError, MmcacheError, UnusableFileError
 from ..words import ago, number, plural, printable, span
 from .files import layout_of
-from .options import ERROR, FILE_COMPLETION, OK
+from .options import ERROR, FILE_COMPLETION, OK, add_policy, policy_of
 from .output import Output
 
 if TYPE_CHECKING:
     from ..format.layout import Layout
+    from ..freshness import Policy
     from .doctor_directory import Check
 
 __all__ = ["DEPENDENCIES", "add_arguments", "run"]
@@ -40,12 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target", metavar="FILE|DIR", nargs="?", default=".", help="a cache file, or a directory (default: this one)"
     )
     target.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    add_policy(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     target: str = arguments.target
     checks = []
-    for check in _examine(target):
+    for check in _examine(target, policy_of(arguments)):
         checks.append(check)
         output.say(f"{check.level:<4}  {check.name:<13} {printable(check.text)}")
         if check.advice:
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return ERROR if failed else OK
 
 
-def _examine(target: str) -> Iterator[Check]:
+def _examine(target: str, policy: Policy) -> Iterator[Check]:
     from .doctor_directory import check_directory, check_space
 
     yield _python()
@@ -77,6 +79,7 @@ def _examine(target: str) -> Iterator[Check]:
     if layout is not None:
         yield _clock(layout)
         yield _source(layout, target)
+    yield _freshness(target, policy)
     yield _control_page(target)
     yield _builds(target)
     yield _leftovers(target)
@@ -182,6 +185,18 @@ def _source(layout: Layout, path: str) -> Check:
         advice = f"mmcache track --like {shlex.quote(path)}, if others write to it and you cannot invalidate"
         return Check(name, "ok", f"{what}, not tracked: workers learn that it was written to, not what", advice)
     return Check(name, "ok", f"{what}: workers learn that it was written to, not what")
+
+
+def _freshness(path: str, policy: Policy) -> Check:
+    from .doctor_directory import Check
+    from .status import look
+
+    status = look(path, policy).status
+    text = f"{status.state}: {status.why}"
+    if status.state in ("fresh", "stale"):
+        return Check("freshness", "ok", text)
+    advice = "mmcache rebuild FILE" if status.state in ("expired", "invalidated") else ""
+    return Check("freshness", "warn", text, advice)
 
 
 def _control_page(path: str) -> Check:

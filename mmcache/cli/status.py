@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -109,13 +108,20 @@ def look(path: str, policy: Policy, moved: str | None = None) -> Seen:
     """At everything; changes nothing. moved: where the source is now."""
     seen = _look(path, policy, moved)
     for _ in range(3):
-        if seen.layout is None or seen.status.header == seen.layout.header:
+        if _is_of_one_file(seen):
             break
         seen = _look(path, policy, moved)  # another file was published between the two looks
     return seen
 
 
+def _is_of_one_file(seen: Seen) -> bool:
+    if seen.layout is not None:
+        return seen.status.header == seen.layout.header
+    return seen.error is None or seen.status.state in (seen.error.cause, "disabled")
+
+
 def _look(path: str, policy: Policy, moved: str | None) -> Seen:
+    from ..options import is_disabled
     from ..sharing.status import status_of
     from ..sources import closing
 
@@ -126,9 +132,7 @@ def _look(path: str, policy: Policy, moved: str | None) -> Seen:
         error = found
     source, trouble = _asked(layout, moved)
     with closing(source):
-        status = status_of(path, policy, source)
-    if error is not None and status.header is not None:  # a whole header, and damage behind it
-        status = replace(status, state=error.cause, why=error.message, header=None)
+        status = status_of(path, policy, source, disabled=is_disabled())
     return Seen(path, layout, error, trouble, status)
 
 

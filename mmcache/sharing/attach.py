@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from ..errors import MmcacheError, PublishError, UntrustedPathError, UnusableFileError
 from ..storage import fs, shared
 from ..storage.pagefile import MODE, PageFile, create_wake, open_page_file, open_wake, page_lock
-from .head import FAR, HEAD_SIZE, VERIFIED, Head, PageIdentity, pack_head, parse_head
+from .head import FAR, HEAD_SIZE, PANIC, VERIFIED, Head, PageIdentity, pack_head, parse_head
 from .page import (
     BOOT_TAG,
     LOG_SIZE,
@@ -134,7 +134,8 @@ def _make(path: str, previous: Page | None, patience: float, refused: int) -> Pa
         with fs.Directory(where) as directory, directory.create(MODE) as file:
             device, inode, *_ = file.identity()
             number = nonce() & ~BOOT_TAG | boot_number() & BOOT_TAG
-            wake = create_wake(directory, wake_name(os.path.basename(path), number), 0)
+            name = wake_name(os.path.basename(path), number)
+            wake = create_wake(directory, name, 0)
             identity = PageIdentity(number, boot_number(), time.time_ns(), device, inode, wake)
             if old is None:
                 head = pack_head(identity._replace(suspect=int(at_path is not None)))
@@ -143,7 +144,13 @@ def _make(path: str, previous: Page | None, patience: float, refused: int) -> Pa
                 for offset, data in _log_of(old, identity.origin):
                     file.write(offset, data)
             file.write(0, head)
-            directory.rename(file.name or "", directory.name)
+            try:
+                directory.rename(file.name or "", directory.name)
+            except PublishError:
+                directory.unlink(name)
+                raise
+            if old is not None:  # Case: everything was invalidated there, without the lock, after its head was read
+                file.write(PANIC, old.file.read(PANIC, 8))
             file.published()
             _sweep(directory, path)
     if previous is not None and previous.shared:

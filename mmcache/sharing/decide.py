@@ -53,7 +53,7 @@ class Baseline(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """Why no file can be used. cause: one of WITHOUT_FILE; why: a sentence."""
+    """Why no file can be used. cause: one of CAUSES_WITHOUT_FILE; why: a sentence."""
 
     cause: str
     why: str

@@ -181,10 +181,14 @@ def decode(data: bytes, position: int, chain: int) -> Extent | None:
 
 def _checked(kind: Kind, reason: str, payload: Any) -> Event:
     """Raises ValueError or TypeError for a payload that is not one of this kind."""
+    if type(payload) is not tuple:
+        raise ValueError("not a payload")
     if kind is Kind.IDS:
         collection, keys, hashes = payload
-        if type(collection) is not str or not all(type(one) is int for one in hashes):
+        if (type(collection), type(keys), type(hashes)) != (str, tuple, tuple):
             raise ValueError("not the ids of a collection")
+        if not all(type(one) is int for one in hashes):
+            raise ValueError("not the hashes of keys")
         for key in keys:
             if type(key) is not str:
                 check_key(key)

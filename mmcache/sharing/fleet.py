@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["CAUSES", "STATES", "WITHOUT_FILE", "Event", "Fleet", "Histogram", "Worker"]
+__all__ = ["CAUSES", "CAUSES_WITHOUT_FILE", "STATES", "Event", "Fleet", "Histogram", "Worker"]
 
-WITHOUT_FILE: Final = ("missing", "corrupt", "incompatible", "unreadable", "untrusted")
+CAUSES_WITHOUT_FILE: Final = ("missing", "corrupt", "incompatible", "unreadable", "untrusted")
 """Why there is no file that can be used."""
 
-STATES: Final = ("starting", "fresh", "stale", "expired", "invalidated", "slow", *WITHOUT_FILE, "disabled")
-"""What a cache is in; "starting" before its first decision."""
+STATES: Final = ("starting", "fresh", "stale", "expired", "invalidated", "slow", *CAUSES_WITHOUT_FILE, "disabled")
+"""What a decision may find a cache in, and "starting", which it is in before its first decision."""
 
-CAUSES: Final = ("absent", "record", "building", "disabled", *WITHOUT_FILE, "invalidated", "expired", "slow")
+CAUSES: Final = (
+    *("absent", "record", "building", "disabled", *CAUSES_WITHOUT_FILE),
+    *("invalidated", "expired", "slow"),
+)
 """Why the source answered and not the file."""
 
 

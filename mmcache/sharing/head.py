@@ -195,15 +195,13 @@ def pack_record(at: int, *values: Any) -> bytes:
 
 
 def pack_head(identity: PageIdentity, records: bytes = b"") -> bytes:
-    """A whole head, whose log holds what was taken over. records: the head of that page, whose records from `verified`
-    on are kept."""
+    """A whole head, whose log holds what was taken over. records: the head of that page, which is kept from `panic`
+    on."""
     head = bytearray(HEAD_SIZE)
     if records:
-        head[VERIFIED[0] :] = records[VERIFIED[0] : HEAD_SIZE]
-    for at, record in (
-        (IDENTITY, pack_record(IDENTITY, FORM, *identity)),
-        (COUNT, pack_record(COUNT, identity.taken, identity.chain)),
-    ):
+        head[PANIC:] = records[PANIC:HEAD_SIZE]
+    log = pack_record(COUNT, identity.taken, identity.chain)
+    for at, record in ((IDENTITY, pack_record(IDENTITY, FORM, *identity)), (COUNT, log)):
         head[at : at + len(record)] = record
     return bytes(head)
 

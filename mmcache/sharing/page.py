@@ -192,7 +192,9 @@ class Page:
             return []
         if until - position > WINDOW or position < self.identity.origin or (position and not chain):
             return None
-        found = decode(self._extent(position, until), position, chain)
+        data = self._extent(position, until)
+        # Case: a read that fails, or ends early, where a record ends: what is missing must not pass for heard.
+        found = decode(data, position, chain) if len(data) == until - position else None
         return None if found is None else found.events
 
     def _extent(self, position: int, until: int) -> bytes:
@@ -252,9 +254,9 @@ class Page:
     def panic(self) -> None:
         """Invalidate everything without the page lock. Raises MovedError and PublishError as `say`."""
         self._store.write(PANIC, nonce().to_bytes(8, "little"))
-        self._wake(_BLIND | nonce())
         if self.shared and not self.is_current():
             raise MovedError
+        self._wake(_BLIND | nonce())
 
     def accepts(self, woken: int, head: Head) -> bool:
         """Whether what was heard explains the word, so that it need not be heard again."""

@@ -17,6 +17,7 @@ from ..storage.fs import ReadFile, lock_name
 from .asking import ask
 from .attach import look
 from .decide import Decision, Facts, Rules as DecisionRules, Trouble, decide
+from .fleet import CAUSES_WITHOUT_FILE
 from .head import Builder, Failure
 from .hearing import Hearing
 from .metrics import Fleet, read_fleet
@@ -73,11 +74,18 @@ class Alert:
     text: str
 
 
-def status_of(path: str, policy: Policy, source: Source | None = None, *, decided: Decision | None = None) -> Status:
+def status_of(
+    path: str,
+    policy: Policy,
+    source: Source | None = None,
+    *,
+    decided: Decision | None = None,
+    disabled: bool = False,
+) -> Status:
     """Reads headers and counters, changes nothing.
 
     source: is asked whether it was written to; None leaves that out. decided: what a cache that has the file open makes
-    of it; by default what a cache that opened it now would.
+    of it; by default what a cache that opened it now would, with MMCACHE_DISABLE set where `disabled` says so.
     """
     path = os.path.abspath(path)
     found = look(path)
@@ -102,6 +110,7 @@ def status_of(path: str, policy: Policy, source: Source | None = None, *, decide
             panicked=hearing.panicked,
             source=None if source is None else ask(source, hearing.baseline),
             failure=failure,
+            disabled=disabled,
         )
         decided = decide(facts, DecisionRules(policy))
     builder = page.builder
@@ -143,7 +152,7 @@ def _header(path: str, source: Source | None) -> tuple[Header | None, Trouble | 
 def check(status: Status, rules: Rules, now: float) -> list[Alert]:
     """The rules that are broken; a file that cannot be used, or may not answer, breaks one as well."""
     alerts = []
-    if status.header is None:
+    if status.state in CAUSES_WITHOUT_FILE:
         alerts.append(Alert("file", f"the file is {status.state}: {status.why}"))
     elif status.state in ("expired", "invalidated"):
         alerts.append(Alert("state", f"the file is {status.state}: {status.why}"))

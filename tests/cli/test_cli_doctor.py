@@ -27,7 +27,7 @@ OF_A_DIRECTORY = (
     *("python", "dependencies", "directory", "write access", "hard links", "fsync", "file system"),
     *("shared map", "build lock", "disk space"),
 )
-OF_A_FILE = (*OF_A_DIRECTORY, "file", "clock", "source", "control page", "builds", "leftovers")
+OF_A_FILE = (*OF_A_DIRECTORY, "file", "clock", "source", "freshness", "control page", "builds", "leftovers")
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_a_directory_of_another_user_is_a_warning(tmp_path, diagnosed):
 @pytest.mark.parametrize(
     ("refused", "found"),
     [
-        (FailName("link", errno.EPERM), {"hard links": "warn", "file system": "warn", "shared map": "warn"}),
-        (FailName("link", errno.EIO), {"hard links": "fail", "file system": "warn", "shared map": "warn"}),
+        (FailName("link", errno.EPERM), {"hard links": "warn", "shared map": "warn"}),
+        (FailName("link", errno.EIO), {"hard links": "fail", "shared map": "warn"}),
         (FailName("fsync", errno.EIO), {"fsync": "fail"}),
         (FailName("pwrite", errno.ENOSPC), {"fsync": "fail", "file system": "warn", "shared map": "warn"}),
     ],
@@ -142,8 +142,8 @@ def test_what_the_file_system_refuses_is_told(tmp_path, diagnosed, refused, foun
         assert levels(diagnosed(tmp_path)) == found
 
 
-def test_without_hard_links_there_is_no_control_page(tmp_path, diagnosed):
-    with faults(FailName("link", errno.EPERM)):
+def test_where_nothing_can_be_renamed_there_is_no_control_page(tmp_path, diagnosed):
+    with faults(FailName("rename", errno.EPERM)):
         checks = diagnosed(tmp_path)
     assert "no control page" in checks["file system"]["text"]
     assert "nobody can invalidate" in checks["file system"]["advice"]
@@ -234,7 +234,7 @@ def test_dependencies_that_are_old_or_missing_fail_with_the_command_to_run(monke
 
 def test_a_file_that_is_not_there_is_a_warning_and_one_that_is_damaged_fails(tmp_path, diagnosed):
     path = tmp_path / "items.mmc"
-    assert levels(diagnosed(path)) == {"file": "warn"}
+    assert levels(diagnosed(path)) == {"file": "warn", "freshness": "warn"}
     make_shelf(path)
     for place, cause in ((100, "corrupt"), (8, "incompatible")):
         data = bytearray(path.read_bytes())
@@ -278,7 +278,7 @@ def test_a_control_page_that_is_none_fails_or_will_be_replaced(shop, diagnosed):
     check = diagnosed(shop)["control page"]
     assert (check["level"], "expected a regular file" in check["text"]) == ("fail", True)
     page.unlink()
-    for content in (b"", b"\0" * SIZE):  # cut short; of no boot that was ever
+    for content in (b"", b"\0" * 4096):  # cut short; of no boot that was ever
         page.write_bytes(content)
         check = diagnosed(shop)["control page"]
         assert (check["level"], "puts another in its place" in check["advice"]) == ("warn", True)

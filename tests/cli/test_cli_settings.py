@@ -16,7 +16,7 @@ from mmcache.cli.invalidate import REASONS
 from mmcache.cli.jsontext import dumps
 from mmcache.cli.options import PROFILES, SETTINGS, UsageError, policy_of, setting
 from mmcache.freshness import PROFILES as POLICIES, Policy
-from mmcache.sharing.control import REASONS as MEANINGS
+from mmcache.sharing.events import REASONS as MEANINGS
 from mmcache.sharing.status import Rules
 from mmcache.words import ago, bytes_of, printable, short, span
 from tests.support.console import ROOT

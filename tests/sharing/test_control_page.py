@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmcache.sharing.control import REASONS, RING_SIZE, WAKE, ControlPage, attach, control_name, entry_of, look
+from mmcache.tiers import Tiers
 
 import mmcache
 from mmcache import BuildError, CorruptFileError, LockTimeoutError, MmcacheError, PublishError, SourceError
 from mmcache.format.header import Header, Tokens
 from mmcache.sharing import control
-from mmcache.sharing.control import REASONS, RING_SIZE, WAKE, ControlPage, attach, control_name, entry_of, look
 from mmcache.storage import fs, shared
-from mmcache.tiers import Tiers
 from tests.cache.bank import insert_item, make_bank, source_of
 from tests.storage.faults import FailName, faults, in_child
 

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from mmcache.sharing.control import REASONS, RING_SIZE, attach, control_name
 
 import mmcache
 from mmcache import Cache, ClosedError, PublishError, Schema, SourceError, SQLiteSource
-from mmcache.sharing.control import REASONS, RING_SIZE, attach, control_name
 from mmcache.sharing.invalidation import invalidate_file
 from tests.cache.bank import insert_item, make_bank, source_of
 from tests.storage.faults import FailName, faults

@@ -58,6 +58,23 @@ class FailName:
 
 
 @dataclass(frozen=True)
+class FailNth:
+    """Fail one call of a name with an errno, the one of this number among them."""
+
+    name: str
+    number: int
+    error: int
+    seen: list[int] = field(default_factory=list)
+
+    def __call__(self, number: int, name: str, args: tuple[Any, ...], call: Call) -> Any:
+        if name == self.name:
+            self.seen.append(number)
+            if len(self.seen) == self.number + 1:
+                raise OSError(self.error, os.strerror(self.error))
+        return call()
+
+
+@dataclass(frozen=True)
 class Then:
     """Do something right after the first call of a name about a file of a name, such as an open."""
 

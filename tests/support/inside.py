@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status
@@ -18,7 +18,7 @@ from mmcache.cli.doctor_directory import Check
 from mmcache.format import postings
 from mmcache.freshness import policy
 from mmcache.options import Options
-from mmcache.sharing import page, publishing
+from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.fleet import Fleet
 from mmcache.sharing.metrics import read_fleet
@@ -176,7 +176,7 @@ class _Stores:
     def __init__(self, at: int, number: int = signal.SIGKILL, *, after: bool = False) -> None:
         self.at, self.number, self.after, self.count = at, number, after, 0
 
-    def __enter__(self) -> _Stores:
+    def __enter__(self) -> Self:
         self._patches = contextlib.ExitStack()
         write = pagefile.PageFile.write
         self._patches.enter_context(
@@ -197,6 +197,64 @@ class _Stores:
 
 
 NEVER = 10**9
+
+
+@contextlib.contextmanager
+def small_log(size: int) -> Iterator[None]:
+    """The ring of a page has so many bytes; half of them are sure to be there."""
+    with contextlib.ExitStack() as patches:
+        for module in (page, attach):
+            patches.enter_context(mock.patch.multiple(module, LOG_SIZE=size, WINDOW=size // 2))
+        yield
+
+
+@contextlib.contextmanager
+def page_lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the lock of the control page, as whatever writes it does."""
+    name = os.path.abspath(path)
+    with pagefile.page_lock(page.page_path(name), name, 10.0) as is_held:
+        assert is_held
+        yield
+
+
+@contextlib.contextmanager
+def on_boot(name: str) -> Iterator[None]:
+    """Of another machine, or of this one before or after it was started again."""
+    with mock.patch.object(shared, "boot_id", return_value=name.encode()):
+        yield
+
+
+def mounted(monkeypatch: Any, directory: Any, kind: str) -> None:
+    """The table of mounts says that a directory is on a file system of a kind."""
+    table = f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 22 0:50 / {directory} rw - {kind} server:/x rw\n".encode()
+    rest: dict[int, bytes] = {}
+
+    class Mounted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(os, name)
+
+        def open(self, path: str, *args: int, **more: int) -> int:
+            fd = os.open("/dev/null" if path.endswith("mountinfo") else path, *args, **more)
+            if path.endswith("mountinfo"):
+                rest[fd] = table
+            return fd
+
+        def read(self, fd: int, size: int) -> bytes:
+            return rest.pop(fd, b"")[:size]
+
+    shared._kind_of_device.cache_clear()
+    monkeypatch.setattr(fs, "system", Mounted())
+
+
+def forget_mounts() -> None:
+    shared._kind_of_device.cache_clear()
+
+
+def say_killed_at_store(told: page.Page, events: Any, at: int = NEVER, *, after: bool = False) -> int:
+    """Say, and die at a store; how many stores there were."""
+    with _Stores(at, after=after) as stores:
+        told.say(events)
+    return stores.count
 
 
 def stop_while_telling(cache: Cache, *ids: str) -> None:
