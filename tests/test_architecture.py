@@ -18,6 +18,7 @@ import pytest
 
 import mmcache
 from mmcache import errors
+from tests.support import inside
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mmcache"
@@ -43,14 +44,14 @@ def test_importing_mmcache_loads_nothing_heavy(statement):
 
 
 def test_every_public_name_has_a_home_and_every_home_a_public_name():
-    assert sorted(mmcache.__all__) == sorted([*mmcache._HOMES, "__version__"])
+    assert sorted(mmcache.__all__) == sorted([*inside.HOMES, "__version__"])
     assert set(errors.__all__) <= set(mmcache.__all__)
     assert set(mmcache.__all__) <= set(dir(mmcache))
 
 
-@pytest.mark.parametrize("name", sorted(mmcache._HOMES))
+@pytest.mark.parametrize("name", sorted(inside.HOMES))
 def test_public_name_resolves_to_the_one_of_its_module(name):
-    home = importlib.import_module(mmcache._HOMES[name], "mmcache")
+    home = importlib.import_module(inside.HOMES[name], "mmcache")
     assert getattr(mmcache, name) is getattr(home, name)
     assert name in home.__all__
 
@@ -65,7 +66,7 @@ def test_type_checkers_see_the_same_public_names_as_callers():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert imported == mmcache._HOMES
+    assert imported == inside.HOMES
 
 
 def test_unknown_name_is_an_attribute_error():

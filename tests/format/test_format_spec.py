@@ -14,11 +14,12 @@ from hypothesis import given, settings
 
 from mmcache import Schema, Snapshot, schema
 from mmcache.format import header, layout, postings, records, slots
-from mmcache.storage import builder, snapshot
+from mmcache.storage import builder
 from tests.format import plain_reader
 from tests.format.example import example_bytes, hex_dump
 from tests.storage.helpers import SMALL, build_bytes, damaged, same, same_record, small_items, vector
 from tests.storage.test_round_trip import collections
+from tests.support import inside
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
@@ -123,7 +124,7 @@ def test_the_byte_tables_are_those_of_the_code():
         "checksum": "<Q",
     }.items():
         assert struct.unpack_from(form, row.pack(), places[name])[0] == getattr(row, name), name
-    for dtype, heading in ((builder.ROW, "## rows"), (snapshot._ROW, "## rows"), (postings.ENTRY, "## index.")):
+    for dtype, heading in ((builder.ROW, "## rows"), (inside.READERS_ROW, "## rows"), (postings.ENTRY, "## index.")):
         documented = [(int(offset), int(length)) for offset, length, *_ in rows_after(heading)]
         assert [(dtype.fields[name][1], dtype.fields[name][0].itemsize) for name in dtype.names] == documented
     for number, name in header.KINDS.items():

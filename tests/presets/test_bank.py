@@ -13,7 +13,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmcache.presets import bank
 from mmcache.presets.bank import generate, generate_agents, write_bank
 from mmcache.presets.patterns import check_agent_config, check_pattern
 from tests.support.processes import ask_child
@@ -56,9 +55,9 @@ def test_every_record_is_valid_and_has_its_own_id():
 
 def test_fields_are_skewed_and_every_value_occurs():
     patterns = list(generate(5000, dim=1))
-    for field, weights in [("domain", bank._DOMAINS), ("type", bank._TYPES), ("framework", bank._FRAMEWORKS)]:
+    for field, values in [("domain", 13), ("type", 10), ("framework", 9)]:
         counts = Counter(pattern[field] for pattern in patterns)
-        assert set(counts) == set(weights)
+        assert len(counts) == values
         assert sum(n for _, n in counts.most_common(3)) > 2500
         assert counts.most_common()[-1][1] < 250
     verdicts = Counter(pattern["metadata"]["verdict"] for pattern in patterns)

@@ -140,6 +140,10 @@ class Worker:
         os.kill(self.pid, signal.SIGKILL)
         self.process.join(PATIENCE)
 
+    def close(self) -> None:
+        """Hear no more of it."""
+        self._here.close()
+
     def end(self) -> int | None:
         """Have it close its cache and leave; its exit code."""
         if self.process.is_alive():
@@ -191,7 +195,7 @@ class Crew:
                 worker.go_on()
                 worker.process.kill()
             worker.process.join(PATIENCE)
-            worker._here.close()
+            worker.close()
         for pid in pids:
             if is_builder(pid):
                 os.kill(pid, signal.SIGKILL)

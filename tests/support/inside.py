@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 from unittest import mock
 
+import mmcache
 from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
@@ -99,6 +100,11 @@ def rows_of_bitmap(packed: Any, n: int) -> Any:
     """uint32: the places of the bits that are set, of n."""
     return postings._rows_of_bitmap(packed, n)
 
+
+READERS_ROW = snapshot._ROW
+"""The dtype of a row entry, as a reader has it."""
+HOMES = mmcache._HOMES
+"""Public name -> the module that has it."""
 
 # --- the doctor -------------------------------------------------------------------------------------------------------
 
