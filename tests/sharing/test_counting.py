@@ -23,7 +23,7 @@ import pytest
 from mmcache.sharing import archive, metrics, slot_files, tally
 from mmcache.sharing.metrics import Slot, read_fleet
 from mmcache.storage import shared
-from tests.conftest import open_files
+from tests.support.observe import open_files
 from tests.storage.faults import FailName, Kill, faults, in_child
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -146,10 +146,15 @@ def lock_of(cache: Cache) -> Any:
     return cache._watch._lock
 
 
-def options_of(cache: Any) -> Options:
+def options_of(cache: Any) -> dict[str, Any]:
     """Of a cache, or of one of its collections."""
-    found: Options = cache._watch.options
-    return found
+    options: Options = cache._watch.options
+    return options.given()
+
+
+def slow_after(cache: Cache, seconds: float) -> None:
+    """From now on a lookup that takes longer counts as slow."""
+    cache._counting._slow_after = seconds
 
 
 def policy_of(cache: Any) -> Any:
