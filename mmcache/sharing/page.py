@@ -23,7 +23,7 @@ from ..forks import Lock
 from ..format.header import Header, Tokens
 from ..storage import shared
 from ..storage.fs import Identity, control_name, identity_of
-from ..storage.pagefile import PageFile, Wake, Word, page_lock
+from ..storage.pagefile import NO_WORD, PageFile, Wake, Word, page_lock
 from .events import MAX_APPEND, Event, decode, encode
 from .head import (
     ANNOUNCED,
@@ -163,6 +163,7 @@ class Page:
     def close(self) -> None:
         self._store.close()
         self._wakes.close()
+        self.word = NO_WORD
 
     # --- hearing
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 from ..errors import UntrustedPathError, UnusableFileError
 from . import fs, shared
 
-__all__ = ["PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
+__all__ = ["NO_WORD", "PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
 
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ_ONLY: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -134,6 +134,9 @@ def _opened(path: str) -> tuple[int, bool]:
 Word = Any
 """What a get compares: `word[0]`, an int. A memoryview of format "Q", or an object that stands in for one."""
 
+NO_WORD: Final[Word] = memoryview(bytes(8)).cast("Q")
+"""The word of what is closed."""
+
 _LAYERED: Final = ("overlay", "aufs", "unionfs")
 """File systems on which a file is copied when it is first opened for writing: a map that was made before shows what
 the file was."""
@@ -167,7 +170,9 @@ class Wake:
         self._file.write(0, struct.pack("=Q", value))
 
     def close(self) -> None:
+        """The map goes with the last that refers to it."""
         self._file.close()
+        self.word = NO_WORD
 
 
 class _ReadWord:

@@ -50,7 +50,7 @@ def tracked(**changed: Any) -> SourceFacts:
 
 def said(*events: Event, lost: bool = False) -> Said:
     found = Said(0, 0, lost=lost)
-    fold(found, events, 8)
+    fold(found, events, 8, 0)
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 from xxhash import xxh3_64_intdigest
 
 from mmcache.format.keys import hash_key, pack_key
@@ -42,12 +42,13 @@ PUBLISHED = st.builds(lambda number: Event(Kind.PUBLISHED, "manual", (number,)),
 EVENTS = st.lists(IDS | (OTHERS | COLLECTIONS | PUBLISHED).map(lambda one: [one]), max_size=5).map(
     lambda several: [event for one in several for event in one]
 )
+CHAINS = st.integers(0, 2**64 - 1)
 POSITIONS = st.integers(0, 2**60).map(lambda n: 8 * n)
 
 
 def said(*events: Event) -> Said:
     found = Said(0, 0)
-    fold(found, events, 8)
+    fold(found, events, 8, 0)
     return found
 
 
@@ -58,46 +59,56 @@ def keys_of(found: Said) -> dict[str, set[Any]]:
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-@given(EVENTS, POSITIONS)
-def test_what_was_logged_is_read_back(events, position):
-    data = encode(events, position, TIME)
+@given(EVENTS, POSITIONS, CHAINS)
+def test_what_was_logged_is_read_back(events, position, before):
+    data, chain = encode(events, position, TIME, before)
     assert len(data) % 8 == 0
-    assert decode(data, position) == [(event, TIME) for event in events]
+    assert decode(data, position, before) == (events, [TIME] * len(events), chain)
 
 
 @given(EVENTS, EVENTS, POSITIONS)
 def test_one_append_after_another_is_one_extent(first, second, position):
-    data = encode(first, position, 1)
-    data += encode(second, position + len(data), 2)
-    assert decode(data, position) == [(event, 1) for event in first] + [(event, 2) for event in second]
+    data, between = encode(first, position, 1)
+    more, chain = encode(second, position + len(data), 2, between)
+    assert decode(data + more, position, 0) == (first + second, [1] * len(first) + [2] * len(second), chain)
+
+
+@given(EVENTS.filter(bool), EVENTS.filter(bool), CHAINS, CHAINS)
+def test_events_that_follow_other_ones_are_none(first, second, one, other):
+    """A log that was put back to an earlier state, and written on, is no continuation of what was heard."""
+    assume(one != other)
+    data, chain = encode(first, 0, TIME, one)
+    assert decode(data, 0, other) is None
+    more, _ = encode(second, len(data), TIME, chain)
+    assert decode(more, len(data), encode(first, 0, TIME, other)[1]) is None
 
 
 @given(EVENTS.filter(bool), POSITIONS, st.data())
 def test_mutated_bytes_never_become_another_event(events, position, drawn):
-    data = bytearray(encode(events, position, TIME))
+    data = bytearray(encode(events, position, TIME)[0])
     for _ in range(drawn.draw(st.integers(1, 4))):
         data[drawn.draw(st.integers(0, len(data) - 1))] ^= drawn.draw(st.integers(1, 255))
-    found = decode(bytes(data), position)
-    assert found is None or found == [(event, TIME) for event in events], "only padding may differ"
+    found = decode(bytes(data), position, 0)
+    assert found is None or found.events == events, "only padding may differ"
 
 
 @given(EVENTS.filter(bool), POSITIONS, st.data())
 def test_an_extent_that_was_cut_is_a_beginning_or_nothing(events, position, drawn):
-    data = encode(events, position, TIME)
-    found = decode(data[: drawn.draw(st.integers(0, len(data) - 1))], position)
-    assert found is None or found == [(event, TIME) for event in events][: len(found)]
+    data, _ = encode(events, position, TIME)
+    found = decode(data[: drawn.draw(st.integers(0, len(data) - 1))], position, 0)
+    assert found is None or found.events == events[: len(found.events)]
 
 
 @given(EVENTS.filter(bool), POSITIONS, POSITIONS)
 def test_events_of_another_place_are_none(events, position, other):
     """Those of an earlier lap stand where newer ones are expected."""
-    assert (decode(encode(events, position, TIME), other) is None) == (position != other)
+    assert (decode(encode(events, position, TIME)[0], other, 0) is None) == (position != other)
 
 
-@given(st.binary(max_size=300), POSITIONS)
-def test_any_bytes_are_events_or_none(data, position):
-    found = decode(data, position)
-    assert found is None or (found == [] and not data)
+@given(st.binary(max_size=300), POSITIONS, CHAINS)
+def test_any_bytes_are_events_or_none(data, position, chain):
+    found = decode(data, position, chain)
+    assert found is None or (found == ([], [], chain) and not data)
 
 
 PLAIN = st.recursive(
@@ -112,16 +123,15 @@ def test_any_payload_under_a_checksum_is_an_event_that_folds_or_none(kind, reaso
     """Bytes of another version, say."""
     record = struct.pack("<QQIHH", 64, TIME, len(payload), kind, reason) + payload
     record += struct.pack("<Q", xxh3_64_intdigest(record))
-    found = decode(record + bytes(-len(record) % 8), 64)
+    found = decode(record + bytes(-len(record) % 8), 64, 0)
     if found is not None:
-        ((event, time_ns),) = found
-        assert time_ns == TIME
-        fold(Said(64, 64), [event], 128)
+        assert found.times == [TIME]
+        fold(Said(64, 64), found.events, 128, found.chain)
 
 
 def test_a_claimed_length_beyond_the_longest_event_is_none():
     record = struct.pack("<QQIHH", 0, TIME, 2**32 - 1, Kind.HARD, 0)
-    assert decode(record + bytes(64), 0) is None
+    assert decode(record + bytes(64), 0, 0) is None
 
 
 def test_the_bytes_are_as_described():
@@ -129,9 +139,10 @@ def test_the_bytes_are_as_described():
     (event,) = ids_events("items", ["a", 7, b"x", ("a", 1)], "record_deleted")
     payload = bytes.fromhex("93 a5 6974656d73 94 a161 07 c40178 92a16101 90")
     record = struct.pack("<QQIHH", 4096, TIME, len(payload), 1, 2) + payload
-    record += struct.pack("<Q", xxh3_64_intdigest(record))
+    chain = xxh3_64_intdigest(record, 77)
+    record += struct.pack("<Q", chain)
     record += bytes(-len(record) % 8)
-    assert encode([event], 4096, TIME) == record
+    assert encode([event], 4096, TIME, 77) == (record, chain)
 
 
 def test_kinds_and_reasons_keep_their_numbers():
@@ -140,7 +151,7 @@ def test_kinds_and_reasons_keep_their_numbers():
         *(("IDS", 1), ("COLLECTION", 2), ("SOFT", 3), ("HARD", 4)),
         *(("PUBLISHED", 5), ("COVERED", 6), ("FAILED", 7), ("SUSPECT", 8)),
     ]
-    numbers = [struct.unpack_from("<H", encode([Event(Kind.HARD, reason)], 0, 0), 22)[0] for reason in REASONS]
+    numbers = [struct.unpack_from("<H", encode([Event(Kind.HARD, reason)], 0, 0)[0], 22)[0] for reason in REASONS]
     assert list(zip(REASONS, numbers, strict=True)) == [
         *(("manual", 0), ("record_stored", 1), ("record_deleted", 2)),
         *(("config_updated", 3), ("schema_migration", 4), ("ttl_expired", 5)),
@@ -176,20 +187,22 @@ def test_a_longer_key_is_told_by_its_hash_alone():
 def test_many_ids_are_several_events_that_are_read_back(keys):
     events = ids_events("items", keys, "manual")
     assert len(events) > 1
-    assert decode(encode(events, 0, TIME), 0) == [(event, TIME) for event in events]
+    data, chain = encode(events, 0, TIME)
+    assert decode(data, 0, 0) == (events, [TIME] * len(events), chain)
     assert said(*events).ids == len(keys)
 
 
 def test_an_event_of_the_longest_keys_is_read_back():
     keys = [f"{i:03}" + "k" * 1018 for i in range(256)]
     (event,) = ids_events("n" * 255, keys, "manual")
-    assert decode(encode([event], 0, TIME), 0) == [(event, TIME)]
+    data, chain = encode([event], 0, TIME)
+    assert decode(data, 0, 0) == ([event], [TIME], chain)
 
 
 def test_the_log_has_room_for_as_many_single_ids_as_one_call_may_name():
-    one = encode(ids_events("n" * 255, [LONGEST_KEY], "manual"), 0, TIME)
+    one, _ = encode(ids_events("n" * 255, [LONGEST_KEY], "manual"), 0, TIME)
     assert MAX_IDS * len(one) <= WINDOW
-    assert len(encode(ids_events("items", range(MAX_IDS), "manual"), 0, TIME)) <= MAX_APPEND
+    assert len(encode(ids_events("items", range(MAX_IDS), "manual"), 0, TIME)[0]) <= MAX_APPEND
 
 
 # --- what they come to ------------------------------------------------------------------------------------------------
@@ -198,10 +211,10 @@ def test_the_log_has_room_for_as_many_single_ids_as_one_call_may_name():
 @given(EVENTS, st.integers(0, 20))
 def test_events_folded_in_two_parts_are_those_folded_at_once(events, cut):
     found = Said(0, 0)
-    fold(found, events[:cut], 8)
-    fold(found, events[cut:], 16)
+    fold(found, events[:cut], 8, 8)
+    fold(found, events[cut:], 16, 16)
     at_once = Said(0, 0)
-    fold(at_once, events, 16)
+    fold(at_once, events, 16, 16)
     assert found == at_once
 
 
@@ -252,5 +265,5 @@ def test_what_was_lost_is_open():
 
 def test_folding_moves_the_position():
     found = Said(16, 16)
-    fold(found, [Event(Kind.HARD)], 64)
-    assert (found.since, found.until) == (16, 64)
+    fold(found, [Event(Kind.HARD)], 64, 5)
+    assert (found.since, found.until, found.chain) == (16, 64, 5)

@@ -20,7 +20,7 @@ import mmcache
 from mmcache import BuildError, CorruptFileError, LockTimeoutError, MmcacheError, PublishError, SourceError
 from mmcache.format.header import Header, Tokens
 from mmcache.sharing.attach import attach
-from mmcache.sharing.events import REASONS, Event, Kind, ids_events
+from mmcache.sharing.events import Event, Kind, ids_events
 from mmcache.sharing.head import (
     ANNOUNCED,
     BUILDER,
@@ -78,22 +78,35 @@ def opened(path: str) -> Iterator[Page]:
     with contextlib.closing(attach(path)) as page:
         assert page.problem is None
         assert page.shared
-        try:
-            yield page
-        finally:
-            page.word = None  # which is mapped for as long as it is referenced
+        yield page
 
 
 def ids(*keys: Any) -> list[Event]:
     return ids_events("items", keys, "record_stored")
 
 
-def heard(page: Page, position: int = 0) -> list[Event] | None:
-    return page.since(position).events
+Place = tuple[int, int]
+"""A position of the log, and the chain there."""
+BEGIN = (0, 0)
 
 
-def logged(page: Page) -> int:
-    return page.since(0).until
+def heard(page: Page, place: Place = BEGIN) -> list[Event] | None:
+    return page.since(*place).events
+
+
+def end_of(page: Page) -> Place:
+    """Of what was logged."""
+    head = page.head()
+    assert head is not None
+    assert head.logged is not None
+    return head.logged, head.chain
+
+
+def in_line(page: Page) -> bool:
+    """Whether the word is what the last event made it."""
+    head = page.head()
+    assert head is not None
+    return page.accepts(page.word[0], head) and page.word[0] % FAR == head.logged
 
 
 def scribble(path: str, at: int, data: bytes) -> None:
@@ -109,8 +122,7 @@ def test_a_new_page_says_nothing(page):
     head = page.head()
     assert head is not None
     assert page.tokens() == Tokens(0, 0, 0, page.nonce)
-    assert page.since(0)[1:] == ([], 0)
-    assert page.history(0) == []
+    assert page.since(*BEGIN)[1:] == ([], *BEGIN)
     assert (head.verified, head.announced, head.covered, page.builder, page.failure) == ((), None, None, None, None)
     assert not page.knows(HEADER, OLD)
     assert page.writable
@@ -129,19 +141,10 @@ def test_what_is_said_is_heard_in_order_by_all(page, path):
 
 def test_what_was_heard_is_not_heard_again(page):
     page.say(ids("a"))
-    position = logged(page)
-    assert heard(page, position) == []
+    place = end_of(page)
+    assert heard(page, place) == []
     page.say(ids("b"))
-    assert heard(page, position) == ids("b")
-
-
-@pytest.mark.parametrize("reason", REASONS)
-def test_when_and_why_is_remembered_for_people(page, reason):
-    begun = time.time_ns()
-    page.say([Event(Kind.SOFT, reason)])
-    ((event, at),) = page.history(0)
-    assert event.reason == reason
-    assert begun <= at <= time.time_ns()
+    assert heard(page, place) == ids("b")
 
 
 def test_everything_said_changes_the_word_that_readers_compare(page, path):
@@ -154,8 +157,8 @@ def test_everything_said_changes_the_word_that_readers_compare(page, path):
 
 def test_a_word_of_the_count_is_explained_by_what_was_heard(page):
     page.say([HARD])
-    news = page.since(0)
-    assert page.word[0] == news.until
+    news = page.since(*BEGIN)
+    assert in_line(page)
     assert page.accepts(page.word[0], news.head)
     page.say([HARD])
     assert not page.accepts(page.word[0], news.head)
@@ -163,7 +166,7 @@ def test_a_word_of_the_count_is_explained_by_what_was_heard(page):
 
 def test_a_word_stored_without_the_lock_is_explained_by_nothing_but_a_poll(page):
     page.panic()
-    news = page.since(0)
+    news = page.since(*BEGIN)
     assert news.head.panic
     assert not page.accepts(page.word[0], news.head)
     page.settle(news.head)
@@ -173,18 +176,38 @@ def test_a_word_stored_without_the_lock_is_explained_by_nothing_but_a_poll(page)
 def test_a_position_that_was_never_reached_is_of_another_page(page):
     page.say([HARD])
     with pytest.raises(MovedError):
-        page.since(logged(page) + 8)
+        page.since(end_of(page)[0] + 8, 5)
+
+
+def test_a_page_put_back_to_an_earlier_state_is_of_another_history(page, path):
+    """Written on by processes that do not know, it has logged as much as before, or more."""
+    page.say(ids("a"))
+    earlier = Path(page_path(path)).read_bytes()
+    page.say(ids("b"))
+    place = end_of(page)
+    scribble(path, 0, earlier)
+    with pytest.raises(MovedError):
+        page.since(*place)
+    page.say(ids("c"))
+    with pytest.raises(MovedError):
+        page.since(*place)
+    page.say(ids("d"))
+    assert heard(page, place) is None
+    assert heard(page) == [*ids("a"), *ids("c"), *ids("d")]
 
 
 def test_a_page_in_memory_is_heard_by_its_own_process():
     page = private_page("/nowhere/items.mmc", "because")
     before = page.word[0]
+    begun = time.time()
+    assert page.last_said() == 0.0
     assert page.say(ids("a"))
     assert page.word[0] != before
     assert heard(page) == ids("a")
+    assert begun - 1 < page.last_said() <= time.time()
     page.panic()
     assert page.tokens().hard
-    assert page.accepts(page.word[0], page.since(0).head)
+    assert page.accepts(page.word[0], page.since(*BEGIN).head)
     assert (page.shared, page.writable, page.is_current(), page.problem) == (False, True, False, "because")
 
 
@@ -194,59 +217,48 @@ def test_a_page_in_memory_is_heard_by_its_own_process():
 def test_events_come_back_in_order_round_the_ring_for_many_laps(path):
     chosen = random.Random(1)
     with inside.small_log(4096), opened(path) as page, opened(path) as other:
-        position = 0
+        place = BEGIN
         for batch in range(900):
             said = ids(*(f"{batch}.{i}" for i in range(chosen.randint(1, 40))))
             assert page.say(said)
-            assert heard(other, position) == said
-            position = logged_from(other, position)
-        assert position > 20 * 4096
+            assert heard(other, place) == said
+            place = end_of(other)
+        assert place[0] > 20 * 4096
         assert os.stat(page_path(path)).st_size <= HEAD_SIZE + 4096
-
-
-def logged_from(page: Page, position: int) -> int:
-    return page.since(position).until
 
 
 def test_all_of_the_window_can_be_heard_and_no_more(path):
     with inside.small_log(4096), opened(path) as page:
-        ends = [0]
+        ends = [BEGIN]
         for i in range(100):
             page.say(ids(f"{i:03}"))
-            ends.append(logged_from(page, ends[-1]))
-        size = ends[1]
+            ends.append(end_of(page))
+        size = ends[1][0]
         for i in range(99):
             found = heard(page, ends[i])
-            is_there = ends[100] - ends[i] <= 2048
+            is_there = ends[100][0] - ends[i][0] <= 2048
             assert (found is not None) == is_there
             assert found is None or found == [event for k in range(i, 100) for event in ids(f"{k:03}")]
         assert 10 < 2048 // size < 90, "both were tried"
 
 
-def test_events_that_are_gone_are_no_history(path):
-    with inside.small_log(4096), opened(path) as page:
-        for i in range(100):
-            page.say(ids(i))
-        assert page.history(0) == []
-
-
 @pytest.mark.parametrize("byte", [0, 8, 24, 40])
 def test_an_event_that_was_scribbled_on_is_lost_and_later_ones_are_not(page, path, byte):
     page.say(ids("a"))
-    position = logged(page)
+    place = end_of(page)
     page.say(ids("b"))
     scribble(path, HEAD_SIZE + byte, b"\xa5")
     assert heard(page) is None
-    assert heard(page, position) == ids("b")
+    assert heard(page, place) == ids("b")
 
 
 def test_an_event_beyond_the_count_is_not_heard(page, path):
     """An appender that was killed leaves it there; the next one overwrites it."""
     page.say(ids("a"))
-    position = logged(page)
+    place = end_of(page)
     with open(page_path(path), "ab") as file:
         file.write(b"remains of an append")
-    assert heard(page, position) == []
+    assert heard(page, place) == []
     page.say(ids("b"))
     assert heard(page) == [*ids("a"), *ids("b")]
 
@@ -262,13 +274,13 @@ def test_appends_of_four_processes_are_all_heard(page, path):
 
     pids = [forked(partial(say, number)) for number in range(4)]
     seen: list[str] = []
-    position = 0
+    place = BEGIN
     deadline = time.monotonic() + 10 * PATIENCE
     while len(seen) < 4 * count and time.monotonic() < deadline:
-        news = page.since(position)
+        news = page.since(*place)
         assert news.events is not None
         seen += [key for event in news.events for key in event.payload[1]]
-        position = news.until
+        place = news.until, news.chain
         os.sched_yield()
     assert [ended(pid) for pid in pids] == [0] * 4
     assert len(seen) == 4 * count
@@ -295,15 +307,16 @@ def test_an_append_killed_at_a_store_is_said_whole_or_not_at_all(path, where, af
         with inside.small_log(4096), opened(path) as page:
             if WHEREABOUTS[where]:
                 fill(page, WHEREABOUTS[where])
-            position = page.tokens().ring
+            place, word = end_of(page), page.word[0]
             died = ended(forked(partial(inside.say_killed_at_store, page, said, at, after=after)))
             assert died == -signal.SIGKILL
             is_said = at > stores - 2 or (at == stores - 2 and after)
-            assert heard(page, position) == (said if is_said else [])
-            page.settle(page.since(position).head)
-            assert page.word[0] == page.tokens().ring
+            assert heard(page, place) == (said if is_said else [])
+            page.settle(page.since(*place).head)
+            assert in_line(page)
+            assert (page.word[0] != word) == is_said
             assert page.say(ids("next"))
-            assert heard(page, position) == [*(said if is_said else []), *ids("next")]
+            assert heard(page, place) == [*(said if is_said else []), *ids("next")]
         os.unlink(page_path(path))
 
 
@@ -322,14 +335,14 @@ def fill(page: Page, position: int) -> None:
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_a_refused_store_says_nothing_or_all_and_raises(page, path, at, error):
     page.say(ids("before"))
-    position = logged(page)
+    place = end_of(page)
     with faults(FailNth("pwrite", at, error)), pytest.raises(PublishError):
         page.say(ids("a"))
     is_said = at == 2
-    assert heard(page, position) == (ids("a") if is_said else [])
+    assert heard(page, place) == (ids("a") if is_said else [])
     assert page.say(ids("b"))
-    assert heard(page, position) == [*(ids("a") if is_said else []), *ids("b")]
-    assert page.word[0] == logged(page)
+    assert heard(page, place) == [*(ids("a") if is_said else []), *ids("b")]
+    assert in_line(page)
 
 
 def test_an_append_to_a_full_disk_in_part_is_overwritten_by_the_next(page):
@@ -359,7 +372,7 @@ def test_what_cannot_be_read_for_a_moment_is_read_again(page):
 def test_a_page_that_cannot_be_read_is_one_to_leave(page):
     page.say(ids("a"))
     with faults(FailName("pread", errno.EIO)), pytest.raises(MovedError):
-        page.since(0)
+        page.since(*BEGIN)
 
 
 # --- the page lock ----------------------------------------------------------------------------------------------------
@@ -450,7 +463,7 @@ def test_a_page_that_another_was_written_over_is_one_to_leave(page, path, tmp_pa
     with open(page_path(path), "r+b") as file:
         file.write(Path(page_path(elsewhere)).read_bytes())
     with pytest.raises(MovedError):
-        page.since(0)
+        page.since(*BEGIN)
     with pytest.raises(MovedError):
         page.say([HARD])
     with pytest.raises(MovedError):
@@ -460,16 +473,20 @@ def test_a_page_that_another_was_written_over_is_one_to_leave(page, path, tmp_pa
 def test_an_emptied_page_is_one_to_leave(page, path):
     os.truncate(page_path(path), 0)
     with pytest.raises(MovedError):
-        page.since(0)
+        page.since(*BEGIN)
     with pytest.raises(MovedError):
         page.say([HARD])
 
 
-def test_a_wake_file_that_is_gone_lets_an_event_be_said_and_raises(page, path):
+def test_a_page_whose_wake_file_is_gone_is_replaced_with_its_events(page, path):
+    page.say(ids("a"))
     os.unlink(wake_path(path, page.nonce))
-    with pytest.raises(PublishError):
-        page.say(ids("a"))
-    assert heard(page) == ids("a")
+    assert not page.is_current()
+    with pytest.raises(MovedError):
+        page.say(ids("b"))
+    with opened(path) as other:
+        assert other.nonce != page.nonce
+        assert heard(other) == ids("a")
 
 
 @pytest.mark.parametrize("content", [b"x" * 8, b"x" * 100], ids=["other bytes", "longer"])
@@ -552,13 +569,13 @@ def test_a_record_of_one_place_is_none_at_another(page, path):
 def test_a_page_without_its_identity_or_count_is_one_to_leave(page, path, at):
     scribble(path, at + 8 if at == 0 else at, b"\xff" * 8)
     with pytest.raises(MovedError):
-        page.since(0)
+        page.since(*BEGIN)
 
 
 def test_a_count_that_no_page_reaches_is_not_believed(page, path):
-    scribble(path, COUNT, pack_record(COUNT, FAR))
+    scribble(path, COUNT, pack_record(COUNT, FAR, 0))
     with pytest.raises(MovedError):
-        page.since(0)
+        page.since(*BEGIN)
 
 
 def test_random_damage_is_never_an_error_of_another_kind(page, path):
@@ -575,7 +592,7 @@ def test_random_damage_is_never_an_error_of_another_kind(page, path):
             data[at : at + 8] = chosen.choice([chosen.randbytes(8), b"\xff" * 8, bytes(8)])
         scribble(path, 0, bytes(data))
         with contextlib.suppress(MovedError):
-            assert page.since(0).events in (None, ids(*range(50)), [])
+            assert page.since(*BEGIN).events in (None, ids(*range(50)), [])
         assert page.failure is None or page.failure.error.message == "the disk is on fire"
         head = page.head()
         assert head is None or head.announced in (None, Announced(7, HEADER.build_id))
@@ -709,11 +726,11 @@ def test_the_pause_grows_with_every_failure_and_ends_with_success(page, path):
 def test_a_builder_captures_what_was_said_so_far(page):
     page.say(ids("a"))
     captured = page.tokens()
-    assert captured == Tokens(0, 0, logged(page), page.nonce)
+    assert captured == Tokens(end_of(page)[1], 0, end_of(page)[0], page.nonce)
     page.say(ids("b"))
-    position = page.position_of(captured)
-    assert position is not None
-    assert heard(page, position) == ids("b")
+    place = page.position_of(captured)
+    assert place is not None
+    assert heard(page, place) == ids("b")
 
 
 def test_what_another_page_counted_is_no_position_here(page):
