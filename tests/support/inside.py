@@ -67,6 +67,13 @@ def temp_names(names: Iterable[str]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def on_file_system(kind: str) -> Iterator[None]:
+    """Everything is on a file system of this kind, as the system calls it."""
+    with mock.patch.object(shared, "kind_of_file_system", return_value=kind):
+        yield
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
