@@ -34,7 +34,7 @@ from typing import Any
 
 import mmcache
 from mmcache import cache as cache_module
-from mmcache.sharing.control import ControlPage
+from mmcache.sharing.page import Page
 
 from .common import (
     Report,
@@ -186,14 +186,14 @@ class Hearing:
 
     def _read(self) -> None:
         cache, words, clock = self._open(), self.words, time.perf_counter_ns
-        tiers = cache._tiers
-        look = tiers.look
+        watch = cache._watch
+        look = watch.look
 
         def looked(now: float) -> None:
             look(now)
             words[HEARD] = clock()
 
-        tiers.look = looked  # type: ignore[method-assign]
+        watch.look = looked  # type: ignore[method-assign]
         while not words[STOP]:
             value = cache[f"item-{words[TARGET]}"]["n"]
             if value != words[SEEN]:
@@ -236,17 +236,17 @@ def hearing(items: int) -> Iterator[Hearing]:
 @contextlib.contextmanager
 def stamped() -> Iterator[Callable[[], int]]:
     """Gives when this process last stored what makes the others look; in ns."""
-    stamp, wake = [0], ControlPage.wake
+    stamp, wake = [0], Page._wake
 
-    def noted(self: ControlPage) -> None:
+    def noted(self: Page, value: int) -> None:
         stamp[0] = time.perf_counter_ns()
-        wake(self)
+        wake(self, value)
 
-    ControlPage.wake = noted  # type: ignore[method-assign]
+    Page._wake = noted  # type: ignore[method-assign]
     try:
         yield lambda: stamp[0]
     finally:
-        ControlPage.wake = wake  # type: ignore[method-assign]
+        Page._wake = wake  # type: ignore[method-assign]
 
 
 def time_to_hear(settings: Settings, report: Report, *, quick: bool) -> None:

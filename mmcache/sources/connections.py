@@ -29,22 +29,29 @@ MAX_IDLE = 8
 
 
 class Connection:
-    """A lent connection: `with connections.take() as connection`. Raises what sqlite3 raises."""
+    """A lent connection: `with connections.take() as connection`. Raises what sqlite3 raises.
 
-    __slots__ = ("_home", "_pool", "abandoned", "cursors", "raw")
+    It knows its pool only while it is lent. An idle one is in no cycle of references, so that the last reference to a
+    pool closes what is idle; the garbage collector might come to the sqlite3 connection first, which warns since 3.13.
+    """
 
-    def __init__(self, raw: sqlite3.Connection, pool: Connections, home: list[Connection]) -> None:
+    __slots__ = ("_lender", "abandoned", "cursors", "raw")
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
         self.cursors: list[sqlite3.Cursor] = []
         self.abandoned = False
-        self._pool = pool
-        self._home = home
+        self._lender: tuple[Connections, list[Connection]] | None = None
+
+    def lend(self, pool: Connections, home: list[Connection]) -> Self:
+        self._lender = pool, home
+        return self
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         """A cursor that lives, and is kept alive, until the connection goes back."""
         if self.abandoned:
             reason = "this read was begun before a fork; a read cannot continue in the child process"
-            raise SourceError(reason, path=self._pool.path)
+            raise SourceError(reason, path=self._lender[0].path if self._lender is not None else None)
         cursor = self.raw.execute(sql, parameters)
         self.cursors.append(cursor)
         return cursor
@@ -55,7 +62,10 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.give_back(self, self._home)
+        if self._lender is not None:
+            pool, home = self._lender
+            self._lender = None
+            pool.give_back(self, home)
 
 
 class Connections:
@@ -70,8 +80,9 @@ class Connections:
 
     def take(self) -> Connection:
         """An exclusive connection, outside any transaction. Raises SourceError."""
+        home = self._idle
         try:
-            return self._idle.pop()
+            return home.pop().lend(self, home)
         except IndexError:
             pass
         if self.path in _tainted:
@@ -80,9 +91,9 @@ class Connections:
                 "here; fork outside of reads, or start workers by 'spawn' or 'forkserver'",
                 path=self.path,
             )
-        connection = Connection(self._connect(), self, self._idle)
+        connection = Connection(self._connect())
         self._open.add(connection)
-        return connection
+        return connection.lend(self, home)
 
     def give_back(self, connection: Connection, home: list[Connection]) -> None:
         if connection not in self._open:

@@ -73,7 +73,7 @@ def test_a_forked_child_shares_the_map_and_counts_for_itself(path: Path, bank: P
     def child() -> None:
         cache["item-2-ä"]
         cache.get("nope")
-        send.send((cache.stats().hits, cache.stats().misses, cache.get("item-3-ä")["size"]))
+        send.send((cache.stats().hits, cache.stats().misses, cache["item-3-ä"]["size"]))
 
     process = context.Process(target=child)
     process.start()

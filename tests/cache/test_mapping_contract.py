@@ -221,7 +221,9 @@ def test_schema_and_collections_are_the_same_in_every_tier(home: Path) -> None:
             opened.collection("nope")
 
 
-def test_a_cache_without_a_file_gives_no_rows(home: Path) -> None:
+def test_a_cache_without_a_file_gives_a_selection_without_rows(home: Path) -> None:
     cache: Cache = mmcache.open(home / "none.mmc", source_of(home / "bank.db"), build=False)
-    with pytest.raises(mmcache.SourceError, match="only a file has rows"):
-        _ = cache.where(kind="a").rows
+    chosen = cache.where(kind="a")
+    assert len(chosen.rows) == 0
+    assert len(chosen) == len(chosen.ids) > 0
+    assert not chosen.complete

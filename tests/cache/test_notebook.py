@@ -59,7 +59,7 @@ def test_a_cache_shows_its_counts_and_its_file_or_that_there_is_none(tmp_path):
     with mmcache.open(tmp_path / "none.mmc", source, build=False) as cache:
         cache.get("k1")
         texts = Text(cache._repr_html_()).texts
-        assert "no file" in texts
+        assert "missing" in texts
         assert "items" not in texts
 
 
@@ -119,11 +119,11 @@ def invalidated(path, source):
 
 
 SHOWN = {
-    without_a_file: "no file",
+    without_a_file: "missing",
     never_read: "starting",
     never_read_and_without_a_source: "starting",
     arrived_by_pickle: "starting",
-    damaged: "no file",
+    damaged: "incompatible",
     of_a_file_that_is_gone: "fresh",
     expired: "expired",
     invalidated: "invalidated",

@@ -68,8 +68,8 @@ def ids_ignored() -> None:
     """Readers never look at the ids that were invalidated."""
     really = events.fold
 
-    def fold(said: events.Said, new: Any, until: int) -> None:
-        really(said, [event for event in new if event.kind is not events.Kind.IDS], until)
+    def fold(said: events.Said, new: Any, until: int, chain: int) -> None:
+        really(said, [event for event in new if event.kind is not events.Kind.IDS], until, chain)
 
     hearing.fold = fold  # type: ignore[assignment, attr-defined]
 

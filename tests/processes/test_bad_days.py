@@ -600,7 +600,7 @@ def test_the_circuit_stays_closed_unless_it_is_asked_for_and_while_a_fast_lookup
     options = {"slow_after": 60.0, "fallback_on_slow": True, "executor": "external"}
     with mmcache.open(path, source_of(bank), **options) as cache:  # type: ignore[arg-type]
         for i in range(12):
-            inside.options_of(cache)["slow_after"] = 60.0 if i % 3 == 2 else 0.0
+            inside.slow_after(cache, 60.0 if i % 3 == 2 else 0.0)
             number(cache)
         assert (cache.stats().slow_lookups, cache.stats().fallbacks) == (8, {})
 

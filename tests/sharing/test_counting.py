@@ -23,8 +23,8 @@ import pytest
 from mmcache.sharing import archive, metrics, slot_files, tally
 from mmcache.sharing.metrics import Slot, read_fleet
 from mmcache.storage import shared
-from tests.conftest import open_files
 from tests.storage.faults import FailName, Kill, faults, in_child
+from tests.support.observe import open_files
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

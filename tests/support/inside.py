@@ -68,6 +68,13 @@ def temp_names(names: Iterable[str]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def on_file_system(kind: str) -> Iterator[None]:
+    """Everything is on a file system of this kind, as the system calls it."""
+    with mock.patch.object(shared, "kind_of_file_system", return_value=kind):
+        yield
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -147,10 +154,15 @@ def lock_of(cache: Cache) -> Any:
     return cache._watch._lock
 
 
-def options_of(cache: Any) -> Options:
+def options_of(cache: Any) -> dict[str, Any]:
     """Of a cache, or of one of its collections."""
-    found: Options = cache._watch.options
-    return found
+    options: Options = cache._watch.options
+    return options.given()
+
+
+def slow_after(cache: Cache, seconds: float) -> None:
+    """From now on a lookup that takes longer counts as slow."""
+    cache._counting._slow_after = seconds
 
 
 def policy_of(cache: Any) -> Any:
