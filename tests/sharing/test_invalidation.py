@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import multiprocessing as mp
@@ -21,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import mmcache
 from mmcache import Cache, ClosedError, PublishError, Schema, SourceError, SQLiteSource
+from mmcache.format.header import Tokens
 from mmcache.sharing.attach import attach
 from mmcache.sharing.events import MAX_IDS, REASONS
 from mmcache.sharing.invalidation import invalidate_file
@@ -66,6 +68,12 @@ def write(bank: Path, *statements: str, items: dict[int, str] | None = None) -> 
             insert_item(db, i, kind)
         for statement in statements:
             db.execute(statement)
+
+
+def tokens_of(cache: Cache) -> Tokens:
+    """What was said so far."""
+    with contextlib.closing(attach(cache.path)) as page:
+        return page.tokens()
 
 
 def from_source(cache: Cache) -> int:
@@ -326,9 +334,9 @@ def test_many_small_ones_are_ids_to_workers_old_and_new(workers, bank):
 
 def test_nothing_is_nothing(workers):
     one, two = workers(), workers()
-    before = attach(one.path).tokens()
+    before = tokens_of(one)
     assert one.invalidate([]) == "ids"
-    assert attach(one.path).tokens() == before
+    assert tokens_of(one) == before
     two[item(1)]
     assert two.stats().state == "fresh"
 
@@ -349,8 +357,8 @@ def test_an_id_that_was_said_twice_takes_one_place(workers):
     [
         ({"ids": "item-1"}, TypeError, "not one: \\['item-1'\\]"),
         ({"ids": b"item-1"}, TypeError, "an iterable of ids"),
-        ({"ids": [1]}, TypeError, "an id is text, not 1"),
-        ({"ids": [None]}, TypeError, "an id is text"),
+        ({"ids": [1.5]}, TypeError, "a key cannot be 1.5"),
+        ({"ids": [None]}, TypeError, "a key cannot be None"),
         ({"ids": 5}, TypeError, "iterable"),
         ({"reason": "because"}, ValueError, "one of manual, record_stored"),
         ({"ids": ["a"], "hard": True}, ValueError, "hard is for"),
@@ -361,10 +369,10 @@ def test_an_id_that_was_said_twice_takes_one_place(workers):
 )
 def test_a_wrong_call_is_an_error_and_says_nothing_to_anybody(workers, arguments, error, text):
     cache = workers()
-    before = attach(cache.path).tokens()
+    before = tokens_of(cache)
     with pytest.raises(error, match=text):
         cache.invalidate(**arguments)
-    assert attach(cache.path).tokens() == before
+    assert tokens_of(cache) == before
     assert cache.stats().invalidations == 0
 
 
@@ -375,9 +383,10 @@ def test_an_iterable_that_fails_on_the_way_says_nothing(workers):
         yield item(1)
         raise RuntimeError("boom")
 
+    before = tokens_of(cache)
     with pytest.raises(RuntimeError, match="boom"):
         cache.invalidate(failing())
-    assert attach(cache.path).tokens().ring == 0
+    assert tokens_of(cache) == before
 
 
 def test_a_closed_cache_tells_nobody(workers):
@@ -394,11 +403,11 @@ def test_where_no_page_can_be_it_says_so_and_goes_by_it_itself(path, bank, ids):
     os.unlink(page_path(str(path)))
     source = source_of(bank)
     with (
-        faults(FailName("link", errno.EPERM)),
+        faults(FailName("rename", errno.EPERM)),
         mmcache.open(path, source, executor="external", check_interval=0) as cache,
     ):
         write(bank, items={1: "z"})
-        with pytest.raises(PublishError, match=r"only this one knows: .*has no hard links"):
+        with pytest.raises(PublishError, match=r"only this one knows: .*not permitted"):
             cache.invalidate(ids)
         for _ in range(3):
             assert cache[item(1)]["kind"] == "z"
