@@ -106,7 +106,7 @@ class Rebuilder:
         with fs.Directory(path) as directory:
             lock = directory.take_lock(0.0)
         try:
-            if page.shared and last_build(page) != heard:
+            if last_build(page) != heard:
                 return False
             log.info("%s: rebuilding, because %s", path, why, extra={"event": "rebuild_started", "path": path})
             executor = self.options.executor

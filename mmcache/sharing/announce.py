@@ -38,7 +38,7 @@ class Announcer:
     def __init__(self, path: str, page: Page | None = None) -> None:
         self.path = path
         self.superseded = False
-        self._page = page if page is not None and page.shared else attach(path, previous=page, patience=_PATIENCE)
+        self._page = _shared_or(path, page)
         self._owns = self._page is not page
         self._since_ns = 0
 
@@ -166,3 +166,14 @@ class Announcer:
         """The file was removed by a person: whoever needs it looks for it again, and may build it at once."""
         self.succeeded()
         self._say(Kind.PUBLISHED, (0,))
+
+
+def _shared_or(path: str, page: Page | None) -> Page:
+    """The page that all share; else the one in memory that a cache has, so that it hears of its own failures."""
+    if page is not None and page.shared:
+        return page
+    found = attach(path, previous=page, patience=_PATIENCE)
+    if page is None or found.shared:
+        return found
+    found.close()
+    return page

@@ -200,7 +200,8 @@ def create_wake(directory: fs.Directory, name: str, value: int) -> int:
 
 
 def open_wake(path: str) -> Wake | None:
-    """The wake file at a path; None for one that is missing or wrong."""
+    """The wake file at a path; None for one that is missing or wrong. Raises UnusableFileError where it may be right,
+    and this process has no room left to open or map it: a page must not be replaced for that."""
     file = None
     try:
         file = open_page_file(path)
@@ -209,10 +210,13 @@ def open_wake(path: str) -> Wake | None:
         status = fs.system.fstat(file.fd)
         if status.st_size == 8 and status.st_nlink == 1:
             return Wake(file)
-    except (OSError, ValueError, UnusableFileError):
-        pass
-    if file is not None:
-        file.close()
+    except UntrustedPathError:
+        return None
+    except (OSError, ValueError) as error:
+        if file is not None:
+            file.close()
+        raise UnusableFileError(f"cannot be mapped ({error})", path=path) from None
+    file.close()
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import multiprocessing as mp
@@ -9,7 +10,6 @@ import os
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,21 +19,22 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from mmcache.sharing.control import REASONS, RING_SIZE, attach, control_name
 
 import mmcache
 from mmcache import Cache, ClosedError, PublishError, Schema, SourceError, SQLiteSource
+from mmcache.format.header import Tokens
+from mmcache.sharing.attach import attach
+from mmcache.sharing.events import MAX_IDS, REASONS
 from mmcache.sharing.invalidation import invalidate_file
-from tests.cache.bank import insert_item, make_bank, source_of
-from tests.storage.faults import FailName, faults
+from mmcache.sharing.page import page_path
+from tests.support import inside
+from tests.support.bank import insert_item, make_bank, name_of as item, open_bank, source_of
+from tests.support.faults import FailName, faults
+from tests.support.waits import PATIENCE, holds
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 Open = Callable[..., Cache]
-
-
-def item(i: int) -> str:
-    return f"item-{i}-ä"
 
 
 @pytest.fixture
@@ -62,12 +63,17 @@ def workers(path: Path, bank: Path) -> Iterator[Open]:
 
 
 def write(bank: Path, *statements: str, items: dict[int, str] | None = None) -> None:
-    with sqlite3.connect(bank) as db:
+    with open_bank(bank) as db:
         for i, kind in (items or {}).items():
             insert_item(db, i, kind)
         for statement in statements:
             db.execute(statement)
-    db.close()
+
+
+def tokens_of(cache: Cache) -> Tokens:
+    """What was said so far."""
+    with contextlib.closing(attach(cache.path)) as page:
+        return page.tokens()
 
 
 def from_source(cache: Cache) -> int:
@@ -290,8 +296,8 @@ def test_softly_a_collection_is_everything(workers, bank):
     assert two.stats().state == "stale"
 
 
-@pytest.mark.parametrize(("count", "kind"), [(RING_SIZE // 2, "ids"), (RING_SIZE // 2 + 1, "hard")])
-def test_more_ids_than_half_the_ring_holds_are_everything(workers, bank, count, kind):
+@pytest.mark.parametrize(("count", "kind"), [(MAX_IDS, "ids"), (MAX_IDS + 1, "hard")])
+def test_more_ids_than_one_call_may_name_are_everything(workers, bank, count, kind):
     one, two = workers(), workers()
     write(bank, items={1: "z", 2: "z"})
     assert one.invalidate([item(1), *(f"x{i}" for i in range(count - 1))]) == kind
@@ -299,48 +305,48 @@ def test_more_ids_than_half_the_ring_holds_are_everything(workers, bank, count, 
     assert two[item(2)]["kind"] == ("b" if kind == "ids" else "z")
 
 
-def test_an_overflow_of_many_small_ones_makes_everything_dirty_and_loses_nothing(workers, bank):
+def test_a_log_that_lost_events_makes_everything_dirty_and_loses_nothing(workers, bank):
+    with inside.small_log(65_536):
+        one, two = workers(), workers()
+        two[item(1)]
+        write(bank, items=dict.fromkeys(range(20), "z"))
+        for batch in range(5):
+            one.invalidate([item(batch), *(f"x{batch}.{i}" for i in range(1000))])
+        assert [two[item(i)]["kind"] for i in range(20)] == ["z"] * 20
+        assert two.stats().state == "invalidated"
+        one.rebuild()
+        assert two[item(7)]["kind"] == "z"
+        assert two.stats().state == "fresh"
+
+
+def test_many_small_ones_are_ids_to_workers_old_and_new(workers, bank):
     one, two = workers(), workers()
-    write(bank, items=dict.fromkeys(range(20), "z"))
-    for batch in range(5):
-        one.invalidate([item(batch), *(f"x{batch}.{i}" for i in range(1000))])
-    assert [two[item(i)]["kind"] for i in range(20)] == ["z"] * 20
-    assert two.stats().state == "invalidated"
-    one.rebuild()
-    assert two[item(7)]["kind"] == "z"
-    assert two.stats().state == "fresh"
+    write(bank, items={1: "z", 2: "z"})
+    for i in range(2_000):
+        assert one.invalidate([f"x{i}"]) == "ids"
+    one.invalidate([item(1)])
+    for cache in (two, workers()):
+        assert cache[item(1)]["kind"] == "z"
+        assert cache[item(2)]["kind"] == "b"
+        assert cache.stats().state == "stale"
+        assert from_source(cache) == 1
 
 
 def test_nothing_is_nothing(workers):
     one, two = workers(), workers()
-    before = attach(one.path).tokens()
+    before = tokens_of(one)
     assert one.invalidate([]) == "ids"
-    assert attach(one.path).tokens() == before
+    assert tokens_of(one) == before
     two[item(1)]
     assert two.stats().state == "fresh"
 
 
 def test_an_id_that_was_said_twice_takes_one_place(workers):
-    one = workers()
+    one, two = workers(), workers()
     one.invalidate([item(1)] * 5000)
-    assert attach(one.path).tokens().ring == 1
-
-
-def test_an_appender_killed_in_the_middle_of_the_next_lap_does_not_keep_workers_from_the_file(workers, path):
-    """What it stored and did not count stands where ids were that are still dirty: which, a new worker cannot tell."""
-    from mmcache.sharing import control
-
-    first = workers(executor="inline", rebuild_after=3600)
-    for half in range(2):
-        first.invalidate([f"x{half}.{i}" for i in range(RING_SIZE // 2)])
-    page = attach(str(path))
-    for position in range(page.tokens().ring, page.tokens().ring + 100):
-        page.words[control._ENTRIES + position % RING_SIZE] = control._lap(position) << 56 | 5
-    late = workers(executor="inline", rebuild_after=3600, check_interval=0)
-    deadline = time.monotonic() + 20
-    while late.stats().state != "fresh" and time.monotonic() < deadline:
-        late[item(1)]
-    assert late.stats().state == "fresh"
+    assert two.status().dirty == 1
+    one.invalidate([item(1)])
+    assert two.status().dirty == 1
 
 
 # --- wrong calls ------------------------------------------------------------------------------------------------------
@@ -351,8 +357,8 @@ def test_an_appender_killed_in_the_middle_of_the_next_lap_does_not_keep_workers_
     [
         ({"ids": "item-1"}, TypeError, "not one: \\['item-1'\\]"),
         ({"ids": b"item-1"}, TypeError, "an iterable of ids"),
-        ({"ids": [1]}, TypeError, "an id is text, not 1"),
-        ({"ids": [None]}, TypeError, "an id is text"),
+        ({"ids": [1.5]}, TypeError, "a key cannot be 1.5"),
+        ({"ids": [None]}, TypeError, "a key cannot be None"),
         ({"ids": 5}, TypeError, "iterable"),
         ({"reason": "because"}, ValueError, "one of manual, record_stored"),
         ({"ids": ["a"], "hard": True}, ValueError, "hard is for"),
@@ -363,10 +369,10 @@ def test_an_appender_killed_in_the_middle_of_the_next_lap_does_not_keep_workers_
 )
 def test_a_wrong_call_is_an_error_and_says_nothing_to_anybody(workers, arguments, error, text):
     cache = workers()
-    before = attach(cache.path).tokens()
+    before = tokens_of(cache)
     with pytest.raises(error, match=text):
         cache.invalidate(**arguments)
-    assert attach(cache.path).tokens() == before
+    assert tokens_of(cache) == before
     assert cache.stats().invalidations == 0
 
 
@@ -377,9 +383,10 @@ def test_an_iterable_that_fails_on_the_way_says_nothing(workers):
         yield item(1)
         raise RuntimeError("boom")
 
+    before = tokens_of(cache)
     with pytest.raises(RuntimeError, match="boom"):
         cache.invalidate(failing())
-    assert attach(cache.path).tokens().ring == 0
+    assert tokens_of(cache) == before
 
 
 def test_a_closed_cache_tells_nobody(workers):
@@ -393,14 +400,14 @@ def test_a_closed_cache_tells_nobody(workers):
 @pytest.mark.parametrize("ids", [None, [item(1)]])
 def test_where_no_page_can_be_it_says_so_and_goes_by_it_itself(path, bank, ids):
     mmcache.build(path, source_of(bank))
-    os.unlink(control_name(str(path)))
+    os.unlink(page_path(str(path)))
     source = source_of(bank)
     with (
-        faults(FailName("link", errno.EPERM)),
+        faults(FailName("rename", errno.EPERM)),
         mmcache.open(path, source, executor="external", check_interval=0) as cache,
     ):
         write(bank, items={1: "z"})
-        with pytest.raises(PublishError, match=r"only this one knows: .*has no hard links"):
+        with pytest.raises(PublishError, match=r"only this one knows: .*not permitted"):
             cache.invalidate(ids)
         for _ in range(3):
             assert cache[item(1)]["kind"] == "z"
@@ -457,33 +464,23 @@ def test_it_is_logged_once(workers, path, caplog):
 # --- threads and processes --------------------------------------------------------------------------------------------
 
 
-def test_a_thread_that_gets_while_another_looks_waits_for_what_it_finds(workers, bank, monkeypatch):
-    """T1 is in the look and has not judged yet. T2 begins its get after the invalidation: it must wait."""
+def test_a_thread_that_gets_while_another_hears_waits_for_what_it_finds(workers, bank):
+    """T1 hears and has not decided yet. T2 begins its get after the invalidation: it must wait."""
     one, cache = workers(), workers()
     cache[item(1)]
-    tiers = cache._tiers
-    judging, go_on = threading.Event(), threading.Event()
-    judge = tiers._judge
-
-    def slowly() -> None:
-        judging.set()
-        go_on.wait(20)
-        judge()
-
-    monkeypatch.setattr(tiers, "_judge", slowly)
-    write(bank, items={1: "z"})
-    one.invalidate([item(1)])
     answers: list[Any] = []
     threads = [threading.Thread(target=lambda: answers.append(cache[item(1)]["kind"])) for _ in range(3)]
-    threads[0].start()
-    assert judging.wait(20)
-    for thread in threads[1:]:
-        thread.start()
-    time.sleep(0.05)
-    assert answers == []
-    go_on.set()
-    for thread in threads:
-        thread.join(20)
+    with inside.slow_decision(cache) as (deciding, go_on):
+        write(bank, items={1: "z"})
+        one.invalidate([item(1)])
+        threads[0].start()
+        assert deciding.wait(PATIENCE)
+        for thread in threads[1:]:
+            thread.start()
+        holds("no thread has an answer", lambda: not answers, 0.05)
+        go_on.set()
+        for thread in threads:
+            thread.join(PATIENCE)
     assert answers == ["z"] * 3
 
 
@@ -686,7 +683,7 @@ class TwoCaches(RuleBasedStateMachine):
     @rule(who=st.integers(0, 1))
     def lose_the_page(self, who: int) -> None:
         """Both look around, as they do once in a second; who looks first makes it again."""
-        os.unlink(control_name(str(self.path)))
+        os.unlink(page_path(str(self.path)))
         for cache in (self.caches[who], self.caches[1 - who]):
             cache.refresh()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 from unittest import mock
@@ -176,6 +177,21 @@ def close(collection: Any) -> None:
 def meet_damage(cache: Cache) -> None:
     """A read finds a record damaged, on a disk that reads it well the next time."""
     cache._watch.damaged(CorruptFileError("does not match its checksum", path=cache.path))
+
+
+@contextlib.contextmanager
+def slow_decision(cache: Cache) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """One thread that has heard waits before it decides: gives what tells that it does, and what lets it go on."""
+    deciding, go_on = threading.Event(), threading.Event()
+    decide = cache._watch._decide
+
+    def slowly() -> None:
+        deciding.set()
+        go_on.wait(30)
+        decide()
+
+    with mock.patch.object(cache._watch, "_decide", slowly):
+        yield deciding, go_on
 
 
 def nothing_due(cache: Cache) -> contextlib.AbstractContextManager[Any]:
