@@ -161,7 +161,7 @@ class Cache(CachedCollection):
             load_seconds=slot.words[metrics.LOAD_NS] / 1e9,
             fallback_seconds=counts["fallback_ns"] / 1e9,
             generation=None if snapshot is None else snapshot.generation,
-            state=watch.decision.state,
+            state=watch.view.decision.state,
         )
 
     def status(self) -> Status:
@@ -169,7 +169,7 @@ class Cache(CachedCollection):
         watch = self._watch
         with contextlib.suppress(UnusableFileError, SourceError):
             watch.current()
-        return status_of(self.path, watch.options.policy, watch.source, decided=watch.decision)
+        return status_of(self.path, watch.options.policy, watch.source, decided=watch.view.decision)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: this process's own counts, and the file's generation, age, collections and sizes.

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from .counting import Counting
 from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
 from .forks import on_fork
+from .lines import Lines
 from .options import Options
 from .sharing import metrics
 from .sharing.announce import Announcer
@@ -41,7 +43,8 @@ class _Child(NamedTuple):
 
 
 class Rebuilder:
-    """running: whether this process rebuilds the file, by a child or a thread."""
+    """running: whether this process rebuilds the file, by a child or a thread. waits: whether another process builds
+    the first file, which this one has waited for."""
 
     def __init__(self, files: FileTier, source: Source | None, options: Options, counting: Counting) -> None:
         self.files = files
@@ -54,6 +57,8 @@ class Rebuilder:
     def begin_process(self) -> None:
         """What the parent started is the parent's."""
         self.running = False
+        self.waits = False
+        self._has_waited = False
         self._child: _Child | None = None
 
     def build(
@@ -81,6 +86,34 @@ class Rebuilder:
             since=since,
             lock=lock,
         )
+
+    def build_first(self, page: Page | None, take: Callable[[], bool], lines: Lines) -> None:
+        """One process builds; the others wait until its file is there, take over if it dies, and give up in time.
+
+        None waits on the lock: that would let in one after the other. A build that fails is not tried again by those
+        that waited for it, nor by any process for a while. take: opens the file, and says whether it could.
+        """
+        begun = time.monotonic()
+        deadline = begun + (0.0 if self._has_waited else self.options.wait)
+        pause = 0.001
+        self.waits = False
+        while True:
+            failure = page.failure if page is not None else None
+            if failure is not None and (failure.at > begun or begun < failure.until):
+                path = self.files.path
+                lines.note(logging.WARNING, "build_failed", "%s: %s", path, str(failure.error))
+                return
+            try:
+                self.build(page, timeout=0.0, first=True, since=begun)
+            except LockTimeoutError:
+                if time.monotonic() >= deadline:
+                    self._has_waited = self.waits = True  # once; a builder that was stopped must not hold up every read
+            except Exception:  # noqa: BLE001 (counted, logged, and recorded on the page)
+                return
+            if take() or time.monotonic() >= deadline:
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
 
     def start(self, why: str, page: Page, heard: object) -> bool:
         """Have the file built again, unless another process builds it, or did so since `heard`; whether it is.

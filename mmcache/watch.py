@@ -13,22 +13,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .counting import Counting
-from .errors import ClosedError, LockTimeoutError, MmcacheError, SourceError, UnusableFileError
+from .errors import ClosedError, MmcacheError, SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
+from .lines import Lines
 from .options import Options, is_disabled
 from .poller import Poller
 from .rebuild import Rebuilder
 from .sharing import invalidation, metrics
 from .sharing.asking import ask
-from .sharing.decide import Decision, Facts, Rules, SourceFacts, decide
+from .sharing.decide import Facts, Rules, SourceFacts, decide
 from .sharing.hearing import Hearing
 from .sharing.page import MovedError, Page
 from .sources.base import Source
@@ -57,20 +57,16 @@ class _Known:
     """What one process knows besides the page and the file.
 
     asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
-    without a file looks again. has_waited: whether it has waited for another process that builds the first file, and
-    building: whether that builds it now. attaching: the thread that opens the first file. lines: for the log, written
-    as soon as no lock is held.
+    without a file looks again. attaching: the thread that opens the first file. lines: for the log.
     """
 
     rules: Rules
+    lines: Lines
     asked: SourceFacts = field(default_factory=SourceFacts)
     asked_at: float = 0.0
     next_try: float = 0.0
-    has_waited: bool = False
     is_closed: bool = False
-    building: bool = False
     attaching: int | None = None
-    lines: deque[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=deque)
 
 
 class Watch:
@@ -80,7 +76,6 @@ class Watch:
     """
 
     def __init__(self, path: str, source: Source | None, options: Options) -> None:
-        self.source = source
         self.options = options
         self.word: Any = _NO_WORD
         self.seen: int | None = None
@@ -93,7 +88,7 @@ class Watch:
         )
         self.rebuilder = Rebuilder(self.files, source, options, self.counting)
         self._poller = Poller(path, self._poll_files, self._poll_source)
-        self._known = _Known(options.rules())
+        self._known = _Known(options.rules(), Lines(path))
         self._lock = Lock()
         on_fork(self)
 
@@ -103,19 +98,19 @@ class Watch:
             return
         self.due = 0.0
         self._known.rules = self.options.rules()
-        self._known.attaching, self._known.building = None, False
+        self._known.attaching = None
 
     @property
     def path(self) -> str:
         return self.files.path
 
     @property
-    def is_closed(self) -> bool:
-        return self._known.is_closed
+    def source(self) -> Source | None:
+        return self.rebuilder.source
 
     @property
-    def decision(self) -> Decision:
-        return self.view.decision
+    def is_closed(self) -> bool:
+        return self._known.is_closed
 
     # --- what reads call
 
@@ -141,15 +136,15 @@ class Watch:
                 self._poller.poll()
             elif is_disabled():
                 self.counting.note_gauges(self.path, self.options.label, 0, [])
-        before = self.decision.rebuild
+        before = self.view.decision.rebuild
         if self.word[0] != self.seen:
             self._hear()
-        why = self.decision.rebuild
+        why = self.view.decision.rebuild
         if why and self.options.executor == "inline":
             self._start_rebuild()
         elif why and not before and not self.rebuilder.running:
             self._poller.poll(0.0)  # which starts it
-        self._tell()
+        self._known.lines.write()
 
     def sample(self, begun: float, hits: int) -> None:
         """A hit whose number is due for it is timed."""
@@ -230,16 +225,11 @@ class Watch:
                 self.word, self.seen = page.word, None
         assert page is not None
         if before is not None:
-            self._note(logging.WARNING, "page_replaced", "%s: the control page was replaced", self.path)
+            self._known.lines.note(logging.WARNING, "page_replaced", "%s: the control page was replaced", self.path)
         if page.problem is not None and (before is None or before.problem != page.problem):
-            self._note(
-                logging.WARNING,
-                "degraded",
-                "%s: no control page (%s): changes by other processes are noticed every %g s only",
-                self.path,
-                page.problem,
-                self.options.check_interval,
-            )
+            text = "%s: no control page (%s): changes by other processes are noticed every %g s only"
+            every = self.options.check_interval
+            self._known.lines.note(logging.WARNING, "degraded", text, self.path, page.problem, every)
 
     def _decide(self) -> None:
         """Under the lock: replace the view by what follows from the facts."""
@@ -268,7 +258,7 @@ class Watch:
             failure=hearing.failure(monotonic),
             repair=files.repair,
             slow=monotonic < self.counting.slow_until,
-            building=known.building,
+            building=self.rebuilder.waits,
             disabled=not has_file and is_disabled(),
         )
 
@@ -291,7 +281,7 @@ class Watch:
         if page is not None:
             _settle(page)
         self.counting.note_gauges(self.path, self.options.label, self.files.generation, self.files.pinned())
-        self._tell()
+        self._known.lines.write()
 
     def _poll_source(self) -> None:
         if self._known.is_closed:
@@ -299,17 +289,17 @@ class Watch:
         begun = time.monotonic()
         asked = SourceFacts() if self.source is None else ask(self.source, self.hearing.baseline)
         if asked.error:
-            self._note(logging.DEBUG, "source_unreadable", "%s: %s", self.path, asked.error)
+            self._known.lines.note(logging.DEBUG, "source_unreadable", "%s: %s", self.path, asked.error)
         with self._lock:
             if begun >= self._known.asked_at:  # Case: a question that hung is answered after a later one
                 self._known.asked, self._known.asked_at = asked, begun
             self._decide()
         if self.options.executor != "inline":
             self._start_rebuild()
-        self._tell()
+        self._known.lines.write()
 
     def _start_rebuild(self) -> None:
-        page, why, options = self.hearing.page, self.decision.rebuild, self.options
+        page, why, options = self.hearing.page, self.view.decision.rebuild, self.options
         if not why or page is None or self.view.snapshot is None or not options.build or options.executor == "external":
             return
         self.rebuilder.start(why, page, self.hearing.last_build)
@@ -353,19 +343,6 @@ class Watch:
         finally:
             files.lock.release()
 
-    def _note_adoption(self, old: Snapshot, new: Snapshot) -> None:
-        self.counting.add(metrics.ADOPTIONS)
-        if new.generation < old.generation:
-            self._note(
-                logging.WARNING,
-                "generation_went_back",
-                "%s: went back from generation %d to %d",
-                self.path,
-                old.generation,
-                new.generation,
-            )
-        self._note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, new.generation)
-
     def _take(self, snapshot: Snapshot, old: Snapshot | None = None) -> bool:
         """Answer from this snapshot, unless another thread has moved on from the old one meanwhile."""
         with self._lock:
@@ -377,8 +354,14 @@ class Watch:
             self._rebase(snapshot)
             self._decide()
             self.seen = None  # a newer one may have been published since this one was opened
-        if old is not None:
-            self._note_adoption(old, snapshot)
+        if old is None:
+            return True
+        self.counting.add(metrics.ADOPTIONS)
+        lines = self._known.lines
+        if snapshot.generation < old.generation:
+            change = self.path, old.generation, snapshot.generation
+            lines.note(logging.WARNING, "generation_went_back", "%s: went back from generation %d to %d", *change)
+        lines.note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, snapshot.generation)
         return True
 
     def _rebase(self, snapshot: Snapshot) -> None:
@@ -399,7 +382,7 @@ class Watch:
             self.counting.add_damage()
         if is_new:
             self.counting.add(metrics.REFUSALS)
-            self._note(logging.WARNING, "file_refused", "%s", str(error), cause=error.cause)
+            self._known.lines.note(logging.WARNING, "file_refused", "%s", str(error), cause=error.cause)
 
     def _attached(self) -> View:
         """There is no snapshot: open the file, or build it, or leave it to the source."""
@@ -414,12 +397,10 @@ class Watch:
             if self.source is None:
                 raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
             return self.view
-        if (
-            known.attaching == threading.get_ident()
-        ):  # a source, or a handler of log lines, reads the cache it is built for
-            return View(self.decision._replace(cause="building"))
-        if not files.lock.acquire(timeout=self.options.wait):  # a thread of ours is building
-            return View(self.decision._replace(cause="building"))
+        # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread of ours builds.
+        is_under_way = known.attaching == threading.get_ident()
+        if is_under_way or not files.lock.acquire(timeout=self.options.wait):
+            return View(self.view.decision._replace(cause="building"))
         is_opened = False
         try:
             known.attaching = threading.get_ident()
@@ -429,7 +410,7 @@ class Watch:
         finally:
             known.attaching = None
             files.lock.release()
-            self._tell()
+            self._known.lines.write()
         if is_opened:
             self.due = time.monotonic() + self.options.check_interval
             self._poller.poll()
@@ -449,53 +430,26 @@ class Watch:
         except UnusableFileError as error:
             self._refuse(error)
             if self.options.build and self.source is not None and is_ours_to_mend(error):
-                self._build_first()
+                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
         if self.files.snapshot is None:
             self._known.next_try = time.monotonic() + (_RETRY if self.source is not None else 0.0)
             with self._lock:
                 self._decide()
 
-    def _build_first(self) -> None:
-        """One process builds; the others wait until its file is there, take over if it dies, and give up in time.
+    def _take_first(self) -> bool:
+        """Whether the file is there by now."""
+        try:
+            self._take(self.files.open(self.hearing.page))
+        except UnusableFileError:
+            return False
+        return True
 
-        None waits on the lock: that would let in one after the other. A build that fails is not tried again by those
-        that waited for it, nor by any process for a while.
-        """
-        known, page = self._known, self.hearing.page
-        begun = time.monotonic()
-        deadline = begun + (0.0 if known.has_waited else self.options.wait)
-        pause = 0.001
-        while self.files.snapshot is None:
-            failure = page.failure if page is not None else None
-            if failure is not None and (failure.at > begun or begun < failure.until):
-                text = str(failure.error)
-                self._note(logging.WARNING, "build_failed", "%s: %s", self.path, text)
-                return
-            try:
-                self.build(timeout=0.0, first=True, since=begun)
-            except LockTimeoutError:
-                known.building = True
-                if time.monotonic() >= deadline:
-                    known.has_waited = True  # once; a builder that was stopped must not hold up every read
-                    return
-                time.sleep(pause)
-                pause = min(2 * pause, 0.02)
-                known.building = False
-            except Exception:  # noqa: BLE001 (counted, logged, and recorded on the page)
-                return
-            try:
-                self._take(self.files.open(page))
-            except UnusableFileError:
-                continue
-
-    def build(
-        self, *, timeout: float, asked_ns: int | None = None, first: bool = False, since: float | None = None
-    ) -> BuildReport:
+    def build(self, *, timeout: float, asked_ns: int) -> BuildReport:
         """Build and publish from the source, if no other process did."""
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
-        return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, first=first, since=since)
+        return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns)
 
     # --- telling the others
 
@@ -517,20 +471,7 @@ class Watch:
             assert self.hearing.page is not None
             return self.hearing.page
 
-    # --- log lines, and the end
-
-    def _note(self, level: int, event: str, text: str, *args: Any, **fields: Any) -> None:
-        """A log line, written as soon as no lock is held."""
-        self._known.lines.append((level, text, args, {"event": event, "path": self.path, **fields}))
-
-    def _tell(self) -> None:
-        lines = self._known.lines
-        while lines:
-            try:
-                level, text, args, fields = lines.popleft()
-            except IndexError:
-                return
-            log.log(level, text, *args, extra=fields)
+    # --- the end
 
     def close(self) -> None:
         """A poll that hangs in the source ends by itself, and changes nothing any more."""
@@ -543,10 +484,10 @@ class Watch:
         self.rebuilder.reap(page)
         with self._lock:
             self.files.snapshot = self.hearing.page = None
-            self.view = View(self.decision._replace(serves=False))
+            self.view = View(self.view.decision._replace(serves=False))
             self.word, self.seen, self.due = _NO_WORD, 0, float("inf")
         self.counting.close()
-        self._tell()
+        self._known.lines.write()
 
 
 def _settle(page: Page) -> None:

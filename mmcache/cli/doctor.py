@@ -232,7 +232,8 @@ def _builds(path: str) -> Check:
     from .doctor_directory import Check
 
     page = look(os.path.abspath(path))
-    builder = page.builder if page is not None else None
+    head = page.head() if page is not None else None
+    builder = head.builder if head is not None else None
     failure = page.failure if page is not None else None
     if page is not None:
         page.close()

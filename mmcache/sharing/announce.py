@@ -98,7 +98,8 @@ class Announcer:
     def begin(self) -> None:
         """We hold the build lock and build."""
         self._since_ns = time.monotonic_ns()
-        builder = self._page.builder
+        head = self._page.head()
+        builder = None if head is None else head.builder
         takes = 0 if builder is None else int(builder.takes * 1e9)
         self._on_page(lambda page: page.record_builder(os.getpid(), self._since_ns, takes))
 

@@ -35,7 +35,6 @@ from .head import (
     HEAD_SIZE,
     PANIC,
     VERIFIED,
-    Builder,
     Failure,
     Head,
     PageIdentity,
@@ -344,12 +343,6 @@ class Page:
     def failure(self) -> Failure | None:
         head = self.head()
         return None if head is None else head.failure(time.monotonic())
-
-    @property
-    def builder(self) -> Builder | None:
-        """A hint: it may have been killed. The holder of the build lock is building."""
-        head = self.head()
-        return None if head is None else head.builder
 
 
 def _unpacked(proof: bytes) -> tuple[Any, ...]:

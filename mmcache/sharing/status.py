@@ -113,7 +113,8 @@ def status_of(
             disabled=disabled,
         )
         decided = decide(facts, DecisionRules(policy))
-    builder = page.builder
+    head = page.head()
+    builder = None if head is None else head.builder
     page.close()
     return Status(
         path=path,

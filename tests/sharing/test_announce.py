@@ -74,7 +74,7 @@ def test_what_came_of_a_build_wakes_every_process(page, builder, kind):
 
 def test_a_builder_says_who_it_is_and_how_long_it_took(page, builder):
     builder.begin()
-    found = page.builder
+    found = page.head().builder
     assert found is not None
     assert found.pid == os.getpid()
     assert found.since <= time.monotonic()
@@ -83,7 +83,7 @@ def test_a_builder_says_who_it_is_and_how_long_it_took(page, builder):
     assert head is not None
     assert head.builder is None
     builder.begin()
-    again = page.builder
+    again = page.head().builder
     assert again is not None
     assert 0 <= again.takes < 60
 

@@ -328,7 +328,7 @@ def test_the_page_of_an_earlier_boot_is_taken_over_but_for_what_that_boot_knew(p
         head = new.head()
         assert head is not None
         assert not new.knows(HEADER, FILE)
-        assert (new.failure, new.builder, head.verified) == (None, None, ())
+        assert (new.failure, head.builder, head.verified) == (None, None, ())
         assert head.covered is not None
     assert nonce_of(path) == new.nonce
 

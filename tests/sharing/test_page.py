@@ -123,7 +123,13 @@ def test_a_new_page_says_nothing(page):
     assert head is not None
     assert page.tokens() == Tokens(0, 0, 0, page.nonce)
     assert page.since(*BEGIN)[1:] == ([], *BEGIN)
-    assert (head.verified, head.announced, head.covered, page.builder, page.failure) == ((), None, None, None, None)
+    assert (head.verified, head.announced, head.covered, page.head().builder, page.failure) == (
+        (),
+        None,
+        None,
+        None,
+        None,
+    )
     assert not page.knows(HEADER, OLD)
     assert page.writable
     assert page.is_current()
@@ -506,7 +512,7 @@ COVERED_AS = (HEADER, TOKENS, 100, 5, b"f" * 32)
 RECORDS: dict[str, tuple[int, Any, Any]] = {
     "announced": (ANNOUNCED, lambda page: page.record_announced(HEADER), lambda page: page.head().announced),
     "covered": (COVERED, lambda page: page.record_covered(*COVERED_AS), lambda page: page.head().covered),
-    "builder": (BUILDER, lambda page: page.record_builder(5, 10**9, 2 * 10**9), lambda page: page.builder),
+    "builder": (BUILDER, lambda page: page.record_builder(5, 10**9, 2 * 10**9), lambda page: page.head().builder),
     "failure": (FAILURE, lambda page: page.record_failure(SourceError("x" * 500)), lambda page: page.failure),
     "verified": (
         VERIFIED[0],
@@ -524,7 +530,7 @@ def test_records_come_back_as_they_were(page, path):
         assert head is not None
         assert head.announced == Announced(7, HEADER.build_id)
         assert head.covered == Coverage(7, HEADER.build_id, *COVERED_AS[1:])
-        assert other.builder == Builder(5, 1.0, 2.0)
+        assert head.builder == Builder(5, 1.0, 2.0)
         assert other.failure is not None
         assert other.failure.error.message == "x" * 500
         assert other.knows(HEADER, OLD)
