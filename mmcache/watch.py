@@ -397,7 +397,7 @@ class Watch:
             if self.source is None:
                 raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
             return self.view
-        # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread of ours builds.
+        # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread builds it.
         is_under_way = known.attaching == threading.get_ident()
         if is_under_way or not files.lock.acquire(timeout=self.options.wait):
             return View(self.view.decision._replace(cause="building"))
