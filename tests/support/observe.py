@@ -81,7 +81,11 @@ def stop(pid: int) -> None:
 
 def threads() -> list[str]:
     """Of this process, but the main one."""
-    return sorted(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
+    return sorted(
+        thread.name
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and thread.name != "mmcache-poll"
+    )
 
 
 # --- files and maps ---------------------------------------------------------------------------------------------------
