@@ -229,7 +229,7 @@ def page_lock(page: str, path: str, timeout: float) -> Iterator[bool]:
 
     page: path of the page. timeout: seconds. Raises PublishError where the lock file cannot be opened or trusted.
     """
-    fd = _lock_descriptor(page if _SET_LOCK is None else fs.lock_name(path))
+    fd = _lock_descriptor(path, page if _SET_LOCK is None else fs.lock_name(path))
     is_held = False
     try:
         deadline, pause = time.monotonic() + timeout, 0.00005
@@ -243,10 +243,15 @@ def page_lock(page: str, path: str, timeout: float) -> Iterator[bool]:
         fs.release(fd)
 
 
-def _lock_descriptor(path: str) -> int:
+def _lock_descriptor(cache: str, path: str) -> int:
     fd: int = -1
     try:
-        fd = fs.system.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, _LOCK_MODE)
+        try:
+            fd = fs.system.open(path, os.O_RDWR | _FLAGS)
+        except FileNotFoundError:
+            with fs.Directory(cache) as directory:  # which refuses to write where the directory is not to be trusted
+                name = os.path.basename(path)
+                fd = fs.system.open(name, os.O_RDWR | os.O_CREAT | _FLAGS, _LOCK_MODE, dir_fd=directory.fd)
         fs.hold(fd)
         status = fs.system.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
