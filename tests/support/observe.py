@@ -84,6 +84,13 @@ def threads() -> list[str]:
     return sorted(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
 
 
+def await_polls() -> None:
+    """A poll that was under way when its cache was closed ends by itself, and then lets go of what it has open."""
+    for thread in threading.enumerate():
+        if thread.name == "mmcache-poll":
+            thread.join(5.0)
+
+
 # --- files and maps ---------------------------------------------------------------------------------------------------
 
 
