@@ -20,7 +20,7 @@ ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check torch bench bench-full guard nightly clean distclean
+.PHONY: help demo test check integration torch bench bench-full guard nightly clean distclean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ check: $(VENV)/.dev  ## format, lint, types and import layers
 	@$(BIN)/mypy --no-error-summary $(TYPED)
 	@echo "==> import layers"
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
+
+integration: $(VENV)/.integration  ## tests with accidents of disks, mounts and servers; what this machine lacks is skipped, and said
+	@echo "==> integration"
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "integration and not nightly"
 
 torch: $(VENV)/.torch  ## install torch, hundreds of MB, for the tests of its dataset, which are skipped without it
 
@@ -80,6 +84,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 	@echo "==> installing mmcache and the development tools into $(VENV)"
 	@$(INSTALL) --editable '.[cli]' --group dev
 	@touch $@ $(VENV)/.demo $(VENV)/.bench
+
+$(VENV)/.integration: pyproject.toml | $(VENV)/.dev
+	@echo "==> installing servers into $(VENV)"
+	@$(INSTALL) --group integration || echo "no server could be installed: its tests are skipped" >&2
+	@touch $@
 
 $(VENV)/.torch: pyproject.toml | $(VENV)/.venv
 	@echo "==> installing torch into $(VENV)"

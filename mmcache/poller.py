@@ -66,6 +66,11 @@ class Poller:
             return
         done.wait(patience)
 
+    def end(self) -> None:
+        """No poll looks at files any more. One that is under way comes to its end first, unless that takes a second."""
+        if not self.is_polling():
+            self._under_way[0].acquire(timeout=1.0)
+
     def _run(self, done: threading.Event | None) -> None:
         ident = threading.get_ident()
         self._threads.add(ident)

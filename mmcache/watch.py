@@ -99,8 +99,11 @@ class Watch:
 
     def begin_process(self) -> None:
         """A snapshot and a page are shared with the parent, and stay; what is due is looked at anew."""
+        if self._known.is_closed:
+            return
         self.due = 0.0
         self._known.rules = self.options.rules()
+        self._known.attaching, self._known.building = None, False
 
     @property
     def path(self) -> str:
@@ -213,6 +216,8 @@ class Watch:
 
     def _renew_page(self) -> None:
         """Under the lock: use the page that is at its path now."""
+        if self._known.is_closed:
+            return
         before = self.hearing.page
         try:
             if not self.hearing.renew():
@@ -238,6 +243,8 @@ class Watch:
 
     def _decide(self) -> None:
         """Under the lock: replace the view by what follows from the facts."""
+        if self._known.is_closed:
+            return
         files = self.files
         decision = decide(self._facts(), self._known.rules)
         self.view = View(decision, files.snapshot)
@@ -362,7 +369,7 @@ class Watch:
     def _take(self, snapshot: Snapshot, old: Snapshot | None = None) -> bool:
         """Answer from this snapshot, unless another thread has moved on from the old one meanwhile."""
         with self._lock:
-            if self.files.snapshot is not old:
+            if self._known.is_closed or self.files.snapshot is not old:
                 return False
             self.files.take(snapshot)
             self.counting.add_opening(snapshot.opened_in)
@@ -526,15 +533,18 @@ class Watch:
             log.log(level, text, *args, extra=fields)
 
     def close(self) -> None:
+        """A poll that hangs in the source ends by itself, and changes nothing any more."""
         with self._lock:
             if self._known.is_closed:
                 return
             self._known.is_closed = True
-            self.files.snapshot = None
+            page = self.hearing.page
+        self._poller.end()
+        self.rebuilder.reap(page)
+        with self._lock:
+            self.files.snapshot = self.hearing.page = None
             self.view = View(self.decision._replace(serves=False))
             self.word, self.seen, self.due = _NO_WORD, 0, float("inf")
-        self.rebuilder.reap(self.hearing.page)
-        self.hearing.page = None
         self.counting.close()
         self._tell()
 

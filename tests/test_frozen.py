@@ -341,16 +341,28 @@ def files() -> Iterator[str]:
 
 
 def log_events() -> Iterator[str]:
-    """The names of `extra={"event": ...}`; those that a function passes on are the first arguments of its callers."""
+    """The names of `extra={"event": ...}`, and those that are given to a function which logs them."""
     found: set[str] = set()
     for module in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(module.read_text())
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            for event in _events_in(function):
-                found |= (
-                    {str(event.value)} if isinstance(event, ast.Constant) else _first_arguments(tree, function.name)
-                )
+        found |= {str(event.value) for event in _events_in(tree) if isinstance(event, ast.Constant)}
+        found |= _given_events(tree)
     yield from sorted(found)
+
+
+LOGGING = {"log_once": 0, "_note": 1}
+"""Function or method -> which of its arguments is the event."""
+
+
+def _given_events(tree: ast.AST) -> set[str]:
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            at = LOGGING.get(name, len(node.args))
+            if at < len(node.args) and isinstance(event := node.args[at], ast.Constant):
+                names[str(event.value)] = name
+    return set(names)
 
 
 def _events_in(tree: ast.AST) -> list[ast.expr]:
@@ -361,15 +373,6 @@ def _events_in(tree: ast.AST) -> list[ast.expr]:
         for key, value in zip(node.value.keys, node.value.values, strict=True)
         if isinstance(key, ast.Constant) and key.value == "event"
     ]
-
-
-def _first_arguments(tree: ast.AST, function: str) -> set[str]:
-    return {
-        node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function
-        if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
-    }
 
 
 def metrics() -> Iterator[str]:

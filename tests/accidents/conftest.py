@@ -12,6 +12,14 @@ import pytest
 from tests.accidents.stage import Crew, database
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They take minutes together, and want what not every machine has."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("integration")
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
     """An empty directory that every user may enter."""

@@ -12,7 +12,6 @@ import pytest
 
 import mmcache
 from mmcache import CorruptFileError, IterableSource, Schema, Selection, Snapshot, SourceError
-from mmcache.cache import FoundRecords
 from tests.support import inside
 from tests.support.bank import insert_item, source_of
 
@@ -170,13 +169,16 @@ def test_a_cache_is_the_table_of_its_source_while_the_file_may_not_answer(bank, 
             assert not is_of_the_file(cache.to_arrow(), cache)
         if why != "damaged":
             found = cache.where(kind="a")
-            assert isinstance(found, FoundRecords)
+            assert isinstance(found, mmcache.Selection)
+            assert found.complete == (why == "invalidated" and "item-3-ä" not in found.ids)
             assert found.to_arrow().equals(some_before)
             assert found.to_arrow(columns=["vector", "name"]).column_names == ["vector", "name"]
         assert cache.to_arrow().equals(before)
         assert pa.table(cache).equals(before)
         with contextlib.closing(sqlite3.connect(bank)) as db, db:
             insert_item(db, 60)
+        if why == "invalidated":  # the file answers for what was not
+            cache.invalidate(["item-60-ä"])
         assert cache.to_arrow(columns=["name"]).column("name")[-1].as_py() == "item-60-ä"
         assert (cache.stats().corruptions > 0) == (why == "damaged")
 
