@@ -57,7 +57,7 @@ def build_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator[
 
 @contextlib.contextmanager
 def no_fsync() -> Iterator[None]:
-    with mock.patch.object(fs, "_fsync", return_value=None):
+    with mock.patch.object(fs, "_fsync", lambda *_: None):
         yield
 
 

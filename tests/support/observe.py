@@ -94,6 +94,11 @@ def await_polls() -> None:
 # --- files and maps ---------------------------------------------------------------------------------------------------
 
 
+def beside(path: Path | str) -> list[str]:
+    """What is in the directory of a cache file, in order, but for wake files, whose names are new each time."""
+    return sorted(name for name in os.listdir(Path(path).parent) if not name.endswith(".wake"))
+
+
 def open_files() -> dict[int, str]:
     """Descriptor -> what it is, for every regular file and directory that this process has open."""
     linux = os.path.isdir("/proc/self/fd")
