@@ -15,11 +15,13 @@ from .schema import Schema
 from .sharing.decide import Trouble
 from .sharing.page import Page
 from .storage.fs import Identity, identity_of
-from .storage.snapshot import Snapshot
+from .storage.snapshot import Snapshot, UnverifiedError
 
 __all__ = ["DAMAGED", "FileTier", "is_ours_to_mend"]
 
 DAMAGED: Final = "a record of the file is damaged"
+
+_TRIES: Final = 5
 
 _IN_THE_BYTES: Final = ("corrupt", "incompatible")
 """Causes of a refusal that stay for as long as the bytes do: the same file need not be tried again."""
@@ -89,25 +91,31 @@ class FileTier:
     def other(self, page: Page | None, *, known: bool = False) -> Snapshot | None:
         """The file at the path, opened, if it is another than ours. Raises UnusableFileError for one that is refused,
         and UnverifiedError as `open`."""
-        identity = identity_of(self.path)
         ours = self.snapshot
-        if identity is None:
-            self.repair = "the file is missing"
-            return None
-        if ours is not None and identity == ours.identity:
-            if self.repair != DAMAGED:  # it is there again
-                self.repair, self._refused = "", None
-            return None
-        if identity == self._refused:
-            return None
-        try:
-            return self.open(page, known=known)
-        except UnusableFileError as error:
-            if error.cause in _IN_THE_BYTES:
-                self._refused = identity
-            if is_ours_to_mend(error):
-                self.repair = f"the file is {error.cause}"
-            raise
+        for _ in range(_TRIES):
+            identity = identity_of(self.path)
+            if identity is None:
+                self.repair = "the file is missing"
+                return None
+            if ours is not None and identity == ours.identity:
+                if self.repair != DAMAGED:  # it is there again
+                    self.repair, self._refused = "", None
+                return None
+            if identity == self._refused:
+                return None
+            try:
+                return self.open(page, known=known)
+            except UnverifiedError:
+                # Case: so many files were published since this one was opened that the page knows it no more.
+                if identity_of(self.path) == identity:
+                    raise
+            except UnusableFileError as error:
+                if error.cause in _IN_THE_BYTES:
+                    self._refused = identity
+                if is_ours_to_mend(error):
+                    self.repair = f"the file is {error.cause}"
+                raise
+        raise UnverifiedError
 
     def refuse(self, error: UnusableFileError) -> bool:
         """Remember why the file cannot be used; whether that is worth a line."""
