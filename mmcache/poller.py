@@ -21,6 +21,10 @@ PATIENCE: Final = 0.02
 """Seconds that a read waits for the result of a poll."""
 
 
+_UNDER_WAY: Final = 1.0
+"""Seconds that a caller who asked for a poll waits for one that is under way, until it runs its own."""
+
+
 class Poller:
     """parts: functions without arguments that raise nothing, run in this order."""
 
@@ -43,12 +47,12 @@ class Poller:
     def poll(self, patience: float | None = PATIENCE) -> None:
         """Have the parts run, but for those that run already, and wait for the result at most so many seconds.
 
-        None waits for as long as it takes, by running them in this thread.
+        None waits for as long as it takes, by running them in this thread, after those that are under way.
         """
         if self.is_polling():
             return
         if patience is None:
-            self._run(None)
+            self._run(None, _UNDER_WAY)
             return
         done = threading.Event()
         try:
@@ -71,12 +75,13 @@ class Poller:
         if not self.is_polling():
             self._under_way[0].acquire(timeout=1.0)
 
-    def _run(self, done: threading.Event | None) -> None:
+    def _run(self, done: threading.Event | None, wait: float = 0.0) -> None:
+        """wait: seconds for a part that another thread runs, which may have looked before the caller asked."""
         ident = threading.get_ident()
         self._threads.add(ident)
         try:
             for part, lock in zip(self._parts, self._under_way, strict=True):
-                if lock.acquire(blocking=False):
+                if lock.acquire(timeout=wait):
                     try:
                         part()
                     finally:

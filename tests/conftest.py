@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from tests.support import inside
 from tests.support.bank import make_bank
 from tests.support.clock import Clock
-from tests.support.observe import mapped_files, open_files
+from tests.support.observe import await_polls, mapped_files, open_files
 
 settings.register_profile("quick", max_examples=60, stateful_step_count=30, derandomize=True, deadline=None)
 settings.register_profile(
@@ -96,6 +96,7 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     gc.collect()
     files, maps = open_files(), mapped_files(scratch)
     yield
+    await_polls()
     gc.collect()
     leaks = [f"open: {what}" for fd, what in open_files().items() if files.get(fd) != what]
     leaks += [f"mapped: {name}" for name in mapped_files(scratch) - maps]

@@ -122,7 +122,8 @@ def _page_of(path: str, found: _Found, refused: int) -> Page | None:
 def _make(path: str, previous: Page | None, patience: float, refused: int) -> Page:
     """Put a page at the path. Raises MmcacheError."""
     where = page_path(path)
-    with page_lock(where, path, patience) as is_held:
+    # The directory first: where none of ours may be, no lock file is made either.
+    with fs.Directory(path), page_lock(where, path, patience) as is_held:
         if not is_held:
             raise PublishError("the page lock is held by another process, which may be stopped", path=path)
         if (page := _usable(path, refused)) is not None:

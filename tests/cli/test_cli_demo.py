@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
 
 import mmcache
 from tests.support.console import ok, run
+from tests.support.observe import beside
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -82,7 +82,7 @@ def test_the_damage_was_found_answered_and_mended(demo):
 def test_the_files_can_be_played_with(demo):
     directory = demo[1]
     suffixes = ("db", "mmc", "mmc.bak", "mmc.ctl", "mmc.lock", "mmc.metrics")
-    assert sorted(os.listdir(directory)) == [f"patterns.{suffix}" for suffix in suffixes]
+    assert beside(directory / "patterns.mmc") == [f"patterns.{suffix}" for suffix in suffixes]
     ok("verify", directory / "patterns.mmc", "--deep")
     with mmcache.Snapshot.open(directory / "patterns.mmc") as snapshot:
         assert snapshot["pattern-7"]["metadata"]["revision"] == demo[0].json["killed"]["generation"]

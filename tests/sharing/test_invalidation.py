@@ -484,6 +484,39 @@ def test_a_thread_that_gets_while_another_hears_waits_for_what_it_finds(workers,
     assert answers == ["z"] * 3
 
 
+class Gated(SQLiteSource):
+    """Its fingerprint is found at once, and given when the gate is open."""
+
+    gate: threading.Event
+    asked: threading.Event
+
+    def fingerprint(self) -> bytes:
+        found = super().fingerprint()
+        self.asked.set()
+        self.gate.wait(PATIENCE)
+        return found
+
+
+def test_a_refresh_sees_more_than_a_poll_that_began_before_it(path, bank):
+    source = Gated(bank, *source_of(bank).schemas)
+    source.gate, source.asked = threading.Event(), threading.Event()
+    source.gate.set()
+    mmcache.build(path, source)
+    with mmcache.open(path, source, check_interval=0.0, executor="external") as cache:
+        assert cache.stats().state == "fresh"
+        source.gate.clear()
+        source.asked.clear()
+        cache[item(1)]
+        assert source.asked.wait(PATIENCE)
+        write(bank, items={1: "z"})
+        opening = threading.Timer(0.1, source.gate.set)
+        opening.start()
+        cache.refresh()
+        assert cache.stats().state == "stale"
+        opening.join()
+    source.close()
+
+
 def test_threads_never_see_less_than_was_said(workers, bank):
     """One writes, commits and invalidates; the others must not be behind what he had said before they began."""
     one, cache = workers(), workers()

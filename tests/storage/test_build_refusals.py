@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import gc
-import os
 import pickle
 import re
 import uuid
@@ -21,7 +20,7 @@ import pytest
 import mmcache
 from mmcache import BuildError, Schema, SourceError
 from mmcache.format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, MAX_SHAPES
-from tests.support.observe import open_files
+from tests.support.observe import beside, open_files
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
@@ -172,14 +171,14 @@ def published(path):
 
 def refused(path, *args: Any, **options: Any) -> BuildError:
     """The refusal of a build, which leaves no trace."""
-    before = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
+    before = {name: (path.parent / name).read_bytes() for name in beside(path)}
     gc.collect()  # what other tests dropped must not vanish meanwhile
     files = open_files()
     with pytest.raises(BuildError) as caught:
         mmcache.build(path, *args, **options)
     error = caught.value
     error.__traceback__ = None
-    after = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
+    after = {name: (path.parent / name).read_bytes() for name in beside(path)}
     for shared in (".lock", ".ctl", ".metrics"):  # they say who built last, when, and what came of it
         before[path.name + shared] = after[path.name + shared]
     assert after == before
@@ -212,7 +211,7 @@ def test_a_record_that_cannot_be_stored_is_refused_with_collection_key_and_reaso
 
 def test_the_first_publish_that_is_refused_leaves_only_the_lock_file(path):
     refused(path, bad(x={1}), Schema("items"))
-    assert sorted(os.listdir(path.parent)) == ["items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"]
+    assert beside(path) == ["items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"]
 
 
 def test_a_refusal_in_a_later_collection_leaves_nothing_of_the_first(published):
@@ -297,4 +296,4 @@ def test_an_iterator_is_read_once(path):
     mmcache.build(path, source)
     with pytest.raises(SourceError, match="read once"):
         mmcache.build(path, source)
-    assert set(os.listdir(path.parent)) == {"items.mmc", "items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"}
+    assert beside(path) == ["items.mmc", "items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"]

@@ -24,7 +24,7 @@ import pytest
 import mmcache
 from mmcache import ClosedError, Schema, Snapshot
 from tests.storage.helpers import vector
-from tests.support.observe import mapped_files, open_files
+from tests.support.observe import beside, mapped_files, open_files
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
@@ -346,7 +346,7 @@ def check_swaps(path, count: int) -> None:
     assert abs(len(gc.get_objects()) - objects) < 250
     assert resident() - memory < max(2**22, memory // 20)
     names = {"items.mmc", "items.mmc.bak", "items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"}
-    assert set(os.listdir(path.parent)) == names
+    assert set(beside(path)) == names
 
 
 @LINUX

@@ -57,7 +57,10 @@ def build_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator[
 
 @contextlib.contextmanager
 def no_fsync() -> Iterator[None]:
-    with mock.patch.object(fs, "_fsync", return_value=None):
+    def ready(_: int) -> None:
+        """A mock would keep a record of each call."""
+
+    with mock.patch.object(fs, "_fsync", ready):
         yield
 
 

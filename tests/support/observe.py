@@ -88,7 +88,19 @@ def threads() -> list[str]:
     )
 
 
+def await_polls() -> None:
+    """A poll that was under way when its cache was closed ends by itself, and then lets go of what it has open."""
+    for thread in threading.enumerate():
+        if thread.name == "mmcache-poll":
+            thread.join(5.0)
+
+
 # --- files and maps ---------------------------------------------------------------------------------------------------
+
+
+def beside(path: Path | str) -> list[str]:
+    """What is in the directory of a cache file, in order, but for wake files, whose names are new each time."""
+    return sorted(name for name in os.listdir(Path(path).parent) if not name.endswith(".wake"))
 
 
 def open_files() -> dict[int, str]:
