@@ -118,7 +118,7 @@ class Announcer:
 
     def verified(self, header: Header, identity: Identity, *, keep: Identity | None) -> None:
         """Every byte of a file that is about to be published was checked. keep: of the one that is published now."""
-        self._on_page(lambda page: page.record_verified(header, identity, keep=keep))
+        self._on_page(lambda page: page.record_built(header, identity, keep=keep))
 
     def published(self, header: Header) -> None:
         """A file is at the path, whole and verified."""

@@ -3,11 +3,12 @@
     0     identity   which page this is, of which boot, in which file; and which page it took over. Never changes
     128   count      position up to which the log holds events, and the checksum of the last
     192   panic      a nonce, stored without the lock where that is stuck: everything counts as invalidated
-    256   verified   the last two files that were verified whole on this machine, 64 bytes each
+    256   verified   the last two files that builders verified whole on this machine, 64 bytes each
     384   announced  the file that the processes were told of last
     448   covered    the last rebuild that found the published file unchanged
     640   builder    the process that recorded itself as the builder last
     768   failure    the last build, if it failed
+    1984  verified   the last file that a reader verified whole
 
 Each but `panic` carries a checksum, seeded with its place: what is stored in part, scribbled on or missing is absent. A
 number that no page of ours holds is not believed either, so that nothing is computed from it that overflows.
@@ -52,13 +53,23 @@ FORM: Final = b"mmc-ctl\x02"
 FAR: Final = 2**40
 """No position gets as far: a page that has logged a terabyte is replaced."""
 
-IDENTITY, COUNT, PANIC, VERIFIED, ANNOUNCED, COVERED, BUILDER, FAILURE = 0, 128, 192, (256, 320), 384, 448, 640, 768
+IDENTITY, COUNT, PANIC, VERIFIED, ANNOUNCED, COVERED, BUILDER, FAILURE = (
+    0,
+    128,
+    192,
+    (256, 320, 1984),
+    384,
+    448,
+    640,
+    768,
+)
 _TEXT: Final = 1024
 _STRUCTS: Final = {
     IDENTITY: struct.Struct("<8s11Q"),
     COUNT: struct.Struct("<2Q"),
     VERIFIED[0]: struct.Struct("<4Q16s"),
     VERIFIED[1]: struct.Struct("<4Q16s"),
+    VERIFIED[2]: struct.Struct("<4Q16s"),
     ANNOUNCED: struct.Struct("<Q16s"),
     COVERED: struct.Struct("<Q16s4Q2Q32s"),
     BUILDER: struct.Struct("<3Q"),

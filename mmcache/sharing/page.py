@@ -176,12 +176,10 @@ class Page:
 
         Raises MovedError where the page is damaged, or was put back to an earlier state.
         """
-        for attempt in range(3):
+        for _ in range(3):
             head = self.head()
             if head is None or head.logged is None or not _continues(head, position, chain):
-                if attempt < 2:  # it may have been read while it was stored
-                    continue
-                raise MovedError
+                continue  # it may have been read while it was stored
             events = self._read(position, head.logged, chain)
             if events is not None or head.logged - position > WINDOW:
                 return News(head, events, head.logged, head.chain)
@@ -214,7 +212,7 @@ class Page:
                 return News(head, self._read(position, head.logged, chain), head.logged, head.chain)
         except PublishError:  # a page that we may only read
             head = self.head()
-            if head is None or head.logged is None:
+            if head is None or head.logged is None or not _continues(head, position, chain):
                 raise MovedError from None
             return News(head, None, head.logged, head.chain)
 
@@ -299,18 +297,20 @@ class Page:
     def record_builder(self, pid: int, since_ns: int, takes_ns: int) -> None:
         self._store.write(BUILDER, pack_record(BUILDER, pid, since_ns, takes_ns))
 
-    def record_verified(self, header: Header, identity: Identity, *, keep: Identity | None = None) -> None:
-        """Every byte of this file was checked on this machine since it started. keep: of the file whose record
-        stays."""
+    def record_verified(self, header: Header, identity: Identity) -> None:
+        """A reader has checked every byte of this file, on this machine since it started."""
+        proof = proof_of(header, identity)
+        self._store.write(VERIFIED[2], pack_record(VERIFIED[2], *_unpacked(proof)))
+
+    def record_built(self, header: Header, identity: Identity, *, keep: Identity | None) -> None:
+        """So has a builder, of a file that it is about to publish. keep: of the file whose record stays."""
         head = self.head()
         known = () if head is None else head.verified
         proof = proof_of(header, identity)
         kept = None if keep is None else proof_of(header, keep)[:32]
         if proof in known:
             return
-        at = VERIFIED[0]
-        if head is not None and kept is not None and known and known[0][:32] == kept:
-            at = VERIFIED[1]
+        at = VERIFIED[1] if kept is not None and known and known[0][:32] == kept else VERIFIED[0]
         self._store.write(at, pack_record(at, *_unpacked(proof)))
 
     def knows(self, header: Header, identity: Identity) -> bool:

@@ -43,7 +43,7 @@ from tests.support.crew import (
     wait_for_generation,
 )
 from tests.support.faults import FailName, faults
-from tests.support.observe import children_of, failure_of, is_building, mapped_files, open_files, totals
+from tests.support.observe import beside, children_of, failure_of, is_building, mapped_files, open_files, totals
 from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -257,7 +257,7 @@ def empty(_: Cache) -> None:
 _full: list[Any] = []
 
 
-@pytest.mark.parametrize("name", ["posix_fallocate", "pwrite", "link"])
+@pytest.mark.parametrize("name", ["posix_fallocate", "fsync", "link"])
 def test_a_disk_that_is_full_keeps_the_file_and_all_pause(path: Path, bank: Path, crew: Crew, name: str) -> None:
     one, two = crew.hire(quick(path, bank), 2)
     one.opened()
@@ -391,7 +391,6 @@ def test_a_control_page_that_is_replaced_forgets_nothing(
         for _ in range(3):
             assert worker(number) == 1
             worker(look_around)
-    assert page.stat().st_size == len(before)
     commit(bank, 2, 1)
     workers[1]("invalidate", [name_of(1)])
     for worker in [*workers, late]:
@@ -650,7 +649,7 @@ def test_many_swaps_by_somebody_else_leave_nothing_behind(path: Path, crew: Crew
     assert running == 0
     assert after[3] - memory < 2**20 + swaps * 200
     assert not children_of(worker.pid)
-    names = {name for name in os.listdir(path.parent) if not name.endswith(".slot")}
+    names = {name for name in beside(path) if not name.endswith(".slot")}
     assert names == {path.name + suffix for suffix in ("", ".lock", ".bak", ".ctl", ".metrics")}
-    assert len(os.listdir(path.parent)) - len(names) <= 2
+    assert len(os.listdir(path.parent)) - len(names) <= 3, "slots of two workers, and the word of the page"
     assert worker.end() == 0

@@ -619,14 +619,21 @@ def test_verified_counts_for_one_file_and_one_content(page):
 
 
 def test_the_published_file_stays_verified_beside_the_next(page):
-    page.record_verified(HEADER, OLD)
-    page.record_verified(HEADER, NEW, keep=OLD)
+    page.record_built(HEADER, OLD, keep=None)
+    page.record_built(HEADER, NEW, keep=OLD)
     assert page.knows(HEADER, OLD)
     assert page.knows(HEADER, NEW)
-    page.record_verified(HEADER, NEWER, keep=NEW)
+    page.record_built(HEADER, NEWER, keep=NEW)
     assert not page.knows(HEADER, OLD)
     assert page.knows(HEADER, NEW)
     assert page.knows(HEADER, NEWER)
+
+
+def test_what_a_reader_verified_takes_no_builders_place(page):
+    page.record_built(HEADER, OLD, keep=None)
+    page.record_built(HEADER, NEW, keep=OLD)
+    page.record_verified(HEADER, NEWER)
+    assert all(page.knows(HEADER, file) for file in (OLD, NEW, NEWER))
 
 
 def test_a_page_in_memory_vouches_for_nothing():
