@@ -350,7 +350,7 @@ def log_events() -> Iterator[str]:
     yield from sorted(found)
 
 
-LOGGING = {"log_once": 0, "_note": 1}
+LOGGING = {"log_once": 0, "note": 1}
 """Function or method -> which of its arguments is the event."""
 
 

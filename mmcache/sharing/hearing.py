@@ -167,7 +167,9 @@ def _carry_over(said: Said, old: Page, new: Page) -> None:
     """Say on the new page what is known from the old one, unless it took that over.
 
     Where the old one was shared, its other readers know more than we do: then the file is suspect to all."""
-    if not said.is_open() or (new.shared and new.identity.parent == old.nonce):
+    # Case: the new page took over an earlier copy of the old one, and lacks what was said since.
+    is_there = new.shared and new.identity.parent == old.nonce and new.identity.taken >= said.until
+    if is_there or not said.is_open():
         return
     events = _again(said)
     if old.shared and new.shared:

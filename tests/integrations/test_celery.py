@@ -295,5 +295,5 @@ def assert_nothing_is_left(worker: Worker, *, slots: int) -> None:
     left = set(os.listdir(worker.directory)) - {*DIRECTORIES, "app.py", "__pycache__", "log", "begun", "patterns.db"}
     beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock", ".metrics")}
     assert beside <= left
-    assert all(re.fullmatch(r"\.patterns\.mmc\.[0-9a-f]{16}\.slot", name) for name in left - beside), left
+    assert all(re.fullmatch(r"\.patterns\.mmc\.[0-9a-f]{16}\.(slot|wake)", name) for name in left - beside), left
     assert len(left - beside) <= slots  # what was counted, for the next who comes to add up

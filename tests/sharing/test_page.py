@@ -516,7 +516,7 @@ RECORDS: dict[str, tuple[int, Any, Any]] = {
     "failure": (FAILURE, lambda page: page.record_failure(SourceError("x" * 500)), lambda page: page.failure),
     "verified": (
         VERIFIED[0],
-        lambda page: page.record_verified(HEADER, OLD),
+        lambda page: page.record_built(HEADER, OLD, keep=None),
         lambda page: page.head().verified or None,
     ),
 }
@@ -564,7 +564,7 @@ def test_a_record_that_was_scribbled_on_is_none_until_it_is_stored_again(page, p
 
 
 def test_a_record_of_one_place_is_none_at_another(page, path):
-    page.record_verified(HEADER, OLD)
+    page.record_built(HEADER, OLD, keep=None)
     data = Path(page_path(path)).read_bytes()
     scribble(path, VERIFIED[1], data[VERIFIED[0] : VERIFIED[1]])
     scribble(path, VERIFIED[0], bytes(64))
