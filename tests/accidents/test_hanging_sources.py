@@ -289,6 +289,7 @@ def adopt_large_files(path: Path, later: list[Path]) -> tuple[float, str]:
         return min(found), note_of(cache)
 
 
+@pytest.mark.nightly  # it wants an idle machine, and 3 GiB of disk
 def test_no_read_takes_50_ms_while_a_large_file_is_verified(path, tmp_path):
     if shutil.disk_usage(tmp_path).free < 3 * 2**30:
         pytest.skip("needs 3 GiB of disk")
