@@ -25,6 +25,10 @@ _UNDER_WAY: Final = 1.0
 """Seconds that a caller who asked for a poll waits for one that is under way, until it runs its own."""
 
 
+_ENDING: Final = 0.2
+"""Seconds for a part that is under way to end when the cache is closed."""
+
+
 class Poller:
     """parts: functions without arguments that raise nothing, run in this order."""
 
@@ -71,9 +75,10 @@ class Poller:
         done.wait(patience)
 
     def end(self) -> None:
-        """No poll looks at files any more. One that is under way comes to its end first, unless that takes a second."""
+        """No part is run any more. One that is under way comes to its end first, unless it hangs."""
         if not self.is_polling():
-            self._under_way[0].acquire(timeout=1.0)
+            for lock in self._under_way:
+                lock.acquire(timeout=_ENDING)
 
     def _run(self, done: threading.Event | None, wait: float = 0.0) -> None:
         """wait: seconds for a part that another thread runs, which may have looked before the caller asked."""
