@@ -396,11 +396,12 @@ def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(
 
 
 SCRIPT = """
-import glob, sys, time
+import sys, time
+from pathlib import Path
 import mmcache
 from mmcache import {source}, Schema
 def is_started():
-    children = "".join(open(each).read() for each in glob.glob("/proc/self/task/*/children"))
+    children = "".join(each.read_text() for each in Path("/proc/self/task").glob("*/children"))
     return cache.status().building and (children or {executor!r} == "thread")
 cache = mmcache.open(sys.argv[1], {source}(sys.argv[2], Schema("items", key="name", index=("kind",))),
                      executor={executor!r}, check_interval=0.01, rebuild_after=0)
