@@ -271,14 +271,11 @@ class Page:
 
     def settle(self, head: Head) -> None:
         """Bring the word in line with the count, where a killed or blind writer left it behind."""
-        if self.writable and self.shared and not self._is_in_line(head):
+        if self.writable and self.shared and not _is_in_line(self, head):
             with self._lock(0.0) as is_held:
                 now = self.head() if is_held else None
-                if now is not None and now.logged is not None and not self._is_in_line(now):
+                if now is not None and now.logged is not None and not _is_in_line(self, now):
                     self._wake(_word_of(now.logged))
-
-    def _is_in_line(self, head: Head) -> bool:
-        return self.accepts(self.word[0], head) and self.word[0] & _POSITION == head.logged
 
     def _lock(self, timeout: float) -> Any:
         if isinstance(self._store, PageFile):
@@ -399,6 +396,11 @@ def _continues(head: Head, position: int, chain: int) -> bool:
     """Whether the log may hold what was heard up to a position. Where nothing is new, the chain must be the same."""
     assert head.logged is not None
     return head.logged > position or (head.logged == position and head.chain == chain)
+
+
+def _is_in_line(page: Page, head: Head) -> bool:
+    """Whether the word is that of the count."""
+    return page.accepts(page.word[0], head) and page.word[0] & _POSITION == head.logged
 
 
 def _word_of(position: int) -> int:
