@@ -33,7 +33,7 @@ _PATIENCE: Final = 10.0
 """Seconds for another process to start, to answer, to die."""
 
 _TOLD_LATE: Final = (
-    "workers notice what others do once every check_interval (1 s), and nobody can invalidate; "
+    "workers notice what others do once every check_interval (1 s), and none can invalidate; "
     "put the file on a local file system that this user may write"
 )
 

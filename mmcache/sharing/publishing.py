@@ -1,6 +1,6 @@
 """Building, rebuilding and clearing, told to every process: `storage.publish` with a control page.
 
-One rebuild per need over all processes: whoever waited for another's build takes its result, be it a file or an error.
+One rebuild per need over all processes: one that waited for another's build takes its result, be it a file or an error.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def build_once(
     since: float | None = None,
     lock: int | None = None,
 ) -> BuildReport:
-    """Build from a source, unless somebody else did while we waited for the lock.
+    """Build from a source, unless another process did while we waited for the lock.
 
     serves: whether the file that is there will do. asked_ns: one that was built, or found to be right, after that does.
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
