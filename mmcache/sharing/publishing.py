@@ -18,6 +18,7 @@ from ..schema import Schema
 from ..sources import Source, as_source, closing, from_spec
 from ..sources.iterable import Records
 from ..storage import publish as storage
+from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Progress, Serves
 from . import metrics
 from .announce import Announcer
@@ -116,7 +117,7 @@ def build_once(
     time.monotonic(), for a caller who waited before. page, slot: the page and the counters to use, if the caller has
     them. lock: a descriptor that holds the build lock already.
     """
-    name = os.path.abspath(os.fspath(path))
+    name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
     begun = time.monotonic()
     told: list[MmcacheError] = []

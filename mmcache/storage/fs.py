@@ -215,6 +215,14 @@ def unusable(error: OSError, path: str) -> UnusableFileError:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+def with_name(path: str | os.PathLike[str]) -> str:
+    """The absolute path of a file. Raises PublishError for "/", which names none."""
+    absolute = os.path.abspath(os.fspath(path))
+    if not os.path.basename(absolute):
+        raise PublishError("is a directory: give the name of a file in it", path=absolute)
+    return absolute
+
+
 class Directory:
     """The directory of a cache, opened and found trustworthy; what a writer does, it does in here.
 
@@ -224,10 +232,8 @@ class Directory:
 
     def __init__(self, path: str) -> None:
         self.fd = -1
-        parent, self.name = os.path.split(os.path.abspath(path))
+        parent, self.name = os.path.split(with_name(path))
         self.path = os.path.join(parent, self.name)
-        if not self.name:
-            raise PublishError("is a directory: give the name of a file in it", path=parent)
         try:
             self.fd = system.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             status = system.fstat(self.fd)
