@@ -32,7 +32,7 @@ test: check  ## check, then the tests: what continuous integration runs, with th
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q -n $(JOBS)
 
-check: $(VENV)/.dev  ## format, lint, types and import layers
+check: $(VENV)/.dev  ## format, lint, types, import layers and words
 	@echo "==> format"
 	@$(BIN)/ruff format --quiet --check . || { echo "run $(BIN)/ruff format ." >&2; exit 1; }
 	@echo "==> lint"
@@ -41,6 +41,8 @@ check: $(VENV)/.dev  ## format, lint, types and import layers
 	@$(BIN)/mypy --no-error-summary $(TYPED)
 	@echo "==> import layers"
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
+	@echo "==> words"
+	@! grep -rniwIE "nobody|somebody|whoever|whom|he|his" mmcache docs README.md || { echo "name the component" >&2; exit 1; }
 
 integration: $(VENV)/.integration  ## tests that need a server, root or a download (torch); what the machine lacks is skipped, and listed
 	@echo "==> integration"

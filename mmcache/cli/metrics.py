@@ -56,7 +56,7 @@ def _packaged(name: str) -> str:
 
 
 def _check_exists(path: str) -> None:
-    """A fleet of nobody is no error; a wrong path is."""
+    """A fleet without workers is no error; a wrong path is."""
     from ..errors import MissingFileError
     from ..sharing.metrics import read_fleet
     from ..storage.fs import identity_of

@@ -28,8 +28,9 @@ from mmcache import PublishError, UntrustedPathError
 from mmcache.sharing import archive, metrics
 from mmcache.sharing.metrics import Fleet, Slot, read_fleet
 from mmcache.storage import shared
-from tests.storage.faults import Fail, FailName, Kill, faults, in_child
+from tests.support.faults import Fail, FailName, Kill, faults
 from tests.support.observe import open_files
+from tests.support.processes import in_child
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
