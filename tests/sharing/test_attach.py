@@ -26,7 +26,7 @@ from tests.support import inside
 from tests.support.bank import insert_item, make_bank, name_of, open_bank, source_of
 from tests.support.faults import FailName, faults
 from tests.support.processes import Child, child, in_child, together
-from tests.support.waits import until
+from tests.support.waits import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -62,7 +62,7 @@ def public() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def opened(path: str, **options: Any) -> Iterator[Page]:
-    with contextlib.closing(attach(path, **options)) as page:
+    with contextlib.closing(attach(path, **{"patience": PATIENCE, **options})) as page:
         assert page.problem is None
         assert page.shared
         yield page
