@@ -90,7 +90,7 @@ class Run:
         """A file for each process, which stays there if the process is killed."""
         directory = self.directory / ".notes" / what
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"{name}@{self.who}-{os.getpid()}").write_text(text)
+        (directory / f"{name}@{self.who}-{os.getpid()}").write_text(text, "utf-8")
 
     def noted(self, what: str) -> dict[str, dict[str, str]]:
         """Cache -> process -> text."""
@@ -99,7 +99,7 @@ class Run:
             directory = self.directory / ".notes" / what
             for file in sorted(os.listdir(directory)):
                 name, _, who = file.rpartition("@")
-                found.setdefault(name, {})[who] = (directory / file).read_text()
+                found.setdefault(name, {})[who] = (directory / file).read_text("utf-8")
         return found
 
 
@@ -169,7 +169,7 @@ class CacheFactory:
         except LockTimeoutError:
             raise
         except (OSError, UnicodeEncodeError, UnusableFileError) as error:  # PublishError is an OSError
-            self._run.note("unfit", name, " ".join(ascii(str(error))[1:-1].split()))
+            self._run.note("unfit", name, printable(str(error)))
             return None
 
     def _open(self, name: str, path: Path, source: Source, settings: dict[str, Any], *, shared: bool = False) -> Cache:
@@ -447,7 +447,7 @@ def summary(run: Run, *, whole: bool) -> Iterator[str]:
             facts += [f"{bytes_of(size)} shared", f"{bytes_of(size * (len(processes) - 1))} not duplicated"]
         yield f"mmcache: {name}: {', '.join([*facts, answers.hit_rate])}"
         for why in list(unfit.get(name, {}).values())[:1]:
-            yield f"mmcache: {name}: warning: not kept for the next run: {printable(why)}"
+            yield f"mmcache: {name}: warning: not kept for the next run: {why}"
         if whole:
             yield f"  {answers}"
             yield from (f"  built by {who} in {span(seconds)}" for who, seconds in builds.items())
