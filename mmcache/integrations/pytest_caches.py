@@ -221,9 +221,6 @@ class CacheFactory:
         """Of the run; the first cache makes it."""
         return self._run.directory
 
-    def make_directory(self) -> Path:
-        return self._run.make_directory()
-
     def close(self) -> None:
         for cache in self._caches:
             cache.close()

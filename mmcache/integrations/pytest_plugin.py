@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .pytest_caches import CacheFactory, Run, Scope, isolating, summary
+from .pytest_caches import CacheFactory, Run, isolating, summary
 
 if TYPE_CHECKING:
     from ..cache import Cache
 
-__all__ = ["CacheFactory", "Factory", "Hooks", "Scope"]
+__all__ = ["CacheFactory", "Factory", "Hooks"]
 
 Factory = CacheFactory
 """The name that it had first."""
@@ -135,9 +135,9 @@ def mmcache_factory(request: pytest.FixtureRequest) -> Iterator[CacheFactory]:
 
 
 @pytest.fixture(scope="session")
-def mmcache_dir(mmcache_factory: CacheFactory) -> Path:
+def mmcache_dir(request: pytest.FixtureRequest) -> Path:
     """The directory of this run that all workers have in common; it goes with the run."""
-    return mmcache_factory.make_directory()
+    return _run_of(request.config).make_directory()
 
 
 @pytest.fixture

@@ -536,9 +536,9 @@ def test_the_recipe(project):
 
 
 def test_the_page_about_it(project):
-    """Its fixture, and its hook."""
+    """Its fixture, its hook, and its fixture with types."""
     page = (ROOT / "docs" / "pytest.md").read_text()
-    fixture, hook = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    fixture, typed, hook = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (project.home / "conftest.py").write_text(fixture)
     tests = (
         "import pytest\n@pytest.mark.parametrize('i', range(8))\ndef test_it(items, i):\n    assert items['item-1']\n"
@@ -550,3 +550,5 @@ def test_the_page_about_it(project):
     assert "built by gw" in out
     (project.home / "conftest.py").write_text(fixture + hook)
     assert "built by main" in project.run("-n2", "--mmcache-report")
+    (project.home / "conftest.py").write_text(fixture + typed)
+    project.run("-n0")
