@@ -165,27 +165,21 @@ class CacheFactory:
             return None
         try:
             path = _fit(self._cache_dir(), name, digest) / f"{name}.mmc"
-            return self._open(name, path, source, settings, shared=True)
+            _check_page(path)
+            return self._open(name, path, source, settings)
         except LockTimeoutError:
             raise
         except (OSError, UnicodeEncodeError, UnusableFileError) as error:  # PublishError is an OSError
             self._run.note("unfit", name, printable(str(error)))
             return None
 
-    def _open(self, name: str, path: Path, source: Source, settings: dict[str, Any], *, shared: bool = False) -> Cache:
-        """shared: raise UnusableFileError where the processes cannot share a control page."""
+    def _open(self, name: str, path: Path, source: Source, settings: dict[str, Any]) -> Cache:
         import mmcache
-
-        from ..errors import UnusableFileError
 
         self._build(name, path, source)
         cache = mmcache.open(path, source, **settings)
         self._caches.append(cache)
-        status = cache.status()
-        if shared and status.control is not None:
-            cache.close()
-            raise UnusableFileError(status.control, path=str(path))
-        self._run.note("opened", name, json.dumps([str(path), _counted(status.fleet)]))
+        self._run.note("opened", name, json.dumps([str(path), _counted(cache.status().fleet)]))
         return cache
 
     def _build(self, name: str, path: Path, source: Source) -> None:
@@ -259,6 +253,18 @@ def _fit(parent: Path, name: str, digest: str) -> Path:
     os.utime(directory)
     _remove_old(directory.parent.iterdir(), _LATELY, kept=_KEPT)
     return directory
+
+
+def _check_page(path: Path) -> None:
+    """Raise UnusableFileError where processes cannot share a control page, before anything is built there."""
+    from ..errors import UnusableFileError
+    from ..sharing.attach import attach
+
+    page = attach(str(path))
+    problem = page.problem
+    page.close()
+    if problem is not None:
+        raise UnusableFileError(problem)  # which names the path
 
 
 def _remove_old(directories: Iterable[Path], age: float, kept: int = 0) -> None:
