@@ -194,11 +194,12 @@ class Watch:
             is_explained = self._take_in(woken)
             self._decide()
             announced = self.hearing.announced
-            is_new = announced is not None and announced.generation != self.files.generation
+            # Case: it cannot be read, because the next one is being stored.
+            is_new = announced is None or announced.generation != self.files.generation
             at_once = is_new and self.files.snapshot is not None
-        if at_once:
-            self._adopt_announced()
-        if is_explained:
+            if is_explained and not at_once:
+                self.seen = woken  # Case: not later, when the first file may be open that was there before
+        if at_once and self._adopt_announced() and is_explained:
             self.seen = woken
 
     def _take_in(self, woken: int) -> bool:
@@ -308,24 +309,30 @@ class Watch:
 
     # --- the file
 
-    def _adopt_announced(self) -> None:
-        """Move to a file that was announced and that this machine has verified: opening it takes a few reads. Takes no
-        lock, so that no thread which begins a read now waits for another, or goes on with the file before."""
+    def _adopt_announced(self) -> bool:
+        """Move to a file that was announced and that this machine has verified: opening it takes a few reads; whether
+        there is no other one. Takes no lock, so that no thread which begins a read now waits for another, or goes on
+        with the file before."""
+        has_polled = False
         for _ in range(_TRIES):
             old = self.files.snapshot
             try:
                 new = self.files.other(self.hearing.page, known=True)
             except UnverifiedError:
-                self._poller.poll()  # which opens it, whatever that takes
-                return
+                if has_polled:
+                    return False
+                self._poller.poll()  # which opens it, whatever that takes; unless a poll is under way that saw none
+                has_polled = True
+                continue
             except UnusableFileError as error:
                 self._refuse(error)
-                return
+                return True
             if new is None:
-                return
+                return True
             if self._take(new, old):
                 self._poller.poll(0.0)  # the source has not been asked about this file
-                return
+                return True
+        return False
 
     def _adopt(self, patience: float) -> None:
         """Move to the file that is at the path now, if it is another one. One that is not right is refused, and ours is
@@ -352,8 +359,8 @@ class Watch:
             self.counting.add_opening(snapshot.opened_in)
             self.hearing.forget_own(snapshot.created)
             self._rebase(snapshot)
-            self._decide()
             self.seen = None  # a newer one may have been published since this one was opened
+            self._decide()
         if old is None:
             return True
         self.counting.add(metrics.ADOPTIONS)
@@ -414,9 +421,10 @@ class Watch:
         if is_opened:
             self.due = time.monotonic() + self.options.check_interval
             self._poller.poll()
-            if self.word[0] != self.seen:
-                self._hear()
-        elif files.snapshot is None and self.source is None and files.error is not None:
+        # Case: another thread has opened it, and not heard yet of a file that was announced before this read began.
+        if files.snapshot is not None and self.word[0] != self.seen:
+            self._hear()
+        if files.snapshot is None and self.source is None and files.error is not None:
             raise files.error
         return self.view
 
