@@ -1,4 +1,4 @@
-"""Small files of 64-bit words that processes share: the archive and the slots of metrics, and the control page.
+"""Small files of 64-bit words that processes share: counter files, and the control page.
 
 A `SmallFile` is read by `pread` and written by `pwrite`: a file that others emptied, or a full disk, is an error and
 never a signal. The control page is still mapped, as a `SharedFile`: a word of it is written only as `words[i] = value`,
@@ -20,7 +20,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Self
 
@@ -37,7 +37,7 @@ __all__ = [
     "names_beside",
     "open_shared",
     "open_small",
-    "replace",
+    "take_held",
 ]
 
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -210,13 +210,14 @@ def _lock(path: str, identity: tuple[int, int] | None, timeout: float, kind: int
 class Holding:
     """A lock held for as long as its process lives or until `close`: that is how others know that it lives.
 
-    Its descriptor writes, too, where `create_held` made it. It is used and closed only while it is still that file: a
-    program that closes descriptors which it does not know may have opened another file under the same number.
+    Its descriptor writes, too, where `create_held` or `take_held` made it. It is used and closed only while it is
+    still that file: a program that closes descriptors which it does not know may have opened another file under the
+    same number.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, access: int = os.O_RDONLY) -> None:
         """Raises OSError, or BlockingIOError where another holds it."""
-        self._lock(fs.system.open(path, os.O_RDONLY | _FLAGS))
+        self._lock(fs.off_the_standard_streams(fs.system.open(path, access | _FLAGS)))
 
     @classmethod
     def _of(cls, fd: int) -> Holding:
@@ -228,7 +229,7 @@ class Holding:
         self.fd = -1
         fs.hold(fd)
         try:
-            self._identity = _identity(fd)
+            self.identity = _identity(fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             fs.release(fd)
@@ -237,15 +238,19 @@ class Holding:
 
     def is_ours(self) -> bool:
         """Whether the descriptor is still that of the file. One `fstat`."""
-        return _is_same(self.fd, self._identity)
+        return _is_same(self.fd, self.identity)
 
-    def write(self, content: bytes) -> None:
-        """From the file's begin. Raises OSError."""
-        _write(self.fd, 0, content)
+    def read(self, length: int) -> bytes:
+        """From the file's begin, fewer bytes where it ends before. Raises OSError."""
+        return fs.system.pread(self.fd, length, 0)  # type: ignore[no-any-return]
+
+    def write(self, content: bytes, offset: int = 0) -> None:
+        """Raises OSError."""
+        _write(self.fd, offset, content)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
-        _close(fd, self._identity)
+        _close(fd, self.identity)
 
     def __del__(self) -> None:
         # At interpreter exit these modules may be half gone, and the system closes what is left.
@@ -432,25 +437,40 @@ def create_held(path: str, content: bytes) -> Holding:
     return holding
 
 
+def take_held(path: str) -> Holding | None:
+    """The lock of a file that lost its holder, to be written; None where another holds it, or it is gone.
+
+    A reader that asks `is_held` has it for a moment, so a lock that is only shared is tried again, some times.
+    Raises UnusableFileError or OSError for what cannot be trusted or written.
+    """
+    for pause in (0.0002, 0.001, 0.004, None):
+        try:
+            holding = Holding(path, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            if pause is None or is_held(path):
+                return None
+            time.sleep(pause)
+            continue
+        try:
+            status = fs.system.fstat(holding.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnusableFileError("expected a regular file: remove it", path=path)
+            fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+            if status.st_nlink == 1 and identity_at(path) == holding.identity:
+                return holding
+        except BaseException:
+            holding.close()
+            raise
+        holding.close()  # Case: it was removed meanwhile. Case: it has a second name, and may be another's
+        return None
+    return None
+
+
 def names_beside(path: str) -> list[str]:
     """What is in the directory of a path; nothing where it cannot be read."""
     try:
         return fs.system.listdir(os.path.dirname(path) or ".")  # type: ignore[no-any-return]
     except OSError:
         return []
-
-
-def replace(path: str, content: bytes, judge: Callable[[], bool]) -> None:
-    """Put a whole file in the place of one that is not right. Raises PublishError.
-
-    judge: asked under the old file's lock whether it is still there and still not right.
-    """
-    fd = _lock(path, None, 1.0, fcntl.LOCK_EX)
-    try:
-        if fd >= 0 and judge():
-            with fs.Directory(path) as directory, directory.create(_MODE) as file:
-                file.write(0, content)
-                directory.rename(file.name or "", directory.name)
-                file.published()
-    finally:
-        fs.release(fd)
