@@ -20,7 +20,7 @@ ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check integration torch bench bench-full guard nightly clean distclean
+.PHONY: help demo test check integration bench bench-full guard nightly clean distclean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ test: check  ## check, then the tests: what continuous integration runs, with th
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q -n $(JOBS)
 
-check: $(VENV)/.dev  ## format, lint, types and import layers
+check: $(VENV)/.dev  ## format, lint, types, import layers and words
 	@echo "==> format"
 	@$(BIN)/ruff format --quiet --check . || { echo "run $(BIN)/ruff format ." >&2; exit 1; }
 	@echo "==> lint"
@@ -41,12 +41,12 @@ check: $(VENV)/.dev  ## format, lint, types and import layers
 	@$(BIN)/mypy --no-error-summary $(TYPED)
 	@echo "==> import layers"
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
+	@echo "==> words"
+	@! grep -rniwIE "nobody|somebody|whoever|whom|he|his" mmcache docs README.md || { echo "name the component" >&2; exit 1; }
 
-integration: $(VENV)/.integration  ## tests with accidents of disks, mounts and servers; what this machine lacks is skipped, and said
+integration: $(VENV)/.integration  ## tests that need a server, root or a download (torch); what the machine lacks is skipped, and listed
 	@echo "==> integration"
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "integration and not nightly"
-
-torch: $(VENV)/.torch  ## install torch, hundreds of MB, for the tests of its dataset, which are skipped without it
 
 bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)
@@ -86,13 +86,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 	@touch $@ $(VENV)/.demo $(VENV)/.bench
 
 $(VENV)/.integration: pyproject.toml | $(VENV)/.dev
-	@echo "==> installing servers into $(VENV)"
-	@$(INSTALL) --group integration || echo "no server could be installed: its tests are skipped" >&2
-	@touch $@
-
-$(VENV)/.torch: pyproject.toml | $(VENV)/.venv
-	@echo "==> installing torch into $(VENV)"
-	@$(INSTALL) --group torch
+	@for group in integration torch; do \
+	    echo "==> installing the group $$group into $(VENV)"; \
+	    $(INSTALL) --group $$group || echo "the group $$group cannot be installed: its tests are skipped" >&2; \
+	done
 	@touch $@
 
 # pip 25.1 is the first to read dependency groups; Python 3.11 brings an older one.

@@ -221,7 +221,7 @@ def run(settings: Settings, counts: Sequence[int]) -> int:
     report.note(
         "total PSS counts every page once, divided among the processes that map it: interpreters, libraries, files "
         "that are mapped, and servers. What is only read, as DiskCache reads its files, is in the page cache too, but "
-        "nobody is charged for it. private, worst: Private_Clean + Private_Dirty of anonymous maps, of the worker that "
+        "is charged to no process. private, worst: Private_Clean + Private_Dirty of anonymous maps, of the worker that "
         f"has most above itself when idle. Peers with a slow operation get {_SAMPLE:,} records, the others all. Of "
         f"more than {EVERYBODY:,} records a few peers are asked."
     )

@@ -242,7 +242,7 @@ def open(
     rebuild_after: age before which neither ids that were invalidated nor a source that has changed make it be built
         again; until then the source answers these ids. build_timeout: after that a subprocess that builds ends itself.
     wait: for another process that builds the first file; after that the source answers.
-    check_interval: how often to look for what nobody tells: another file at the path, a source that was written to.
+    check_interval: how often to look for what is not announced: another file at the path, a source that was written to.
     slow_after: count look-ups in the file that took longer; with fallback_on_slow, some in a row send reads to the
         source for half a minute. Off, for a look-up that waits for the disk once leaves the page in memory.
     verify, access: see `Snapshot.open`; "auto" checksums nothing that was verified on this machine since it started.

@@ -3,7 +3,7 @@
     built                     refresh_age              ttl                    ttl + max_stale
       |---------- fresh ----------|------- stale -------|------- expired -------|--- expired ---->
               serve it             serve it, and one     the source answers, or if it fails:
-                                   process rebuilds      the file               nobody
+                                   process rebuilds      the file               none
 
 The words are those of RFC 5861. Times are wall-clock seconds since 1970 and may jump. Forwards, a file turns stale or
 expired sooner than it had to, which costs one rebuild. Backwards, a file looks younger by the jump, and so lives longer
@@ -129,7 +129,7 @@ def freshness(policy: Policy, *, now: float, built: float, build_seconds: float 
     built: when its build began to read the source; build_seconds: how long that build took.
     draw: from -1 to 1, drawn at random once by each process; it moves the refresh age by so much of the jitter.
 
-    A file that is ahead of the clock by more than a minute was built before the clock went back. Nobody knows its age:
+    A file that is ahead of the clock by more than a minute was built before the clock went back. Its age is not known:
     it is stale, so it goes on answering, and the file of the rebuild has an age that is known. Where nothing depends
     on the age (ttl=math.inf), it is fresh.
     """
@@ -153,7 +153,7 @@ def may_answer(policy: Policy, age: float) -> bool:
 
 
 def _refresh_age(policy: Policy, build_seconds: float, draw: float) -> float:
-    """As planned, or earlier for a slow build. A plan that is earlier than `EARLIEST` stands: somebody chose it."""
+    """As planned, or earlier for a slow build. A plan that is earlier than `EARLIEST` stands: it was chosen."""
     ttl = policy.ttl
     planned = policy.refresh_at * ttl * (1 + policy.jitter * draw)
     in_time = max(ttl - BUILDS_AHEAD * build_seconds, EARLIEST * ttl)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +40,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
-    """Modules and tests stay for good: that hundreds of searches for leaks look through them takes minutes."""
+_modules = 0
+"""How many were imported when the garbage collector was last told to leave alone what there is."""
+
+
+def collect() -> None:
+    """Modules and tests stay for good: that thousands of searches for leaks look through them takes minutes."""
+    global _modules  # noqa: PLW0603
     gc.collect()
-    gc.freeze()
+    if len(sys.modules) > _modules + 20:
+        gc.freeze()
+        _modules = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    collect()
 
 
 @pytest.fixture
@@ -93,7 +105,7 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     macOS, maps on Linux. Pipes and sockets do not count: multiprocessing keeps some for the life of the process.
     """
     scratch = f"{tmp_path_factory.getbasetemp()}/"
-    gc.collect()
+    collect()
     files, maps = open_files(), mapped_files(scratch)
     yield
     await_polls()

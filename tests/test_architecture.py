@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,24 @@ def run(code: str) -> str:
 def test_importing_mmcache_loads_nothing_heavy(statement):
     heavy = "{'numpy', 'msgpack', 'filelock', 'sqlite3', 'xxhash', 'multiprocessing', 'asyncio', 'rich'}"
     assert run(f"import sys; {statement}; print(sorted({heavy} & sys.modules.keys()))") == "[]"
+
+
+def test_reading_a_snapshot_loads_no_module_of_numpy(tmp_path):
+    """`numpy.ma` for one is imported lazily, and two threads that do so at once may recurse without end."""
+    code = f"""
+        import sys, mmcache
+        path = {str(tmp_path / "i.mmc")!r}
+        records = [{{"id": str(i), "kind": i % 3, "tags": [i % 5, i % 7], "v": [float(i)]}} for i in range(900)]
+        mmcache.build(path, records, mmcache.Schema("items", index=("kind", "tags"), embedding="v"))
+        before = set(sys.modules)
+        for verify in ("full", "lazy"):
+            with mmcache.Snapshot.open(path, verify=verify) as snapshot:
+                found = snapshot.where(kind=[0, 1], tags=[2, 3])
+                found.ids, found.embeddings, found | snapshot.where(kind=2), found & found, found - found
+                snapshot.get_many(["1", "2", "3", "x"]), list(snapshot.values()), snapshot.embeddings
+        print(sorted(name for name in set(sys.modules) - before if name.startswith("numpy")))
+    """
+    assert run(textwrap.dedent(code)) == "[]"
 
 
 def test_every_public_name_has_a_home_and_every_home_a_public_name():

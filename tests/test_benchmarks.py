@@ -84,6 +84,7 @@ def test_open_compares_sizes(data_sets, tmp_path):
     assert len(told["goals"]) == 5
 
 
+@pytest.mark.nightly
 def test_build_tells_times_memory_and_floors(data_sets, tmp_path):
     told = told_by("build", data_sets, tmp_path, "--repetitions", "1")
     timed = {line["contender"] for line in told["results"] if "seconds" in line}
@@ -98,6 +99,7 @@ def test_load_tells_what_readers_had_before_and_meanwhile(data_sets, tmp_path):
     assert all(line["idle_rate"] > 0 and line["busy_p99"] > 0 for line in told["results"])
 
 
+@pytest.mark.nightly
 @needs_smaps
 def test_memory_counts_workers(data_sets, tmp_path):
     told = told_by("memory", data_sets, tmp_path, "--sizes", "1001", "--workers", "2")
@@ -121,6 +123,7 @@ def test_anatomy_tells_the_parts_of_each(data_sets, tmp_path):
         assert sum(line["parts"].values()) == pytest.approx(line["seconds"])
 
 
+@pytest.mark.nightly
 def test_growth_tells_what_the_charts_show(data_sets, tmp_path):
     sizes = "--sizes", f"{SIZE},{2 * SIZE}", "--ids-only", SIZE
     told = told_by("growth", data_sets, tmp_path, *sizes, "--repetitions", "1")

@@ -51,7 +51,7 @@ MODULES = (
     "mmcache.integrations.pytest_plugin",
     "mmcache.integrations.torch",
 )
-MADE_BY_US = {"CachedCollection", "Collection", "EmbeddingRef", "FoundRecords", "Record", "Selection", "Snapshot"}
+MADE_BY_US = {"CachedCollection", "Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"}
 """Classes that no caller constructs."""
 IMPLIED = {"BaseException", "Collection", "Container", "Exception", "Generic", "Iterable", "Reversible", "Sized"}
 """Bases that follow from others."""

@@ -376,7 +376,7 @@ class _Demo:
         return found
 
     def _flip_a_bit(self, text: str) -> int:
-        """Put a damaged copy in the file's place: a new file, so that nobody's map changes under them."""
+        """Put a damaged copy in the file's place: a new file, so that no reader's map changes."""
         with open(self.path, "rb") as file:
             data = bytearray(file.read())
         place = data.index(text.encode()) + 10

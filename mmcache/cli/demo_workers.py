@@ -129,7 +129,7 @@ def _work(pipe: Connection, path: str, database: str, hot: str, label: str) -> N
 
 
 def _memory() -> int | None:
-    """Bytes of this process, each page divided by the number of processes that share it; None where nobody tells."""
+    """Bytes of this process, each page divided by the number of processes that share it; None if not known."""
     gc.collect()
     try:
         with open("/proc/self/smaps_rollup") as lines:

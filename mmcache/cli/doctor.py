@@ -155,7 +155,7 @@ def _clock(layout: Layout) -> Check:
 
     age = time.time() - layout.header.created_ns / 1e9
     if age < -CLOCK_SKEW:
-        text = f"the file was built {span(-age)} ahead of this clock, so nobody knows how old it is: it counts as stale"
+        text = f"the file was built {span(-age)} ahead of this clock, so its age is not known: it counts as stale"
         return Check("clock", "warn", text, "set the clock, then mmcache rebuild FILE")
     return Check("clock", "ok", f"the file was built {ago(max(0.0, age))}")
 
@@ -239,7 +239,7 @@ def _builds(path: str) -> Check:
         page.close()
     if shared.is_held(lock_name(path)):
         if builder is None:
-            return Check("builds", "ok", "somebody holds the build lock")
+            return Check("builds", "ok", "a process holds the build lock")
         age = time.monotonic() - builder.since
         text = f"pid {builder.pid} has been building for {span(max(0.0, age))}"
         if age > max(_LONG_BUILD, 10 * builder.takes):
@@ -249,7 +249,7 @@ def _builds(path: str) -> Check:
     if failure is not None:
         text = f"{plural(failure.attempts, 'failure')} in a row, the last with: {failure.error}"
         return Check("builds", "warn", text, "mend that; then mmcache rebuild FILE, or wait for the workers")
-    return Check("builds", "ok", "nobody builds it now, and the last build did not fail")
+    return Check("builds", "ok", "no process builds it now, and the last build did not fail")
 
 
 def _leftovers(path: str) -> Check:

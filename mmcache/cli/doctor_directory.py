@@ -32,9 +32,8 @@ _ROUNDS: Final = 200
 _PATIENCE: Final = 10.0
 """Seconds for another process to start, to answer, to die."""
 
-_NOT_TRIED: Final = "nothing can be written here, so it was not tried"
 _TOLD_LATE: Final = (
-    "workers notice what others do once every check_interval (1 s), and nobody can invalidate; "
+    "workers notice what others do once every check_interval (1 s), and none can invalidate; "
     "put the file on a local file system that this user may write"
 )
 

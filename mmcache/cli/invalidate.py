@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 REASONS: Final = ("manual", "record_stored", "record_deleted", "config_updated", "schema_migration", "ttl_expired")
-"""Those of `sharing.control`, spelt out so that building the parser does not need it."""
+"""Those of `sharing.events`, spelt out so that building the parser does not need it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _check_exists(path: str) -> None:
-    """A fleet of nobody is no error; a wrong path is."""
+    """A fleet without workers is no error; a wrong path is."""
     from ..errors import MissingFileError
     from ..sharing.counters import read_fleet
     from ..storage.fs import identity_of

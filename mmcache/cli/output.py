@@ -143,7 +143,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _unseen(_stage: str, _done: int, _total: int | None, /) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 def _ascii_only(file: TextIO | None) -> bool:

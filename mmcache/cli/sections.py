@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["summary"]
 
 _ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("key_length", "<u2"), ("shape", "<u2"), ("checksum", "<u8")])
-_KINDS_OF_POSTINGS = {0: "lists", 1: "bitmaps", 2: "ranges"}
 
 
 def summary(snapshot: Snapshot, name: str, top: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ verify` checks every byte. The source is asked for its fingerprint only. --profi
 were told: no file says how long it is good for.
 
 With --check it prints a line for each broken rule, or one that all is well. Exit codes:
-  0  no rule is broken. A stale file is no alert: it answers, and is due to be built again; if nobody does, it expires
+  0  no rule is broken. A stale file is no alert: it answers, and is due to be built again; if none does, it expires
   4  it has expired or was invalidated, so that the source answers everything; or a rule about the workers is broken:
      hit rate in the last --window seconds, load time, damaged places in a day, rebuilds in an hour
   5  it is damaged; 3: there is no file; 1: it cannot be used for another reason
@@ -405,7 +405,7 @@ def _builder(status: Status) -> str:
     if not status.building:
         return "none"
     if status.builder is None:
-        return "somebody holds the build lock"
+        return "a process holds the build lock"
     return f"pid {status.builder.pid}, for {span(max(0.0, time.monotonic() - status.builder.since))}"
 
 

@@ -1,4 +1,4 @@
-"""Let a SQLite database log which records change, whoever writes to it, so that caches of it need not guess.
+"""Let a SQLite database log which records change, whatever writes to it, so that caches of it need not guess.
 
 Installs triggers and two small tables in DB, or repairs them after a table was made anew; run twice, it does nothing
 more. --like takes the database, tables and keys from a cache file. docs/tracking.md: the SQL, the cost, the limits.

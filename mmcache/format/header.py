@@ -66,7 +66,7 @@ def align(offset: int, alignment: int = ALIGN) -> int:
 
 
 class Tokens(NamedTuple):
-    """What a control page says, or said when a builder looked: see `mmcache.sharing.control`."""
+    """The control page's state when a builder captured it: the header's `soft`, `hard`, `ring` and `page`."""
 
     soft: int = 0
     hard: int = 0

@@ -299,12 +299,22 @@ def select(readers: dict[str, IndexReader], query: Query, n: int) -> NDArray[np.
     return rows
 
 
+def distinct(values: NDArray[Any]) -> NDArray[Any]:
+    """The values in ascending order, each once; the array itself is sorted.
+
+    Not `np.unique`, which imports `numpy.ma` when it is called first: two threads that do so at once may recurse."""
+    values.sort()
+    keep = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=keep[1:])
+    return values[keep]
+
+
 def _start(fields: list[tuple[int, list[Postings]]], n: int) -> tuple[NDArray[np.uint32], list[list[Postings]]]:
     """The rows of the rarest field, and the fields that they have still to be tested against. Where the rarest is a
     bitmap, all fields that are bitmaps are ANDed word by word."""
     rarest, *rest = [found for _, found in fields]
     if len(rarest) > 1:
-        return np.unique(np.concatenate([postings.rows(n) for postings in rarest])), rest
+        return distinct(np.concatenate([postings.rows(n) for postings in rarest])), rest
     if rarest[0].kind != BITMAP:
         return rarest[0].rows(n), rest
     both = rarest[0].data

@@ -1,4 +1,4 @@
-"""One cache for all workers of a test run: built once, by whoever comes first, and mapped by all.
+"""One cache for all workers of a test run: built once, by the first worker, and mapped by all.
 
     @pytest.fixture(scope="session")
     def patterns(mmcache_factory):
@@ -226,7 +226,7 @@ def _digest(source: Source, key: str | None) -> str:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove old persistent caches. Whoever has one open keeps it, and who wants it again builds it again."""
+    """Remove old persistent caches. A process that has one open keeps it; the next that needs it builds it again."""
     with contextlib.suppress(OSError):  # another run sweeps, too
         used = sorted(((os.path.getmtime(path), path) for path in parent.iterdir()), reverse=True)
         for when, path in used[_KEPT:]:

@@ -164,7 +164,7 @@ class Announcer:
             self._on_page(lambda page: page.record_failure(None))
 
     def cleared(self) -> None:
-        """The file was removed by a person: whoever needs it looks for it again, and may build it at once."""
+        """The file was removed by a person: a worker that needs it looks for it again, and may build it at once."""
         self.succeeded()
         self._say(Kind.PUBLISHED, (0,))
 

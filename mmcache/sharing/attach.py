@@ -217,7 +217,7 @@ def _log_of(old: _Found, origin: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _sweep(directory: fs.Directory, path: str) -> None:
-    """Wake the readers of pages that are gone, whose words nobody stores into from now on, and remove their words."""
+    """Wake the readers of pages that are gone, whose words get no more stores, and remove their words."""
     parent, name = os.path.split(path)
     begin, end = f".{name}.", ".wake"
     there = [each for each in shared.names_beside(path) if each.startswith(begin) and each.endswith(end)]

@@ -1,6 +1,6 @@
 """One decision: which tier answers, which ids are dirty, what state to show, and whether to rebuild. Pure.
 
-`Facts` are what was observed, by whoever asks: a cache, `mmcache status`, doctor, an alert. No clock is read here and
+`Facts` are what the caller observed: a cache, `mmcache status`, doctor, an alert. No clock is read here and
 no file; `decide` is the only function that knows what follows."""
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ class Page:
         self._wakes.store(value)
 
     def wake_readers(self) -> None:
-        """Make whoever still compares this page's word look what became of it."""
+        """Make readers that still compare this page's word look what became of it."""
         self._wake(_BLIND | nonce())
 
     def settle(self, head: Head) -> None:

@@ -1,6 +1,6 @@
 """Building, rebuilding and clearing, told to every process: `storage.publish` with a control page.
 
-One rebuild per need over all processes: whoever waited for another's build takes its result, be it a file or an error.
+One rebuild per need over all processes: one that waited for another's build takes its result, be it a file or an error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..schema import Schema
 from ..sources import Source, as_source, closing, from_spec
 from ..sources.iterable import Records
 from ..storage import publish as storage
+from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Progress, Serves
 from . import metrics
 from .announce import Announcer
@@ -110,14 +111,14 @@ def build_once(
     since: float | None = None,
     lock: int | None = None,
 ) -> BuildReport:
-    """Build from a source, unless somebody else did while we waited for the lock.
+    """Build from a source, unless another process did while we waited for the lock.
 
     serves: whether the file that is there will do. asked_ns: one that was built, or found to be right, after that does.
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
     time.monotonic(), for a caller who waited before. page, slot: the page and the counters to use, if the caller has
     them. lock: a descriptor that holds the build lock already.
     """
-    name = os.path.abspath(os.fspath(path))
+    name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
     begun = time.monotonic()
     told: list[MmcacheError] = []

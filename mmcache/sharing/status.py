@@ -35,7 +35,7 @@ class Status:
     used: "missing", "corrupt", "incompatible", "unreadable", "untrusted"; or "disabled". why: a sentence. header: of
     the file; None where it cannot be read. freshness: by the clock alone. revalidated: whether a rebuild found it
     unchanged. dirty: ids that the source answers, as far as they can be told apart; -1 for more than can. control: None
-    where workers share a control page, else why they cannot. building: whether somebody holds the build lock, and
+    where workers share a control page, else why they cannot. building: whether a process holds the build lock, and
     builder: who said so. failure: of the last build, if it failed. fleet: the workers, and what they counted."""
 
     path: str

@@ -27,8 +27,8 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(stat: os.stat_result, *, by_ctime: bool = True) -> Stamp:
-    """The ctime shows a copy over the file with its times preserved, too. Not by_ctime: for files on which somebody
-    calls chown without writing to them."""
+    """The ctime shows a copy over the file with its times preserved, too. Not by_ctime: for files on which another
+    process calls chown without writing to them."""
     changed = stat.st_ctime_ns if by_ctime else stat.st_mtime_ns
     return Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, changed)
 
@@ -46,7 +46,7 @@ def unsettled(begun_ns: int, *stamps: Stamp | None) -> float:
     """Seconds, at most 0.021, until no further write can leave the times of the files as they are; 0 for "none can".
 
     begun_ns: the time before the files were looked at; any moment since may be the one at which they were. Judged by
-    the ctime where it counts: every write sets it, from the file system's clock, and nobody can set it otherwise.
+    the ctime where it counts: every write sets it, from the file system's clock, and nothing can set it otherwise.
     """
     now = time.time_ns()
     young = [

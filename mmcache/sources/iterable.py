@@ -69,7 +69,7 @@ class IterableSource:
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """The source itself: consistent for as long as nobody changes what is iterated."""
+        """The source itself: consistent for as long as what is iterated does not change."""
         yield self
 
     def count(self, collection: str) -> int | None:

@@ -180,7 +180,7 @@ class SQLiteSource:
         written within the last 20 ms, the answer is therefore one that is never given again: what is built now counts
         as changed at the next look. Ask again a moment later for one that lasts.
 
-        So it is where a writer holds the database locked: nothing here waits for him.
+        So it is where a writer holds the database locked: nothing here waits for it.
 
         Raises SourceError when there is no database, and when a tracked one cannot be asked.
         """
@@ -252,7 +252,7 @@ class SQLiteSource:
         if identity != self._identity:
             self._connections.close()
             self._identity = identity
-        # Whoever opens a -wal as root calls chown on it, which sets its ctime: not a write.
+        # A process that opens a -wal as root calls chown on it, which sets its ctime: not a write.
         files = stamp_of(database), stamp_of(wal, by_ctime=False) if wal and wal.st_size else None
         return fingerprint_of(*files), unsettled(begun, *files)
 
@@ -314,7 +314,7 @@ class SQLiteReading:
         self._plans = plans
 
     def close(self) -> None:
-        """The connection is somebody else's from now on."""
+        """The connection is another reader's from now on."""
         self._connection = None
 
     def count(self, collection: str) -> int | None:

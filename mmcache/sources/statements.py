@@ -31,7 +31,7 @@ class Plan:
     key: the key column, as it is written in a condition.
     select: "SELECT ..." up to FROM.
     lookup: FROM clause where the order does not matter, so that SQLite may use any index of a table below a query.
-    stable: FROM clause whose order no condition changes.
+    stable: FROM clause whose order is that of `all` under any condition.
     order: ORDER BY clause, or "" where `stable` has its own order.
     decode: positions in `names` of columns of JSON text.
     count: statement that counts the records, or None where only reading them would.
@@ -49,7 +49,9 @@ class Plan:
     @property
     def all(self) -> str:
         """The statement that gives every row."""
-        return f"{self.select} {self.stable} {self.order}"
+        # A condition keeps SQLite from merging `stable` with the outer query, where it might read an index that covers
+        # the columns asked for, and not the table. So `all` has one, too.
+        return f"{self.select} {self.stable} WHERE 1 {self.order}"
 
 
 def make_plan(connection: Connection, schema: Schema) -> Plan:

@@ -1,4 +1,4 @@
-"""Change tracking: triggers that log which keys were written, by whoever writes, in the writer's own transaction.
+"""Change tracking: triggers that log which keys were written, whatever writes, in the writer's own transaction.
 
 `track` installs them in a user's database, `untrack` removes every trace, `tracked` and `changes_since` read the log.
 docs/tracking.md shows the SQL, the cost and the limits. What the rest relies on:
@@ -158,7 +158,7 @@ def changes_since(connection: _Executes, schemas: Sequence[Schema], since: bytes
             return None
         raise
     if count != now.seq - seq:
-        return None  # somebody removed entries
+        return None  # entries were removed
     master = _Master(connection)
     return Changes(
         now.fingerprint,
@@ -167,7 +167,7 @@ def changes_since(connection: _Executes, schemas: Sequence[Schema], since: bytes
 
 
 def _state(connection: _Executes) -> tuple[bytes, int, int, int] | None:
-    """Instance, seq and mark of the newest entry, limit; None if somebody emptied the tables."""
+    """Instance, seq and mark of the newest entry, limit; None if the tables were emptied."""
     rows = connection.execute('SELECT format, instance, kept FROM "_mmcache_tracking"').fetchall()
     entry = connection.execute('SELECT seq, mark FROM "_mmcache_changes" ORDER BY seq DESC LIMIT 1').fetchone()
     if len(rows) != 1 or entry is None:

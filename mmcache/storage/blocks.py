@@ -11,6 +11,7 @@ from xxhash import xxh3_64_intdigest
 from ..errors import CorruptFileError
 from ..format.header import BLOCK, HEADER_SIZE, Section
 from ..format.layout import Layout
+from ..format.postings import distinct
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Blocks:
         firsts, lasts = offsets // BLOCK, (offsets + np.maximum(lengths, 1) - 1) // BLOCK
         for blocks in (firsts, lasts):
             if blocks.max() >= len(verified) or not verified[blocks].all():
-                self._verify(np.unique(blocks).tolist())
+                self._verify(distinct(blocks).tolist())
 
     def mark(self, section: Section) -> None:
         """A section was verified by its own checksum: so are the blocks that lie wholly in it."""

@@ -1,12 +1,12 @@
-"""Every file-system call of mmcache, and every rule about whom a path is trusted from.
+"""Every file-system call of mmcache, and every rule about the owners that a path may have.
 
 All calls go through the name `system`, which is the `os` module; tests put a proxy there that counts the
 calls, fails them or kills the process at one of them. Names are relative to an open directory, so that nothing
 done to its path afterwards can redirect us. An `OSError` leaves this module as the `MmcacheError` that a caller
 can act on.
 
-Whom we trust. A directory, when we or root own it and the world cannot write it (its group is trusted with
-it); or when it is sticky, as /tmp is: then every file touched must be our own. A reader, who writes nothing,
+A directory is trusted when we or root own it and the world cannot write it (its group is trusted with it), or
+when it is sticky, as /tmp is: then every file touched must be our own. A reader, who writes nothing,
 also trusts the owner of the directory that it was told to read from. Symbolic links, devices and pipes are never
 followed or waited on.
 """
@@ -211,6 +211,14 @@ def unusable(error: OSError, path: str) -> UnusableFileError:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+def with_name(path: str | os.PathLike[str]) -> str:
+    """The absolute path of a file. Raises PublishError for "/", which names none."""
+    absolute = os.path.abspath(os.fspath(path))
+    if not os.path.basename(absolute):
+        raise PublishError("is a directory: give the name of a file in it", path=absolute)
+    return absolute
+
+
 class Directory:
     """The directory of a cache, opened and found trustworthy; what a writer does, it does in here.
 
@@ -220,10 +228,8 @@ class Directory:
 
     def __init__(self, path: str) -> None:
         self.fd = -1
-        parent, self.name = os.path.split(os.path.abspath(path))
+        parent, self.name = os.path.split(with_name(path))
         self.path = os.path.join(parent, self.name)
-        if not self.name:
-            raise PublishError("is a directory: give the name of a file in it", path=parent)
         try:
             self.fd = system.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             status = system.fstat(self.fd)
@@ -606,7 +612,7 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _sign(fd: int) -> None:
-    """Write who holds the lock into the file, for the error message of whoever waits in vain."""
+    """Write into the file which process holds the lock, for the error message of a process that waits in vain."""
     with contextlib.suppress(OSError):
         system.pwrite(fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".ljust(64).encode(), 0)
 

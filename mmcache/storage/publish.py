@@ -205,7 +205,7 @@ def _announce(directory: fs.Directory, control: Control) -> None:
 
 @contextlib.contextmanager
 def _announced(control: Control | None) -> Iterator[None]:
-    """Whoever looks at the control page sees that we are building."""
+    """The control page names this builder meanwhile."""
     if control is None:
         yield
         return
@@ -229,7 +229,7 @@ def _fingerprint(source: Source) -> bytes:
 
 
 def _check_replaceable(directory: fs.Directory, name: str) -> bool:
-    """Whether there is a file, which is a cache file: nobody's database is replaced because a path was mistyped.
+    """Whether there is a file, which is a cache file: a mistyped path replaces no database.
 
     A file that is empty, begins with zeros or has up to two wrong bytes in its magic may be one that was damaged.
     Raises UntrustedPathError for any other.

@@ -1,8 +1,7 @@
-"""Small files of 64-bit words that processes share: counter files, and the control page.
+"""Small files that processes share: counter files, the control page, and locks that show that a process lives.
 
-A `SmallFile` is read by `pread` and written by `pwrite`: a file that others emptied, or a full disk, is an error and
-never a signal. The control page is still mapped, as a `SharedFile`: a word of it is written only as `words[i] = value`,
-one aligned 8-byte store, which no reader ever sees in part. (The `struct` module zero-fills before it writes.)
+A `SmallFile` is read by `pread` and written by `pwrite`, never mapped: a file that others emptied, or a full disk, is
+an error and never a signal.
 
 A file is created whole, written out with zeros and linked into its place, and never truncated or resized.
 
@@ -18,9 +17,7 @@ import fcntl
 import mmap
 import os
 import stat
-import sys
 import time
-from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Self
 
@@ -29,13 +26,11 @@ from . import fs
 
 __all__ = [
     "Holding",
-    "SharedFile",
     "SmallFile",
     "create",
     "create_held",
     "is_held",
     "names_beside",
-    "open_shared",
     "open_small",
     "take_held",
 ]
@@ -47,7 +42,7 @@ _MODE = 0o664
 
 
 class SmallFile:
-    """An open file of a known size. A context manager; a forked child, whose parent may hold the lock, loses it."""
+    """An open file of a known size. A context manager; a forked child loses it."""
 
     __slots__ = ("fd", "identity", "path", "writable")
 
@@ -67,7 +62,6 @@ class SmallFile:
         self.close()
 
     def close(self) -> None:
-        """Frees the lock, too."""
         fd, self.fd = self.fd, -1
         _close(fd, self.identity)
 
@@ -91,30 +85,6 @@ class SmallFile:
     def write(self, offset: int, data: bytes) -> None:
         """In one call, unless the system takes a part at a time. Raises OSError."""
         _write(self.fd, offset, data)
-
-    def is_current(self) -> bool:
-        """Whether the path still names this file. One `stat`."""
-        return identity_at(self.path) == self.identity
-
-    def lock(self, timeout: float = 1.0, *, exclusive: bool = True) -> bool:
-        """Take the file's lock, which is freed when the file is closed. False, without the lock, when it was not to be
-        had in time, or another file stands at the path by now: see `is_current`."""
-        deadline = time.monotonic() + timeout
-        pause = 0.00005
-        while not _try_lock(self.fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
-            if time.monotonic() >= deadline or not self.is_current():
-                return False
-            time.sleep(pause)
-            pause = min(2 * pause, 0.005)
-        return self.is_current()
-
-
-def _try_lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -143,68 +113,6 @@ def _write(fd: int, offset: int, data: bytes) -> None:
         if not moved:  # POSIX leaves it open; trying again could take for ever
             raise OSError(errno.EIO, "nothing was written")
         data, offset = data[moved:], offset + moved
-
-
-class SharedFile:
-    """A mapped file. `words`: memoryview of format "Q", in native byte order; read-only unless `writable`.
-
-    Unmapped with its last reference.
-    """
-
-    __slots__ = ("identity", "path", "words", "writable")
-
-    def __init__(self, path: str, fd: int, size: int, *, writable: bool) -> None:
-        status = fs.system.fstat(fd)
-        self.path = path
-        self.identity = status.st_dev, status.st_ino
-        self.writable = writable
-        extra = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self.words = memoryview(fs.map_file(fd, size, flags=mmap.MAP_SHARED, prot=prot, **extra)).cast("Q")
-
-    def is_current(self) -> bool:
-        """Whether the path still names this file. One `stat`."""
-        return identity_at(self.path) == self.identity
-
-    @contextlib.contextmanager
-    def locked(self, timeout: float = 1.0, *, exclusive: bool = True) -> Iterator[bool]:
-        """Hold the file's lock, for microseconds. False, without the lock, when it was not to be had in time, or
-        another file stands at the path by now: see `is_current`."""
-        fd = _lock(self.path, self.identity, timeout, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        try:
-            yield fd >= 0
-        finally:
-            fs.release(fd)
-
-
-def _lock(path: str, identity: tuple[int, int] | None, timeout: float, kind: int) -> int:
-    """A descriptor that holds the lock of the file at a path, or -1. identity: the only file that will do."""
-    deadline = time.monotonic() + timeout
-    pause = 0.00005
-    while True:
-        try:
-            fd = fs.system.open(path, os.O_RDONLY | _FLAGS)
-        except OSError:
-            return -1
-        fs.hold(fd)
-        found = None
-        try:
-            status = fs.system.fstat(fd)
-            found = status.st_dev, status.st_ino
-            if identity in (None, found):
-                fcntl.flock(fd, kind | fcntl.LOCK_NB)
-                # Someone may have put another file there between our open and our lock.
-                if identity_at(path) == found:
-                    return fd  # type: ignore[no-any-return]
-        except BlockingIOError:
-            pass
-        except OSError:
-            deadline = 0.0
-        fs.release(fd)
-        if (identity is not None and found != identity) or time.monotonic() >= deadline:
-            return -1
-        time.sleep(pause)
-        pause = min(2 * pause, 0.005)
 
 
 class Holding:
@@ -347,21 +255,6 @@ def identity_at(path: str) -> tuple[int, int] | None:
     return None if identity is None else identity[:2]
 
 
-def open_shared(path: str, size: int) -> SharedFile | None:
-    """Map what is at a path, writable where we may; None where there is nothing.
-
-    Raises CorruptFileError for a file of another size, UnusableFileError for what cannot be trusted, read or mapped.
-    """
-    small = open_small(path, size)
-    if small is None:
-        return None
-    with small:
-        try:
-            return SharedFile(path, small.fd, size, writable=small.writable)
-        except (OSError, ValueError) as error:
-            raise UnusableFileError(f"cannot be mapped ({error})", path=path) from None
-
-
 def open_small(path: str, size: int) -> SmallFile | None:
     """Open what is at a path, to be written where we may; None where there is nothing.
 
@@ -415,7 +308,7 @@ def create(path: str, content: bytes) -> bool:
 def create_held(path: str, content: bytes) -> Holding:
     """A new file whose lock its maker holds from before there is anything in it.
 
-    Empty and not locked for a moment: whoever finds it so may remove it, under its lock, as what a dead maker left.
+    Empty and not locked for a moment: a process that finds it so may remove it, under its lock, as of a killed maker.
     Raises PublishError, or OSError where that happened, or where the system refuses it.
     """
     with fs.Directory(path) as directory:

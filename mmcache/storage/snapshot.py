@@ -794,7 +794,7 @@ class Collection(Mapping[str, Record]):
         return reader
 
     def _vectors(self) -> NDArray[np.float32]:
-        """The whole matrix; whoever hands out a part of it has touched that part."""
+        """The whole matrix; the caller that hands out a part of it has touched that part."""
         if self._matrix is None:
             if not self.dim:
                 self._matrix = np.zeros((len(self), 0), np.float32)

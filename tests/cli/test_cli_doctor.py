@@ -146,7 +146,7 @@ def test_where_nothing_can_be_renamed_there_is_no_control_page(tmp_path, diagnos
     with faults(FailName("rename", errno.EPERM)):
         checks = diagnosed(tmp_path)
     assert "no control page" in checks["file system"]["text"]
-    assert "nobody can invalidate" in checks["file system"]["advice"]
+    assert "none can invalidate" in checks["file system"]["advice"]
     assert "after its holder was killed" in checks["build lock"]["text"]
 
 
@@ -318,7 +318,7 @@ def test_leftovers_and_failures_of_builds_are_warnings(tmp_path, shop, diagnosed
         checks = diagnosed(shop)
     assert levels(checks) == {}
     assert "of the build that is running" in checks["leftovers"]["text"]
-    assert "somebody holds the build lock" in checks["builds"]["text"]
+    assert "a process holds the build lock" in checks["builds"]["text"]
 
 
 def test_a_build_that_takes_long_is_a_warning_with_what_to_do(tmp_path, capsys):

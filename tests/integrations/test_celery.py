@@ -32,6 +32,8 @@ from tests.support.console import ok
 from tests.support.observe import totals
 from tests.support.waits import PATIENCE, until
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent.parent
 KEYS = [f"pattern-{i}" for i in range(8)]
 QUEUE = {"data_folder_in": "queue", "data_folder_out": "sent", "control_folder": "control", "polling_interval": 0.01}

@@ -34,6 +34,8 @@ from tests.support.console import ok
 from tests.support.observe import totals
 from tests.support.waits import PATIENCE, until
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent.parent
 WORKERS = 3
 CLIENTS = 4

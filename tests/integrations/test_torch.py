@@ -52,7 +52,7 @@ from torch.utils.data import (  # noqa: E402
 
 from mmcache.integrations.torch import MmcacheDataset, ReadOnlyTensor, as_tensor  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("let_go")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("let_go")]
 
 SCHEMA = Schema("items", index=("kind",), embedding="v", dim=64)
 N = 300

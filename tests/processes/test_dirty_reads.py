@@ -18,7 +18,8 @@ import pytest
 
 import mmcache
 from mmcache import Cache, Schema, SQLiteSource
-from tests.processes.crew import PATIENCE, Crew, Worker, until
+from tests.support.crew import Crew, Worker
+from tests.support.waits import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -16,8 +16,10 @@ import pytest
 import mmcache
 from mmcache import Cache, Snapshot, SQLiteSource
 from mmcache.storage.fs import lock_name
-from tests.processes.crew import PATIENCE, THINGS, Crew, commit, make_bank, note, noted, number, until
-from tests.storage.faults import faults
+from tests.support.bank import NUMBERS, commit, make_bank
+from tests.support.crew import Crew, note, noted, number
+from tests.support.faults import faults
+from tests.support.waits import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -26,7 +28,7 @@ class GatedSource(SQLiteSource):
     """Notes when it is asked for its fingerprint, which a builder asks for first of all, and waits at the gate."""
 
     def __init__(self, path: Path, log: Path, gate: Path) -> None:
-        super().__init__(path, THINGS)
+        super().__init__(path, NUMBERS)
         self.log, self.gate = log, gate
 
     def fingerprint(self) -> bytes:
@@ -93,7 +95,7 @@ class Scene:
         self.path, self.bank = path, directory / "bank.db"
         self.log, self.locks, self.gate = directory / "log", directory / "locks", directory / "gate"
         make_bank(self.bank)
-        mmcache.build(path, SQLiteSource(self.bank, THINGS))
+        mmcache.build(path, SQLiteSource(self.bank, NUMBERS))
         self.reader, self.third = (crew.hire(self.open) for _ in range(2))
         self.builder = crew.hire(lambda: self.open(GatedSource(self.bank, self.log, self.gate)))
         for worker in (self.reader, self.third, self.builder):
@@ -101,7 +103,7 @@ class Scene:
         commit(self.bank, 7)
 
     def open(self, source: SQLiteSource | None = None) -> Cache:
-        source = source or SQLiteSource(self.bank, THINGS)
+        source = source or SQLiteSource(self.bank, NUMBERS)
         return mmcache.open(self.path, source, executor="external", check_interval=3600, ttl=float("inf"))
 
     def start_builder(self) -> None:

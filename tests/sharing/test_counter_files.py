@@ -31,8 +31,9 @@ from mmcache.sharing import counter_files, metrics
 from mmcache.sharing.counters import WorkerCounters, read_fleet, record_event, remove
 from mmcache.sharing.fleet import CAUSES, STATES, Fleet, Sample
 from mmcache.storage import shared
-from tests.storage.faults import Fail, FailName, Kill, faults, in_child
+from tests.support.faults import Fail, FailName, Kill, faults
 from tests.support.observe import open_files
+from tests.support.processes import in_child
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dis
 import errno
 import multiprocessing
 import os
@@ -15,16 +14,16 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
 from mmcache.sharing import counter_files, counters, metrics, tally
 from mmcache.sharing.counters import WorkerCounters, read_fleet, record_event
 from mmcache.storage import shared
-from tests.storage.faults import FailName, Kill, faults, in_child
+from tests.support.faults import FailName, Kill, faults
+from tests.support.interrupts import Interrupt, Interrupted
 from tests.support.observe import open_files
+from tests.support.processes import in_child
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -165,49 +164,7 @@ def test_what_was_counted_before_a_slot_is_shared_is_kept(path):
 # --- handlers ---------------------------------------------------------------------------------------------------------
 
 
-class Interrupted(BaseException):
-    """What a signal handler raises."""
-
-
-class Interrupt:
-    """Raises at one instruction of the counting modules after which a signal may be handled."""
-
-    FILES = frozenset({tally.__file__, counters.__file__, counter_files.__file__})
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.seen = 0
-        self._last: dict[FrameType, str] = {}
-
-    def run(self, action: Callable[[], object]) -> bool:
-        """Whether the action was interrupted."""
-        before = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # CPython 3.12 and later look for it when tracing begins
-        sys.settrace(self._call)
-        try:
-            action()
-        except Interrupted:
-            return True
-        finally:
-            sys.settrace(before)
-            self._last.clear()
-        return False
-
-    def _call(self, frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename not in self.FILES:
-            return None
-        frame.f_trace_opcodes = True
-        return self._instruction
-
-    def _instruction(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "opcode":
-            before = self._last.get(frame, "RESUME")
-            self._last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            if before.startswith(("CALL", "RESUME")) or "BACKWARD" in before:
-                self.seen += 1
-                if self.seen == self.at:
-                    raise Interrupted
-        return self._instruction
+COUNTING = (tally, counters, counter_files)
 
 
 def test_an_interrupted_flush_loses_nothing_and_counts_nothing_twice(path):
@@ -217,7 +174,7 @@ def test_an_interrupted_flush_loses_nothing_and_counts_nothing_twice(path):
     interrupted = True
     while interrupted:
         at += 1
-        interrupted = Interrupt(at).run(slot.flush)
+        interrupted = Interrupt(at, *COUNTING).run(slot.flush)
         slot.flush()
         assert written(path) == total, at
         slot.add(metrics.MISSES, 5)
@@ -240,7 +197,7 @@ def test_an_interrupted_observation_is_counted_whole_or_not_at_all(path):
             ended += 1
 
     at = 1
-    while at < 6_000 and Interrupt(at).run(observe):
+    while at < 6_000 and Interrupt(at, *COUNTING).run(observe):
         at += 97
         found = read_fleet(path).histograms["lookup"]
         assert ended <= found.count <= begun
@@ -257,7 +214,7 @@ def test_an_interrupted_close_leaves_nothing_open_and_counts_once(path):
         slot = WorkerCounters.open(path)
         slot.add(metrics.MISSES)
         slot.flush()
-        interrupted = Interrupt(at).run(slot.close)
+        interrupted = Interrupt(at, *COUNTING).run(slot.close)
         slot.close()
         assert open_files() == files, at
         assert misses(path) == before + 1, at

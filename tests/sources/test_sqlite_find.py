@@ -178,6 +178,50 @@ def test_find_keeps_the_order_of_the_records(fresh):
                 assert len(expected) >= 33
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM items",
+        "SELECT id, kind, wide FROM items",
+        "SELECT items.*, tag FROM items JOIN tags USING (id)",
+        "SELECT id, kind FROM items UNION ALL SELECT id || tag, tag FROM tags",
+        "SELECT DISTINCT id, kind, wide FROM items",
+        "SELECT min(id) AS id, kind, count(*) AS n FROM items GROUP BY kind, wide",
+    ],
+    ids=["all", "columns", "join", "union", "distinct", "groups"],
+)
+@pytest.mark.parametrize("columns", [None, ("kind",)], ids=["all columns", "indexed columns"])
+def test_an_index_that_covers_a_query_does_not_change_its_order(fresh, query, columns):
+    """Case: a read of all records needs no more than an index has, and goes through that; a condition keeps it off."""
+    path = fresh()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executescript(
+            "CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT, wide BLOB); CREATE INDEX covers ON items (kind, id);"
+            "CREATE TABLE tags (id TEXT, tag TEXT); CREATE INDEX covers_tags ON tags (tag, id);"
+            "CREATE VIEW seen AS " + query
+        )
+        triples = [(f"k{i * 37 % 101}", "abc"[i % 3], bytes(500) + bytes([i % 7])) for i in range(101)]
+        db.executemany("INSERT INTO items VALUES (?, ?, ?)", triples)
+        db.execute("INSERT INTO tags SELECT id, kind || length(id) FROM items ORDER BY id DESC")
+    for schema in (
+        Schema("q", index=("kind",), query=query, columns=columns),
+        Schema("q", index=("kind",), table="seen", columns=columns),
+        Schema("q", index=("kind",), query=query, columns=columns, json=("kind",)),
+    ):
+        if schema.json:
+            with contextlib.closing(sqlite3.connect(path)) as db, db:
+                db.execute("""UPDATE items SET kind = '["' || kind || '"]'""")
+                db.execute("""UPDATE tags SET tag = '["' || tag || '"]'""")
+        with contextlib.closing(SQLiteSource(path, schema)) as source:
+            with source.read() as reading:
+                everything = list(reading.records("q"))
+            for wanted in [("a",), ("c", "a"), ("a2", "b")]:
+                expected = [one for one in everything if not set(wanted).isdisjoint(terms_of(one.values[1]))]
+                assert list(source.find("q", {"kind": wanted})) == expected
+                keys = [one.values[0] for one in reversed(expected)]
+                assert source.in_order("q", keys) == list(dict.fromkeys(one.values[0] for one in expected))
+
+
 def test_columns_of_a_union_keep_their_own_affinities(fresh):
     path = fresh()
     with contextlib.closing(sqlite3.connect(path)) as db, db:

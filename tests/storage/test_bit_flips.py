@@ -86,7 +86,7 @@ def test_verify_finds_every_flipped_bit(path, part):
     assert not missed
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_every_answer_after_any_flipped_bit_is_right_or_an_error(path, part):
     data, expected = small(path)
     places = [at for extent in content(data) for at in extent]
@@ -223,7 +223,7 @@ def torn(data: bytes, older: bytes, size: int, sectors: range):
                 yield f"sectors {at // size} and {other // size} swapped", bytes(swapped)
 
 
-@pytest.mark.parametrize("size", [24, 64, 512, 4096])
+@pytest.mark.parametrize("size", [pytest.param(24, marks=pytest.mark.nightly), 64, 512, 4096])
 def test_torn_sectors_are_found_and_answers_are_right_or_an_error(path, size):
     """The embeddings are in another 64 KiB block than rows and ids, so that no check of the one covers the other."""
 

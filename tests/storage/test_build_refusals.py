@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import mmcache
-from mmcache import BuildError, Schema, SourceError
+from mmcache import BuildError, PublishError, Schema, SourceError
 from mmcache.format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, MAX_SHAPES
+from tests.support.faults import faults
 from tests.support.observe import beside, open_files
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
@@ -212,6 +213,13 @@ def test_a_record_that_cannot_be_stored_is_refused_with_collection_key_and_reaso
 def test_the_first_publish_that_is_refused_leaves_only_the_lock_file(path):
     refused(path, bad(x={1}), Schema("items"))
     assert beside(path) == ["items.mmc.ctl", "items.mmc.lock"]
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/.", "/tmp/.."])
+def test_the_root_directory_is_refused_before_any_system_call(path):
+    with faults() as calls, pytest.raises(PublishError, match="give the name of a file in it"):
+        mmcache.build(path, [{"id": "a"}], Schema("items"))
+    assert calls.log == []
 
 
 def test_a_refusal_in_a_later_collection_leaves_nothing_of_the_first(published):
