@@ -151,7 +151,6 @@ class Cache(CachedCollection):
             **stats_of(counters, slot.words),
             generation=None if snapshot is None else snapshot.generation,
             state=watch.view.decision.state,
-            counters=counters,
         )
 
     def status(self) -> Status:

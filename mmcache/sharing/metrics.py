@@ -268,7 +268,8 @@ def panels() -> Mapping[str, Mapping[Panel, Sequence[Family]]]:
 def stats_of(counters: Mapping[str, int], gauges: Sequence[int]) -> dict[str, Any]:
     """The fields of `Stats` that are counted or measured; of fallbacks those that there were."""
     values = {**dict(zip(GAUGES, gauges, strict=False)), **counters}
-    found: dict[str, Any] = {}
+    shown = [metric.name for metric in METRICS if metric.kind == "counter" and metric.family is not None]
+    found: dict[str, Any] = {"counters": {name: counters[name] for name in shown}}
     for metric in METRICS:
         if metric.stats:
             value = values[metric.name]
