@@ -65,6 +65,8 @@ _SAMPLE_BYTES: Final = 8 * (_SAMPLE + 1)
 _EVENTS_AT: Final = _SAMPLES_AT + len(_RESOLUTIONS) * _SAMPLES * _SAMPLE_BYTES
 _EVENT: Final = 5
 SIZE: Final = -(-(_EVENTS_AT + RING * 8 * _EVENT) // 4096) * 4096
+_HITS, _BATCH_HITS, _LOOKS, _MISSES = (word - FIRST_COUNTER for word in (HITS, BATCH_HITS, LOOKS, MISSES))
+_FALLBACKS: Final = slice(FALLBACKS - FIRST_COUNTER, FALLBACKS - FIRST_COUNTER + len(CAUSES))
 _LAST: Final = 2**63
 """No sequence or serial gets as far: what claims to have is not ours."""
 
@@ -180,12 +182,15 @@ def _sealed(words: Sequence[int]) -> bytes:
     return content + struct.pack("=Q", xxh3_64_intdigest(content))
 
 
-def sample_of(time_ns: int, sums: Sequence[int]) -> Sample:
-    """Of the sums of a file."""
-    hits = max(0, sums[HITS - FIRST_COUNTER] - sums[LOOKS - FIRST_COUNTER]) + sums[BATCH_HITS - FIRST_COUNTER]
-    first = FALLBACKS - FIRST_COUNTER
-    fallbacks = sum(sums[first : first + len(CAUSES)])
-    return Sample(time_ns, min(hits, U64), sums[MISSES - FIRST_COUNTER], min(fallbacks, U64))
+def sample_of(time_ns: int, *counts: Sequence[int]) -> Sample:
+    """Of what lives counted, all together."""
+    hits = misses = fallbacks = looks = 0
+    for sums in counts:
+        hits += sums[_HITS] + sums[_BATCH_HITS]
+        looks += sums[_LOOKS]
+        misses += sums[_MISSES]
+        fallbacks += sum(sums[_FALLBACKS])
+    return Sample(time_ns, *(min(max(0, n), U64) for n in (hits - looks, misses, fallbacks)))
 
 
 # --- owning -----------------------------------------------------------------------------------------------------------
@@ -242,8 +247,7 @@ class CounterFile:
     def write(self, label: bytes, words: array[int]) -> None:
         """A flush of this life. What it replaces stands until it is whole."""
         time_ns = time.time_ns()
-        sums = array("Q", (min(one + other, U64) for one, other in zip(words[COUNTED], self._ended, strict=True)))
-        sample = sample_of(time_ns, sums)
+        sample = sample_of(time_ns, words[COUNTED], self._ended)
         self._keep(self._last, time_ns)
         lives = self._lives + (not self._is_begun)
         label = label[:_LABEL_BYTES].ljust(_LABEL_BYTES, b"\0")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import operator
 import os
 import sys
 import time
@@ -247,10 +248,11 @@ class WorkerCounters:
 
     def _words(self, end: int = WORDS) -> array[int]:
         """All words: what was set, and up to an end what was added."""
-        words = self.words[:]
-        sums = self._tally.sums()
-        for word in range(FIRST_COUNTER, end):
-            if sums[word]:
+        words, sums = self.words[:], self._tally.sums()
+        try:
+            words[:end] = array("Q", map(operator.add, words[:end], sums[:end]))
+        except OverflowError:  # a sum wraps
+            for word in range(FIRST_COUNTER, end):
                 words[word] = words[word] + sums[word] & U64
         return words
 
