@@ -153,7 +153,8 @@ ALLOWED = {
     "sources/": ("open", "os.access", "os.fstat", "os.path", "os.stat"),  # look at and read the user's own data
     "cli/": ("open", "pathlib.Path"),  # reads settings
     "cli/demo.py": FILE_SYSTEM,  # works in a directory of its own
-    "integrations/pytest_plugin.py": FILE_SYSTEM,  # in pytest's temporary directories
+    "integrations/pytest_caches.py": FILE_SYSTEM,  # in directories of a run of tests
+    "integrations/pytest_plugin.py": ("pathlib.Path",),
 }
 
 
