@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alert",
     "BuildError",
     "BuildReport",
     "Cache",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         UnusableFileError,
     )
     from .schema import Schema
+    from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
     from .sources.arrow import ParquetSource
@@ -107,6 +109,7 @@ _HOMES = {
         ".sources.base": ("Source", "SourceRecord"),
         ".sources.iterable": ("IterableSource", "JSONLinesSource"),
         ".sources.sqlite": ("SQLiteSource",),
+        ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
         ".storage.publish": ("BuildReport",),

@@ -9,14 +9,15 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, Unpack
 
 from .cached import CachedCollection
 from .errors import SourceError, UnusableFileError
 from .options import Executor, OpenOptions, Options, Profile, is_disabled
-from .sharing import metrics
-from .sharing.status import Status, status_of
+from .sharing.alerts import WINDOW, Alert, Rules
+from .sharing.metrics import stats_of
+from .sharing.status import Status, check, status_of
 from .sources.base import Source
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.snapshot import Access, Snapshot, Verify
@@ -38,7 +39,7 @@ class Stats:
     refusals: files that were not right. load_seconds: how long the last opening took. fallback_seconds: spent in the
     source, all together. rebuilds, build_failures: builds that this cache ran itself, in a get or a thread.
     invalidations: said here. slow_lookups: beyond `slow_after`. generation: of the file; None while there is none.
-    state: as in `Status`; "starting" before the first read.
+    state: as in `Status`; "starting" before the first read. counters: each counter by its name in the table of metrics.
     """
 
     hits: int
@@ -57,6 +58,7 @@ class Stats:
     fallback_seconds: float
     generation: int | None
     state: str
+    counters: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def hit_rate(self) -> float:
@@ -144,22 +146,9 @@ class Cache(CachedCollection):
         watch = self._watch
         watch.counting.settle()
         slot, snapshot = watch.counting.slot, watch.files.snapshot
-        counts = slot.counters()
+        counters = slot.counters()
         return Stats(
-            hits=counts["hits"] + counts["batch_hits"],
-            misses=counts["misses"],
-            fallbacks={cause: n for cause in metrics.CAUSES if (n := counts[f"fallback_{cause}"])},
-            stale_served=counts["stale_served"],
-            corruptions=counts["corruptions"],
-            opens=counts["opens"],
-            adoptions=counts["adoptions"],
-            refusals=counts["refusals"],
-            rebuilds=counts["rebuilds_ok"],
-            build_failures=counts["rebuilds_failed"],
-            invalidations=counts["invalidations_ids"] + counts["invalidations_soft"] + counts["invalidations_hard"],
-            slow_lookups=counts["slow_lookups"],
-            load_seconds=slot.words[metrics.LOAD_NS] / 1e9,
-            fallback_seconds=counts["fallback_ns"] / 1e9,
+            **stats_of(counters, slot.words),
             generation=None if snapshot is None else snapshot.generation,
             state=watch.view.decision.state,
         )
@@ -170,6 +159,24 @@ class Cache(CachedCollection):
         with contextlib.suppress(UnusableFileError, SourceError):
             watch.current()
         return status_of(self.path, watch.options.policy, watch.source, decided=watch.view.decision)
+
+    def alerts(
+        self,
+        *,
+        window: float = WINDOW,
+        min_hit_rate: float = 0.90,
+        max_load: float = 0.010,
+        max_corruptions: int = 1,
+        max_rebuilds: int = 10,
+    ) -> list[Alert]:
+        """The rules that this file and its workers break now, as for `mmcache status --check`; none if all is well.
+
+        window: seconds over which the hit rate of all workers is taken, to a second below a minute, to a minute below
+        an hour. max_load: seconds, of the last opening of each worker. max_corruptions: damaged places in a day.
+        max_rebuilds: in an hour. Reads what others have flushed; waits for no process.
+        """
+        rules = Rules(min_hit_rate, max_load, max_corruptions, max_rebuilds, window)
+        return check(self.status(), rules, time.time())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: this process's own counts, and the file's generation, age, collections and sizes.

@@ -6,10 +6,13 @@ import itertools
 import time
 from typing import Final
 
+from xxhash import xxh3_64_intdigest
+
 from .forks import Lock, on_fork
 from .sharing import metrics
+from .sharing.counters import WorkerCounters
 from .sharing.decide import STATES
-from .sharing.metrics import FALLBACK, LOAD, LOOKUP, Slot
+from .sharing.metrics import CAUSES, FALLBACK, FALLBACKS, LOAD, LOOKUP
 from .storage import shared
 from .storage.snapshot import Snapshot
 
@@ -27,7 +30,16 @@ _SLOW_RUN: Final = 3
 _COOL_DOWN: Final = 30.0
 """Seconds for which an open circuit sends reads to the source."""
 
-_FALLBACKS: Final = {cause: metrics.FALLBACK_ABSENT + i for i, cause in enumerate(metrics.CAUSES)}
+_FLUSH_AFTER: Final = 0.1
+"""Seconds between flushes by answers of the source: each of them would cost as much as some of these answers."""
+
+_PLACES: Final = 4096
+"""Damaged places that are told apart, of one file; any more are not counted."""
+
+_PLACES_SHOWN: Final = 64
+"""Of them, those that become an event: more would leave no room for others."""
+
+_FALLBACKS: Final = {cause: FALLBACKS + i for i, cause in enumerate(CAUSES)}
 
 
 class Counting:
@@ -48,10 +60,13 @@ class Counting:
 
     def begin_process(self) -> None:
         """A forked child begins at zero: the slot is its parent's."""
-        self.slot = Slot.private()
+        self.slot = WorkerCounters()
         self.bump = itertools.count(1).__next__
         self._looks = 0
         self._told = 0
+        self._flush_at = 0.0
+        self._damaged_file: object = None
+        self._damaged: set[int] = set()
 
     # --- by reads
 
@@ -85,12 +100,27 @@ class Counting:
         slot.observe(FALLBACK, seconds)
         if n:
             slot.add(_FALLBACKS[cause], n)
-        slot.flush()
+        now = time.monotonic()
+        if now >= self._flush_at:
+            self._flush_at = now + _FLUSH_AFTER
+            slot.flush()
 
-    def add_damage(self) -> None:
+    def add_damage(self, file: object, place: str) -> bool:
+        """Count damage once for each place of a file; whether it is new. file: its generation, or its identity."""
+        with self._lock:
+            if len(self._damaged) >= _PLACES and file != self._damaged_file:
+                self._damaged.clear()
+            number = xxh3_64_intdigest(f"{file} {place}".encode("utf-8", "surrogateescape"))
+            if number in self._damaged or len(self._damaged) >= _PLACES:
+                return False
+            self._damaged_file = file
+            self._damaged.add(number)
+            is_shown = len(self._damaged) <= _PLACES_SHOWN
         self.slot.add(metrics.CORRUPTIONS)
-        self.slot.note_event("corruption")
+        if is_shown:
+            self.slot.note_event("corruption", number)
         self.slot.flush()
+        return True
 
     # --- by upkeep
 
@@ -129,7 +159,6 @@ class Counting:
         slot.set(metrics.PRIVATE_BYTES, shared.private_bytes())
         self.settle()
         slot.flush()
-        slot.flush_events()
 
     def close(self) -> None:
         self.settle()

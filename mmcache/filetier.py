@@ -117,6 +117,10 @@ class FileTier:
                 raise
         raise UnverifiedError
 
+    def there(self) -> Identity | None:
+        """What is at the path now."""
+        return identity_of(self.path)
+
     def refuse(self, error: UnusableFileError) -> bool:
         """Remember why the file cannot be used; whether that is worth a line."""
         self.error = error.with_traceback(None)  # whose frames would keep the file before it mapped

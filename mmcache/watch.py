@@ -160,10 +160,10 @@ class Watch:
 
     def damaged(self, error: UnusableFileError) -> str:
         """Damage met while reading: count it and name the cause of the fallback; raise it where there is none."""
-        self.counting.add_damage()
         self.files.repair = DAMAGED
-        self.due = 0.0
-        log.warning("%s", str(error), extra={"event": "corruption", "path": self.path})
+        if self.counting.add_damage(self.files.generation, error.message):
+            self.due = 0.0
+            log.warning("%s", str(error), extra={"event": "corruption", "path": self.path})
         if self.source is None:
             raise error
         return "record"
@@ -386,7 +386,7 @@ class Watch:
     def _refuse(self, error: UnusableFileError) -> None:
         is_new = self.files.refuse(error)
         if error.cause == "corrupt":
-            self.counting.add_damage()
+            is_new = self.counting.add_damage(self.files.there(), error.message)
         if is_new:
             self.counting.add(metrics.REFUSALS)
             self._known.lines.note(logging.WARNING, "file_refused", "%s", str(error), cause=error.cause)

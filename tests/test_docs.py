@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 
 import mmcache
 from mmcache.presets.bank import write_bank
+from mmcache.sharing.alerts import Rules
+from mmcache.sharing.metrics import FAMILIES
 from tests.recipes import REST
 
 ROOT = Path(__file__).parent.parent
@@ -82,3 +85,13 @@ def test_every_decision_record_has_its_three_parts() -> None:
 
 def test_the_changelog_knows_this_version() -> None:
     assert f"## [{mmcache.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_metric_and_every_rule_is_documented() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    for name, (family, members) in FAMILIES.items():
+        sample = f"mmcache_{name}_total" if family.kind == "counter" else f"mmcache_{name}"
+        labels = f"{family.label}: {', '.join(metric.value for metric in members)}" if family.label else ""
+        assert f"| `{sample}` | {family.kind} | {labels} | {family.help} |" in page, sample
+    for rule in dataclasses.fields(Rules):
+        assert rule.name == "window" or f"| `{rule.name}` |" in page

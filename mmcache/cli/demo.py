@@ -310,7 +310,7 @@ class _Demo:
 
     def show_fleet(self) -> list[dict[str, Any]]:
         """What `mmcache status` shows of the workers, once they have told where they are."""
-        from ..sharing.metrics import read_fleet
+        from ..sharing.counters import read_fleet
         from . import fleet
 
         deadline = time.monotonic() + _PATIENCE
@@ -320,7 +320,7 @@ class _Demo:
             found = read_fleet(self.path)
         self._head("The workers now, as mmcache status shows them")
         fleet.draw_workers(found, self.output)
-        workers: list[dict[str, Any]] = fleet.plain(found)["workers"]
+        workers: list[dict[str, Any]] = fleet.plain(found, 600.0)["workers"]
         return workers
 
     def stop(self, workers: list[Worker], begun: float) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ..sharing.fleet import CAUSES, Event, Fleet, Worker
+from ..sharing.alerts import DAY, TARGET
+from ..sharing.fleet import Event, Fleet, Histogram, Worker, answers_of
+from ..sharing.metrics import FAMILIES, Family, Metric
 from ..words import ago, bytes_of, number, plural, printable, short, span
 from .output import Output
 
@@ -14,37 +16,53 @@ __all__ = ["draw", "draw_workers", "plain"]
 
 _EVENTS_SHOWN: Final = 5
 _EVENTS_TOLD: Final = 20
-_KINDS: Final = ("ids", "soft", "hard")
-_OUTCOMES: Final = ("ok", "unchanged", "failed", "superseded", "lost_race")
 _COLUMNS: Final = (
     *("pid", "label", "state", "generation", "started", "seen", "hits", "fallbacks", "hit rate"),
     *("pinned", "load", "private"),
 )
 
 
-def plain(fleet: Fleet) -> dict[str, Any]:
-    """What JSON shows of it."""
+def plain(fleet: Fleet, window: float) -> dict[str, Any]:
+    """What JSON shows of it: every counter and histogram of the table, and what follows from them."""
     now = time.time()
-    lookup = fleet.histograms["lookup"]
-    return {
+    recent = fleet.recent(window, now)
+    found: dict[str, Any] = {
         "workers": [_plain_worker(worker, now) for worker in fleet.workers],
         "hit_rate": fleet.hit_rate,
-        "hits": _hits(fleet.totals),
-        "misses": fleet.totals["misses"],
-        "fallbacks": _fallbacks(fleet.totals),
-        "stale_served": fleet.totals["stale_served"],
-        "invalidations": {kind: fleet.totals[f"invalidations_{kind}"] for kind in _KINDS},
-        "invalidated_ids": fleet.totals["invalidated_ids"],
-        "rebuilds": {outcome: fleet.totals[f"rebuilds_{outcome}"] for outcome in _OUTCOMES},
-        "corruptions": fleet.totals["corruptions"],
-        "refusals": fleet.totals["refusals"],
-        "adoptions": fleet.totals["adoptions"],
-        "slow_lookups": fleet.totals["slow_lookups"],
-        "lookup_seconds": {"p50": lookup.quantile(0.5), "p99": lookup.quantile(0.99), "samples": lookup.count},
+        "hit_rate_target": TARGET,
+        "recent": {
+            "window_seconds": window,
+            "hit_rate": recent.hit_rate,
+            "hits": recent.hits,
+            "misses": recent.misses,
+            "fallbacks": recent.fallbacks,
+        },
+    }
+    for name, (family, members) in FAMILIES.items():
+        if family.kind == "histogram":
+            found[name] = _plain_histogram(fleet.histograms[members[0].name])
+        elif family.kind == "counter":
+            found[name] = _plain_counters(family, members, fleet.totals)
+    return found | {
+        "damaged_places": fleet.damaged_places(DAY, now),
         "lives": fleet.lives,
         "since": fleet.since or None,
         "events": [_plain_event(event) for event in fleet.events[-_EVENTS_TOLD:]],
     }
+
+
+def _plain_counters(family: Family, members: Sequence[Metric], counters: Mapping[str, int]) -> Any:
+    if family.unit == "ns":
+        return sum(counters[metric.name] for metric in members) / 1e9
+    if family.as_sum or not family.label:
+        return sum(counters[metric.name] for metric in members)
+    found = {metric.value: counters[metric.name] for metric in members}
+    # Causes are many, and most fleets meet few of them.
+    return {value: n for value, n in found.items() if n} if family.name == "fallbacks" else found
+
+
+def _plain_histogram(histogram: Histogram) -> dict[str, Any]:
+    return {"p50": histogram.quantile(0.5), "p99": histogram.quantile(0.99), "samples": histogram.count}
 
 
 def _plain_event(event: Event) -> dict[str, Any]:
@@ -59,9 +77,9 @@ def _plain_worker(worker: Worker, now: float) -> dict[str, Any]:
         "generation": worker.generation,
         "age_seconds": round(now - worker.started, 3),
         "seen_seconds": round(now - worker.seen, 3),
-        "hits": _hits(worker.counters),
+        "hits": answers_of(worker.counters)[0],
         "misses": worker.counters["misses"],
-        "fallbacks": _fallbacks(worker.counters),
+        "fallbacks": _plain_counters(*FAMILIES["fallbacks"], worker.counters),
         "hit_rate": _hit_rate(worker.counters),
         "corruptions": worker.counters["corruptions"],
         "pinned": worker.pinned,
@@ -71,34 +89,25 @@ def _plain_worker(worker: Worker, now: float) -> dict[str, Any]:
     }
 
 
-def _hits(counters: Mapping[str, int]) -> int:
-    return counters["hits"] + counters["batch_hits"]
-
-
-def _fallbacks(counters: Mapping[str, int]) -> dict[str, int]:
-    """By cause, those that there were."""
-    return {cause: n for cause in CAUSES if (n := counters[f"fallback_{cause}"])}
-
-
 def _hit_rate(counters: Mapping[str, int]) -> float:
     """As `Fleet.hit_rate`, of one worker."""
-    hits = _hits(counters)
-    answers = hits + counters["misses"] + sum(_fallbacks(counters).values())
+    hits, misses, fallbacks = answers_of(counters)
+    answers = hits + misses + fallbacks
     return hits / answers if answers else 1.0
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-def draw(fleet: Fleet, output: Output) -> None:
-    """All of it: workers, totals, the last events."""
+def draw(fleet: Fleet, window: float, output: Output) -> None:
+    """All of it: workers, totals, the last events. window: seconds over which the recent hit rate is taken."""
     output.heading(plural(len(fleet.workers), "worker") if fleet.workers else "no worker has it open")
     draw_workers(fleet, output)
     if not (fleet.workers or fleet.lives or fleet.events):
         return
     since = f", since {ago(time.time() - fleet.since)}" if fleet.since else ""
     output.heading(f"all workers, those that ended too{since}")
-    output.pairs(_totals(fleet))
+    output.pairs(_totals(fleet, window))
     for event in fleet.events[-_EVENTS_SHOWN:]:
         output.say(f"  {ago(max(0.0, time.time() - event.time))}: {_sentence(event)}")
 
@@ -119,8 +128,8 @@ def _row(worker: Worker, now: float) -> list[str]:
         "" if worker.generation is None else number(worker.generation),
         _brief(now - worker.started),
         _brief(now - worker.seen),
-        number(_hits(counters)),
-        number(sum(_fallbacks(counters).values())),
+        number(answers_of(counters)[0]),
+        number(answers_of(counters)[2]),
         f"{_hit_rate(counters):.1%}",
         number(worker.pinned),
         span(worker.load_seconds) if worker.load_seconds else "",
@@ -136,19 +145,22 @@ def _brief(seconds: float) -> str:
     return f"{max(0.0, seconds):.1f} s"
 
 
-def _totals(fleet: Fleet) -> list[tuple[str, str]]:
-    totals, lookup = fleet.totals, fleet.histograms["lookup"]
-    fallbacks = _fallbacks(totals)
+def _totals(fleet: Fleet, window: float) -> list[tuple[str, str]]:
+    hits, misses, _ = answers_of(fleet.totals)
+    recent = fleet.recent(window, time.time())
+    answers = recent.hits + recent.misses + recent.fallbacks
+    rate = f"{recent.hit_rate:.2%} of {plural(answers, 'answer')}" if answers else "no answer"
     rows = [
-        (
-            "hit rate",
-            f"{fleet.hit_rate:.2%} ({number(_hits(totals))} from the file, {number(totals['misses'])} missed)",
-        ),
-        ("fallbacks", _counts(fallbacks)),
-        ("invalidations", _counts({kind: totals[f"invalidations_{kind}"] for kind in _KINDS})),
-        ("rebuilds", _counts({outcome.replace("_", " "): totals[f"rebuilds_{outcome}"] for outcome in _OUTCOMES})),
-        ("corruptions", number(totals["corruptions"])),
+        ("hit rate", f"{fleet.hit_rate:.2%} ({number(hits)} from the file, {number(misses)} missed)"),
+        ("recently", f"{rate} in the last {window:g} s; target {TARGET:.0%}"),
     ]
+    shown: dict[str, dict[str, int]] = {}
+    for family, members in FAMILIES.values():
+        if family.row:
+            counts = {metric.value.replace("_", " "): fleet.totals[metric.name] for metric in members}
+            shown.setdefault(family.row, {}).update(counts)
+    rows += [(row, _counts(counts) if "" not in counts else number(counts[""])) for row, counts in shown.items()]
+    lookup = fleet.histograms["lookup"]
     if lookup.count:
         p50, p99 = span(lookup.quantile(0.5)), span(lookup.quantile(0.99))
         rows.append(("look-ups", f"half below {p50}, 99% below {p99} ({plural(lookup.count, 'sample')})"))

@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise UsageError("--hard and --soft are for everything: single ids are always answered by the source")
     collection = _collection(_layout(path), arguments.collection, has_ids=ids is not None)
 
+    from ..sharing.counters import read_fleet
     from ..sharing.invalidation import invalidate_file
-    from ..sharing.metrics import read_fleet
 
     kind = invalidate_file(path, collection, ids, reason=arguments.reason, hard=arguments.hard)
     workers = len(read_fleet(path).workers)

@@ -10,6 +10,7 @@ Prometheus's format needs the prometheus extra: pip install 'mmcache[prometheus]
 from __future__ import annotations
 
 import argparse
+import json
 from importlib.util import find_spec
 
 from .options import ERROR, FILE_COMPLETION, OK, UsageError
@@ -30,7 +31,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.rules or arguments.dashboard:
         if arguments.file is not None:
             raise UsageError("--rules and --dashboard are the same for every FILE: give none")
-        print(_packaged("mmcache-rules.yml" if arguments.rules else "mmcache-dashboard.json"), end="")
+        from ..integrations import monitoring
+
+        if arguments.rules:
+            print(monitoring.rules(), end="")
+        else:
+            print(json.dumps(monitoring.dashboard(), indent=2))
         return OK
     if arguments.file is None:
         raise UsageError("expected FILE, --rules or --dashboard")
@@ -49,16 +55,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return OK
 
 
-def _packaged(name: str) -> str:
-    from importlib.resources import files
-
-    return files("mmcache.integrations").joinpath(name).read_text("utf-8")
-
-
 def _check_exists(path: str) -> None:
     """A fleet without workers is no error; a wrong path is."""
     from ..errors import MissingFileError
-    from ..sharing.metrics import read_fleet
+    from ..sharing.counters import read_fleet
     from ..storage.fs import identity_of
 
     if identity_of(path) is None:
@@ -68,9 +68,10 @@ def _check_exists(path: str) -> None:
 
 
 def _print_json(path: str, output: Output) -> int:
-    from ..sharing.metrics import read_fleet
+    from ..sharing.alerts import WINDOW
+    from ..sharing.counters import read_fleet
     from .fleet import plain
 
     _check_exists(path)
-    output.document({"path": path, **plain(read_fleet(path))})
+    output.document({"path": path, **plain(read_fleet(path), WINDOW)})
     return OK

@@ -62,6 +62,7 @@ def _number(expected: str, accepts: Callable[[float], bool]) -> Callable[[str], 
 seconds = _number("seconds, 0 or more", lambda value: 0 <= value < 1e9)
 lifetime = _number("seconds above 0, or inf for ever", lambda value: value > 0)
 milliseconds = _number("milliseconds, 0 or more", lambda value: value >= 0)
+window = _number("seconds from 1 to 86400, a day", lambda value: 1 <= value <= 86_400)
 share = _number("a share from 0 to 1", lambda value: 0 <= value <= 1)
 
 
@@ -109,6 +110,7 @@ SETTINGS: Final[dict[str, tuple[Callable[[str], Any], Any]]] = {
     "access": (one_of(("mmap", "copy")), "mmap"),
     "profile": (one_of(PROFILES), "staging"),
     "ttl": (lifetime, None),
+    "window": (window, 600.0),
     "min_hit_rate": (share, 0.9),
     "max_load_ms": (milliseconds, 10.0),
     "max_corruptions": (count, 1),

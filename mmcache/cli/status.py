@@ -7,7 +7,7 @@ were told: no file says how long it is good for.
 With --check it prints a line for each broken rule, or one that all is well. Exit codes:
   0  no rule is broken. A stale file is no alert: it answers, and is due to be built again; if none does, it expires
   4  it has expired or was invalidated, so that the source answers everything; or a rule about the workers is broken:
-     hit rate, load time, corruptions in a day, rebuilds in an hour
+     hit rate in the last --window seconds, load time, damaged places in a day, rebuilds in an hour
   5  it is damaged; 3: there is no file; 1: it cannot be used for another reason
 Without --check: 3, 5 and 1 as here, else 0.
 """
@@ -15,6 +15,7 @@ Without --check: 3, 5 and 1 as here, else 0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import io
 import sys
@@ -31,12 +32,13 @@ from ..storage.fs import backup_name
 from ..words import ago, bytes_of, number, plural, printable, short, span
 from . import fleet
 from .files import layout_of
-from .options import OK, STALE, add_policy, count, file_argument, milliseconds, policy_of, setting, share
+from .options import OK, STALE, add_policy, count, file_argument, milliseconds, policy_of, setting, share, window
 from .output import Output
 
 if TYPE_CHECKING:
     from ..freshness import Policy
-    from ..sharing.status import Alert, Rules, Status
+    from ..sharing.alerts import Alert, Rules
+    from ..sharing.status import Status
     from ..sources.base import Source
 
 __all__ = ["Seen", "add_arguments", "look", "run", "source_of"]
@@ -58,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     way.add_argument("--check", action="store_true", help="only name the rules that are broken; see the exit codes")
     add_policy(parser)
+    parser.add_argument(
+        "--window",
+        type=window,
+        metavar="SECONDS",
+        help="over which the hit rate is taken, to a second below a minute, else to a minute or an hour (default: 600)",
+    )
     parser.add_argument(
         "--min-hit-rate", type=share, metavar="SHARE", help="of all workers, from 0 to 1 (default: 0.9)"
     )
@@ -84,8 +92,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.check:
         return _check(path, policy, _rules(arguments), output)
     if arguments.watch is not None:
-        _watch(arguments.watch, path, policy, output)
-    seen = look(path, policy)
+        _watch(arguments, path, policy, output)
+    seen = look(path, policy)._replace(window=setting(arguments, "window"))
     if output.json:
         output.document(_plain(seen))
     if seen.error is not None:
@@ -95,13 +103,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 class Seen(NamedTuple):
-    """One look. layout: of a file that can be used; else error: why it cannot. trouble: why no source can be asked."""
+    """One look. layout: of a file that can be used; else error: why it cannot. trouble: why no source can be asked.
+    window: seconds over which the hit rate is shown."""
 
     path: str
     layout: Layout | None
     error: UnusableFileError | None
     trouble: str | None
     status: Status
+    window: float = 600.0
 
 
 def look(path: str, policy: Policy, moved: str | None = None) -> Seen:
@@ -163,23 +173,24 @@ def _asked(layout: Layout | None, moved: str | None) -> tuple[Source | None, str
 
 
 def _rules(arguments: argparse.Namespace) -> Rules:
-    from ..sharing.status import Rules
+    from ..sharing.alerts import Rules
 
     return Rules(
         hit_rate=setting(arguments, "min_hit_rate"),
         load=setting(arguments, "max_load_ms") / 1e3,
         corruptions=setting(arguments, "max_corruptions"),
         rebuilds=setting(arguments, "max_rebuilds"),
+        window=setting(arguments, "window"),
     )
 
 
 def _check(path: str, policy: Policy, rules: Rules, output: Output) -> int:
     from ..sharing.status import check
 
-    seen = look(path, policy)
+    seen = look(path, policy)._replace(window=rules.window)
     alerts: list[Alert] = check(seen.status, rules, time.time())
     if output.json:
-        broken = [{"rule": alert.rule, "text": alert.text} for alert in alerts]
+        broken = [dataclasses.asdict(alert) for alert in alerts]
         output.document({**_plain(seen), "broken": broken})
     for alert in alerts:
         output.say(f"{printable(path)}: {alert.rule}: {printable(alert.text)}")
@@ -193,11 +204,12 @@ def _check(path: str, policy: Policy, rules: Rules, output: Output) -> int:
 # --- --watch ----------------------------------------------------------------------------------------------------------
 
 
-def _watch(every: float, path: str, policy: Policy, output: Output) -> NoReturn:
+def _watch(arguments: argparse.Namespace, path: str, policy: Policy, output: Output) -> NoReturn:
     had_terminal = output.is_terminal
+    every, seconds = arguments.watch, setting(arguments, "window")
     with _screen(output) as show:
         while True:
-            show(look(path, policy))
+            show(look(path, policy)._replace(window=seconds))
             if sys.stdout is not None:
                 sys.stdout.flush()
             if had_terminal and not output.is_terminal:  # to rich it is a file from now on, and it writes no more
@@ -283,7 +295,7 @@ def _plain(seen: Seen) -> dict[str, Any]:
             "age_seconds": round(now - failure.at, 3),
             "retry_seconds": round(max(0.0, failure.until - now), 3),
         },
-        "fleet": fleet.plain(status.fleet),
+        "fleet": fleet.plain(status.fleet, seen.window),
     }
 
 
@@ -339,14 +351,14 @@ def _print(seen: Seen, output: Output) -> None:
         for name, collection in seen.layout.collections.items():
             output.heading(f"{printable(name)}: {plural(collection.n, 'record')}")
             output.pairs(_collection(collection))
-    fleet.draw(seen.status.fleet, output)
+    fleet.draw(seen.status.fleet, seen.window, output)
 
 
 def _print_brief(seen: Seen, output: Output) -> None:
     """What changes from one look to the next."""
     output.heading(printable(seen.path))
     output.pairs(_live_rows(seen))
-    fleet.draw(seen.status.fleet, output)
+    fleet.draw(seen.status.fleet, seen.window, output)
 
 
 def _rows(seen: Seen) -> list[tuple[str, str]]:

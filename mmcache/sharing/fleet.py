@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
-__all__ = ["CAUSES", "CAUSES_WITHOUT_FILE", "STATES", "Event", "Fleet", "Histogram", "Worker"]
+__all__ = [
+    "CAUSES",
+    "CAUSES_WITHOUT_FILE",
+    "STATES",
+    "Event",
+    "Fleet",
+    "Histogram",
+    "History",
+    "Recent",
+    "Sample",
+    "Worker",
+    "answers_of",
+]
 
 CAUSES_WITHOUT_FILE: Final = ("missing", "corrupt", "incompatible", "unreadable", "untrusted")
 """Why there is no file that can be used."""
@@ -51,7 +63,8 @@ class Histogram:
 class Worker:
     """One cache object of a process that lives. pid, in the process's own namespace, and label are what it says of
     itself. started, seen: wall clock; seen: its last slow check. generation: None without a file. state: as in `Stats`;
-    "idle" if it has not been asked anything for a minute, as the master of a server that forks its workers."""
+    "idle" if it has not been asked anything for a minute, as the master of a server that forks its workers. gauges: by
+    their names in the table of metrics."""
 
     pid: int
     label: str
@@ -65,21 +78,66 @@ class Worker:
     load_seconds: float
     counters: Mapping[str, int]
     histograms: Mapping[str, Histogram]
+    gauges: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
+    """value: of a rebuild its generation, of an invalidation the number of ids, of damage a number of its place."""
+
     time: float
     kind: str
     value: int
+
+
+class Sample(NamedTuple):
+    """What one counter file had counted at a time: answers from the file, of no tier, and from the source."""
+
+    time_ns: int
+    hits: int
+    misses: int
+    fallbacks: int
+
+
+class History(NamedTuple):
+    """The samples of one counter file. first: when it was made. last: its last flush."""
+
+    first: Sample
+    last: Sample
+    samples: tuple[Sample, ...]
+
+    def since(self, start_ns: int) -> tuple[int, int, int]:
+        """Hits, misses and fallbacks counted after a time, as far as samples reach back."""
+        if self.last.time_ns <= start_ns:
+            return 0, 0, 0
+        base = max((one for one in (self.first, *self.samples) if one.time_ns <= start_ns), default=self.first)
+        hits, misses, fallbacks = (max(0, now - then) for now, then in zip(self.last[1:], base[1:], strict=True))
+        return hits, misses, fallbacks
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The answers of the last `window` seconds, of all workers."""
+
+    window: float
+    hits: int
+    misses: int
+    fallbacks: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Answers from the file over all answers; 1.0 where there were none."""
+        answers = self.hits + self.misses + self.fallbacks
+        return self.hits / answers if answers else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """All workers of one cache file.
 
-    workers: those that live. totals, histograms: of all that live and all that ever lived, each once. lives: slots
-    folded so far. events: the last 256, oldest first. since: wall clock; when the archive was made, 0.0 without one.
+    workers: those that live. totals, histograms: of all that live and all that ended, each once. lives: workers that
+    ended. events: the last 256, oldest first. since: wall clock; when counting began, 0.0 without a counter file.
+    histories: by counter file.
     """
 
     workers: tuple[Worker, ...]
@@ -88,10 +146,33 @@ class Fleet:
     lives: int
     events: tuple[Event, ...]
     since: float = 0.0
+    histories: Mapping[str, History] = field(default_factory=dict, repr=False)
 
     @property
     def hit_rate(self) -> float:
-        """Answers from the file over all answers; 1.0 before the first."""
-        hits = self.totals["hits"] + self.totals["batch_hits"]
-        answers = hits + self.totals["misses"] + sum(self.totals[f"fallback_{cause}"] for cause in CAUSES)
+        """Answers from the file over all answers since counting began; 1.0 before the first."""
+        hits, misses, fallbacks = answers_of(self.totals)
+        answers = hits + misses + fallbacks
         return hits / answers if answers else 1.0
+
+    def recent(self, window: float, now: float) -> Recent:
+        """The answers of the seconds before `now`, the wall clock, to the resolution of the samples: a second in the
+        last minute, a minute in the last hour, an hour in the last two and a half days."""
+        start_ns = int((now - window) * 1e9)
+        counted = [history.since(start_ns) for history in self.histories.values()]
+        hits, misses, fallbacks = (sum(column) for column in zip((0, 0, 0), *counted, strict=True))
+        return Recent(window, hits, misses, fallbacks)
+
+    def events_of(self, kind: str, window: float, now: float) -> list[Event]:
+        """Those of a kind in the seconds before `now`."""
+        return [event for event in self.events if event.kind == kind and now - window < event.time <= now]
+
+    def damaged_places(self, window: float, now: float) -> int:
+        """Places that were found damaged, each once, however many workers met it."""
+        return len({event.value for event in self.events_of("corruption", window, now)})
+
+
+def answers_of(counters: Mapping[str, int]) -> tuple[int, int, int]:
+    """Hits, misses and fallbacks of a worker's counters, or of all."""
+    fallbacks = sum(counters[f"fallback_{cause}"] for cause in CAUSES)
+    return counters["hits"] + counters["batch_hits"], counters["misses"], fallbacks

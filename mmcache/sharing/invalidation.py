@@ -11,6 +11,7 @@ from ..errors import PublishError
 from ..format.keys import Key
 from . import metrics
 from .attach import attach
+from .counters import WorkerCounters
 from .events import MAX_APPEND, MAX_IDS, REASONS, Event, Kind as EventKind, encode, ids_events
 from .page import MovedError, Page
 
@@ -37,7 +38,7 @@ def invalidate_file(
 ) -> Kind:
     """`Cache.invalidate` without a cache: for tools. collection: needed with ids."""
     path = os.path.abspath(path)
-    slot = metrics.Slot.open(path, label="invalidate")
+    counters = WorkerCounters.open(path, label="invalidate")
     pages: list[Page] = []
 
     def page_of() -> Page:
@@ -45,9 +46,9 @@ def invalidate_file(
         return pages[-1]
 
     try:
-        return invalidate(path, page_of, collection, ids, reason=reason, hard=hard, counting=slot)
+        return invalidate(path, page_of, collection, ids, reason=reason, hard=hard, counting=counters)
     finally:
-        slot.close()
+        counters.close()
         for page in pages:
             page.close()
 
@@ -60,7 +61,7 @@ def invalidate(
     *,
     reason: str,
     hard: bool | None,
-    counting: metrics.Slot,
+    counting: WorkerCounters,
 ) -> Kind:
     """Tell every process, and say what was told; when this returns, no get that begins later overlooks it.
 
@@ -81,7 +82,6 @@ def invalidate(
         counting.add(metrics.INVALIDATED_IDS, named)
     else:  # an event; of the other kind there may be one for every write
         counting.note_event("invalidation")
-        counting.flush_events()
     counting.flush()
     log.info(
         "%s: %s invalidated (%s)",

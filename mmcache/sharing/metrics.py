@@ -1,499 +1,281 @@
-"""What the workers of one cache file count, each by itself, and all of them together.
+"""The table of metrics: what a worker counts. Pure values.
 
-A cache object counts in a slot: private memory, and a file of its own, `.<name>.<nonce>.slot`, which `flush` writes.
-Counting takes no lock and does no I/O; a worker that is killed loses what it counted after its last flush. It holds the
-slot's lock for life, which shows other processes that it lives, whatever its pid and its container. A slot without its
-owner is added to the archive and removed by the next process that opens a slot; `close` does so for its own. The nonce
-makes each count once.
-
-Nothing here fails a cache: where a slot cannot be shared it is private, and seen by its own process only.
+The layout of a counter file, `Stats`, JSON, text, Prometheus and the dashboard follow from it: a new metric is one
+entry here and the call that counts it. An entry gives the word of its metric, which is its place among the words of a
+worker, or for a histogram its number.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import logging
-import os
-import struct
-import sys
-import time
-import weakref
-from array import array
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from ..errors import MmcacheError, UnusableFileError
-from ..storage import fs, shared
-from . import archive, slot_files
-from .fleet import CAUSES, STATES, Event, Fleet, Histogram, Worker
-from .slot_files import log_once
-from .tally import U64, Tally
+from .fleet import CAUSES, STATES
 
 __all__ = [
-    "BUILD",
+    "BUCKETS",
     "CAUSES",
+    "COUNTED",
     "COUNTERS",
     "EVENTS",
-    "FALLBACK",
+    "FAMILIES",
+    "FIRST_BUCKET",
+    "FIRST_COUNTER",
     "GAUGES",
+    "HISTOGRAM",
     "HISTOGRAMS",
-    "IDLE",
-    "LOAD",
-    "LOOKUP",
+    "METRICS",
+    "SCHEMA",
     "STATES",
-    "Event",
-    "Fleet",
-    "Histogram",
-    "Slot",
-    "Worker",
-    "read_fleet",
-    "record_event",
-    "remove",
+    "WORDS",
+    "Family",
+    "Kind",
+    "Metric",
+    "Panel",
+    "panels",
+    "stats_of",
 ]
 
-T = TypeVar("T")
+Kind = Literal["gauge", "counter", "histogram"]
 
-log = logging.getLogger("mmcache")
 
-# --- the words of a slot ----------------------------------------------------------------------------------------------
+class Panel(NamedTuple):
+    """A graph of the dashboard. how: "rate" or "hour", the increase within one, of counters; "now" of gauges;
+    "quantiles" of histograms, over some minutes, or "day" over a day."""
 
-GAUGES: Final = (
-    *("pid", "started_ns", "seen_ns"),  # wall clock; seen: last slow check
-    *("generation", "state", "pinned", "mapped_bytes", "private_bytes", "load_ns"),  # state: index into STATES
+    title: str
+    unit: str
+    how: Literal["rate", "hour", "now", "quantiles", "day"]
+
+
+class Family(NamedTuple):
+    """What is shown together: in Prometheus with the prefix "mmcache_", in JSON under its name.
+
+    unit: "" for a number, "bytes", or "ns", which is shown in seconds. label: tells its metrics apart in Prometheus.
+    as_sum: JSON shows one number. row: of `mmcache status`. merge: how the gauges of several workers become one.
+    bounds: the powers of two of nanoseconds that bound a histogram's buckets in Prometheus.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    unit: str = ""
+    label: str = ""
+    as_sum: bool = False
+    row: str = ""
+    merge: Literal["sum", "max"] = "sum"
+    bounds: range = range(0)
+    panel: Panel | None = None
+
+    def add(self, name: str, value: str = "", *, stats: str = "") -> int:
+        """A metric of this family: see `Metric`."""
+        FAMILIES.setdefault(self.name, (self, []))[1].append(metric := Metric(name, self.kind, self, value, stats))
+        return _add(metric)
+
+
+class Metric(NamedTuple):
+    """name: in `Fleet.totals`, `Worker.counters` and `Stats.counters`. family: None shows it nowhere. value: of the
+    family's label. stats: the field of `Stats` that it is part of."""
+
+    name: str
+    kind: Kind
+    family: Family | None = None
+    value: str = ""
+    stats: str = ""
+
+
+METRICS: Final[list[Metric]] = []
+"""In the order of their words."""
+FAMILIES: Final[dict[str, tuple[Family, list[Metric]]]] = {}
+
+
+def _add(metric: Metric) -> int:
+    METRICS.append(metric)
+    return sum(one.kind == "histogram" for one in METRICS) - 1 if metric.kind == "histogram" else len(METRICS) - 1
+
+
+def _gauge(name: str, family: str, help: str, **more: Any) -> int:  # noqa: A002 (its name in Prometheus)
+    stats = more.pop("stats", "")
+    return Family(family, "gauge", help, **more).add(name, stats=stats)
+
+
+def _counter(name: str, help: str, *, family: str = "", stats: str = "", **more: Any) -> int:  # noqa: A002 (as above)
+    return Family(family or name, "counter", help, **more).add(name, stats=stats)
+
+
+def _histogram(name: str, help: str, bounds: range, panel: Panel) -> int:  # noqa: A002 (as above)
+    return Family(f"{name}_seconds", "histogram", help, "ns", bounds=bounds, panel=panel).add(name)
+
+
+_OPENINGS: Final = "Openings of the file"
+_ANSWERS: Final = Panel("Answers", "ops", "rate")
+_GENERATIONS: Final = Panel("Generations", "none", "now")
+_MEMORY: Final = Panel("Memory", "bytes", "now")
+_INVALIDATIONS: Final = Panel("Invalidations", "ops", "rate")
+_FILES: Final = Panel("Files and damage", "none", "hour")
+
+# --- gauges: what a worker states of itself. Times are those of the wall clock; `seen` is the last poll
+
+PID: Final = _add(Metric("pid", "gauge"))
+STARTED_NS: Final = _add(Metric("started_ns", "gauge"))
+SEEN_NS: Final = _add(Metric("seen_ns", "gauge"))
+STATE: Final = _add(Metric("state", "gauge"))  # an index into STATES
+GENERATION: Final = _gauge(
+    "generation",
+    "generation",
+    "Newest generation that a worker serves; 0 if none does.",
+    merge="max",
+    panel=_GENERATIONS,
 )
-COUNTERS: Final = (
-    "hits",  # answers from the file one by one; in a slot's words, and looks besides: both are set, not added to
-    "looks",  # what a look at the number of hits added to it
-    "batch_hits",  # answers from the file in batches
-    "misses",
-    "stale_served",  # answers from a file that is stale, or expired while the source failed
-    *(f"fallback_{cause}" for cause in CAUSES),  # answers from the source
-    "fallback_ns",
-    *("corruptions", "opens", "adoptions", "refusals", "slow_lookups"),
-    *("rebuilds_ok", "rebuilds_unchanged", "rebuilds_failed", "rebuilds_superseded", "rebuilds_lost_race"),
-    *("invalidations_ids", "invalidations_soft", "invalidations_hard", "invalidated_ids"),
+PINNED: Final = _gauge(
+    "pinned",
+    "pinned_generations",
+    "Generations that workers keep for a caller, of all workers together.",
+    panel=_GENERATIONS,
 )
-IDLE: Final = "idle"
-_IDLE_AFTER: Final = 60.0
-"""Seconds without a look, after which what a worker said of itself is of no use: nobody asks it anything."""
-HISTOGRAMS: Final = ("lookup", "fallback", "load", "build")
+MAPPED_BYTES: Final = _gauge(
+    "mapped_bytes",
+    "mapped_bytes",
+    "Bytes of cache files mapped, of all workers together; they share the memory.",
+    unit="bytes",
+    panel=_MEMORY,
+)
+PRIVATE_BYTES: Final = _gauge(
+    "private_bytes",
+    "private_bytes",
+    "Private memory of the workers' processes, of all together.",
+    unit="bytes",
+    panel=_MEMORY,
+)
+LOAD_NS: Final = _gauge(
+    "load_ns",
+    "last_load_seconds",
+    "How long the last opening of a file took, in the worker where it took longest.",
+    unit="ns",
+    merge="max",
+    stats="load_seconds",
+    panel=Panel(_OPENINGS, "s", "now"),
+)
+
+# --- counters
+
+_HITS: Final = Family("hits", "counter", "Answers from the file.", label="kind", as_sum=True, panel=_ANSWERS)
+HITS: Final = _HITS.add("hits", "single", stats="hits")
+LOOKS: Final = _add(Metric("looks", "counter"))  # what a look at the number of hits added to it
+BATCH_HITS: Final = _HITS.add("batch_hits", "batch", stats="hits")
+MISSES: Final = _counter("misses", "Ids that no tier had.", stats="misses", panel=_ANSWERS)
+STALE_SERVED: Final = _counter(
+    "stale_served", "Answers from a file that was stale or expired.", stats="stale_served", panel=_ANSWERS
+)
+_FALLBACKS: Final = Family(
+    "fallbacks",
+    "counter",
+    "Answers from the source, by why the file did not give them.",
+    label="cause",
+    row="fallbacks",
+    panel=Panel("Answers from the source, by cause", "ops", "rate"),
+)
+FALLBACKS: Final = min([_FALLBACKS.add(f"fallback_{cause}", cause, stats="fallbacks") for cause in CAUSES])
+FALLBACK_NS: Final = _counter(
+    "fallback_ns", "Time spent in the source.", family="source_seconds", unit="ns", stats="fallback_seconds"
+)
+CORRUPTIONS: Final = _counter(
+    "corruptions",
+    "Damage met, in a file or a record: each place once for each worker and generation.",
+    stats="corruptions",
+    row="corruptions",
+    panel=_FILES,
+)
+OPENS: Final = _counter("opens", "Files opened.", stats="opens", panel=_FILES)
+ADOPTIONS: Final = _counter("adoptions", "Newer files taken over while running.", stats="adoptions", panel=_FILES)
+REFUSALS: Final = _counter("refusals", "Newer files that were refused.", stats="refusals", panel=_FILES)
+SLOW_LOOKUPS: Final = _counter("slow_lookups", "Lookups in the file that took too long.", stats="slow_lookups")
+_REBUILDS: Final = Family(
+    "rebuilds",
+    "counter",
+    "Rebuilds that a worker ran, by how they ended.",
+    label="result",
+    row="rebuilds",
+    panel=Panel("Rebuilds within an hour", "none", "hour"),
+)
+REBUILDS_OK: Final = _REBUILDS.add("rebuilds_ok", "ok", stats="rebuilds")
+REBUILDS_UNCHANGED: Final = _REBUILDS.add("rebuilds_unchanged", "unchanged")
+REBUILDS_FAILED: Final = _REBUILDS.add("rebuilds_failed", "failed", stats="build_failures")
+REBUILDS_SUPERSEDED: Final = _REBUILDS.add("rebuilds_superseded", "superseded")
+REBUILDS_LOST_RACE: Final = _REBUILDS.add("rebuilds_lost_race", "lost_race")
+_CALLS: Final = Family(
+    "invalidations",
+    "counter",
+    "Calls that invalidated something.",
+    label="kind",
+    row="invalidations",
+    panel=_INVALIDATIONS,
+)
+INVALIDATIONS_IDS: Final = _CALLS.add("invalidations_ids", "ids", stats="invalidations")
+INVALIDATIONS_SOFT: Final = _CALLS.add("invalidations_soft", "soft", stats="invalidations")
+INVALIDATIONS_HARD: Final = _CALLS.add("invalidations_hard", "hard", stats="invalidations")
+INVALIDATED_IDS: Final = _counter("invalidated_ids", "Single ids invalidated.", panel=_INVALIDATIONS)
+
+# --- histograms of durations
+
+LOOKUP: Final = _histogram(
+    "lookup", "Lookups in the file, sampled.", range(8, 25), Panel("Lookups in the file", "s", "quantiles")
+)
+FALLBACK: Final = _histogram(
+    "fallback", "Answers of the source.", range(14, 35), Panel("Answers of the source", "s", "quantiles")
+)
+LOAD: Final = _histogram("load", "Openings of a file.", range(14, 35), Panel(_OPENINGS, "s", "quantiles"))
+BUILD: Final = _histogram("build", "Rebuilds.", range(20, 43), Panel("How long rebuilds take", "s", "day"))
+
+# --- what follows
+
 EVENTS: Final = ("rebuild", "unchanged", "rebuild_failed", "corruption", "invalidation", "refusal")
-
-_LABEL, _LABEL_BYTES = 3, 64  # after form, schema and nonce
-_FIRST_GAUGE = 16
-_FIRST_COUNTER = _FIRST_GAUGE + len(GAUGES)
-_FIRST_BUCKET = _FIRST_COUNTER + len(COUNTERS)
-_BUCKETS = 48
-_HISTOGRAM = _BUCKETS + 1  # and their sum, in ns
-_END = _FIRST_BUCKET + len(HISTOGRAMS) * _HISTOGRAM
-_COUNTED = slice(_FIRST_COUNTER, _END)
-assert _END - _FIRST_COUNTER <= archive.SUMS
-
-# fmt: off
-(PID, STARTED_NS, SEEN_NS, GENERATION, STATE, PINNED, MAPPED_BYTES, PRIVATE_BYTES, LOAD_NS) = range(
-    _FIRST_GAUGE, _FIRST_COUNTER)
-(HITS, LOOKS, BATCH_HITS, MISSES, STALE_SERVED,
- FALLBACK_ABSENT, FALLBACK_RECORD, FALLBACK_BUILDING, FALLBACK_DISABLED, FALLBACK_MISSING,
- FALLBACK_CORRUPT, FALLBACK_INCOMPATIBLE, FALLBACK_UNREADABLE, FALLBACK_UNTRUSTED,
- FALLBACK_INVALIDATED, FALLBACK_EXPIRED, FALLBACK_SLOW, FALLBACK_NS,
- CORRUPTIONS, OPENS, ADOPTIONS, REFUSALS, SLOW_LOOKUPS,
- REBUILDS_OK, REBUILDS_UNCHANGED, REBUILDS_FAILED, REBUILDS_SUPERSEDED, REBUILDS_LOST_RACE,
- INVALIDATIONS_IDS, INVALIDATIONS_SOFT, INVALIDATIONS_HARD, INVALIDATED_IDS) = range(_FIRST_COUNTER, _FIRST_BUCKET)
-# fmt: on
-LOOKUP, FALLBACK, LOAD, BUILD = range(len(HISTOGRAMS))
-
-_OURS: Final = xxh3_64_intdigest(repr((GAUGES, COUNTERS, STATES, HISTOGRAMS, EVENTS, _BUCKETS, _FIRST_GAUGE)).encode())
-"""Changes with any of these: what carries another number was counted by another version, and is not understood."""
-_LONGEST = 2.0**33
-"""Seconds; what claims to take longer, or less than nothing, counts as nothing."""
+"""Kinds of events."""
 
 
-# --- counting ---------------------------------------------------------------------------------------------------------
+def _names(kind: Kind) -> tuple[str, ...]:
+    return tuple(metric.name for metric in METRICS if metric.kind == kind)
 
 
-class Slot:
-    """The counters of one cache object in this process. Any thread may call any method at any time.
+GAUGES: Final = _names("gauge")
+COUNTERS: Final = _names("counter")
+HISTOGRAMS: Final = _names("histogram")
+assert tuple(metric.name for metric in METRICS) == GAUGES + COUNTERS + HISTOGRAMS, "words are in this order"
+FIRST_COUNTER: Final = len(GAUGES)
+FIRST_BUCKET: Final = FIRST_COUNTER + len(COUNTERS)
+BUCKETS: Final = 48
+HISTOGRAM: Final = BUCKETS + 1
+"""Words of a histogram: its buckets, and their sum in ns."""
+WORDS: Final = FIRST_BUCKET + len(HISTOGRAMS) * HISTOGRAM
+"""Words of a worker."""
+COUNTED: Final = slice(FIRST_COUNTER, WORDS)
+"""Those of them that are sums."""
+SCHEMA: Final = xxh3_64_intdigest(repr((GAUGES, COUNTERS, HISTOGRAMS, STATES, EVENTS, BUCKETS)).encode())
+"""Changes with the layout: a counter file with another number is of another version, and is not understood."""
 
-    words: array "Q", private memory, always the same object until a fork: what was set, and is stored there directly.
-    A word index is the name of a counter or gauge in upper case.
-    shared: whether others see it.
-    pid: the process that it belongs to. In a forked child it begins at nothing, private and unseen.
-    """
 
-    __slots__ = ("__weakref__", "_events", "_held", "_leaving", "_nonce", "_path", "_tally", "_turn", "pid", "words")
+def panels() -> Mapping[str, Mapping[Panel, Sequence[Family]]]:
+    """By title: what each graph of the dashboard shows, in the order of the table."""
+    found: dict[str, dict[Panel, list[Family]]] = {}
+    for family, _ in FAMILIES.values():
+        if family.panel is not None:
+            found.setdefault(family.panel.title, {}).setdefault(family.panel, []).append(family)
+    return found
 
-    words: array[int]
 
-    def __init__(self) -> None:
-        self._held: shared.Holding | None = None
-        self._begin()
-
-    def _begin(self) -> None:
-        self.pid = os.getpid()
-        self.words = array("Q", bytes(slot_files.SIZE))
-        self._tally = Tally(_END)
-        self._events: deque[tuple[int, int, int]] = deque(maxlen=archive.RING)
-        self._path, self._nonce = "", 0
-        self._leaving = False
-        self._turn = True
-
-    @classmethod
-    def private(cls) -> Slot:
-        return cls()
-
-    @classmethod
-    def open(cls, path: str, *, label: str = "") -> Slot:
-        """A slot for the cache file at a path, shared if that is possible."""
-        slot = cls()
-        slot.share(path, label=label)
-        return slot
-
-    @property
-    def shared(self) -> bool:
-        return self._held is not None
-
-    def share(self, path: str, *, label: str = "") -> None:
-        """Count on where others see it, if that is possible. Adds what the dead left to the archive. Once in its life.
-
-        label: what this worker is called, of which 64 bytes are kept.
-        """
-        if self._nonce:
-            return
-        self._path = os.path.abspath(path)
-        self.words[PID], self.words[STARTED_NS], self.words[SEEN_NS] = self.pid, *2 * [time.time_ns()]
-        error: Exception | None = None
-        for _ in range(5):
-            nonce = os.urandom(8)
-            self.words[:_FIRST_GAUGE] = _head(nonce, label)
-            try:
-                self._held = shared.create_held(
-                    slot_files.name_of(self._path, int.from_bytes(nonce, "big")), self._counts().tobytes()
-                )
-            except (FileNotFoundError, BlockingIOError) as refused:
-                error = refused  # a folder was faster than our lock
-            except (MmcacheError, OSError, ValueError) as refused:
-                error = refused
-                break
+def stats_of(counters: Mapping[str, int], gauges: Sequence[int]) -> dict[str, Any]:
+    """The fields of `Stats` that are counted or measured; of fallbacks those that there were."""
+    values = {**dict(zip(GAUGES, gauges, strict=False)), **counters}
+    shown = [metric.name for metric in METRICS if metric.kind == "counter" and metric.family is not None]
+    found: dict[str, Any] = {"counters": {name: counters[name] for name in shown}}
+    for metric in METRICS:
+        if metric.stats:
+            value = values[metric.name]
+            unit = metric.family.unit if metric.family else ""
+            if metric.stats == _FALLBACKS.name:
+                found.setdefault(metric.stats, {}).update({metric.value: value} if value else {})
             else:
-                self._nonce = int.from_bytes(nonce, "big")
-                _shared_slots[self._nonce] = weakref.ref(self), self._held
-                _flush_at_exit_of_a_pool()
-                slot_files.fold_dead(self._path, self._nonce, _OURS, _COUNTED)
-                return
-        text = f"only this process sees what it counts: {error}"
-        log_once("metrics_private", self._path, text, logging.INFO)
-
-    # --- counting: takes no lock, and does no I/O
-
-    def add(self, word: int, n: int = 1) -> None:
-        self._tally.add((word, n))
-
-    def set(self, word: int, value: int) -> None:
-        """A value that no word can hold is kept as the nearest that it can."""
-        self.words[word] = min(max(value, 0), U64)
-
-    def hits(self, n: int) -> None:
-        """The number of hits and looks so far: the highest that was given, but for threads that store in the wrong
-        order, which the next call mends."""
-        self.words[HITS] = max(self.words[HITS], n)
-
-    def observe(self, histogram: int, seconds: float) -> None:
-        ns = int(seconds * 1e9) if 0.0 < seconds < _LONGEST else 0
-        first = _FIRST_BUCKET + histogram * _HISTOGRAM
-        self._tally.add((first + min(ns.bit_length(), _BUCKETS - 1), 1), (first + _BUCKETS, ns))
-
-    def note_event(self, kind: str, value: int = 0) -> None:
-        """Remember what happened, for `flush_events`. kind: one of EVENTS."""
-        self._events.append((time.time_ns(), EVENTS.index(kind), min(max(value, 0), U64)))
-
-    def counters(self) -> dict[str, int]:
-        """Of this slot alone; hits without looks."""
-        return _counters(self._counts(_FIRST_BUCKET)[_FIRST_COUNTER:_FIRST_BUCKET])
-
-    # --- upkeep: a poll, an invalidation, a build, the end
-
-    def flush(self) -> None:
-        """Write what was counted to the file. What cannot be written now is written by the next flush."""
-        if self.pid != os.getpid():
-            self._leave_to_parent()
-            return
-        try:
-            del self._turn  # as in `Tally.fold`: a second caller leaves, and nothing waits
-        except AttributeError:
-            return
-        try:
-            self._write()
-        finally:
-            self._turn = True
-            if self._leaving:
-                self._leave()
-
-    def _write(self) -> None:
-        held = self._held
-        if held is None:
-            return
-        if not held.is_ours():
-            # The lock is gone with the descriptor: others add what is in the file, so nothing may be written any more.
-            self._end_sharing()
-            return
-        try:
-            held.write(self._counts().tobytes())
-        except OSError as error:
-            log.debug("%s: %s", self._path, str(error), extra={"event": "slot_not_written", "path": self._path})
-
-    def flush_events(self, timeout: float = 0.0) -> None:
-        """Write the events to the archive, if its lock is to be had in time. What is not written now stays noted."""
-        if not self._events or not self._path or self.pid != os.getpid():
-            return
-        try:
-            with archive.to_write(self._path, _OURS, timeout) as totals:
-                if totals is not None:
-                    self._move_events(totals)
-        except (MmcacheError, OSError) as error:
-            text = "%s: events are written later: %s"
-            log.debug(text, self._path, str(error), extra={"event": "events_kept_back", "path": self._path})
-
-    def _move_events(self, totals: archive.Archive) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                event = self._events.popleft()
-                try:
-                    totals.append(*event)
-                except BaseException:
-                    self._events.appendleft(event)
-                    raise
-
-    def close(self) -> None:
-        """Add what was counted to the archive, and remove the file. What is counted later is seen by this process."""
-        if self.pid != os.getpid():
-            self._leave_to_parent()
-            return
-        self._leaving = True
-        self._leave()
-
-    def _leave(self) -> None:
-        try:
-            del self._turn
-        except AttributeError:
-            return  # Case: a flush is under way, which this call interrupts or another thread does. It calls this.
-        held = None
-        try:
-            self._write()
-            held, self._held = self._held, None  # Case: interrupted from here on, it is not added again
-            if held is not None:
-                self._move_to_archive()
-        finally:
-            self._turn = True
-            _shared_slots.pop(self._nonce, None)
-            if held is not None:
-                held.close()
-
-    def _move_to_archive(self) -> None:
-        try:
-            with archive.to_write(self._path, _OURS) as totals, fs.Directory(self._path) as directory:
-                if totals is not None:
-                    self._move_events(totals)
-                    slot_files.fold(totals, directory, self._nonce, self._counts()[_COUNTED])
-        except (MmcacheError, OSError) as error:
-            log.debug(
-                "%s: slot left to others: %s", self._path, str(error), extra={"event": "slot_left", "path": self._path}
-            )
-
-    def __del__(self) -> None:
-        # Dropped without `close`, a slot is folded by the next one. At interpreter exit the system does the rest.
-        if getattr(self, "_held", None) is not None and sys is not None and not sys.is_finalizing():
-            self.flush()
-            self._end_sharing()
-
-    def _end_sharing(self) -> None:
-        held, self._held = self._held, None
-        _shared_slots.pop(self._nonce, None)
-        if held is not None:
-            held.close()
-
-    def _counts(self, end: int = _END) -> array[int]:
-        """All words: what was set, and up to an end what was added."""
-        words = self.words[:]
-        sums = self._tally.sums()
-        for word in range(_FIRST_COUNTER, end):
-            words[word] = words[word] + sums[word] & U64
-        return words
-
-    def _leave_to_parent(self) -> None:
-        """In a forked child: begin at nothing. The file and its lock are the parent's, and a turn that another thread
-        took never ends here. Where C code forked, no hook ran, and the descriptor is still open."""
-        self._end_sharing()
-        self._begin()
-
-
-# The lock is held here, too: so the garbage collector does not end it before the slot's last flush.
-_shared_slots: dict[int, tuple[weakref.ref[Slot], shared.Holding]] = {}
-
-
-def _living_slots() -> list[Slot]:
-    return [slot for ref, _ in list(_shared_slots.values()) if (slot := ref()) is not None]
-
-
-def _forget_slots() -> None:
-    for slot in _living_slots():
-        slot._leave_to_parent()
-    _shared_slots.clear()
-
-
-def _flush_slots() -> None:
-    for slot in _living_slots():
-        slot.flush()
-        slot.flush_events()
-
-
-def _flush_at_exit_of_a_pool() -> None:
-    """A child that `multiprocessing` forked ends by `os._exit`, after the finalizers of its own."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and _pool_of != [os.getpid()]:
-        _pool_of[:] = [os.getpid()]
-        util.Finalize(None, _flush_slots, exitpriority=-100)
-
-
-_pool_of: list[int] = []
-"""The process that has the finalizer."""
-
-os.register_at_fork(after_in_child=_forget_slots)
-atexit.register(_flush_slots)
-
-
-def _head(nonce: bytes, label: str) -> array[int]:
-    head = struct.pack("=QQQ", slot_files.FORM, _OURS, int.from_bytes(nonce, "big"))
-    text = label.encode("utf-8", "replace")[:_LABEL_BYTES].ljust(_LABEL_BYTES, b"\0")
-    return array("Q", (head + text).ljust(8 * _FIRST_GAUGE, b"\0"))
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_fleet(path: str) -> Fleet:
-    """What all workers of the cache file at a path count. Writes nothing but what this process has counted so far, and
-    keeps no worker from counting."""
-    path = os.path.abspath(path)
-    for slot in _living_slots():
-        if slot._path == path:
-            slot.flush()
-    tries = 4
-    while True:
-        tries -= 1
-        with _look(path) as totals:
-            held = totals is not None and totals.file.lock(exclusive=False)
-            state = _state(path, totals)
-            slots = list(_slots_in_use(path, state.nonce))
-            events: list[tuple[int, int, int]] = [] if totals is None else _read(path, totals.events, [])
-        with _look(path) as totals:
-            now = _state(path, totals)
-        # Without the lock, the archive may have got a slot after we read it and before we came to the slot.
-        if held or not tries or (state.since_ns, state.sequence) == (now.since_ns, now.sequence):
-            return _fleet(state, slots, events)
-
-
-@contextlib.contextmanager
-def _look(path: str) -> Iterator[archive.Archive | None]:
-    with contextlib.ExitStack() as stack:
-        yield _read(path, lambda: stack.enter_context(archive.look(path, _OURS)), None)
-
-
-def _read(path: str, read: Callable[[], T], otherwise: T) -> T:
-    try:
-        return read()
-    except UnusableFileError as error:
-        log_once("archive_unusable", path, f"what dead workers counted is not known: {error}")
-        return otherwise
-
-
-def _state(path: str, totals: archive.Archive | None) -> archive.State:
-    return archive.State() if totals is None else _read(path, totals.state, archive.State())
-
-
-def _slots_in_use(path: str, folded: int) -> Iterator[tuple[array[int], bool]]:
-    """(words, whether the owner lives) of all slots that the archive does not have."""
-    for nonce, where in slot_files.names(path):
-        if nonce != folded:
-            try:
-                words = slot_files.read(path, nonce, where, _OURS)
-            except UnusableFileError as error:
-                log_once("slot_unusable", path, f"a slot is not counted: {error}")
-                continue
-            if words is not None:
-                yield words, shared.is_held(where)
-
-
-def _fleet(
-    state: archive.State, slots: Sequence[tuple[array[int], bool]], events: Sequence[tuple[int, int, int]]
-) -> Fleet:
-    columns = zip(state.sums, *(words[_COUNTED] for words, _ in slots), strict=False)
-    sums = [min(sum(column), U64) for column in columns]
-    workers = [_worker(words) for words, lives in slots if lives]
-    return Fleet(
-        tuple(sorted(workers, key=lambda worker: (worker.started, worker.pid))),
-        _counters(sums),
-        _histograms(sums[_FIRST_BUCKET - _FIRST_COUNTER :]),
-        state.lives,
-        tuple(Event(at / 1e9, EVENTS[kind], value) for at, kind, value in events if kind < len(EVENTS)),
-        state.since_ns / 1e9,
-    )
-
-
-def _worker(words: Sequence[int]) -> Worker:
-    label = struct.pack(f"={_LABEL_BYTES // 8}Q", *words[_LABEL : _LABEL + _LABEL_BYTES // 8])
-    state = STATES[words[STATE]] if words[STATE] < len(STATES) else "unknown"
-    return Worker(
-        pid=words[PID],
-        label=label.rstrip(b"\0").decode("utf-8", "ignore"),
-        started=words[STARTED_NS] / 1e9,
-        seen=words[SEEN_NS] / 1e9,
-        generation=words[GENERATION] or None,
-        state=IDLE if time.time() - words[SEEN_NS] / 1e9 > _IDLE_AFTER else state,
-        pinned=words[PINNED],
-        mapped_bytes=words[MAPPED_BYTES],
-        private_bytes=words[PRIVATE_BYTES],
-        load_seconds=words[LOAD_NS] / 1e9,
-        counters=_counters(words[_FIRST_COUNTER:_FIRST_BUCKET]),
-        histograms=_histograms(words[_FIRST_BUCKET:_END]),
-    )
-
-
-def _counters(words: Sequence[int]) -> dict[str, int]:
-    counters = dict(zip(COUNTERS, words, strict=False))
-    counters["hits"] = max(0, counters["hits"] - counters["looks"])
-    return counters
-
-
-def _histograms(words: Sequence[int]) -> dict[str, Histogram]:
-    histograms = {}
-    for i, name in enumerate(HISTOGRAMS):
-        *buckets, total_ns = words[i * _HISTOGRAM : (i + 1) * _HISTOGRAM]
-        histograms[name] = Histogram(tuple(buckets), total_ns, sum(buckets))
-    return histograms
-
-
-# --- events, and the end ----------------------------------------------------------------------------------------------
-
-
-def record_event(path: str, kind: str, value: int = 0) -> None:
-    """Remember what happened, for all to see. kind: one of EVENTS. Where nothing can be written, nothing is."""
-    number = EVENTS.index(kind)
-    path = os.path.abspath(path)
-    try:
-        with archive.to_write(path, _OURS) as totals:
-            if totals is not None:
-                totals.append(time.time_ns(), number, min(max(value, 0), U64))
-    except (MmcacheError, OSError) as error:
-        log.debug("%s: event not kept: %s", path, str(error), extra={"event": "event_lost", "path": path})
-
-
-def remove(path: str, *, dry_run: bool = False) -> list[str]:
-    """Remove the archive, and the slots of the dead. The paths of those; the living keep theirs, and count on.
-
-    Raises as `slot_files.remove`. dry_run: only look.
-    """
-    return slot_files.remove(path, _OURS, dry_run=dry_run)
+                found[metric.stats] = found.get(metric.stats, 0) + (value / 1e9 if unit == "ns" else value)
+    return found

@@ -23,6 +23,7 @@ from ..storage.publish import LOCK_TIMEOUT, BuildReport, Progress, Serves
 from . import metrics
 from .announce import Announcer
 from .attach import look
+from .counters import WorkerCounters, record_event, remove
 from .page import Page
 
 __all__ = ["build", "build_once", "clear", "rebuild"]
@@ -100,7 +101,7 @@ def build_once(
     source: Source,
     *,
     page: Page | None = None,
-    slot: metrics.Slot | None = None,
+    slot: WorkerCounters | None = None,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -156,7 +157,7 @@ def build_once(
                 failure = control.failure
                 if failure is None or failure.at < begun:  # it did not get as far as building, which tells by itself
                     control.failed(error)
-                metrics.record_event(name, "rebuild_failed")
+                record_event(name, "rebuild_failed")
                 log.warning("%s: build failed: %s", name, str(error), extra={"event": "build_failed", "path": name})
             else:
                 log.warning("%s: not built: %s", name, str(error), extra={"event": "build_failed", "path": name})
@@ -176,23 +177,23 @@ def _is_after(layout: Layout, control: Announcer, asked_ns: int) -> bool:
 
 
 @contextlib.contextmanager
-def _counted(path: str, slot: metrics.Slot | None) -> Iterator[metrics.Slot]:
+def _counted(path: str, slot: WorkerCounters | None) -> Iterator[WorkerCounters]:
     if slot is not None:
         yield slot
         return
-    own = metrics.Slot.open(path, label="build")
+    own = WorkerCounters.open(path, label="build")
     try:
         yield own
     finally:
         own.close()
 
 
-def _count(path: str, report: BuildReport, slot: metrics.Slot, begun: float) -> None:
+def _count(path: str, report: BuildReport, slot: WorkerCounters, begun: float) -> None:
     took = time.monotonic() - begun
     if report.changed:
         slot.add(metrics.REBUILDS_OK)
         slot.observe(metrics.BUILD, took)
-        metrics.record_event(path, "rebuild", report.generation)
+        record_event(path, "rebuild", report.generation)
         log.info(
             "%s: generation %d published in %.3f s",
             path,
@@ -202,7 +203,7 @@ def _count(path: str, report: BuildReport, slot: metrics.Slot, begun: float) -> 
         )
         return
     slot.add(metrics.REBUILDS_UNCHANGED)
-    metrics.record_event(path, "unchanged", report.generation)
+    record_event(path, "unchanged", report.generation)
     log.info(
         "%s: generation %d is still right",
         path,
@@ -220,7 +221,7 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     """
     name = os.fspath(path)
     found = storage.clear(name, timeout=timeout, dry_run=dry_run)
-    found += metrics.remove(name, dry_run=dry_run)
+    found += remove(name, dry_run=dry_run)
     if not dry_run:
         page = look(name)
         if page is not None:

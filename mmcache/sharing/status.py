@@ -14,16 +14,17 @@ from ..freshness import Freshness, Policy
 from ..sources.base import Source
 from ..storage import shared
 from ..storage.fs import ReadFile, lock_name
+from .alerts import Alert, Rules, broken
 from .asking import ask
 from .attach import look
+from .counters import read_fleet
 from .decide import Decision, Facts, Rules as DecisionRules, Trouble, decide
-from .fleet import CAUSES_WITHOUT_FILE
+from .fleet import Fleet
 from .head import Builder, Failure
 from .hearing import Hearing
-from .metrics import Fleet, read_fleet
 from .page import MovedError, private_page
 
-__all__ = ["Alert", "Rules", "Status", "check", "status_of"]
+__all__ = ["Status", "check", "status_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +54,6 @@ class Status:
     @property
     def generation(self) -> int | None:
         return None if self.header is None else self.header.generation
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What must hold. hit_rate: at least. load: seconds, the longest last opening of a worker. corruptions: a day.
-    rebuilds: an hour."""
-
-    hit_rate: float = 0.90
-    load: float = 0.010
-    corruptions: int = 1
-    rebuilds: int = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """A rule that is broken. rule: a field of `Rules`, or "file" or "state"; text: a sentence."""
-
-    rule: str
-    text: str
 
 
 def status_of(
@@ -151,25 +133,5 @@ def _header(path: str, source: Source | None) -> tuple[Header | None, Trouble | 
 
 
 def check(status: Status, rules: Rules, now: float) -> list[Alert]:
-    """The rules that are broken; a file that cannot be used, or may not answer, breaks one as well."""
-    alerts = []
-    if status.state in CAUSES_WITHOUT_FILE:
-        alerts.append(Alert("file", f"the file is {status.state}: {status.why}"))
-    elif status.state in ("expired", "invalidated"):
-        alerts.append(Alert("state", f"the file is {status.state}: {status.why}"))
-    fleet = status.fleet
-    if fleet.hit_rate < rules.hit_rate:
-        alerts.append(Alert("hit_rate", f"hit rate {fleet.hit_rate:.1%}, expected at least {rules.hit_rate:.1%}"))
-    load = max((worker.load_seconds for worker in fleet.workers), default=0.0)
-    if load > rules.load:
-        alerts.append(
-            Alert("load", f"a worker opened the file in {load * 1e3:.1f} ms, expected {rules.load * 1e3:g} ms")
-        )
-    for rule, kind, span, unit, limit in (
-        ("corruptions", "corruption", 86_400.0, "day", rules.corruptions),
-        ("rebuilds", "rebuild", 3_600.0, "hour", rules.rebuilds),
-    ):
-        found = sum(event.kind == kind and now - span < event.time <= now for event in fleet.events)
-        if found > limit:
-            alerts.append(Alert(rule, f"{found} {rule} in the last {unit}, expected at most {limit}"))
-    return alerts
+    """The rules that are broken; a file that cannot be used, or may not answer, breaks one as well. now: wall clock."""
+    return broken(status.state, status.why, status.fleet, rules, now)

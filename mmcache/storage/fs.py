@@ -47,10 +47,6 @@ def control_name(name: str) -> str:
     return f"{name}.ctl"
 
 
-def metrics_name(name: str) -> str:
-    return f"{name}.metrics"
-
-
 def backup_name(name: str) -> str:
     return f"{name}.bak"
 
@@ -71,7 +67,7 @@ def _is_leftover(candidate: str, name: str) -> bool:
     if candidate == f"{backup_name(name)}.new":
         return True
     token = candidate[-len(_TEMP_SUFFIX) - 16 : -len(_TEMP_SUFFIX)]
-    owners = (name, control_name(name), metrics_name(name), *_own_page_names(candidate, name))
+    owners = (name, control_name(name), *_own_page_names(candidate, name))
     return set(token) <= set("0123456789abcdef") and any(
         candidate == f".{owner}.{token}{_TEMP_SUFFIX}" for owner in owners
     )

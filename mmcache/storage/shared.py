@@ -1,4 +1,4 @@
-"""Small files that processes share: the archive and the slots of metrics, and the control page.
+"""Small files that processes share: counter files, the control page, and locks that show that a process lives.
 
 A `SmallFile` is read by `pread` and written by `pwrite`, never mapped: a file that others emptied, or a full disk, is
 an error and never a signal.
@@ -18,7 +18,6 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Self
 
@@ -33,7 +32,7 @@ __all__ = [
     "is_held",
     "names_beside",
     "open_small",
-    "replace",
+    "take_held",
 ]
 
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -43,7 +42,7 @@ _MODE = 0o664
 
 
 class SmallFile:
-    """An open file of a known size. A context manager; a forked child, whose parent may hold the lock, loses it."""
+    """An open file of a known size. A context manager; a forked child loses it."""
 
     __slots__ = ("fd", "identity", "path", "writable")
 
@@ -63,7 +62,6 @@ class SmallFile:
         self.close()
 
     def close(self) -> None:
-        """Frees the lock, too."""
         fd, self.fd = self.fd, -1
         _close(fd, self.identity)
 
@@ -87,30 +85,6 @@ class SmallFile:
     def write(self, offset: int, data: bytes) -> None:
         """In one call, unless the system takes a part at a time. Raises OSError."""
         _write(self.fd, offset, data)
-
-    def is_current(self) -> bool:
-        """Whether the path still names this file. One `stat`."""
-        return identity_at(self.path) == self.identity
-
-    def lock(self, timeout: float = 1.0, *, exclusive: bool = True) -> bool:
-        """Take the file's lock, which is freed when the file is closed. False, without the lock, when it was not to be
-        had in time, or another file stands at the path by now: see `is_current`."""
-        deadline = time.monotonic() + timeout
-        pause = 0.00005
-        while not _try_lock(self.fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
-            if time.monotonic() >= deadline or not self.is_current():
-                return False
-            time.sleep(pause)
-            pause = min(2 * pause, 0.005)
-        return self.is_current()
-
-
-def _try_lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -144,13 +118,14 @@ def _write(fd: int, offset: int, data: bytes) -> None:
 class Holding:
     """A lock held for as long as its process lives or until `close`: that is how others know that it lives.
 
-    Its descriptor writes, too, where `create_held` made it. It is used and closed only while it is still that file: a
-    program that closes descriptors which it does not know may have opened another file under the same number.
+    Its descriptor writes, too, where `create_held` or `take_held` made it. It is used and closed only while it is
+    still that file: a program that closes descriptors which it does not know may have opened another file under the
+    same number.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, access: int = os.O_RDONLY) -> None:
         """Raises OSError, or BlockingIOError where another holds it."""
-        self._lock(fs.system.open(path, os.O_RDONLY | _FLAGS))
+        self._lock(fs.off_the_standard_streams(fs.system.open(path, access | _FLAGS)))
 
     @classmethod
     def _of(cls, fd: int) -> Holding:
@@ -162,7 +137,7 @@ class Holding:
         self.fd = -1
         fs.hold(fd)
         try:
-            self._identity = _identity(fd)
+            self.identity = _identity(fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             fs.release(fd)
@@ -171,15 +146,19 @@ class Holding:
 
     def is_ours(self) -> bool:
         """Whether the descriptor is still that of the file. One `fstat`."""
-        return _is_same(self.fd, self._identity)
+        return _is_same(self.fd, self.identity)
 
-    def write(self, content: bytes) -> None:
-        """From the file's begin. Raises OSError."""
-        _write(self.fd, 0, content)
+    def read(self, length: int) -> bytes:
+        """From the file's begin, fewer bytes where it ends before. Raises OSError."""
+        return fs.system.pread(self.fd, length, 0)  # type: ignore[no-any-return]
+
+    def write(self, content: bytes, offset: int = 0) -> None:
+        """Raises OSError."""
+        _write(self.fd, offset, content)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
-        _close(fd, self._identity)
+        _close(fd, self.identity)
 
     def __del__(self) -> None:
         # At interpreter exit these modules may be half gone, and the system closes what is left.
@@ -351,51 +330,40 @@ def create_held(path: str, content: bytes) -> Holding:
     return holding
 
 
+def take_held(path: str) -> Holding | None:
+    """The lock of a file that lost its holder, to be written; None where another holds it, or it is gone.
+
+    A reader that asks `is_held` has it for a moment, so a lock that is only shared is tried again, some times.
+    Raises UnusableFileError or OSError for what cannot be trusted or written.
+    """
+    for pause in (0.0002, 0.001, 0.004, None):
+        try:
+            holding = Holding(path, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            if pause is None or is_held(path):
+                return None
+            time.sleep(pause)
+            continue
+        try:
+            status = fs.system.fstat(holding.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnusableFileError("expected a regular file: remove it", path=path)
+            fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+            if status.st_nlink == 1 and identity_at(path) == holding.identity:
+                return holding
+        except BaseException:
+            holding.close()
+            raise
+        holding.close()  # Case: it was removed meanwhile. Case: it has a second name, and may be another's
+        return None
+    return None
+
+
 def names_beside(path: str) -> list[str]:
     """What is in the directory of a path; nothing where it cannot be read."""
     try:
         return fs.system.listdir(os.path.dirname(path) or ".")  # type: ignore[no-any-return]
     except OSError:
         return []
-
-
-def _lock(path: str, timeout: float) -> int:
-    """A descriptor that holds the lock of the file at a path, or -1."""
-    deadline = time.monotonic() + timeout
-    pause = 0.00005
-    while True:
-        try:
-            fd = fs.system.open(path, os.O_RDONLY | _FLAGS)
-        except OSError:
-            return -1
-        fs.hold(fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another file may have been put there between our open and our lock.
-            if identity_at(path) == _identity(fd):
-                return fd  # type: ignore[no-any-return]
-        except BlockingIOError:
-            pass
-        except OSError:
-            deadline = 0.0
-        fs.release(fd)
-        if time.monotonic() >= deadline:
-            return -1
-        time.sleep(pause)
-        pause = min(2 * pause, 0.005)
-
-
-def replace(path: str, content: bytes, judge: Callable[[], bool]) -> None:
-    """Put a whole file in the place of one that is not right. Raises PublishError.
-
-    judge: asked under the old file's lock whether it is still there and still not right.
-    """
-    fd = _lock(path, 1.0)
-    try:
-        if fd >= 0 and judge():
-            with fs.Directory(path) as directory, directory.create(_MODE) as file:
-                file.write(0, content)
-                directory.rename(file.name or "", directory.name)
-                file.published()
-    finally:
-        fs.release(fd)

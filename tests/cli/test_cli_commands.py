@@ -351,7 +351,8 @@ def test_clear_removes_file_backup_and_leftovers_and_nothing_else(tmp_path, caps
     for other in (*leftovers, *others):
         other.touch()
     others.append(tmp_path / "f.mmc.ctl")
-    ours = [str(path), f"{path}.bak", f"{path}.metrics"]
+    ours = [str(path), f"{path}.bak", *map(str, tmp_path.glob(".f.mmc.*.counts"))]
+    assert len(ours) == 3
     assert json.loads(call(capsys, "clear", path, "--dry-run", "--json"))["removed"] == ours
     assert path.exists()
     assert json.loads(call(capsys, "clear", path, "--yes", "--json"))["removed"] == ours

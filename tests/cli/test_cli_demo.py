@@ -81,7 +81,7 @@ def test_the_damage_was_found_answered_and_mended(demo):
 
 def test_the_files_can_be_played_with(demo):
     directory = demo[1]
-    suffixes = ("db", "mmc", "mmc.bak", "mmc.ctl", "mmc.lock", "mmc.metrics")
+    suffixes = ("db", "mmc", "mmc.bak", "mmc.ctl", "mmc.lock")
     assert beside(directory / "patterns.mmc") == [f"patterns.{suffix}" for suffix in suffixes]
     ok("verify", directory / "patterns.mmc", "--deep")
     with mmcache.Snapshot.open(directory / "patterns.mmc") as snapshot:

@@ -216,7 +216,7 @@ def test_records_that_cannot_be_built_are_1_and_leave_the_old_file(tmp_path, cap
     mmcache.build(path, [{"id": "old"}], mmcache.Schema("in"))
     assert reason in fails(capsys, 1, "build", source, "-o", path)
     assert list(mmcache.Snapshot.open(path)) == ["old"]
-    assert beside(path) == ["f.mmc", "f.mmc.ctl", "f.mmc.lock", "f.mmc.metrics", "in.jsonl"]
+    assert beside(path) == ["f.mmc", "f.mmc.ctl", "f.mmc.lock", "in.jsonl"]
 
 
 def test_a_missing_source_is_1(tmp_path, capsys):

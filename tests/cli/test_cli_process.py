@@ -121,7 +121,7 @@ def test_interrupted_build_leaves_the_old_file_and_no_temporary_one(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, out, err) == (130, "", "mmcache: interrupted\n")
-    assert beside(path) == ["empty.db", "f.mmc", "f.mmc.ctl", "f.mmc.lock", "f.mmc.metrics"]
+    assert beside(path) == ["empty.db", "f.mmc", "f.mmc.ctl", "f.mmc.lock"]
     assert list(mmcache.Snapshot.open(path)) == ["old"]
 
 

@@ -16,8 +16,8 @@ from mmcache.cli.invalidate import REASONS
 from mmcache.cli.jsontext import dumps
 from mmcache.cli.options import PROFILES, SETTINGS, UsageError, policy_of, setting
 from mmcache.freshness import PROFILES as POLICIES, Policy
+from mmcache.sharing.alerts import Rules
 from mmcache.sharing.events import REASONS as MEANINGS
-from mmcache.sharing.status import Rules
 from mmcache.words import ago, bytes_of, printable, short, span
 from tests.support.console import ROOT
 
@@ -79,9 +79,9 @@ def test_what_is_spelt_out_for_the_parser_is_what_the_package_has():
 
 
 def test_the_rules_of_status_are_those_of_the_package():
-    ours = [SETTINGS[name][1] for name in ("min_hit_rate", "max_load_ms", "max_corruptions", "max_rebuilds")]
+    ours = [SETTINGS[name][1] for name in ("min_hit_rate", "max_load_ms", "max_corruptions", "max_rebuilds", "window")]
     rules = Rules()
-    assert ours == [rules.hit_rate, rules.load * 1e3, rules.corruptions, rules.rebuilds]
+    assert ours == [rules.hit_rate, rules.load * 1e3, rules.corruptions, rules.rebuilds, rules.window]
 
 
 def test_profile_and_ttl_make_a_policy(monkeypatch, project):

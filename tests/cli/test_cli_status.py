@@ -15,6 +15,7 @@ import pytest
 import mmcache
 from mmcache.cli import main
 from mmcache.sharing import metrics
+from mmcache.sharing.counters import record_event
 from tests.support.console import COMMAND, endless_build, environment, make_shelf, make_shop, ok, run, worker, write
 from tests.support.waits import until
 
@@ -189,7 +190,7 @@ def test_every_kind_of_event_has_a_sentence(shop, status, capsys):
     }
     assert sentences.keys() == set(metrics.EVENTS)
     for kind, sentence in sentences.items():
-        metrics.record_event(str(shop), kind, 7)
+        record_event(str(shop), kind, 7)
         assert main(["status", str(shop)]) == 0
         assert capsys.readouterr().out.endswith(f" ago: {sentence}\n")
     assert [event["kind"] for event in status(shop)["fleet"]["events"]] == ["rebuild", *sentences]
@@ -238,7 +239,8 @@ def test_check_names_each_rule_that_the_workers_break(shop, status, database):
         rules = ["--max-load-ms", "0", "--max-rebuilds", "0"]
         broken = status(shop, "--check", *rules, code=4)["broken"]
         assert [alert["rule"] for alert in broken] == ["hit_rate", "load", "rebuilds"]
-        assert broken[0]["text"] == "hit rate 0.0%, expected at least 90.0%"
+        assert broken[0]["text"] == "hit rate 0.0% in the last 600 s, expected at least 90.0%"
+        assert (broken[0]["value"], broken[0]["limit"]) == (0.0, 0.9)
         relaxed = ["--max-load-ms", "10000", "--min-hit-rate", "0"]
         assert status(shop, "--check", *relaxed)["broken"] == []
 

@@ -295,8 +295,8 @@ def test_processes_that_live_for_a_few_tasks_leave_nothing(home: Path) -> None:
 def assert_nothing_is_left(worker: Worker, *, slots: int) -> None:
     assert not inside.fleet_of(worker.path).workers
     left = set(os.listdir(worker.directory)) - {*DIRECTORIES, "app.py", "__pycache__", "log", "begun", "patterns.db"}
-    beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock", ".metrics")}
+    beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock")}
     assert beside <= left
-    assert all(re.fullmatch(r"\.patterns\.mmc\.[0-9a-f]{16}\.(slot|wake)", name) for name in left - beside), left
-    slots_left = [name for name in left - beside if name.endswith(".slot")]
+    assert all(re.fullmatch(r"\.patterns\.mmc\.[0-9a-f]{16}\.(counts|wake)", name) for name in left - beside), left
+    slots_left = [name for name in left - beside if name.endswith(".counts")]
     assert len(slots_left) <= slots  # what was counted, for the next that comes to add up

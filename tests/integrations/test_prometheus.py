@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ import pytest
 
 import mmcache
 from mmcache import Schema
+from mmcache.integrations import monitoring
 from mmcache.sharing import metrics
-from mmcache.sharing.metrics import Slot
+from mmcache.sharing.counters import WorkerCounters, remove
+from mmcache.sharing.fleet import STATES
 from tests.support.console import ok, run
 
 prometheus_client = pytest.importorskip("prometheus_client", reason="the prometheus extra is not installed")
@@ -173,39 +174,41 @@ def test_any_worker_reports_the_whole_fleet_once_and_the_killed_keep_their_count
 # What is reported ----------------------------------------------------------------------------------------------------
 
 
-def test_every_counter_is_reported_in_its_place(path):
-    slot = Slot.open(path)
+def test_every_counter_of_the_table_is_reported_in_its_place(path):
+    slot = WorkerCounters.open(path)
+    number = {}
     for i, name in enumerate(metrics.COUNTERS):
-        slot.set(getattr(metrics, name.upper()), 0 if name == "looks" else 10**9 * (i + 1))
-    number = {name: 10**9 * (i + 1) for i, name in enumerate(metrics.COUNTERS)}
+        number[name] = 0 if name == "looks" else 10**9 * (i + 1)
+        slot.set(metrics.FIRST_COUNTER + i, number[name])
     found = samples(text_of(path))
+    document = ok("metrics", path, "--json").json
     slot.close()
     assert total(found, "mmcache_hits_total", kind="single") == number["hits"]
     assert total(found, "mmcache_hits_total", kind="batch") == number["batch_hits"]
     assert total(found, "mmcache_source_seconds_total") == number["fallback_ns"] / 1e9
-    for cause in metrics.CAUSES:
-        assert total(found, "mmcache_fallbacks_total", cause=cause) == number[f"fallback_{cause}"]
-    for name in metrics.COUNTERS:
-        if name.startswith("rebuilds_"):
-            assert total(found, "mmcache_rebuilds_total", result=name.removeprefix("rebuilds_")) == number[name]
-        elif name.startswith("invalidations_"):
-            kind = name.removeprefix("invalidations_")
-            assert total(found, "mmcache_invalidations_total", kind=kind) == number[name]
-        elif name.startswith("fallback_") or name in ("hits", "looks", "batch_hits"):
-            continue
-        else:
-            assert total(found, f"mmcache_{name}_total") == number[name]
+    shown = 0
+    for family, members in metrics.FAMILIES.values():
+        for metric in members if family.kind == "counter" else []:
+            label = {family.label: metric.value} if family.label else {}
+            scale = 1e9 if family.unit == "ns" else 1
+            assert total(found, f"mmcache_{family.name}_total", **label) == number[metric.name] / scale
+            in_json = document[family.name]
+            if isinstance(in_json, dict):
+                assert in_json[metric.value] == number[metric.name]
+            shown += 1
+    assert shown == len(metrics.COUNTERS) - 1, "all but looks"
+    assert document["hits"] == number["hits"] + number["batch_hits"]
 
 
 def test_gauges_are_those_of_the_living(path):
-    living = [Slot.open(path) for _ in range(2)]
+    living = [WorkerCounters.open(path) for _ in range(2)]
     for i, slot in enumerate(living):
         slot.set(metrics.GENERATION, 7 + i)
         slot.set(metrics.PINNED, 2)
         slot.set(metrics.MAPPED_BYTES, 1000)
         slot.set(metrics.PRIVATE_BYTES, 10)
         slot.set(metrics.LOAD_NS, (i + 1) * 10**6)
-        slot.set(metrics.STATE, metrics.STATES.index("expired") + 100 * i)
+        slot.set(metrics.STATE, STATES.index("expired") + 100 * i)
     found = samples(text_of(path))
     assert total(found, "mmcache_generation") == 8
     assert total(found, "mmcache_generation_oldest") == 7
@@ -224,10 +227,10 @@ def test_gauges_are_those_of_the_living(path):
 
 def test_who_is_not_asked_anything_is_idle_and_raises_no_alarm(path):
     """As the master of a server that opened the file before it forked: what it said of itself is of that time."""
-    asked, master = Slot.open(path), Slot.open(path)
+    asked, master = WorkerCounters.open(path), WorkerCounters.open(path)
     for slot, generation, state in ((asked, 8, "fresh"), (master, 7, "expired")):
         slot.set(metrics.GENERATION, generation)
-        slot.set(metrics.STATE, metrics.STATES.index(state))
+        slot.set(metrics.STATE, STATES.index(state))
     master.set(metrics.SEEN_NS, time.time_ns() - 61 * 10**9)
     found = samples(text_of(path))
     assert total(found, "mmcache_generation") == total(found, "mmcache_generation_oldest") == 8
@@ -242,7 +245,7 @@ def test_who_is_not_asked_anything_is_idle_and_raises_no_alarm(path):
 
 @pytest.mark.parametrize("name", metrics.HISTOGRAMS)
 def test_a_histogram_is_cumulative_and_counts_what_its_buckets_do_not_reach(path, name):
-    slot = Slot.open(path)
+    slot = WorkerCounters.open(path)
     durations = [1e-9, 3e-6, 2e-3, 2e-3, 50_000.0]
     for seconds in durations:
         slot.observe(getattr(metrics, name.upper()), seconds)
@@ -261,7 +264,7 @@ def test_a_histogram_is_cumulative_and_counts_what_its_buckets_do_not_reach(path
 
 
 def test_both_text_formats_are_right(path):
-    slot = Slot.open(path)
+    slot = WorkerCounters.open(path)
     slot.observe(metrics.LOOKUP, 1e-6)
     registry = CollectorRegistry()
     registry.register(MmcacheCollector(path, **{'a "strange"\nname\\': path}))
@@ -290,7 +293,7 @@ def test_describing_names_everything_and_reads_nothing(path):
 def test_one_collector_reports_several_caches_by_name(tmp_path):
     (tmp_path / "other").mkdir()
     places = [tmp_path / "a.mmc", tmp_path / "b.mmc", tmp_path / "other" / "a.mmc"]
-    slots = [Slot.open(str(place)) for place in places]
+    slots = [WorkerCounters.open(str(place)) for place in places]
     for i, slot in enumerate(slots, 1):
         slot.set(metrics.HITS, i)
     with pytest.raises(ValueError, match=r"two cache files named 'a\.mmc': give one another label"):
@@ -320,7 +323,7 @@ def test_a_counter_never_goes_back_until_the_metrics_were_removed(path):
         (family,) = (family for family in collector.collect() if family.name == "mmcache_hits")
         return sum(sample.value for sample in family.samples)
 
-    slot = Slot.open(path)
+    slot = WorkerCounters.open(path)
     slot.words[metrics.HITS] = 100
     assert hits() == 100
     slot.words[metrics.HITS] = 97  # a thread that had counted to 97 got round to storing it
@@ -329,16 +332,12 @@ def test_a_counter_never_goes_back_until_the_metrics_were_removed(path):
     assert hits() == 101
     slot.close()
     assert hits() == 101
-    metrics.remove(path)
-    Slot.open(path).close()
+    remove(path)
+    WorkerCounters.open(path).close()
     assert hits() == 0
 
 
 # Rules and dashboard -------------------------------------------------------------------------------------------------
-
-
-def packaged(name: str) -> str:
-    return files("mmcache.integrations").joinpath(name).read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +365,7 @@ def check_expression(expression: str, exported: dict[str, dict[str, set[str]]], 
 
 def test_the_rules_are_groups_of_alerts_over_what_is_exported(exported):
     yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
-    document = yaml.safe_load(packaged("mmcache-rules.yml"))
+    document = yaml.safe_load(monitoring.rules())
     assert list(document) == ["groups"]
     alerts: list[str] = []
     recorded: set[str] = set()
@@ -384,12 +383,13 @@ def test_the_rules_are_groups_of_alerts_over_what_is_exported(exported):
             assert re.fullmatch(r"[1-9]\d*m", rule.get("for", "1m"))
     assert len(set(alerts)) == len(alerts)
     text = " ".join(rule["expr"] for group in document["groups"] for rule in group["rules"])
-    for limit in ("< 0.90", "> 0.010", "[1d]) > 1", "[1h]) > 10"):
+    for limit in ("rate10m < 0.90", "> 0.010", "mmcache_damaged_places > 1", "[1h]) > 10"):
         assert limit in text
+    assert "@" not in monitoring.rules()
 
 
 def test_the_dashboard_shows_what_is_exported(exported):
-    board: dict[str, Any] = json.loads(packaged("mmcache-dashboard.json"))
+    board: dict[str, Any] = json.loads(ok("metrics", "--dashboard").out)
     assert board["title"]
     assert board["uid"] == "mmcache"
     assert board["schemaVersion"] >= 36
@@ -412,6 +412,10 @@ def test_the_dashboard_shows_what_is_exported(exported):
         for target in panel["targets"]:
             check_expression(target["expr"], exported, set())
             assert set(re.findall(r"\$(\w+)", target["expr"])) <= variables | {"__rate_interval"}
+    expressions = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    for family, _ in metrics.FAMILIES.values():
+        if family.panel is not None:
+            assert f"mmcache_{family.name}" in expressions
     identities = [panel["id"] for panel in board["panels"]]
     assert len(set(identities)) == len(identities)
 
@@ -420,7 +424,7 @@ def test_the_dashboard_shows_what_is_exported(exported):
 
 
 def test_the_command_prints_the_fleet(path):
-    slot = Slot.open(path)
+    slot = WorkerCounters.open(path)
     slot.set(metrics.HITS, 5)
     slot.flush()
     found = samples(ok("metrics", path).out)
@@ -432,8 +436,8 @@ def test_the_command_prints_the_fleet(path):
 
 
 def test_the_command_prints_rules_and_dashboard():
-    assert ok("metrics", "--rules").out == packaged("mmcache-rules.yml")
-    assert ok("metrics", "--dashboard").out == packaged("mmcache-dashboard.json")
+    assert ok("metrics", "--rules").out == monitoring.rules()
+    assert json.loads(ok("metrics", "--dashboard").out) == monitoring.dashboard()
 
 
 def test_the_command_refuses_what_it_cannot_mean(path):
@@ -447,7 +451,7 @@ def test_the_command_refuses_what_it_cannot_mean(path):
 
 
 def test_without_the_extra_the_command_says_what_to_install(path):
-    Slot.open(path).close()
+    WorkerCounters.open(path).close()
     code = "import sys; sys.modules['prometheus_client'] = None; from mmcache.cli import main; sys.exit(main())"
     for words, exit_code in (([path], 1), ([path, "--json"], 0), (["--rules"], 0), (["--dashboard"], 0)):
         command = [sys.executable, "-W", "error", "-c", code, "metrics", *words]

@@ -355,9 +355,9 @@ def test_a_group_lives_through_writes_rebuilds_and_deaths_without_a_wrong_answer
         assert not inside.fleet_of(path).workers
         print(f"{load.answers.total()} answers by {len(load.answers)} workers, {len(load.broken)} broken")
         left = {re.sub(r"[0-9a-f]{16}", "*", name) for name in os.listdir(home)} - {"__pycache__"}
-        beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock", ".metrics")}
+        beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock")}
         assert (
-            left - {".patterns.mmc.*.slot", ".patterns.mmc.*.wake"}
+            left - {".patterns.mmc.*.counts", ".patterns.mmc.*.wake"}
             == {"app.py", "gunicorn.conf.py", "log", "patterns.db"} | beside
         )
         assert not re.search("Traceback|multi-threaded", server.log()), server.log()

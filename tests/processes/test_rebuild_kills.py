@@ -103,7 +103,7 @@ class Town:
             assert self.reader.generation == self.generation, where
         assert not is_building(self.path), where
         left = [name for name in os.listdir(self.path.parent) if name.endswith((".tmp", ".new"))]
-        assert not [name for name in left if ".ctl." not in name and ".metrics." not in name], where
+        assert not [name for name in left if ".ctl." not in name], where
 
 
 def calls_of(action: Any) -> list[str]:

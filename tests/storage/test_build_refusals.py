@@ -180,7 +180,7 @@ def refused(path, *args: Any, **options: Any) -> BuildError:
     error = caught.value
     error.__traceback__ = None
     after = {name: (path.parent / name).read_bytes() for name in beside(path)}
-    for shared in (".lock", ".ctl", ".metrics"):  # they say who built last, when, and what came of it
+    for shared in (".lock", ".ctl"):  # they say who built last, when, and what came of it
         before[path.name + shared] = after[path.name + shared]
     assert after == before
     assert open_files() == files
@@ -212,7 +212,7 @@ def test_a_record_that_cannot_be_stored_is_refused_with_collection_key_and_reaso
 
 def test_the_first_publish_that_is_refused_leaves_only_the_lock_file(path):
     refused(path, bad(x={1}), Schema("items"))
-    assert beside(path) == ["items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"]
+    assert beside(path) == ["items.mmc.ctl", "items.mmc.lock"]
 
 
 @pytest.mark.parametrize("path", ["/", "//", "/.", "/tmp/.."])
@@ -304,4 +304,4 @@ def test_an_iterator_is_read_once(path):
     mmcache.build(path, source)
     with pytest.raises(SourceError, match="read once"):
         mmcache.build(path, source)
-    assert beside(path) == ["items.mmc", "items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"]
+    assert beside(path) == ["items.mmc", "items.mmc.ctl", "items.mmc.lock"]

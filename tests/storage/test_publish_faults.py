@@ -220,9 +220,9 @@ class Stage:
         return path.read_bytes() if path.exists() else None
 
     def temporaries(self) -> list[str]:
-        # Slots of metrics that a killed builder left are counted and removed by the next one.
-        lasting = {f"items.mmc{suffix}" for suffix in ("", ".bak", ".lock", ".ctl", ".metrics")}
-        names = {name for name in os.listdir(self.path.parent) if not name.endswith((".slot", ".wake"))} - lasting
+        # Counter files stay, for the next worker to adopt.
+        lasting = {f"items.mmc{suffix}" for suffix in ("", ".bak", ".lock", ".ctl")}
+        names = {name for name in os.listdir(self.path.parent) if not name.endswith((".counts", ".wake"))} - lasting
         return sorted(names)
 
     def generation(self) -> int:
@@ -478,7 +478,7 @@ def test_a_file_that_cannot_be_synced_is_not_published_and_not_tried_again(path)
         publish(path, 3)
     assert calls.log.count("fsync") == 1
     assert path.read_bytes() == old
-    assert {name for name in os.listdir(path.parent) if not name.endswith(("ctl", "metrics", "wake"))} == {
+    assert {name for name in os.listdir(path.parent) if not name.endswith(("ctl", "counts", "wake"))} == {
         "items.mmc",
         "items.mmc.lock",
     }
@@ -520,7 +520,7 @@ def test_whatever_the_records_or_the_progress_raise_reaches_the_caller_and_leave
     with pytest.raises(error):
         mmcache.build(path, items(2), SCHEMA, progress=progress)
     assert path.read_bytes() == old
-    assert {name for name in os.listdir(path.parent) if not name.endswith(("ctl", "metrics", "wake"))} == {
+    assert {name for name in os.listdir(path.parent) if not name.endswith(("ctl", "counts", "wake"))} == {
         "items.mmc",
         "items.mmc.lock",
     }

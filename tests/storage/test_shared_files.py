@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import struct
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +12,9 @@ import pytest
 
 from mmcache import CorruptFileError, PublishError, UntrustedPathError, UnusableFileError
 from mmcache.storage import fs, shared
-from mmcache.storage.shared import Holding, create, create_held, is_held, open_small, replace
+from mmcache.storage.shared import Holding, create, create_held, is_held, open_small, take_held
 from tests.support.faults import Ends, FailName, Short, faults
-from tests.support.processes import Child, child, in_child, together
+from tests.support.processes import in_child, together
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -144,42 +141,6 @@ def test_a_limit_of_descriptors_or_memory_is_an_unusable_file(path, error):
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_dies_with_its_holder(path):
-    create(path, ZEROS)
-
-    def hold(process: Child) -> None:
-        with opened(path) as file:
-            process.say(b"y" if file.lock() else b"n")
-            process.hear()
-
-    with child(hold) as holder, opened(path) as file:
-        assert holder.hear() == b"y"
-        assert not file.lock(0.02)
-        holder.kill()
-        assert file.lock()
-
-
-def test_threads_exclude_one_another(path):
-    create(path, ZEROS)
-    value = 0
-
-    def add() -> None:
-        nonlocal value
-        for _ in range(50):
-            with opened(path) as file:
-                assert file.lock(30)
-                before = value
-                time.sleep(0)
-                value = before + 1
-
-    threads = [threading.Thread(target=add) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert value == 200
-
-
 def test_who_holds_lives(path):
     create(path, ZEROS)
     assert not is_held(path)
@@ -220,7 +181,6 @@ def test_what_one_writes_another_reads(path):
         one.write(8, b"12345678")
         assert other.read(0, 24) == bytes(8) + b"12345678" + bytes(8)
         assert one.writable
-        assert one.is_current()
 
 
 def test_a_file_emptied_in_place_is_damage_and_no_signal(path):
@@ -251,47 +211,6 @@ def test_a_refused_read_or_write_is_an_error(path):
             assert file.read(0, SIZE) == numbered(7)
 
 
-def test_the_lock_of_an_open_file_excludes_until_it_is_closed(path):
-    create(path, ZEROS)
-    with opened(path) as one, opened(path) as other:
-        assert one.lock()
-        assert not other.lock(0)
-        assert not other.lock(0, exclusive=False)
-        assert is_held(path)
-        one.close()
-        assert other.lock(0, exclusive=False)
-        with opened(path) as third:
-            assert third.lock(0, exclusive=False)
-            assert not third.lock(0)
-    assert not is_held(path)
-
-
-def test_a_replaced_file_gives_no_lock(path):
-    create(path, ZEROS)
-    with opened(path) as old, opened(path) as older:
-        assert older.lock()
-        replace_by_hand(path)
-        assert not old.is_current()
-        assert not old.lock(60)  # at once, although another holds the old one
-        older.close()
-        assert not old.lock(0)
-
-
-def replace_by_hand(path: str) -> None:
-    Path(f"{path}.new").write_bytes(ZEROS)
-    os.rename(f"{path}.new", path)
-
-
-def test_a_forked_child_does_not_keep_its_parents_lock(path):
-    create(path, ZEROS)
-    with contextlib.ExitStack() as ending:
-        with opened(path) as file:
-            assert file.lock()
-            ending.enter_context(child(Child.hear))
-        with opened(path) as file:
-            assert file.lock(20)  # the child may not have run yet
-
-
 def test_a_number_that_another_file_got_is_not_closed(path, tmp_path):
     create(path, ZEROS)
 
@@ -307,34 +226,31 @@ def test_a_number_that_another_file_got_is_not_closed(path, tmp_path):
     assert in_child(work) == 0
 
 
-# --- replacing --------------------------------------------------------------------------------------------------------
+# --- a lock that lost its holder --------------------------------------------------------------------------------------
 
 
-def test_many_replace_a_wrong_file_once(path):
-    Path(path).write_bytes(b"wrong")
+def test_what_lost_its_holder_is_taken_once_and_written(path):
+    Path(path).write_bytes(ZEROS)
+    one = take_held(path)
+    assert one is not None
+    assert take_held(path) is None
+    one.write(b"abc", 8)
+    assert one.read(16) == bytes(8) + b"abc" + bytes(5)
+    one.close()
+    again = take_held(path)
+    assert again is not None
+    again.close()
+    os.link(path, f"{path}.second")
+    assert take_held(path) is None
+    os.unlink(path)
+    assert take_held(path) is None
 
-    def mend(number: int) -> bool:
-        replace(path, numbered(number), lambda: os.stat(path).st_size != SIZE)
-        return len(set(struct.unpack(f"={SIZE // 8}Q", content(path)))) == 1
 
-    assert together(8, mend) == [True] * 8
-    assert os.listdir(os.path.dirname(path)) == ["words"]
-
-
-def test_what_became_right_meanwhile_is_not_replaced(path):
-    create(path, numbered(0))
-    inode = os.stat(path).st_ino
-    replace(path, numbered(1), lambda: False)
-    assert os.stat(path).st_ino == inode
-
-
-def test_a_replaced_file_stays_whole_for_those_that_have_it_open(path):
-    create(path, numbered(0))
-    with opened(path) as old:
-        replace(path, numbered(1), lambda: True)
-        assert old.read(0, SIZE) == numbered(0)
-        assert not old.is_current()
-    assert content(path) == numbered(1)
+@pytest.mark.parametrize("plant", [os.mkdir, os.mkfifo, lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_regular_file_is_not_taken(path, plant):
+    plant(path)
+    with pytest.raises((UnusableFileError, OSError)):
+        take_held(path)
 
 
 # --- what kind of file system -----------------------------------------------------------------------------------------

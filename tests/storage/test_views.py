@@ -345,7 +345,7 @@ def check_swaps(path, count: int) -> None:
     assert len(mapped_files(f"{path.parent}/")) == maps
     assert abs(len(gc.get_objects()) - objects) < 250
     assert resident() - memory < max(2**22, memory // 20)
-    names = {"items.mmc", "items.mmc.bak", "items.mmc.ctl", "items.mmc.lock", "items.mmc.metrics"}
+    names = {"items.mmc", "items.mmc.bak", "items.mmc.ctl", "items.mmc.lock"}
     assert set(beside(path)) == names
 
 

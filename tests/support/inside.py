@@ -22,8 +22,8 @@ from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
+from mmcache.sharing.counters import read_fleet
 from mmcache.sharing.fleet import Fleet
-from mmcache.sharing.metrics import read_fleet
 from mmcache.sharing.status import status_of
 from mmcache.sources import connections
 from mmcache.storage import builder, fs, pagefile, publish, shared, snapshot

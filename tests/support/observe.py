@@ -26,7 +26,7 @@ def totals(path: Path) -> dict[str, int]:
 
 
 def events(path: Path, kind: str) -> int:
-    """How often something happened, by the archive."""
+    """How often something happened, by the events."""
     return sum(event.kind == kind for event in inside.fleet_of(path).events)
 
 
@@ -99,8 +99,8 @@ def await_polls() -> None:
 
 
 def beside(path: Path | str) -> list[str]:
-    """What is in the directory of a cache file, in order, but for wake files, whose names are new each time."""
-    return sorted(name for name in os.listdir(Path(path).parent) if not name.endswith(".wake"))
+    """What is in the directory of a cache file, in order, but for wake and counter files: their names are random."""
+    return sorted(name for name in os.listdir(Path(path).parent) if not name.endswith((".wake", ".counts")))
 
 
 def open_files() -> dict[int, str]:

@@ -1,0 +1,71 @@
+"""Alerts: the rules that a cache file and its workers are held to, and which of them are broken. Pure functions.
+
+`mmcache status --check`, `Cache.alerts` and the rules for Prometheus use the limits of `Rules`. The hit rate is that of
+a recent window, so that a fleet that worked well for long is not taken for one that does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .fleet import CAUSES_WITHOUT_FILE, Fleet
+
+__all__ = ["DAY", "HOUR", "TARGET", "WINDOW", "Alert", "Rules", "broken"]
+
+TARGET: Final = 0.95
+"""The hit rate that a cache is meant to reach; shown beside the rate, while an alert waits for `Rules.hit_rate`."""
+WINDOW: Final = 600.0
+"""Seconds over which the hit rate is taken: long enough that one rebuild in a busy fleet breaks no rule."""
+HOUR: Final = 3_600.0
+DAY: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What must hold. hit_rate: at least, of the answers of the last `window` seconds. load: seconds, the longest last
+    opening of a worker. corruptions: damaged places in a day. rebuilds: in an hour."""
+
+    hit_rate: float = 0.90
+    load: float = 0.010
+    corruptions: int = 1
+    rebuilds: int = 10
+    window: float = WINDOW
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A rule that is broken. rule: "file" for one that cannot be used, "state" for one that may not answer, else
+    "hit_rate", "load", "corruptions" or "rebuilds". text: a sentence. value, limit: found and allowed; None for "file"
+    and "state"."""
+
+    rule: str
+    text: str
+    value: float | None = None
+    limit: float | None = None
+
+
+def broken(state: str, why: str, fleet: Fleet, rules: Rules, now: float) -> list[Alert]:
+    """state, why: of the file, as in `Status`. now: wall clock."""
+    alerts = []
+    if state in CAUSES_WITHOUT_FILE:
+        alerts.append(Alert("file", f"the file is {state}: {why}"))
+    elif state in ("expired", "invalidated"):
+        alerts.append(Alert("state", f"the file is {state}: {why}"))
+    rate = fleet.recent(rules.window, now).hit_rate
+    if rate < rules.hit_rate:
+        text = f"hit rate {rate:.1%} in the last {rules.window:g} s, expected at least {rules.hit_rate:.1%}"
+        alerts.append(Alert("hit_rate", text, rate, rules.hit_rate))
+    load = max((worker.load_seconds for worker in fleet.workers), default=0.0)
+    if load > rules.load:
+        text = f"a worker opened the file in {load * 1e3:.1f} ms, expected {rules.load * 1e3:g} ms"
+        alerts.append(Alert("load", text, load, rules.load))
+    damaged = fleet.damaged_places(DAY, now)
+    if damaged > rules.corruptions:
+        text = f"{damaged} corruptions in the last day, expected at most {rules.corruptions}"
+        alerts.append(Alert("corruptions", text, damaged, rules.corruptions))
+    rebuilds = len(fleet.events_of("rebuild", HOUR, now))
+    if rebuilds > rules.rebuilds:
+        text = f"{rebuilds} rebuilds in the last hour, expected at most {rules.rebuilds}"
+        alerts.append(Alert("rebuilds", text, rebuilds, rules.rebuilds))
+    return alerts
