@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from operator import attrgetter
 from typing import Any, Final, Protocol
+
+from .owner import Turn
 
 __all__ = ["Lock", "on_fork", "renew_if_forked"]
 
@@ -26,7 +29,10 @@ _renewables: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 class Lock:
-    """A re-entrant lock that a forked child finds free. A context manager."""
+    """A re-entrant lock that a forked child finds free. A context manager: C code takes it and releases it."""
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
     __slots__ = ("__weakref__", "_lock")
 
@@ -37,18 +43,9 @@ class Lock:
     def begin_process(self) -> None:
         self._lock = threading.RLock()
 
-    def acquire(self, timeout: float = -1) -> bool:
-        """Whether it was to be had within so many seconds; -1 waits for as long as it takes."""
-        return self._lock.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def turn(self, timeout: float) -> Turn:
+        """`with lock.turn(seconds) as is_ours:`."""
+        return Turn(self._lock, timeout)
 
 
 def on_fork(renewable: Renewable) -> None:

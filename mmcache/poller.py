@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .forks import on_fork
+from .owner import Turn, Within
 
 __all__ = ["PATIENCE", "Poller"]
 
@@ -82,16 +83,12 @@ class Poller:
 
     def _run(self, done: threading.Event | None, wait: float = 0.0) -> None:
         """wait: seconds for a part that another thread runs, which may have looked before the caller asked."""
-        ident = threading.get_ident()
-        self._threads.add(ident)
         try:
-            for part, lock in zip(self._parts, self._under_way, strict=True):
-                if lock.acquire(timeout=wait):
-                    try:
-                        part()
-                    finally:
-                        lock.release()
+            with Within(self._threads):
+                for part, lock in zip(self._parts, self._under_way, strict=True):
+                    with Turn(lock, wait) as is_ours:
+                        if is_ours:
+                            part()
         finally:
-            self._threads.discard(ident)
             if done is not None:
                 done.set()

@@ -24,6 +24,7 @@ from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
 from .lines import Lines
 from .options import Options, is_disabled
+from .owner import Within
 from .poller import Poller
 from .rebuild import Rebuilder
 from .sharing import invalidation, metrics
@@ -57,7 +58,8 @@ class _Known:
     """What one process knows besides the page and the file.
 
     asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
-    without a file looks again. attaching: the thread that opens the first file. lines: for the log.
+    without a file looks again. attaching: the thread that opens the first
+    file. lines: for the log.
     """
 
     rules: Rules
@@ -66,7 +68,7 @@ class _Known:
     asked_at: float = 0.0
     next_try: float = 0.0
     is_closed: bool = False
-    attaching: int | None = None
+    attaching: set[int] = field(default_factory=set)
 
 
 class Watch:
@@ -98,7 +100,7 @@ class Watch:
             return
         self.due = 0.0
         self._known.rules = self.options.rules()
-        self._known.attaching = None
+        self._known.attaching = set()
 
     @property
     def path(self) -> str:
@@ -331,17 +333,16 @@ class Watch:
         """Move to the file that is at the path now, if it is another one. One that is not right is refused, and ours is
         kept."""
         files, old = self.files, self.files.snapshot
-        if not files.lock.acquire(timeout=patience):
-            return
-        try:
-            new = files.other(self.hearing.page)
-        except UnusableFileError as error:
-            self._refuse(error)
-        else:
-            if new is not None:
-                self._take(new, old)
-        finally:
-            files.lock.release()
+        with files.lock.turn(patience) as is_ours:
+            if not is_ours:
+                return
+            try:
+                new = files.other(self.hearing.page)
+            except UnusableFileError as error:
+                self._refuse(error)
+            else:
+                if new is not None:
+                    self._take(new, old)
 
     def _take(self, snapshot: Snapshot, old: Snapshot | None = None) -> bool:
         """Answer from this snapshot, unless another thread has moved on from the old one meanwhile."""
@@ -398,19 +399,15 @@ class Watch:
                 raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
             return self.view
         # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread builds it.
-        is_under_way = known.attaching == threading.get_ident()
-        if is_under_way or not files.lock.acquire(timeout=self.options.wait):
-            return View(self.view.decision._replace(cause="building"))
-        is_opened = False
-        try:
-            known.attaching = threading.get_ident()
-            if files.snapshot is None and time.monotonic() >= known.next_try:
-                self._attach()
-                is_opened = files.snapshot is not None
-        finally:
-            known.attaching = None
-            files.lock.release()
-            self._known.lines.write()
+        is_under_way, is_opened = threading.get_ident() in known.attaching, False
+        with files.lock.turn(0.0 if is_under_way else self.options.wait) as is_ours:
+            if is_under_way or not is_ours:
+                return View(self.view.decision._replace(cause="building"))
+            with Within(known.attaching):
+                if files.snapshot is None and time.monotonic() >= known.next_try:
+                    self._attach()
+                    is_opened = files.snapshot is not None
+        known.lines.write()
         if is_opened:
             self.due = time.monotonic() + self.options.check_interval
             self._poller.poll()
