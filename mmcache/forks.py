@@ -63,10 +63,10 @@ def renew_if_forked() -> bool:
 
 def _renew() -> None:
     global _pid  # noqa: PLW0603 (of the process)
-    _pid = os.getpid()
     # Locks first: what begins a process may take one.
     for renewable in sorted(_renewables, key=lambda one: not isinstance(one, Lock)):
         renewable.begin_process()
+    _pid = os.getpid()  # Case: a signal handler raised before; the next poll renews the rest, and the others again
 
 
 os.register_at_fork(after_in_child=_renew)

@@ -58,8 +58,8 @@ class _Known:
     """What one process knows besides the page and the file.
 
     asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
-    without a file looks again. attaching: the thread that opens the first
-    file. lines: for the log.
+    without a file looks again. is_closed, is_ended: `close` has begun, and done
+    all. attaching: the thread that opens the first file. lines: for the log.
     """
 
     rules: Rules
@@ -68,6 +68,7 @@ class _Known:
     asked_at: float = 0.0
     next_try: float = 0.0
     is_closed: bool = False
+    is_ended: bool = False
     attaching: set[int] = field(default_factory=set)
 
 
@@ -472,9 +473,9 @@ class Watch:
 
     def close(self) -> None:
         """A poll that hangs in the source ends by itself, and changes nothing any more."""
+        if self._known.is_ended:
+            return  # Case: a close that was interrupted is finished by the next
         with self._lock:
-            if self._known.is_closed:
-                return
             self._known.is_closed = True
             page = self.hearing.page
         self._poller.end()
@@ -484,6 +485,7 @@ class Watch:
             self.view = View(self.view.decision._replace(serves=False))
             self.word, self.seen, self.due = _NO_WORD, 0, float("inf")
         self.counting.close()
+        self._known.is_ended = True
         self._known.lines.write()
 
 

@@ -1,7 +1,7 @@
 """An exception at any instruction of an operation leaves nothing behind that outlives it.
 
-Each operation is run again and again, interrupted at another instruction each time. After each: no other process finds a
-lock held, another thread of this one is answered, the next invalidation is one of ids, the next build publishes and
+Each operation is run again and again, interrupted at another instruction each time. After each, no other process finds
+a lock held, another thread of this one is answered, the next invalidation is one of ids, the next build publishes and
 sweeps what was left, and no descriptor stays open.
 
 The short form tries a sample of the instructions at which CPython handles signals, the nightly one all instructions.
@@ -44,7 +44,7 @@ class Scene:
 
     def open(self, **options: Any) -> Cache:
         settings: dict[str, Any] = {"executor": "external", "check_interval": 1e9, "ttl": 1e9, "wait": 0.3}
-        return mmcache.open(self.path, source(self.db), **settings | options)
+        return Cache(self.path, source(self.db), **settings | options)
 
     def ready(self) -> None:
         self.cache.get("k1")
@@ -212,16 +212,37 @@ def _faults(scene: Scene, watcher: Child, name: str, open_before: dict[int, str]
     """What an interrupted operation has left."""
     found = []
     if _is_held(watcher):
+        gc.collect()  # the exception's frames may be in a cycle
         try:
             until("locks are free", lambda: not _is_held(watcher), 5.0)
         except AssertionError:
             found.append("a lock is held")
-    cache = scene.cache
     if name.startswith("start"):
-        until("rebuilt", lambda: (cache.refresh(), cache["k1"]["note"] == f"note {scene.n}" and not observe.is_building(scene.path))[1])
+        until("the source's change is published", lambda: _is_rebuilt(scene))
     if name == "close":
-        cache.close()
-        scene.cache = cache = scene.open()
+        scene.cache.close()
+        scene.cache = scene.open()
+    found += _faults_of_use(scene, scene.cache)
+    scene.cache.close()
+    del scene.cache
+    observe.await_polls()
+    left = [name for name in observe.beside(scene.path) if name.endswith((".tmp", ".new", ".slot"))]
+    wakes = [name for name in scene.path.parent.iterdir() if name.suffix == ".wake"]
+    found += [f"files: {left}"] * bool(left) + [f"{len(wakes)} wake files"] * (len(wakes) > 1)
+    if _opened(scene, open_before):
+        gc.collect()
+    found += [f"open: {what}" for what in _opened(scene, open_before)]
+    return found
+
+
+def _is_rebuilt(scene: Scene) -> bool:
+    scene.cache.refresh()
+    return scene.cache["k1"]["note"] == f"note {scene.n}" and not observe.is_building(scene.path)
+
+
+def _faults_of_use(scene: Scene, cache: Cache) -> list[str]:
+    """Another thread uses the cache."""
+    found = []
     expected = truth(scene.db, ["k2"])
     answer = _in_thread(lambda: cache["k2"]["note"])
     found += [f"a thread reads {answer!r}"] * (answer != expected[0])
@@ -233,20 +254,12 @@ def _faults(scene: Scene, watcher: Child, name: str, open_before: dict[int, str]
         found.append(f"the next build: {report!r}")
     elif _in_thread(lambda: (cache.get("k1"), cache.refresh(), cache.generation)[2]) != report.generation:
         found.append("the next generation is not adopted")
-    cache.close()
-    del cache, scene.cache
-    observe.await_polls()
-    left = [name for name in observe.beside(scene.path) if name.endswith((".tmp", ".new", ".slot"))]
-    wakes = [name for name in scene.path.parent.iterdir() if name.suffix == ".wake"]
-    found += [f"files: {left}"] * bool(left) + [f"{len(wakes)} wake files"] * (len(wakes) > 1)
-    now = observe.open_files()
-    left = [what for fd, what in now.items() if open_before.get(fd) != what and str(scene.path.parent) in what]
-    if left:
-        gc.collect()
-        now = observe.open_files()
-        left = [what for fd, what in now.items() if open_before.get(fd) != what and str(scene.path.parent) in what]
-    found += [f"open: {left}"] * bool(left)
     return found
+
+
+def _opened(scene: Scene, before: dict[int, str]) -> list[str]:
+    place = str(scene.path.parent)
+    return [what for fd, what in observe.open_files().items() if before.get(fd) != what and place in what]
 
 
 @contextlib.contextmanager
@@ -267,13 +280,13 @@ def _quiet() -> Iterator[list[str]]:
 
 def _try_all(place: Path, name: str, chosen: Callable[[list[Place]], list[Place]], *, every: bool) -> str:
     (place / "source").mkdir()
-    database(place / "source" / "items.db", 6)
+    db = database(place / "source" / "items.db", 6)
     interrupts, found, tried = Interrupts(every=every), [], 0
     with inside.no_fsync(), child(_watch(place)) as watcher, _quiet() as others:
         before = observe.open_files()
-        mmcache.build(place / "items.mmc", source(place / "source" / "items.db"))
-        # Once for what is imported, once for the count.
-        for n in (-2, -1):
+        mmcache.build(place / "items.mmc", source(db))
+        places: list[Place] = []
+        for n in (-2, -1):  # once for what is imported, once for the count
             scene = Scene(place, n)
             scene.ready()
             places = interrupts.places(OPERATIONS[name](scene))
@@ -290,7 +303,6 @@ def _try_all(place: Path, name: str, chosen: Callable[[list[Place]], list[Place]
             except (AssertionError, MmcacheError) as error:
                 faults = [repr(error)]
             found += [f"{at}: {fault}" for fault in faults]
-            del scene
             if len(found) > 20:
                 break
     assert not found, "\n".join(found)

@@ -9,6 +9,7 @@ CPython handles signals after a call, where a function begins, and where a loop 
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import os
 import sys
@@ -72,10 +73,8 @@ class Interrupts:
 
     def run(self, operation: Callable[[], Any], place: Place) -> bool:
         """Run it, and raise there; whether it came there. MmcacheErrors that follow are swallowed with it."""
-        try:
+        with contextlib.suppress(Interrupted, mmcache.MmcacheError):
             self._traced(operation, place)
-        except (Interrupted, mmcache.MmcacheError):
-            pass
         return self._is_done
 
     def _traced(self, operation: Callable[[], Any], at: Place | None) -> None:
