@@ -151,10 +151,12 @@ class Rebuilder:
                 return True
             if executor == "subprocess" and self._can_be_built_elsewhere() and self._spawn(page, lock):
                 return True
-            thread = threading.Thread(target=self._build_here, args=(page, lock), name="mmcache-rebuild", daemon=True)
+            handed, lock = lock, None
+            thread = threading.Thread(target=self._build_here, args=(page, handed), name="mmcache-rebuild", daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:
+                fs.free(handed)
                 log.warning(
                     "%s: no thread can be started (%s): rebuilt later",
                     path,
@@ -162,11 +164,10 @@ class Rebuilder:
                     extra={"event": "spawn_failed", "path": path},
                 )
                 return False
-            lock = None
             return True
         finally:
             if lock is not None:
-                lock.close()
+                fs.free(lock)
 
     def _can_be_built_elsewhere(self) -> bool:
         """Whether the file says of itself how to build it, and this interpreter can be started again."""
@@ -184,7 +185,7 @@ class Rebuilder:
         except Exception:  # noqa: BLE001, S110 (counted, logged, and recorded on the page)
             pass
         finally:
-            lock.close()
+            fs.free(lock)
             self.running = False
 
     def _spawn(self, page: Page, lock: Descriptor) -> bool:
@@ -212,6 +213,7 @@ class Rebuilder:
                 extra={"event": "spawn_failed", "path": path},
             )
             return False
+        lock.close()  # and not free it: the child has it
         _children.add(process)
         self._child = _Child(process, time.monotonic() + limit, before)
         return True

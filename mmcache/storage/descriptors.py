@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from ..forks import on_fork
 from ..owner import Owner
 
-__all__ = ["Descriptor"]
+__all__ = ["RANGES", "Descriptor", "is_locked", "lock_byte", "unlock_byte"]
 
 
 class Descriptor:
@@ -99,3 +100,34 @@ class Descriptor:
     def __del__(self) -> None:
         if errno is not None and hasattr(self, "_owner"):  # at interpreter exit this module may be half gone
             self.close()
+
+
+# --- locks on one byte of a file --------------------------------------------------------------------------------------
+
+RANGES: Final = hasattr(fcntl, "F_OFD_SETLK")
+"""Whether there are locks that belong to an open file (Linux). Those of a process would drop with any descriptor."""
+
+
+def lock_byte(fd: int, byte: int) -> bool:
+    """Whether the lock was to be had. It excludes no `flock`."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_WRLCK, byte))
+    except OSError:
+        return False
+    return True
+
+
+def unlock_byte(fd: int, byte: int) -> None:
+    """Free it for every process that has the open file. Raises OSError."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK, byte))
+
+
+def is_locked(fd: int, byte: int) -> bool:
+    """Whether another open file has the lock. Raises OSError."""
+    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, byte))
+    return int(struct.unpack("@hhqqi4x", found)[0]) != fcntl.F_UNLCK
+
+
+def _range(kind: int, byte: int) -> bytes:
+    """A `struct flock`."""
+    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
-from .descriptors import Descriptor
+from .descriptors import RANGES, Descriptor, is_locked, lock_byte
 
 Identity = tuple[int, int, int, int]
 """Device, inode, size, and time of the last write in ns, which no rename and no link changes."""
@@ -379,8 +379,11 @@ class Directory:
             self._check_lock(held)
             yield
             return
-        with contextlib.closing(self.take_lock(timeout)):
+        lock = self.take_lock(timeout)
+        try:
             yield
+        finally:
+            free(lock)
 
     def take_lock(self, timeout: float) -> Descriptor:
         """A descriptor that holds the build lock until it is closed, or is handed to a child process to `lock` with."""
@@ -410,19 +413,19 @@ class Directory:
                     raise UntrustedPathError(f"the lock file has {status.st_nlink} names: remove it", path=self.path)
                 # Someone may have replaced the file between our open and our lock: only the lock on the file that
                 # stands under the name excludes the others.
-                if lock_descriptor(lock.fd, blocking=False):
+                if lock_descriptor(lock.fd, blocking=False) and not _is_built_elsewhere(lock):
                     if self._names(name, status):
                         _sign(lock.fd)
                         return lock
-                    lock.close()
+                    free(lock)
                     continue
                 holder = _signature(lock.fd)
             except OSError as error:
-                lock.close()
+                free(lock)
                 if isinstance(error, UntrustedPathError):
                     raise
                 raise failed(error, self.path, f"take the lock {name!r}") from None
-            lock.close()
+            free(lock)
             if (left := deadline - time.monotonic()) <= 0:
                 raise LockTimeoutError(f"another build holds {name!r}{holder}: try later", path=self.path)
             time.sleep(min(pause, left))
@@ -552,18 +555,54 @@ def _fsync(fd: int) -> None:
 
 # --- the lock's descriptor --------------------------------------------------------------------------------------------
 
+_BUILD_BYTE = 2
+"""Of the lock file. A process that builds for another holds it by an open file of its own: see `receive`."""
+
 
 def receive(fd: int) -> Descriptor:
-    """A descriptor with a lock that came from the process which started this one: our own children must not keep it.
+    """The build lock, from the process that started this one and gave it the descriptor. Raises PublishError.
 
-    Raises PublishError."""
-    lock = Descriptor(system, is_lock=True)
+    A host that forks in C may have forked the parent when it had the open file: then other processes have it, too, and
+    keep the lock though this one dies. So it is held by an open file that no process but this one has.
+    """
+    given, lock = Descriptor(system, is_lock=True), Descriptor(system, is_lock=True)
     try:
-        lock.receive(fd)
+        given.receive(fd)
         system.set_inheritable(fd, False)  # noqa: FBT003 (the system's own signature)
+        with contextlib.suppress(FileNotFoundError):  # without /proc the one that was given must do
+            lock.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not RANGES or lock.identity != given.identity or not lock_byte(lock.fd, _BUILD_BYTE):
+            return given
+        free(given)
+        while not _try_flock(lock.fd):  # others have it for as long as it takes them to see the byte
+            time.sleep(0.001)
     except OSError as error:
         raise failed(error, f"descriptor {fd}", "take over the lock") from None
     return lock
+
+
+def free(lock: Descriptor) -> None:
+    """Free the build lock, also where a process that C code forked has the open file, too."""
+    import fcntl
+
+    if lock.is_ours():
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock.fd, fcntl.LOCK_UN)
+    lock.close()
+
+
+def _try_flock(fd: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_built_elsewhere(lock: Descriptor) -> bool:
+    return RANGES and is_locked(lock.fd, _BUILD_BYTE)
 
 
 def _sign(fd: int) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from ..errors import UntrustedPathError, UnusableFileError
 from . import fs, shared
-from .descriptors import Descriptor
+from .descriptors import RANGES, Descriptor, lock_byte, unlock_byte
 
 __all__ = ["NO_WORD", "PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
 
@@ -33,8 +33,6 @@ MODE: Final = 0o664
 """Of pages and wake files, less the umask: who may write the directory can tell, who may read the file can hear."""
 _LOCK_MODE: Final = 0o660
 _LOCK_BYTE: Final = 1
-_SET_LOCK: Final = getattr(fcntl, "F_OFD_SETLK", None)
-"""Linux has locks that belong to an open file; elsewhere they would drop with any descriptor of the file."""
 
 
 class PageFile:
@@ -212,7 +210,7 @@ def page_lock(page: str, path: str, timeout: float) -> Iterator[bool]:
 
     page: path of the page. timeout: seconds. Raises PublishError where the lock file cannot be opened or trusted.
     """
-    lock = _lock_file(path, page if _SET_LOCK is None else fs.lock_name(path))
+    lock = _lock_file(path, fs.lock_name(path) if RANGES else page)
     try:
         deadline, pause = time.monotonic() + timeout, 0.00005
         while not (is_held := _try_lock(lock.fd)) and time.monotonic() < deadline:
@@ -250,11 +248,10 @@ def _lock_file(cache: str, path: str) -> Descriptor:
 
 
 def _try_lock(fd: int) -> bool:
+    if RANGES:
+        return lock_byte(fd, _LOCK_BYTE)
     try:
-        if _SET_LOCK is None:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            fcntl.fcntl(fd, _SET_LOCK, _range(fcntl.F_WRLCK))
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -262,12 +259,7 @@ def _try_lock(fd: int) -> bool:
 
 def _unlock(fd: int) -> None:
     with contextlib.suppress(OSError):
-        if _SET_LOCK is None:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        if RANGES:
+            unlock_byte(fd, _LOCK_BYTE)
         else:
-            fcntl.fcntl(fd, _SET_LOCK, _range(fcntl.F_UNLCK))
-
-
-def _range(kind: int) -> bytes:
-    """A `struct flock` for one byte."""
-    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, _LOCK_BYTE, 1, 0)
+            fcntl.flock(fd, fcntl.LOCK_UN)
