@@ -1,8 +1,8 @@
 """What a forked child must make anew: locks that another thread of its parent may have held, and whatever else belongs
 to one process.
 
-Python runs the hooks after a fork of its own. A host that forks in C may run none; then `renew_if_forked`, which every
-poll calls, finds another process id and does the same.
+Python runs the hooks after a fork of its own. A host that forks in C may run none; then `renew_if_forked`, which is
+called before a lock is taken, finds another process id and does the same.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final, Protocol
 
 from .owner import Turn
 
-__all__ = ["Lock", "on_fork", "renew_if_forked"]
+__all__ = ["Lock", "in_child", "on_fork", "renew_if_forked"]
 
 
 class Renewable(Protocol):
@@ -25,6 +26,7 @@ class Renewable(Protocol):
 
 
 _pid = os.getpid()
+_hooks: Final[list[Callable[[], object]]] = []
 _renewables: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
@@ -53,10 +55,18 @@ def on_fork(renewable: Renewable) -> None:
     _renewables.add(renewable)
 
 
+def in_child(hook: Callable[[], object]) -> None:
+    """Have a function called in every forked child. The interpreter never lets go of it, not even as it ends."""
+    os.register_at_fork(after_in_child=hook)
+    _hooks.append(hook)
+
+
 def renew_if_forked() -> bool:
     """Whether this process was forked by means that Python did not see; then all is renewed now."""
     if os.getpid() == _pid:
         return False
+    for hook in _hooks:
+        hook()
     _renew()
     return True
 

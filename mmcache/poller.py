@@ -7,6 +7,7 @@ without keeping the files from being polled again.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -60,20 +61,31 @@ class Poller:
             self._run(None, _UNDER_WAY)
             return
         done = threading.Event()
+        if problem := self._start(done):
+            self._tell(problem)
+            self._run(None)
+        else:
+            done.wait(patience)
+
+    def _start(self, done: threading.Event) -> str:
+        """Run the parts in a thread; why that cannot be, else nothing."""
+        if not getattr(sys.modules.get("uwsgi"), "has_threads", True):  # they stand still between requests
+            return "uWSGI runs without --enable-threads"
         try:
             threading.Thread(target=self._run, args=(done,), name="mmcache-poll", daemon=True).start()
         except RuntimeError as error:  # a limit of processes, or the interpreter is about to end
-            if not self._is_told:
-                self._is_told = True
-                log.warning(
-                    "%s: no thread can be started (%s): reads poll themselves",
-                    self._path,
-                    str(error),
-                    extra={"event": "poll_inline", "path": self._path},
-                )
-            self._run(None)
-            return
-        done.wait(patience)
+            return str(error)
+        return ""
+
+    def _tell(self, problem: str) -> None:
+        if not self._is_told:
+            self._is_told = True
+            log.warning(
+                "%s: no thread can be started (%s): reads poll themselves",
+                self._path,
+                problem,
+                extra={"event": "poll_inline", "path": self._path},
+            )
 
     def end(self) -> None:
         """No part is run any more. One that is under way comes to its end first, unless it hangs."""

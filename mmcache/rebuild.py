@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from .counting import Counting
 from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
-from .forks import on_fork
+from .forks import in_child, on_fork
 from .lines import Lines
 from .options import Options
 from .sharing import metrics
@@ -269,5 +269,5 @@ def _let_go() -> None:
     _children.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+in_child(_let_go)
 atexit.register(_let_go)

@@ -57,9 +57,8 @@ _FOREVER: Final = 3600.0
 class _Known:
     """What one process knows besides the page and the file.
 
-    asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
-    without a file looks again. is_closed, is_ended: `close` has begun, and done
-    all. attaching: the thread that opens the first file. lines: for the log.
+    asked: what the source said last; asked_at: when that question began. next_try: when a cache without a file looks
+    again. is_closed, is_ended: `close` has begun, and has done all. attaching: threads that open the first file.
     """
 
     rules: Rules
@@ -130,6 +129,7 @@ class Watch:
 
     def look(self, now: float) -> None:
         """Find out what is new: what was said, and once in `check_interval` everything else."""
+        renew_if_forked()
         known = self._known
         if known.is_closed:
             return
@@ -173,6 +173,7 @@ class Watch:
 
     def refresh(self) -> bool:
         """Look now, at everything; whether there was another file to move to."""
+        renew_if_forked()
         old = self.files.snapshot
         if old is None:
             self._known.next_try = 0.0
@@ -268,7 +269,6 @@ class Watch:
     # --- polling: in a thread, or where none can run in a read
 
     def _poll_files(self) -> None:
-        renew_if_forked()
         if self._known.is_closed:
             return
         with self._lock:
@@ -373,10 +373,9 @@ class Watch:
         for _ in range(3):
             try:
                 self.hearing.rebase(snapshot.header)
+                return
             except MovedError:
                 self._renew_page()
-            else:
-                return
 
     def _refuse(self, error: UnusableFileError) -> None:
         is_new = self.files.refuse(error)
@@ -388,6 +387,7 @@ class Watch:
 
     def _attached(self) -> View:
         """There is no snapshot: open the file, or build it, or leave it to the source."""
+        renew_if_forked()
         files, known = self.files, self._known
         if known.is_closed:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
@@ -464,6 +464,7 @@ class Watch:
             self.look(time.monotonic())
 
     def _page_now(self) -> Page:
+        renew_if_forked()
         with self._lock:
             self._renew_page()
             assert self.hearing.page is not None
@@ -473,8 +474,8 @@ class Watch:
 
     def close(self) -> None:
         """A poll that hangs in the source ends by itself, and changes nothing any more."""
-        if self._known.is_ended:
-            return  # Case: a close that was interrupted is finished by the next
+        if self._known.is_ended:  # Case: a close that was interrupted is finished by the next
+            return
         with self._lock:
             self._known.is_closed = True
             page = self.hearing.page

@@ -310,7 +310,13 @@ class Directory:
     def make(self, name: str, mode: int) -> WriteFile:
         """A new file of this name. mode: less the umask. Raises OSError."""
         file = WriteFile(self, name)
-        file.descriptor.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, mode, self.fd)
+        try:
+            file.descriptor.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, mode, self.fd)
+        except OSError:
+            if file.fd < 0:
+                file.published()  # what has the name is another's
+            file.close()
+            raise
         return file
 
     def scratch(self) -> WriteFile:
