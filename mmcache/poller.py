@@ -7,12 +7,11 @@ without keeping the files from being polled again.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from typing import Final
 
-from .forks import on_fork
+from .forks import on_fork, why_no_thread
 from .owner import Turn, Within
 
 __all__ = ["PATIENCE", "Poller"]
@@ -69,8 +68,8 @@ class Poller:
 
     def _start(self, done: threading.Event) -> str:
         """Run the parts in a thread; why that cannot be, else nothing."""
-        if not getattr(sys.modules.get("uwsgi"), "has_threads", True):  # they stand still between requests
-            return "uWSGI runs without --enable-threads"
+        if problem := why_no_thread():
+            return problem
         try:
             threading.Thread(target=self._run, args=(done,), name="mmcache-poll", daemon=True).start()
         except RuntimeError as error:  # a limit of processes, or the interpreter is about to end

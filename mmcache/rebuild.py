@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from .counting import Counting
 from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
-from .forks import in_child, on_fork
+from .forks import in_child, on_fork, why_no_thread
 from .lines import Lines
 from .options import Options
 from .sharing import metrics
@@ -152,6 +152,9 @@ class Rebuilder:
             if executor == "subprocess" and self._can_be_built_elsewhere() and self._spawn(page, lock):
                 return True
             handed, lock = lock, None
+            if why_no_thread():
+                self._build_here(page, handed)
+                return True
             thread = threading.Thread(target=self._build_here, args=(page, handed), name="mmcache-rebuild", daemon=True)
             try:
                 thread.start()
