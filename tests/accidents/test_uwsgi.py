@@ -7,6 +7,7 @@ lock is free at once, though no worker was asked anything; and then each worker 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -86,8 +87,8 @@ def test_under_uwsgi_a_killed_builder_holds_up_no_worker(path, tmp_path, db, opt
         killing_builders(path) as killed,
         uwsgi(tmp_path, application, "--master", "--processes", "2", *options) as ask,
     ):
-        until("a builder was killed", lambda: killed or ask("k0"))
-        until("a builder was killed", lambda: killed, timeout=60.0)
+        notes = (change(db, "k1", note=f"new-{i}") for i in itertools.count())
+        until("a builder was killed", lambda: (next(notes), ask("k0"), killed)[2], timeout=60.0, pause=0.05)
         with inside.build_lock(path, 20.0):
             pass
         generation = ask("k1")[2]
