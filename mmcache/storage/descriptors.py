@@ -46,15 +46,20 @@ class Descriptor:
         return self.fd
 
     def open(self, path: str, flags: int, mode: int | None = None, directory: int | None = None) -> os.stat_result:
-        """Open a path, relative to the descriptor of a directory; what the file is. Once only. Raises OSError.
+        """Open a path, relative to the descriptor of a directory; what the file is. Raises OSError, and has none then.
 
         mode: of a file that is created, less the umask."""
         more = {"mode": mode, "dir_fd": directory}
         opening = partial(self._open, **{name: value for name, value in more.items() if value is not None})
+        self._owner = Owner(self._close)
         self._owner.take(opening, path, flags)
-        if self.fd <= 2:
-            self._leave_the_standard_streams()
-        return self.identify()
+        try:
+            if self.fd <= 2:
+                self._leave_the_standard_streams()
+            return self.identify()
+        except OSError:
+            self.close()
+            raise
 
     def _leave_the_standard_streams(self) -> None:
         """Where a stray print would write into the file."""

@@ -147,7 +147,7 @@ def open_to_write(descriptor: Descriptor, path: str) -> tuple[os.stat_result, bo
     try:
         return descriptor.open(path, os.O_RDWR | _FLAGS), True
     except OSError as error:
-        if error.errno not in _READ_ONLY or descriptor.fd >= 0:
+        if error.errno not in _READ_ONLY:
             raise
     return descriptor.open(path, os.O_RDONLY | _FLAGS), False
 
@@ -312,8 +312,8 @@ class Directory:
         file = WriteFile(self, name)
         try:
             file.descriptor.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, mode, self.fd)
-        except OSError:
-            if file.fd < 0:
+        except OSError as error:
+            if isinstance(error, FileExistsError):
                 file.published()  # what has the name is another's
             file.close()
             raise

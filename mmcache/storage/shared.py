@@ -364,8 +364,8 @@ def create_held(path: str, content: bytes) -> Holding:
     """
     with fs.Directory(path) as directory:
         descriptor = Descriptor(fs.system, is_lock=True)
-        descriptor.open(directory.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, _MODE, directory.fd)
         try:
+            descriptor.open(directory.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, _MODE, directory.fd)
             holding = Holding._of(descriptor)
             try:
                 if not descriptor.identify().st_nlink:
@@ -374,9 +374,10 @@ def create_held(path: str, content: bytes) -> Holding:
             except BaseException:
                 holding.close()
                 raise
-        except BaseException:
-            with contextlib.suppress(PublishError):
-                directory.unlink(directory.name)
+        except BaseException as error:
+            if not isinstance(error, FileExistsError):
+                with contextlib.suppress(PublishError):
+                    directory.unlink(directory.name)
             raise
     return holding
 

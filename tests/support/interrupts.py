@@ -4,7 +4,9 @@
     places = interrupts.places(operation)      # runs it once
     interrupts.run(operation, places[0])       # runs it again, and raises there
 
-CPython handles signals after a call, where a function begins, and where a loop goes back; `every` is stricter.
+CPython handles signals after a call, where a function begins, and where a loop goes back; `every` is stricter. Left out
+are places where no handler runs and none could be survived: between the block of a `with` and the call of `__exit__`,
+and where the interpreter enters and leaves an `except`, which it would take for unfinished, with all its frames.
 """
 
 from __future__ import annotations
@@ -54,6 +56,23 @@ def _is_eligible(code: CodeType, offset: int) -> bool:
     return before.startswith(("CALL", "RESUME")) or "BACKWARD" in before
 
 
+@cache
+def _left_out(code: CodeType) -> frozenset[int]:
+    """Offsets of the begin and end of handlers, and of the calls of `__exit__` after a block that ended well."""
+    instructions = [one for one in dis.get_instructions(code) if one.opname not in ("CACHE", "PRECALL")]
+    names = [one.opname for one in instructions]
+    found = {
+        one.offset
+        for i, one in enumerate(instructions)
+        if {"PUSH_EXC_INFO", "POP_EXCEPT"} & set(names[max(i - 1, 0) : i + 2])
+    }
+    for i, one in enumerate(instructions):
+        before = instructions[max(i - 3, 0) : i]
+        if one.opname == "CALL" and one.arg == 2 and all((b.opname, b.argval) == ("LOAD_CONST", None) for b in before):
+            found |= {each.offset for each in before} | {one.offset, one.offset - 4}
+    return frozenset(found)
+
+
 class Interrupts:
     """every: at each instruction, also where CPython itself handles no signal. Only the thread that runs the operation
     is interrupted."""
@@ -84,7 +103,9 @@ class Interrupts:
             operation()
 
     def _pass(self, code: CodeType, offset: int) -> None:
-        if threading.get_ident() != self._thread or not (self._every or _is_eligible(code, offset)):
+        if threading.get_ident() != self._thread:
+            return
+        if not _is_eligible(code, offset) and (not self._every or offset in _left_out(code)):
             return
         key = code, offset
         count = self._seen.get(key, 0)
