@@ -1,18 +1,23 @@
 """What a forked child must make anew: locks that another thread of its parent may have held, and whatever else belongs
 to one process.
 
-Python runs the hooks after a fork of its own. A host that forks in C may run none; then `renew_if_forked`, which every
-poll calls, finds another process id and does the same.
+Python runs the hooks after a fork of its own. A host that forks in C may run none; then `renew_if_forked`, which is
+called before a lock is taken, finds another process id and does the same.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
-__all__ = ["Lock", "on_fork", "renew_if_forked"]
+from .owner import Turn
+
+__all__ = ["Lock", "in_child", "on_fork", "renew_if_forked", "why_no_thread"]
 
 
 class Renewable(Protocol):
@@ -22,11 +27,15 @@ class Renewable(Protocol):
 
 
 _pid = os.getpid()
+_hooks: Final[list[Callable[[], object]]] = []
 _renewables: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 class Lock:
-    """A re-entrant lock that a forked child finds free. A context manager."""
+    """A re-entrant lock that a forked child finds free. A context manager: C code takes it and releases it."""
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
     __slots__ = ("__weakref__", "_lock")
 
@@ -37,18 +46,9 @@ class Lock:
     def begin_process(self) -> None:
         self._lock = threading.RLock()
 
-    def acquire(self, timeout: float = -1) -> bool:
-        """Whether it was to be had within so many seconds; -1 waits for as long as it takes."""
-        return self._lock.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def turn(self, timeout: float) -> Turn:
+        """`with lock.turn(seconds) as is_ours:`."""
+        return Turn(self._lock, timeout)
 
 
 def on_fork(renewable: Renewable) -> None:
@@ -56,20 +56,41 @@ def on_fork(renewable: Renewable) -> None:
     _renewables.add(renewable)
 
 
+def in_child(hook: Callable[[], object]) -> None:
+    """Have a function called in every forked child. The interpreter never lets go of it, not even as it ends."""
+    os.register_at_fork(after_in_child=hook)
+    _hooks.append(hook)
+
+
+def why_no_thread() -> str:
+    """Why this process had better start no thread; "" where it may.
+
+    uWSGI loads an application in its master and forks workers in C. A thread that has the interpreter's lock then
+    leaves it locked in the worker for ever. Without `--enable-threads`, threads stand still between requests."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None or not hasattr(uwsgi, "worker_id"):
+        return ""
+    if not uwsgi.worker_id():
+        return "uWSGI has its workers yet to fork"
+    return "" if getattr(uwsgi, "has_threads", True) else "uWSGI runs without --enable-threads"
+
+
 def renew_if_forked() -> bool:
     """Whether this process was forked by means that Python did not see; then all is renewed now."""
     if os.getpid() == _pid:
         return False
+    for hook in _hooks:
+        hook()
     _renew()
     return True
 
 
 def _renew() -> None:
     global _pid  # noqa: PLW0603 (of the process)
-    _pid = os.getpid()
     # Locks first: what begins a process may take one.
     for renewable in sorted(_renewables, key=lambda one: not isinstance(one, Lock)):
         renewable.begin_process()
+    _pid = os.getpid()  # Case: a signal handler raised before; the next poll renews the rest, and the others again
 
 
 os.register_at_fork(after_in_child=_renew)

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from .forks import on_fork
+from .forks import on_fork, why_no_thread
+from .owner import Turn, Within
 
 __all__ = ["PATIENCE", "Poller"]
 
@@ -59,20 +60,31 @@ class Poller:
             self._run(None, _UNDER_WAY)
             return
         done = threading.Event()
+        if problem := self._start(done):
+            self._tell(problem)
+            self._run(None)
+        else:
+            done.wait(patience)
+
+    def _start(self, done: threading.Event) -> str:
+        """Run the parts in a thread; why that cannot be, else nothing."""
+        if problem := why_no_thread():
+            return problem
         try:
             threading.Thread(target=self._run, args=(done,), name="mmcache-poll", daemon=True).start()
         except RuntimeError as error:  # a limit of processes, or the interpreter is about to end
-            if not self._is_told:
-                self._is_told = True
-                log.warning(
-                    "%s: no thread can be started (%s): reads poll themselves",
-                    self._path,
-                    str(error),
-                    extra={"event": "poll_inline", "path": self._path},
-                )
-            self._run(None)
-            return
-        done.wait(patience)
+            return str(error)
+        return ""
+
+    def _tell(self, problem: str) -> None:
+        if not self._is_told:
+            self._is_told = True
+            log.warning(
+                "%s: no thread can be started (%s): reads poll themselves",
+                self._path,
+                problem,
+                extra={"event": "poll_inline", "path": self._path},
+            )
 
     def end(self) -> None:
         """No part is run any more. One that is under way comes to its end first, unless it hangs."""
@@ -82,16 +94,12 @@ class Poller:
 
     def _run(self, done: threading.Event | None, wait: float = 0.0) -> None:
         """wait: seconds for a part that another thread runs, which may have looked before the caller asked."""
-        ident = threading.get_ident()
-        self._threads.add(ident)
         try:
-            for part, lock in zip(self._parts, self._under_way, strict=True):
-                if lock.acquire(timeout=wait):
-                    try:
-                        part()
-                    finally:
-                        lock.release()
+            with Within(self._threads):
+                for part, lock in zip(self._parts, self._under_way, strict=True):
+                    with Turn(lock, wait) as is_ours:
+                        if is_ours:
+                            part()
         finally:
-            self._threads.discard(ident)
             if done is not None:
                 done.set()

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from .counting import Counting
 from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
-from .forks import on_fork
+from .forks import in_child, on_fork, why_no_thread
 from .lines import Lines
 from .options import Options
 from .sharing import metrics
@@ -27,6 +27,7 @@ from .sharing.page import Page
 from .sharing.publishing import build_once
 from .sources.base import Source
 from .storage import fs
+from .storage.descriptors import Descriptor
 from .storage.publish import BuildReport
 
 __all__ = ["Rebuilder", "last_build"]
@@ -69,7 +70,7 @@ class Rebuilder:
         asked_ns: int | None = None,
         first: bool = False,
         since: float | None = None,
-        lock: int | None = None,
+        lock: Descriptor | None = None,
     ) -> BuildReport:
         """Build and publish from the source, if no other process did: see `sharing.publishing.build_once`."""
         assert self.source is not None
@@ -137,22 +138,28 @@ class Rebuilder:
     def _start(self, why: str, page: Page, heard: object) -> bool:
         path = self.files.path
         with fs.Directory(path) as directory:
-            lock = directory.take_lock(0.0)
+            lock: Descriptor | None = directory.take_lock(0.0)
         try:
+            assert lock is not None
             if last_build(page) != heard:
                 return False
             log.info("%s: rebuilding, because %s", path, why, extra={"event": "rebuild_started", "path": path})
             executor = self.options.executor
             if executor == "inline":
-                handed, lock = lock, -1
+                handed, lock = lock, None
                 self._build_here(page, handed)
                 return True
             if executor == "subprocess" and self._can_be_built_elsewhere() and self._spawn(page, lock):
                 return True
-            thread = threading.Thread(target=self._build_here, args=(page, lock), name="mmcache-rebuild", daemon=True)
+            handed, lock = lock, None
+            if why_no_thread():
+                self._build_here(page, handed)
+                return True
+            thread = threading.Thread(target=self._build_here, args=(page, handed), name="mmcache-rebuild", daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:
+                fs.free(handed)
                 log.warning(
                     "%s: no thread can be started (%s): rebuilt later",
                     path,
@@ -160,10 +167,10 @@ class Rebuilder:
                     extra={"event": "spawn_failed", "path": path},
                 )
                 return False
-            lock = -1
             return True
         finally:
-            fs.release(lock)
+            if lock is not None:
+                fs.free(lock)
 
     def _can_be_built_elsewhere(self) -> bool:
         """Whether the file says of itself how to build it, and this interpreter can be started again."""
@@ -172,7 +179,7 @@ class Rebuilder:
         snapshot = self.files.snapshot
         return is_python and spec is not None and snapshot is not None and snapshot.layout.source == spec
 
-    def _build_here(self, page: Page, lock: int) -> None:
+    def _build_here(self, page: Page, lock: Descriptor) -> None:
         try:
             self.build(page, timeout=0.0, asked_ns=time.time_ns(), lock=lock)
             self.files.repair = ""
@@ -181,22 +188,22 @@ class Rebuilder:
         except Exception:  # noqa: BLE001, S110 (counted, logged, and recorded on the page)
             pass
         finally:
-            fs.release(lock)
+            fs.free(lock)
             self.running = False
 
-    def _spawn(self, page: Page, lock: int) -> bool:
+    def _spawn(self, page: Page, lock: Descriptor) -> bool:
         """Start a process that rebuilds from what the file says, and holds the lock from now on; False if the system
         does not let us."""
         path, limit = self.files.path, self.options.build_timeout
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-        words = [path, str(time.time_ns()), str(limit), str(lock)]
+        words = [path, str(time.time_ns()), str(limit), str(lock.fd)]
         before = last_build(page) if page.shared else None
         try:
             process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-m", "mmcache.sharing.background", *words],
                 env=environment,
-                pass_fds=(lock,),
+                pass_fds=(lock.fd,),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -209,6 +216,7 @@ class Rebuilder:
                 extra={"event": "spawn_failed", "path": path},
             )
             return False
+        lock.close()  # and not free it: the child has it
         _children.add(process)
         self._child = _Child(process, time.monotonic() + limit, before)
         return True
@@ -264,5 +272,5 @@ def _let_go() -> None:
     _children.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+in_child(_let_go)
 atexit.register(_let_go)

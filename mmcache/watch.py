@@ -24,6 +24,7 @@ from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
 from .lines import Lines
 from .options import Options, is_disabled
+from .owner import Within
 from .poller import Poller
 from .rebuild import Rebuilder
 from .sharing import invalidation, metrics
@@ -56,8 +57,8 @@ _FOREVER: Final = 3600.0
 class _Known:
     """What one process knows besides the page and the file.
 
-    asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
-    without a file looks again. attaching: the thread that opens the first file. lines: for the log.
+    asked: what the source said last; asked_at: when that question began. next_try: when a cache without a file looks
+    again. is_closed, is_ended: `close` has begun, and has done all. attaching: threads that open the first file.
     """
 
     rules: Rules
@@ -66,7 +67,8 @@ class _Known:
     asked_at: float = 0.0
     next_try: float = 0.0
     is_closed: bool = False
-    attaching: int | None = None
+    is_ended: bool = False
+    attaching: set[int] = field(default_factory=set)
 
 
 class Watch:
@@ -98,7 +100,7 @@ class Watch:
             return
         self.due = 0.0
         self._known.rules = self.options.rules()
-        self._known.attaching = None
+        self._known.attaching = set()
 
     @property
     def path(self) -> str:
@@ -127,6 +129,7 @@ class Watch:
 
     def look(self, now: float) -> None:
         """Find out what is new: what was said, and once in `check_interval` everything else."""
+        renew_if_forked()
         known = self._known
         if known.is_closed:
             return
@@ -170,6 +173,7 @@ class Watch:
 
     def refresh(self) -> bool:
         """Look now, at everything; whether there was another file to move to."""
+        renew_if_forked()
         old = self.files.snapshot
         if old is None:
             self._known.next_try = 0.0
@@ -266,7 +270,6 @@ class Watch:
     # --- polling: in a thread, or where none can run in a read
 
     def _poll_files(self) -> None:
-        renew_if_forked()
         if self._known.is_closed:
             return
         with self._lock:
@@ -338,17 +341,16 @@ class Watch:
         """Move to the file that is at the path now, if it is another one. One that is not right is refused, and ours is
         kept."""
         files, old = self.files, self.files.snapshot
-        if not files.lock.acquire(timeout=patience):
-            return
-        try:
-            new = files.other(self.hearing.page)
-        except UnusableFileError as error:
-            self._refuse(error)
-        else:
-            if new is not None:
-                self._take(new, old)
-        finally:
-            files.lock.release()
+        with files.lock.turn(patience) as is_ours:
+            if not is_ours:
+                return
+            try:
+                new = files.other(self.hearing.page)
+            except UnusableFileError as error:
+                self._refuse(error)
+            else:
+                if new is not None:
+                    self._take(new, old)
 
     def _take(self, snapshot: Snapshot, old: Snapshot | None = None) -> bool:
         """Answer from this snapshot, unless another thread has moved on from the old one meanwhile."""
@@ -378,10 +380,9 @@ class Watch:
         for _ in range(3):
             try:
                 self.hearing.rebase(snapshot.header)
+                return
             except MovedError:
                 self._renew_page()
-            else:
-                return
 
     def _refuse(self, error: UnusableFileError) -> None:
         is_new = self.files.refuse(error)
@@ -393,6 +394,7 @@ class Watch:
 
     def _attached(self) -> View:
         """There is no snapshot: open the file, or build it, or leave it to the source."""
+        renew_if_forked()
         files, known = self.files, self._known
         if known.is_closed:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
@@ -405,19 +407,15 @@ class Watch:
                 raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
             return self.view
         # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread builds it.
-        is_under_way = known.attaching == threading.get_ident()
-        if is_under_way or not files.lock.acquire(timeout=self.options.wait):
-            return View(self.view.decision._replace(cause="building"))
-        is_opened = False
-        try:
-            known.attaching = threading.get_ident()
-            if files.snapshot is None and time.monotonic() >= known.next_try:
-                self._attach()
-                is_opened = files.snapshot is not None
-        finally:
-            known.attaching = None
-            files.lock.release()
-            self._known.lines.write()
+        is_under_way, is_opened = threading.get_ident() in known.attaching, False
+        with files.lock.turn(0.0 if is_under_way else self.options.wait) as is_ours:
+            if is_under_way or not is_ours:
+                return View(self.view.decision._replace(cause="building"))
+            with Within(known.attaching):
+                if files.snapshot is None and time.monotonic() >= known.next_try:
+                    self._attach()
+                    is_opened = files.snapshot is not None
+        known.lines.write()
         if is_opened:
             self.due = time.monotonic() + self.options.check_interval
             self._poller.poll()
@@ -474,6 +472,7 @@ class Watch:
             self.look(time.monotonic())
 
     def _page_now(self) -> Page:
+        renew_if_forked()
         with self._lock:
             self._renew_page()
             assert self.hearing.page is not None
@@ -483,9 +482,9 @@ class Watch:
 
     def close(self) -> None:
         """A poll that hangs in the source ends by itself, and changes nothing any more."""
+        if self._known.is_ended:  # Case: a close that was interrupted is finished by the next
+            return
         with self._lock:
-            if self._known.is_closed:
-                return
             self._known.is_closed = True
             page = self.hearing.page
         self._poller.end()
@@ -495,6 +494,7 @@ class Watch:
             self.view = View(self.view.decision._replace(serves=False))
             self.word, self.seen, self.due = _NO_WORD, 0, float("inf")
         self.counting.close()
+        self._known.is_ended = True
         self._known.lines.write()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ..errors import PublishError
 from ..format.header import Header, Tokens
 from ..storage.fs import Identity
-from .attach import attach
+from .attach import attach, sweep
 from .events import Event, Kind
 from .head import Announced, Failure
 from .page import MovedError, Page
@@ -97,6 +97,7 @@ class Announcer:
 
     def begin(self) -> None:
         """We hold the build lock and build."""
+        sweep(self.path)
         self._since_ns = time.monotonic_ns()
         head = self._page.head()
         builder = None if head is None else head.builder

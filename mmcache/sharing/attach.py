@@ -35,7 +35,7 @@ from .page import (
     wake_path,
 )
 
-__all__ = ["PATIENCE", "attach", "look"]
+__all__ = ["PATIENCE", "attach", "look", "sweep"]
 
 PATIENCE: Final = 0.02
 """Seconds that a read waits for the page lock when it has to make a page."""
@@ -216,11 +216,24 @@ def _log_of(old: _Found, origin: int) -> Iterator[tuple[int, bytes]]:
         position += len(data)
 
 
+def sweep(path: str) -> None:
+    """Remove wake files whose makers were killed before their page had its name."""
+    with contextlib.suppress(MmcacheError):
+        if len(_wakes(path)) > 1:
+            with fs.Directory(path) as directory, page_lock(page_path(path), path, PATIENCE) as is_held:
+                if is_held:
+                    _sweep(directory, path)
+
+
+def _wakes(path: str) -> list[str]:
+    begin = f".{os.path.basename(path)}."
+    return [each for each in shared.names_beside(path) if each.startswith(begin) and each.endswith(".wake")]
+
+
 def _sweep(directory: fs.Directory, path: str) -> None:
     """Wake the readers of pages that are gone, whose words get no more stores, and remove their words."""
     parent, name = os.path.split(path)
-    begin, end = f".{name}.", ".wake"
-    there = [each for each in shared.names_beside(path) if each.startswith(begin) and each.endswith(end)]
+    begin = f".{name}."
     pages = [page_path(path)] + [
         os.path.join(parent, each)
         for each in shared.names_beside(path)
@@ -234,7 +247,7 @@ def _sweep(directory: fs.Directory, path: str) -> None:
             continue
         if found is not None and found.head is not None:
             used.add(wake_name(name, found.head.identity.nonce))
-    for each in set(there) - used:
+    for each in set(_wakes(path)) - used:
         try:
             wake = open_wake(os.path.join(parent, each))
             if wake is not None:

@@ -15,9 +15,7 @@ from .publishing import rebuild
 
 def main(path: str, asked_ns: str, limit: str, lock: str | None = None) -> int:
     """lock: number of a descriptor that holds the build lock; without one it is taken here, or the build fails."""
-    held = None if lock is None else int(lock)
-    if held is not None:
-        fs.receive(held)
+    held = None if lock is None else fs.receive(int(lock))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.setitimer(signal.ITIMER_REAL, float(limit))

@@ -18,6 +18,7 @@ from ..schema import Schema
 from ..sources import Source, as_source, closing, from_spec
 from ..sources.iterable import Records
 from ..storage import publish as storage
+from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Progress, Serves
 from . import metrics
@@ -70,7 +71,7 @@ def rebuild(
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     asked_ns: int | None = None,
-    lock: int | None = None,
+    lock: Descriptor | None = None,
 ) -> BuildReport:
     """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata.
 
@@ -109,7 +110,7 @@ def build_once(
     serves: Serves | None = None,
     asked_ns: int | None = None,
     since: float | None = None,
-    lock: int | None = None,
+    lock: Descriptor | None = None,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 

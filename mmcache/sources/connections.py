@@ -22,6 +22,7 @@ from urllib.parse import quote
 from weakref import WeakSet
 
 from ..errors import SourceError
+from ..forks import in_child, renew_if_forked
 
 __all__ = ["Connection", "Connections"]
 
@@ -80,6 +81,7 @@ class Connections:
 
     def take(self) -> Connection:
         """An exclusive connection, outside any transaction. Raises SourceError."""
+        renew_if_forked()
         home = self._idle
         try:
             return home.pop().lend(self, home)
@@ -191,4 +193,4 @@ def _abandon_all(keep: list[set[Connection]]) -> None:
 
 
 # The interpreter never lets go of a hook, not even as it ends, and so never closes what the hook keeps.
-os.register_at_fork(after_in_child=partial(_abandon_all, []))
+in_child(partial(_abandon_all, []))

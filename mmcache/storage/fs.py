@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
+from .descriptors import RANGES, Descriptor, is_locked, lock_byte
 
 Identity = tuple[int, int, int, int]
 """Device, inode, size, and time of the last write in ns, which no rename and no link changes."""
@@ -34,7 +35,8 @@ map_file: Any = mmap.mmap
 CHUNK = 2**20
 """Bytes per read or write call: large enough to cost nothing, small enough to keep out of the heap's way."""
 _LARGEST_CALL = 2**30
-_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_HARD_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 _TEMP_SUFFIX = ".tmp"
 
@@ -83,14 +85,13 @@ class ReadFile:
     last reference.
     """
 
-    __slots__ = ("fd", "identity", "path", "size")
+    __slots__ = ("_descriptor", "identity", "path", "size")
 
     def __init__(self, path: str, directory: int | None = None) -> None:
-        self.fd = -1
         self.path = path
+        self._descriptor = Descriptor(system)
         try:
-            self.fd = system.open(path, _READ_FLAGS, dir_fd=directory)
-            status = system.fstat(self.fd)
+            status = self._descriptor.open(path, os.O_RDONLY | _FLAGS, directory=directory)
             if not stat.S_ISREG(status.st_mode):
                 raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}", path=path)
             if directory is None:
@@ -100,6 +101,10 @@ class ReadFile:
             raise (error if isinstance(error, UntrustedPathError) else unusable(error, path)) from None
         self.size = status.st_size
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    @property
+    def fd(self) -> int:
+        return self._descriptor.fd
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes from an offset, fewer only where the file ends. Raises UnusableFileError."""
@@ -130,18 +135,17 @@ class ReadFile:
             raise UnusableFileError(f"cannot be mapped ({error})", path=self.path) from None
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                system.close(fd)
+        self._descriptor.close()
 
-    def __del__(self) -> None:
-        # At interpreter exit this module may be half gone, and the system closes what is left.
-        if self.fd >= 0 and system is not None:
-            try:  # noqa: SIM105  contextlib may be gone
-                system.close(self.fd)
-            except OSError:
-                pass
+
+def open_to_write(descriptor: Descriptor, path: str) -> tuple[os.stat_result, bool]:
+    """Open a path for writing where we may, else for reading: what it is, and which of the two. Raises OSError."""
+    try:
+        return descriptor.open(path, os.O_RDWR | _FLAGS), True
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+    return descriptor.open(path, os.O_RDONLY | _FLAGS), False
 
 
 def identity_of(path: str) -> Identity | None:
@@ -227,12 +231,11 @@ class Directory:
     """
 
     def __init__(self, path: str) -> None:
-        self.fd = -1
+        self._descriptor = Descriptor(system)
         parent, self.name = os.path.split(with_name(path))
         self.path = os.path.join(parent, self.name)
         try:
-            self.fd = system.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            status = system.fstat(self.fd)
+            status = self._descriptor.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             self.close()
             raise failed(error, parent, "open the directory") from None
@@ -253,18 +256,11 @@ class Directory:
         self.close()
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                system.close(fd)
+        self._descriptor.close()
 
-    def __del__(self) -> None:
-        # Case: a signal handler raises between the opening and the `with`.
-        if self.fd >= 0 and system is not None:
-            try:  # noqa: SIM105  contextlib may be gone at interpreter exit
-                system.close(self.fd)
-            except OSError:
-                pass
+    @property
+    def fd(self) -> int:
+        return self._descriptor.fd
 
     def read(self, name: str) -> ReadFile:
         """Open one of the directory's files for reading. Raises UnusableFileError."""
@@ -305,15 +301,25 @@ class Directory:
     def create(self, mode: int = 0o600) -> WriteFile:
         """A new temporary file, which no reader looks at. mode: less the umask."""
         for _ in range(100):
-            name = _temp_name(self.name)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                return WriteFile(self, name, off_the_standard_streams(system.open(name, flags, mode, dir_fd=self.fd)))
+                return self.make(_temp_name(self.name), mode)
             except FileExistsError:
                 continue
             except OSError as error:
                 raise failed(error, self.path, "create a temporary file beside it") from None
         raise PublishError("could not find a free temporary name in 100 tries", path=self.path)
+
+    def make(self, name: str, mode: int) -> WriteFile:
+        """A new file of this name. mode: less the umask. Raises OSError."""
+        file = WriteFile(self, name)
+        try:
+            file.descriptor.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, mode, self.fd)
+        except OSError as error:
+            if isinstance(error, FileExistsError):
+                file.published()  # what has the name is another's
+            file.close()
+            raise
+        return file
 
     def scratch(self) -> WriteFile:
         """A new temporary file without a name: gone when it is closed, however that happens."""
@@ -371,7 +377,7 @@ class Directory:
             raise failed(error, self.path, "sync the directory") from None
 
     @contextlib.contextmanager
-    def lock(self, timeout: float, held: int | None = None) -> Iterator[None]:
+    def lock(self, timeout: float, held: Descriptor | None = None) -> Iterator[None]:
         """Hold the build lock: one writer at a time, over all processes and threads. Freed when we die.
 
         timeout: seconds to wait for another holder; 0 tries once. held: a descriptor that holds it already, and that
@@ -381,55 +387,53 @@ class Directory:
             self._check_lock(held)
             yield
             return
-        fd = self.take_lock(timeout)
+        lock = self.take_lock(timeout)
         try:
             yield
         finally:
-            release(fd)
+            free(lock)
 
-    def take_lock(self, timeout: float) -> int:
-        """A descriptor that holds the build lock, for `release`, or for a child process to `lock` with."""
+    def take_lock(self, timeout: float) -> Descriptor:
+        """A descriptor that holds the build lock until it is closed, or is handed to a child process to `lock` with."""
         return self._locked_descriptor(time.monotonic() + timeout)
 
-    def _check_lock(self, fd: int) -> None:
+    def _check_lock(self, held: Descriptor) -> None:
         try:
-            is_ours = self._names(lock_name(self.name), system.fstat(fd))
+            is_ours = self._names(lock_name(self.name), held.identify())
         except OSError as error:
             raise failed(error, self.path, "take over the lock") from None
         if not is_ours:
             raise PublishError("the lock that was handed over is not that of this file", path=self.path)
-        _sign(fd)
+        _sign(held.fd)
 
-    def _locked_descriptor(self, deadline: float) -> int:
+    def _locked_descriptor(self, deadline: float) -> Descriptor:
         from filelock import lock_descriptor
 
         name = lock_name(self.name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | _FLAGS
         pause = 0.001
         while True:
-            fd = -1
+            lock = Descriptor(system, is_lock=True)
             try:
-                fd = off_the_standard_streams(system.open(name, flags, 0o660, dir_fd=self.fd))
-                hold(fd)  # before it is locked: a child may be forked at any moment
-                status = system.fstat(fd)
+                status = lock.open(name, flags, 0o660, self.fd)
                 self._check(name, status)
                 if status.st_nlink > 1:
                     raise UntrustedPathError(f"the lock file has {status.st_nlink} names: remove it", path=self.path)
                 # Someone may have replaced the file between our open and our lock: only the lock on the file that
                 # stands under the name excludes the others.
-                if lock_descriptor(fd, blocking=False):
+                if lock_descriptor(lock.fd, blocking=False) and not _is_built_elsewhere(lock):
                     if self._names(name, status):
-                        _sign(fd)
-                        return fd
-                    release(fd)
+                        _sign(lock.fd)
+                        return lock
+                    free(lock)
                     continue
-                holder = _signature(fd)
+                holder = _signature(lock.fd)
             except OSError as error:
-                release(fd)
+                free(lock)
                 if isinstance(error, UntrustedPathError):
                     raise
                 raise failed(error, self.path, f"take the lock {name!r}") from None
-            release(fd)
+            free(lock)
             if (left := deadline - time.monotonic()) <= 0:
                 raise LockTimeoutError(f"another build holds {name!r}{holder}: try later", path=self.path)
             time.sleep(min(pause, left))
@@ -447,10 +451,14 @@ class WriteFile:
     success that did not happen.
     """
 
-    def __init__(self, directory: Directory, name: str, fd: int) -> None:
+    def __init__(self, directory: Directory, name: str) -> None:
         self.directory = directory
         self.name: str | None = name
-        self.fd = fd
+        self.descriptor = Descriptor(system)
+
+    @property
+    def fd(self) -> int:
+        return self.descriptor.fd
 
     def allocate(self, size: int) -> None:
         """Reserve the room, so that a full disk is known before anything is written."""
@@ -514,9 +522,7 @@ class WriteFile:
         self.name = None
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            close_quietly(fd)
+        self.descriptor.close()
         if self.name is not None:
             with contextlib.suppress(PublishError):
                 self.unlink()
@@ -555,60 +561,56 @@ def _fsync(fd: int) -> None:
         system.fsync(fd)
 
 
-def close_quietly(fd: int) -> None:
-    if fd >= 0:
+# --- the lock's descriptor --------------------------------------------------------------------------------------------
+
+_BUILD_BYTE = 2
+"""Of the lock file. A process that builds for another holds it by an open file of its own: see `receive`."""
+
+
+def receive(fd: int) -> Descriptor:
+    """The build lock, from the process that started this one and gave it the descriptor. Raises PublishError.
+
+    A host that forks in C may have forked the parent when it had the open file: then other processes have it, too, and
+    keep the lock though this one dies. So it is held by an open file that no process but this one has.
+    """
+    given, lock = Descriptor(system, is_lock=True), Descriptor(system, is_lock=True)
+    try:
+        given.receive(fd)
+        system.set_inheritable(fd, False)  # noqa: FBT003 (the system's own signature)
+        with contextlib.suppress(FileNotFoundError):  # without /proc the one that was given must do
+            lock.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not RANGES or lock.identity != given.identity or not lock_byte(lock.fd, _BUILD_BYTE):
+            return given
+        free(given)
+        while not _try_flock(lock.fd):  # others have it for as long as it takes them to see the byte
+            time.sleep(0.001)
+    except OSError as error:
+        raise failed(error, f"descriptor {fd}", "take over the lock") from None
+    return lock
+
+
+def free(lock: Descriptor) -> None:
+    """Free the build lock, also where a process that C code forked has the open file, too."""
+    import fcntl
+
+    if lock.is_ours():
         with contextlib.suppress(OSError):
-            system.close(fd)
+            fcntl.flock(lock.fd, fcntl.LOCK_UN)
+    lock.close()
 
 
-def off_the_standard_streams(fd: int) -> int:
-    """Move a descriptor off 0..2, where a stray print would write into the file."""
-    if fd > 2:
-        return fd
+def _try_flock(fd: int) -> bool:
     import fcntl
 
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        close_quietly(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-# --- the lock's descriptor --------------------------------------------------------------------------------------------
-
-_held_locks: set[int] = set()
-
-
-def hold(fd: int) -> None:
-    """This descriptor carries a lock: a forked child closes it at once."""
-    _held_locks.add(fd)
-
-
-def receive(fd: int) -> None:
-    """A descriptor with a lock that came from the process which started this one: our own children must not keep it."""
-    hold(fd)
-    with contextlib.suppress(OSError):
-        system.set_inheritable(fd, False)  # noqa: FBT003 (the system's own signature)
-
-
-def release(fd: int) -> None:
-    """Close a descriptor, and so free its lock. -1 is none."""
-    _held_locks.discard(fd)
-    close_quietly(fd)
-
-
-def disown(fd: int) -> None:
-    """This descriptor is another's by now, under the same number: do not close it."""
-    _held_locks.discard(fd)
-
-
-def _forget_locks() -> None:
-    """A forked child must not keep its parent's lock alive: the kernel frees it with the last descriptor."""
-    for fd in _held_locks:
-        close_quietly(fd)
-    _held_locks.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
+def _is_built_elsewhere(lock: Descriptor) -> bool:
+    return RANGES and is_locked(lock.fd, _BUILD_BYTE)
 
 
 def _sign(fd: int) -> None:

@@ -24,30 +24,32 @@ from typing import Any, Final
 
 from ..errors import UntrustedPathError, UnusableFileError
 from . import fs, shared
+from .descriptors import RANGES, Descriptor, lock_byte, unlock_byte
 
 __all__ = ["NO_WORD", "PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
 
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_READ_ONLY: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 MODE: Final = 0o664
 """Of pages and wake files, less the umask: who may write the directory can tell, who may read the file can hear."""
 _LOCK_MODE: Final = 0o660
 _LOCK_BYTE: Final = 1
-_SET_LOCK: Final = getattr(fcntl, "F_OFD_SETLK", None)
-"""Linux has locks that belong to an open file; elsewhere they would drop with any descriptor of the file."""
 
 
 class PageFile:
     """A page that is open. Any thread may use it, and a forked child: no call moves a file position."""
 
-    __slots__ = ("fd", "identity", "path", "writable")
+    __slots__ = ("_descriptor", "identity", "path", "writable")
 
-    def __init__(self, path: str, fd: int, *, writable: bool) -> None:
+    def __init__(self, path: str, descriptor: Descriptor, *, writable: bool) -> None:
+        assert descriptor.identity is not None
         self.path = path
-        self.fd = fd
         self.writable = writable
-        status = fs.system.fstat(fd)
-        self.identity: tuple[int, int] = (status.st_dev, status.st_ino)
+        self.identity = descriptor.identity
+        self._descriptor = descriptor
+
+    @property
+    def fd(self) -> int:
+        return self._descriptor.fd
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes from an offset, fewer where the file ends or cannot be read."""
@@ -87,15 +89,7 @@ class PageFile:
             return 0
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        fs.close_quietly(fd)
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0 and fs is not None and fs.system is not None:
-            try:  # noqa: SIM105  contextlib may be gone
-                fs.system.close(self.fd)
-            except OSError:
-                pass
+        self._descriptor.close()
 
 
 def open_page_file(path: str) -> PageFile | None:
@@ -103,30 +97,18 @@ def open_page_file(path: str) -> PageFile | None:
 
     Raises UnusableFileError for what cannot be trusted or read.
     """
+    descriptor = Descriptor(fs.system)
     try:
-        fd, writable = _opened(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise fs.unusable(error, path) from None
-    try:
-        status = fs.system.fstat(fd)
+        status, writable = fs.open_to_write(descriptor, path)
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedPathError("expected a regular file: remove it", path=path)
         fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
-        return PageFile(path, fd, writable=writable)
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        fs.close_quietly(fd)
+        descriptor.close()
         raise (error if isinstance(error, UnusableFileError) else fs.unusable(error, path)) from None
-
-
-def _opened(path: str) -> tuple[int, bool]:
-    try:
-        return fs.system.open(path, os.O_RDWR | _FLAGS), True
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
-    return fs.system.open(path, os.O_RDONLY | _FLAGS), False
+    return PageFile(path, descriptor, writable=writable)
 
 
 # --- the word that is mapped ------------------------------------------------------------------------------------------
@@ -187,12 +169,11 @@ class _ReadWord:
 
 def create_wake(directory: fs.Directory, name: str, value: int) -> int:
     """A new wake file; its inode. Raises PublishError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
     try:
-        fd = fs.system.open(name, flags, MODE, dir_fd=directory.fd)
+        made = directory.make(name, MODE)
     except OSError as error:
         raise fs.failed(error, directory.path, f"create {name!r}") from None
-    with fs.WriteFile(directory, name, fd) as file:
+    with made as file:
         file.write(0, struct.pack("=Q", value))
         inode = file.identity()[1]
         file.published()
@@ -229,50 +210,48 @@ def page_lock(page: str, path: str, timeout: float) -> Iterator[bool]:
 
     page: path of the page. timeout: seconds. Raises PublishError where the lock file cannot be opened or trusted.
     """
-    fd = _lock_descriptor(path, page if _SET_LOCK is None else fs.lock_name(path))
-    is_held = False
+    lock = _lock_file(path, fs.lock_name(path) if RANGES else page)
     try:
         deadline, pause = time.monotonic() + timeout, 0.00005
-        while not (is_held := _try_lock(fd)) and time.monotonic() < deadline:
+        while not (is_held := _try_lock(lock.fd)) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, 0.002)
         yield is_held
     finally:
-        if is_held:  # a child that was forked meanwhile has the open file too: closing ours would not free the lock
-            _unlock(fd)
-        fs.release(fd)
+        _unlock(
+            lock.fd
+        )  # a child that was forked meanwhile has the open file too: closing ours would not free the lock
+        lock.close()
 
 
-def _lock_descriptor(cache: str, path: str) -> int:
-    fd: int = -1
+def _lock_file(cache: str, path: str) -> Descriptor:
+    """The lock file, opened, and not locked."""
+    lock = Descriptor(fs.system, is_lock=True)
     try:
         try:
-            fd = fs.system.open(path, os.O_RDWR | _FLAGS)
+            status = lock.open(path, os.O_RDWR | _FLAGS)
         except FileNotFoundError:
             with fs.Directory(cache) as directory:  # which refuses to write where the directory is not to be trusted
                 name = os.path.basename(path)
-                fd = fs.system.open(name, os.O_RDWR | os.O_CREAT | _FLAGS, _LOCK_MODE, dir_fd=directory.fd)
-        fs.hold(fd)
-        status = fs.system.fstat(fd)
+                status = lock.open(name, os.O_RDWR | os.O_CREAT | _FLAGS, _LOCK_MODE, directory.fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise UntrustedPathError(
                 f"expected a lock file of one name, found {status.st_nlink} names: remove it", path=path
             )
         fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
     except OSError as error:
-        fs.release(fd)
+        lock.close()
         if isinstance(error, UntrustedPathError):
             raise
         raise fs.failed(error, path, "open the lock file") from None
-    return fd
+    return lock
 
 
 def _try_lock(fd: int) -> bool:
+    if RANGES:
+        return lock_byte(fd, _LOCK_BYTE)
     try:
-        if _SET_LOCK is None:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            fcntl.fcntl(fd, _SET_LOCK, _range(fcntl.F_WRLCK))
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -280,12 +259,7 @@ def _try_lock(fd: int) -> bool:
 
 def _unlock(fd: int) -> None:
     with contextlib.suppress(OSError):
-        if _SET_LOCK is None:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        if RANGES:
+            unlock_byte(fd, _LOCK_BYTE)
         else:
-            fcntl.fcntl(fd, _SET_LOCK, _range(fcntl.F_UNLCK))
-
-
-def _range(kind: int) -> bytes:
-    """A `struct flock` for one byte."""
-    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, _LOCK_BYTE, 1, 0)
+            fcntl.flock(fd, fcntl.LOCK_UN)

@@ -33,6 +33,7 @@ from ..schema import Schema
 from ..sources import Source
 from . import fs
 from .builder import Progress, Staged, lay_out, stage, write
+from .descriptors import Descriptor
 from .verify import verify_bytes
 
 __all__ = ["LOCK_TIMEOUT", "BuildReport", "Control", "Progress", "Serves", "clear", "described", "publish"]
@@ -102,7 +103,7 @@ def publish(
     timeout: float = LOCK_TIMEOUT,
     unless: Serves | None = None,
     control: Control | None = None,
-    lock: int | None = None,
+    lock: Descriptor | None = None,
 ) -> BuildReport:
     """Build from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
     serves, because another process built it while we waited; then it stays. It may raise, too.

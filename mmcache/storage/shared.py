@@ -23,6 +23,7 @@ from typing import Self
 
 from ..errors import CorruptFileError, PublishError, UnusableFileError
 from . import fs
+from .descriptors import Descriptor
 
 __all__ = [
     "Holding",
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MODE = 0o664
 """Less the umask: who may write the directory may signal, who may read the file may listen."""
 
@@ -44,16 +44,19 @@ _MODE = 0o664
 class SmallFile:
     """An open file of a known size. A context manager; a forked child loses it."""
 
-    __slots__ = ("fd", "identity", "path", "writable")
+    __slots__ = ("_descriptor", "identity", "path", "writable")
 
-    def __init__(self, path: str, fd: int, *, writable: bool) -> None:
-        """The descriptor is this object's from now on."""
-        self.fd = -1
-        fs.hold(fd)
+    def __init__(self, path: str, descriptor: Descriptor, *, writable: bool) -> None:
+        """descriptor: opened, and this object's from now on."""
+        assert descriptor.identity is not None
         self.path = path
-        self.identity = _identity(fd)
+        self.identity = descriptor.identity
         self.writable = writable
-        self.fd = fd
+        self._descriptor = descriptor
+
+    @property
+    def fd(self) -> int:
+        return self._descriptor.fd
 
     def __enter__(self) -> Self:
         return self
@@ -62,13 +65,8 @@ class SmallFile:
         self.close()
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        _close(fd, self.identity)
-
-    def __del__(self) -> None:
-        # At interpreter exit these modules may be half gone, and the system closes what is left.
-        if self.fd >= 0 and fs is not None and fs.system is not None:
-            self.close()
+        """Frees the lock, too."""
+        self._descriptor.close()
 
     def read(self, offset: int, length: int) -> bytes:
         """All of these bytes. Raises CorruptFileError where the file ends before, UnusableFileError as the system."""
@@ -85,26 +83,6 @@ class SmallFile:
     def write(self, offset: int, data: bytes) -> None:
         """In one call, unless the system takes a part at a time. Raises OSError."""
         _write(self.fd, offset, data)
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    status = fs.system.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def _is_same(fd: int, identity: tuple[int, int]) -> bool:
-    try:
-        return fd >= 0 and _identity(fd) == identity
-    except OSError as error:
-        return error.errno != errno.EBADF
-
-
-def _close(fd: int, identity: tuple[int, int]) -> None:
-    """Close a descriptor while it is still that of a file: another may have been opened under its number."""
-    if _is_same(fd, identity):
-        fs.release(fd)
-    else:
-        fs.disown(fd)
 
 
 def _write(fd: int, offset: int, data: bytes) -> None:
@@ -125,28 +103,33 @@ class Holding:
 
     def __init__(self, path: str, access: int = os.O_RDONLY) -> None:
         """Raises OSError, or BlockingIOError where another holds it."""
-        self._lock(fs.off_the_standard_streams(fs.system.open(path, access | _FLAGS)))
+        descriptor = Descriptor(fs.system, is_lock=True)
+        descriptor.open(path, access | _FLAGS)
+        self._lock(descriptor)
 
     @classmethod
-    def _of(cls, fd: int) -> Holding:
+    def _of(cls, descriptor: Descriptor) -> Holding:
         holding = cls.__new__(cls)
-        holding._lock(fd)
+        holding._lock(descriptor)
         return holding
 
-    def _lock(self, fd: int) -> None:
-        self.fd = -1
-        fs.hold(fd)
+    def _lock(self, descriptor: Descriptor) -> None:
+        self._descriptor = descriptor
         try:
-            self.identity = _identity(fd)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert descriptor.identity is not None
+            self.identity = descriptor.identity
+            fcntl.flock(descriptor.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
-            fs.release(fd)
+            self.close()
             raise
-        self.fd = fd
+
+    @property
+    def fd(self) -> int:
+        return self._descriptor.fd
 
     def is_ours(self) -> bool:
         """Whether the descriptor is still that of the file. One `fstat`."""
-        return _is_same(self.fd, self.identity)
+        return self._descriptor.is_ours()
 
     def read(self, length: int) -> bytes:
         """From the file's begin, fewer bytes where it ends before. Raises OSError."""
@@ -157,75 +140,58 @@ class Holding:
         _write(self.fd, offset, content)
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        _close(fd, self.identity)
-
-    def __del__(self) -> None:
-        # At interpreter exit these modules may be half gone, and the system closes what is left.
-        if getattr(self, "fd", -1) >= 0 and fs is not None and fs.system is not None:
-            self.close()
+        self._descriptor.close()
 
 
 def is_held(path: str) -> bool:
     """Whether another descriptor, of any process, holds the lock of the file at a path. False where there is none."""
+    lock = Descriptor(fs.system, is_lock=True)
     try:
-        fd = fs.system.open(path, os.O_RDONLY | _FLAGS)
-    except OSError:
-        return False
-    fs.hold(fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock.open(path, os.O_RDONLY | _FLAGS)
+        fcntl.flock(lock.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
     finally:
-        fs.release(fd)
+        lock.close()
     return False
+
+
+def _text_of(path: str) -> bytes:
+    """What the system tells in a file of its own. Raises OSError."""
+    descriptor = Descriptor(fs.system)
+    try:
+        descriptor.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return b"".join(iter(lambda: fs.system.read(descriptor.fd, 65_536), b""))
+    finally:
+        descriptor.close()
 
 
 @cache
 def boot_id() -> bytes:
     """That changes when the machine starts; b"" where the system does not tell."""
     try:
-        fd = fs.system.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+        return _text_of("/proc/sys/kernel/random/boot_id").strip()
     except OSError:
         return b""
-    try:
-        return fs.system.read(fd, 64).strip()  # type: ignore[no-any-return]
-    except OSError:
-        return b""
-    finally:
-        fs.close_quietly(fd)
 
 
 def private_bytes() -> int:
     """Resident bytes that this process shares with no file; 0 where the system does not tell."""
     try:
-        fd = fs.system.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        fields = fs.system.read(fd, 256).split()
+        fields = _text_of("/proc/self/statm").split()
         return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
     except (OSError, ValueError, IndexError):
         return 0
-    finally:
-        fs.close_quietly(fd)
 
 
 @lru_cache(maxsize=256)
 def _kind_of_device(device: int, directory: str) -> str:
     try:
-        fd = fs.system.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        text = _text_of("/proc/self/mountinfo").decode("utf-8", "replace")
     except OSError:
         return ""
-    try:
-        text = b"".join(iter(lambda: fs.system.read(fd, 65_536), b"")).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    finally:
-        fs.close_quietly(fd)
     number = f"{os.major(device)}:{os.minor(device)}"
     best, kind = "", ""
     for line in text.splitlines():
@@ -260,32 +226,20 @@ def open_small(path: str, size: int) -> SmallFile | None:
 
     Raises CorruptFileError for a file of another size, UnusableFileError for what cannot be trusted or read.
     """
-    fd = -1
+    descriptor = Descriptor(fs.system, is_lock=True)
     try:
-        fd, writable = _opened(path)
-        status = fs.system.fstat(fd)
+        status, writable = fs.open_to_write(descriptor, path)
         if not stat.S_ISREG(status.st_mode):
             raise UnusableFileError("expected a regular file: remove it", path=path)
         fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
         if status.st_size != size:
             raise CorruptFileError(f"expected {size} bytes, found {status.st_size}: remove it", path=path)
-        return SmallFile(path, fd, writable=writable)
-    except BaseException as error:
-        fs.release(fd)
-        if fd < 0 and isinstance(error, FileNotFoundError):
-            return None
-        if isinstance(error, OSError) and not isinstance(error, UnusableFileError):
-            raise fs.unusable(error, path) from None
-        raise
-
-
-def _opened(path: str) -> tuple[int, bool]:
-    try:
-        return fs.system.open(path, os.O_RDWR | _FLAGS), True
     except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
-    return fs.system.open(path, os.O_RDONLY | _FLAGS), False
+        descriptor.close()
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise (error if isinstance(error, UnusableFileError) else fs.unusable(error, path)) from None
+    return SmallFile(path, descriptor, writable=writable)
 
 
 def create(path: str, content: bytes) -> bool:
@@ -312,20 +266,21 @@ def create_held(path: str, content: bytes) -> Holding:
     Raises PublishError, or OSError where that happened, or where the system refuses it.
     """
     with fs.Directory(path) as directory:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
-        fd = fs.off_the_standard_streams(fs.system.open(directory.name, flags, _MODE, dir_fd=directory.fd))
+        descriptor = Descriptor(fs.system, is_lock=True)
         try:
-            holding = Holding._of(fd)
+            descriptor.open(directory.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, _MODE, directory.fd)
+            holding = Holding._of(descriptor)
             try:
-                if not fs.system.fstat(fd).st_nlink:
+                if not descriptor.identify().st_nlink:
                     raise FileNotFoundError(errno.ENOENT, "was removed before it was locked", path)
                 holding.write(content)
             except BaseException:
                 holding.close()
                 raise
-        except BaseException:
-            with contextlib.suppress(PublishError):
-                directory.unlink(directory.name)
+        except BaseException as error:
+            if not isinstance(error, FileExistsError):
+                with contextlib.suppress(PublishError):
+                    directory.unlink(directory.name)
             raise
     return holding
 

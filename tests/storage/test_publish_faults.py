@@ -541,8 +541,9 @@ def test_an_error_of_any_call_of_an_open_is_a_mmcache_error_and_leaks_nothing(pa
     files = open_files()
     for at, name in itertools.product(range(len(calls.log)), ONCE):
         with faults(Fail(at, getattr(errno, name))):
-            if calls.log[at] == "close":
-                read()
+            if "close" in calls.log[at : at + 2]:  # itself, or the look whether the descriptor is still ours
+                with contextlib.suppress(MmcacheError):
+                    read()
             else:
                 with pytest.raises(MmcacheError, match=re.escape(str(path))):
                     read()

@@ -14,7 +14,7 @@ from typing import Any, Self
 from unittest import mock
 
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.format import postings
@@ -200,6 +200,16 @@ def slow_decision(cache: Cache) -> Iterator[tuple[threading.Event, threading.Eve
 def nothing_due(cache: Cache) -> contextlib.AbstractContextManager[Any]:
     """No poll becomes due by itself."""
     return mock.patch.object(cache._watch, "due", float("inf"))
+
+
+def begin_process() -> None:
+    """What a forked child does first."""
+    forks._renew()
+
+
+def clear(path: str | os.PathLike[str]) -> list[str]:
+    """As `mmcache clear` does."""
+    return publishing.clear(path)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
