@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from ..errors import MmcacheError, UnusableFileError
+from ..forks import in_child
 from ..storage import shared
 from . import counter_files, metrics
 from .counter_files import RING, CounterFile, Found, log_once, sample_of
@@ -293,7 +294,7 @@ def _flush_at_exit_of_a_pool() -> None:
 _pool_of: list[int] = []
 """The process that has the finalizer."""
 
-os.register_at_fork(after_in_child=_begin_process)
+in_child(_begin_process)
 atexit.register(_flush_all)
 
 

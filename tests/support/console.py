@@ -55,7 +55,7 @@ def run(*words: object, cwd: Path | None = None, env: Mapping[str, str] | None =
     options.setdefault("stdin", subprocess.DEVNULL)
     options.setdefault("stdout", subprocess.PIPE)
     done = subprocess.run(
-        command, cwd=cwd, env=environment(env), stderr=subprocess.PIPE, text=True, timeout=100, check=False, **options
+        command, cwd=cwd, env=environment(env), stderr=subprocess.PIPE, text=True, timeout=400, check=False, **options
     )
     return Run(done.returncode, done.stdout or "", done.stderr)
 

@@ -107,7 +107,7 @@ class Project:
     def end(self, process: subprocess.Popen[str], code: int | None = 0) -> str:
         """What it said; nothing of it is left."""
         try:
-            out, _ = process.communicate(timeout=100)
+            out, _ = process.communicate(timeout=400)
         finally:
             process.kill()
         assert code is None or process.returncode == code, out
