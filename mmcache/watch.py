@@ -10,6 +10,7 @@ No foreign code, be it a source or a handler of log lines, runs while one of our
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -43,7 +44,7 @@ log = logging.getLogger("mmcache")
 _NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
 _RETRY: Final = 1.0
-"""Seconds after which a cache without a file looks whether there is one by now."""
+"""Seconds after which a cache without a file looks whether there is one by now, at most."""
 
 _TRIES: Final = 5
 """Times that a thread opens the announced file while others move to files before it."""
@@ -56,15 +57,15 @@ _FOREVER: Final = 3600.0
 class _Known:
     """What one process knows besides the page and the file.
 
-    asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
-    without a file looks again. attaching: the thread that opens the first file. lines: for the log.
+    asked: what the source said last; asked_at: by `time.monotonic`, when that question began. is_polled: whether a read
+    has tried to open or build the first file, so that polls do from now on. attaching: the thread that opens it.
     """
 
     rules: Rules
     lines: Lines
     asked: SourceFacts = field(default_factory=SourceFacts)
     asked_at: float = 0.0
-    next_try: float = 0.0
+    is_polled: bool = False
     is_closed: bool = False
     attaching: int | None = None
 
@@ -81,7 +82,7 @@ class Watch:
         self.seen: int | None = None
         self.due = 0.0
         self.view: View = NOTHING
-        self.files = FileTier(path, None if source is None else source.schemas, options)
+        self.files = FileTier(path, source, options)
         self.hearing = Hearing(path)
         self.counting = Counting(
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
@@ -131,7 +132,8 @@ class Watch:
         if known.is_closed:
             return
         if now >= self.due:
-            self.due = now + self.options.check_interval
+            every = self.options.check_interval
+            self.due = now + (min(every, _RETRY) if self.view.snapshot is None else every)
             if self.view is not NOTHING:  # else the file is about to be opened, which polls
                 self._poller.poll()
             elif is_disabled():
@@ -172,7 +174,7 @@ class Watch:
         """Look now, at everything; whether there was another file to move to."""
         old = self.files.snapshot
         if old is None:
-            self._known.next_try = 0.0
+            self._known.is_polled = False
             found = self.current().snapshot is not None
             if not found and self.hearing.page is not None:
                 self._poller.poll(None)  # which writes what was counted
@@ -195,9 +197,10 @@ class Watch:
             self._decide()
             announced = self.hearing.announced
             is_new = announced is not None and announced.generation != self.files.generation
-            at_once = is_new and self.files.snapshot is not None
-        if at_once:
+        if is_new and self.files.snapshot is not None:
             self._adopt_announced()
+        elif is_new and self._known.is_polled:
+            self._poller.poll()
         if is_explained:
             self.seen = woken
 
@@ -260,6 +263,9 @@ class Watch:
             slow=monotonic < self.counting.slow_until,
             building=self.rebuilder.waits,
             disabled=not has_file and is_disabled(),
+            conflict=files.conflict,
+            taken=hearing.taken,
+            lacking=files.lacking,
         )
 
     # --- polling: in a thread, or where none can run in a read
@@ -276,6 +282,11 @@ class Watch:
         self.rebuilder.reap(page)
         if self.files.snapshot is not None:
             self._adopt(_FOREVER)
+        elif self._known.is_polled and self.files.lock.acquire(timeout=0.0):
+            try:
+                self._open()
+            finally:
+                self.files.lock.release()
         with self._lock:
             self._decide()
         if page is not None:
@@ -300,9 +311,10 @@ class Watch:
 
     def _start_rebuild(self) -> None:
         page, why, options = self.hearing.page, self.view.decision.rebuild, self.options
-        if not why or page is None or self.view.snapshot is None or not options.build or options.executor == "external":
+        if not why or page is None or not options.build or options.executor == "external":
             return
-        self.rebuilder.start(why, page, self.hearing.last_build)
+        if self.rebuilder.start(why, page, self.hearing.last_build) and why == self.files.lacking:
+            self.files.widen()
         if options.executor == "inline":
             self._poller.poll(None)
 
@@ -397,6 +409,8 @@ class Watch:
             if self.source is None:
                 raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
             return self.view
+        if known.is_polled and self.source is not None:
+            return self.view
         # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread builds it.
         is_under_way = known.attaching == threading.get_ident()
         if is_under_way or not files.lock.acquire(timeout=self.options.wait):
@@ -404,7 +418,7 @@ class Watch:
         is_opened = False
         try:
             known.attaching = threading.get_ident()
-            if files.snapshot is None and time.monotonic() >= known.next_try:
+            if files.snapshot is None and not (known.is_polled and self.source is not None):
                 self._attach()
                 is_opened = files.snapshot is not None
         finally:
@@ -421,35 +435,42 @@ class Watch:
         return self.view
 
     def _attach(self) -> None:
-        """Open the file, or build it; or remember why neither was possible, and when to look again."""
+        """Open the file, or build it; or remember why neither was possible, and leave it to polls."""
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
+        error = self._open()
+        if error is not None and self.options.build and self.source is not None and is_ours_to_mend(error):
+            with self._lock:
+                self._decide()
+            if not self.files.conflict or self.view.decision.rebuild:
+                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
+        if self.files.snapshot is None:
+            with self._lock:
+                self._decide()
+        self._known.is_polled = True
+
+    def _open(self) -> UnusableFileError | None:
+        """Open the first file, if it can be used; else why not."""
         try:
             self._take(self.files.open(self.hearing.page))
         except UnusableFileError as error:
             self._refuse(error)
-            if self.options.build and self.source is not None and is_ours_to_mend(error):
-                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
-        if self.files.snapshot is None:
-            self._known.next_try = time.monotonic() + (_RETRY if self.source is not None else 0.0)
-            with self._lock:
-                self._decide()
+            return error
+        return None
 
     def _take_first(self) -> bool:
         """Whether the file is there by now."""
-        try:
-            self._take(self.files.open(self.hearing.page))
-        except UnusableFileError:
-            return False
-        return True
+        with contextlib.suppress(UnusableFileError):
+            return self._take(self.files.open(self.hearing.page))
+        return False
 
-    def build(self, *, timeout: float, asked_ns: int) -> BuildReport:
+    def build(self, *, timeout: float, asked_ns: int, exact: bool) -> BuildReport:
         """Build and publish from the source, if no other process did."""
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
-        return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns)
+        return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, exact=exact)
 
     # --- telling the others
 

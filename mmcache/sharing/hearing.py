@@ -57,6 +57,11 @@ class Hearing:
         head = self._head
         return None if head is None else (head.announced, head.covered, head.failure_record)
 
+    @property
+    def taken(self) -> float:
+        """See `Head.taken`."""
+        return 0.0 if self._head is None else self._head.taken
+
     def failure(self, monotonic: float) -> Failure | None:
         return None if self._head is None else self._head.failure(monotonic)
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
+from ..forks import on_fork
 
 Identity = tuple[int, int, int, int]
 """Device, inode, size, and time of the last write in ns, which no rename and no link changes."""
@@ -376,27 +377,43 @@ class Directory:
         stays the caller's. Raises LockTimeoutError, which names the holder.
         """
         if held is not None:
-            self._check_lock(held)
+            self.check_lock(held)
+            _sign(held)
             yield
             return
         fd = self.take_lock(timeout)
         try:
             yield
         finally:
-            release(fd)
+            free(fd)
 
     def take_lock(self, timeout: float) -> int:
         """A descriptor that holds the build lock, for `release`, or for a child process to `lock` with."""
         return self._locked_descriptor(time.monotonic() + timeout)
 
-    def _check_lock(self, fd: int) -> None:
+    def take_over_lock(self, inherited: int) -> int:
+        """A descriptor of our own that holds the lock which the process that started us has handed over.
+
+        The inherited one is of an open file that any child of that process may share, if it was forked by means that
+        Python did not see: it would keep the lock beyond our death. Raises LockTimeoutError where another process came
+        in between, and PublishError where the lock is not that of this file.
+        """
+        hold(inherited)
+        try:
+            self.check_lock(inherited)
+            unlock(inherited)
+        finally:
+            release(inherited)
+        return self.take_lock(0.0)
+
+    def check_lock(self, fd: int) -> None:
+        """Raises PublishError unless this descriptor is of the lock file that is there."""
         try:
             is_ours = self._names(lock_name(self.name), system.fstat(fd))
         except OSError as error:
             raise failed(error, self.path, "take over the lock") from None
         if not is_ours:
             raise PublishError("the lock that was handed over is not that of this file", path=self.path)
-        _sign(fd)
 
     def _locked_descriptor(self, deadline: float) -> int:
         from filelock import lock_descriptor
@@ -571,42 +588,82 @@ def off_the_standard_streams(fd: int) -> int:
         close_quietly(fd)
 
 
+@contextlib.contextmanager
+def as_input(document: bytes) -> Iterator[int]:
+    """A descriptor from which a child reads a document. Raises OSError, also where a pipe does not take it at once."""
+    read, write = system.pipe()
+    try:
+        system.set_blocking(write, False)
+        taken = system.write(write, document)
+        end, write = write, -1
+        close_quietly(end)
+        if taken < len(document):
+            raise OSError(errno.EMSGSIZE, "it does not fit into a pipe")
+        yield read
+    finally:
+        close_quietly(read)
+        close_quietly(write)
+
+
 # --- the lock's descriptor --------------------------------------------------------------------------------------------
 
-_held_locks: set[int] = set()
+_held_locks: dict[int, tuple[int, int]] = {}
+"""Descriptor -> device and inode of its file."""
 
 
 def hold(fd: int) -> None:
     """This descriptor carries a lock: a forked child closes it at once."""
-    _held_locks.add(fd)
+    status = os.fstat(fd)
+    _held_locks[fd] = status.st_dev, status.st_ino
 
 
-def receive(fd: int) -> None:
-    """A descriptor with a lock that came from the process which started this one: our own children must not keep it."""
-    hold(fd)
-    with contextlib.suppress(OSError):
-        system.set_inheritable(fd, False)  # noqa: FBT003 (the system's own signature)
+def free(fd: int) -> None:
+    """End a lock of ours, and close its descriptor. -1 is none."""
+    unlock(fd)
+    release(fd)
+
+
+def unlock(fd: int) -> None:
+    """End a lock for all who share its open file: a child that was forked in C does not keep it."""
+    import fcntl
+
+    if fd >= 0 and _holder == os.getpid():
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def release(fd: int) -> None:
     """Close a descriptor, and so free its lock. -1 is none."""
-    _held_locks.discard(fd)
+    _held_locks.pop(fd, None)
     close_quietly(fd)
 
 
 def disown(fd: int) -> None:
     """This descriptor is another's by now, under the same number: do not close it."""
-    _held_locks.discard(fd)
+    _held_locks.pop(fd, None)
 
 
-def _forget_locks() -> None:
+_holder = os.getpid()
+
+
+class _Inherited:
     """A forked child must not keep its parent's lock alive: the kernel frees it with the last descriptor."""
-    for fd in _held_locks:
-        close_quietly(fd)
-    _held_locks.clear()
+
+    def begin_process(self) -> None:
+        """Also of a child that was forked in C, when it first polls. Its host may have closed descriptors meanwhile."""
+        global _holder  # noqa: PLW0603 (of the process)
+        _holder = os.getpid()
+        inherited = dict(_held_locks)
+        _held_locks.clear()
+        for fd, identity in inherited.items():
+            with contextlib.suppress(OSError):
+                status = os.fstat(fd)
+                if (status.st_dev, status.st_ino) == identity:
+                    close_quietly(fd)
 
 
-os.register_at_fork(after_in_child=_forget_locks)
+_inherited = _Inherited()
+on_fork(_inherited)
 
 
 def _sign(fd: int) -> None:
