@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .counting import Counting
-from .errors import ClosedError, MmcacheError, SourceError, UnusableFileError
+from .errors import ClosedError, SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
@@ -280,17 +280,11 @@ class Watch:
                 self._take_in(self.word[0])  # a writer that was killed may not have stored the word
             page = self.hearing.page
         self.rebuilder.reap(page)
-        if self.files.snapshot is not None:
-            self._adopt(_FOREVER)
-        elif self._known.is_polled and self.files.lock.acquire(timeout=0.0):
-            try:
-                self._open()
-            finally:
-                self.files.lock.release()
+        if self.files.snapshot is not None or self._known.is_polled:
+            self._adopt(0.0 if self.files.snapshot is None else _FOREVER)
         with self._lock:
             self._decide()
-        if page is not None:
-            _settle(page)
+        self.hearing.settle()
         self.counting.note_gauges(self.path, self.options.label, self.files.generation, self.files.pinned())
         self._known.lines.write()
 
@@ -340,13 +334,13 @@ class Watch:
                 return
 
     def _adopt(self, patience: float) -> None:
-        """Move to the file that is at the path now, if it is another one. One that is not right is refused, and ours is
-        kept."""
+        """Move to the file that is at the path now, if it is another one, or there was none. One that is not right is
+        refused, and ours is kept."""
         files, old = self.files, self.files.snapshot
         if not files.lock.acquire(timeout=patience):
             return
         try:
-            new = files.other(self.hearing.page)
+            new = files.open(self.hearing.page) if old is None else files.other(self.hearing.page)
         except UnusableFileError as error:
             self._refuse(error)
         else:
@@ -409,7 +403,7 @@ class Watch:
             if self.source is None:
                 raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
             return self.view
-        if known.is_polled and self.source is not None:
+        if known.is_polled:
             return self.view
         # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread builds it.
         is_under_way = known.attaching == threading.get_ident()
@@ -418,7 +412,7 @@ class Watch:
         is_opened = False
         try:
             known.attaching = threading.get_ident()
-            if files.snapshot is None and not (known.is_polled and self.source is not None):
+            if files.snapshot is None and not known.is_polled:
                 self._attach()
                 is_opened = files.snapshot is not None
         finally:
@@ -439,25 +433,19 @@ class Watch:
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
-        error = self._open()
-        if error is not None and self.options.build and self.source is not None and is_ours_to_mend(error):
-            with self._lock:
-                self._decide()
-            if not self.files.conflict or self.view.decision.rebuild:
-                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
-        if self.files.snapshot is None:
-            with self._lock:
-                self._decide()
-        self._known.is_polled = True
-
-    def _open(self) -> UnusableFileError | None:
-        """Open the first file, if it can be used; else why not."""
         try:
             self._take(self.files.open(self.hearing.page))
         except UnusableFileError as error:
             self._refuse(error)
-            return error
-        return None
+            with self._lock:
+                self._decide()
+            is_ours = not self.files.conflict or self.view.decision.rebuild
+            if self.options.build and self.source is not None and is_ours_to_mend(error) and is_ours:
+                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
+        if self.files.snapshot is None:
+            with self._lock:
+                self._decide()
+        self._known.is_polled = self.source is not None
 
     def _take_first(self) -> bool:
         """Whether the file is there by now."""
@@ -509,13 +497,3 @@ class Watch:
             self.word, self.seen, self.due = _NO_WORD, 0, float("inf")
         self.counting.close()
         self._known.lines.write()
-
-
-def _settle(page: Page) -> None:
-    """Bring the word in line with the count, where a writer left it behind."""
-    try:
-        head = page.head()
-        if head is not None:
-            page.settle(head)
-    except MmcacheError:
-        return

@@ -1,8 +1,8 @@
 """Make a cache file anew from the source that it names, with the same schemas, clustering and metadata.
 
 Needs nothing but FILE; where FILE is damaged or gone, its backup says how. A file of an older format is built in the
-format of today; one of a newer format is left alone, and `mmcache build` replaces it. If the content is the same, the published
-file stays, and counts as built now. Workers that have it open move to the new file within their next get.
+format of today; one of a newer format is left alone, and `mmcache build` replaces it. If the content is the same, the
+published file stays, and counts as built now. Workers that have it open move to the new file within their next get.
 
 --if-stale is for cron: it does nothing, and ends with 0, while the file is fresh. --profile or --ttl must then be what
 the workers were told. Not fresh is what is due by its age, was invalidated, in whole or in single ids, or whose source
