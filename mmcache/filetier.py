@@ -130,7 +130,7 @@ class FileTier:
         ours = self.snapshot
         for _ in range(_TRIES):
             identity = identity_of(self.path)
-            if identity is None:
+            if identity is None and ours is not None:
                 self.repair, self.conflict = "the file is missing", ""
                 return None
             if ours is not None and identity == ours.identity:

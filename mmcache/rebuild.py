@@ -36,10 +36,15 @@ __all__ = ["Rebuilder", "last_build"]
 log = logging.getLogger("mmcache")
 
 
+_GRACE: Final = 10.0
+"""Seconds for a process whose time is up to start, to say so, and to end."""
+
+
 class _Child(NamedTuple):
-    """A process that rebuilds. deadline: by `time.monotonic()`. before: what the page said of the last build."""
+    """A process that rebuilds. begun, deadline: by `time.monotonic()`. before: what the page said of the last build."""
 
     process: subprocess.Popen[bytes]
+    begun: float
     deadline: float
     before: object
 
@@ -208,7 +213,7 @@ class Rebuilder:
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
         command = [sys.executable, "-P", "-m", "mmcache.sharing.background", path, str(lock)]
-        before = last_build(page) if page.shared else None
+        before, begun = (last_build(page) if page.shared else None), time.monotonic()
         nothing = subprocess.DEVNULL
         try:
             with fs.as_input(job) as document:
@@ -224,7 +229,7 @@ class Rebuilder:
             )
             return False
         _children.add(process)
-        self._child = _Child(process, time.monotonic() + limit, before)
+        self._child = _Child(process, begun, begun + limit + _GRACE, before)
         return True
 
     def reap(self, page: Page | None) -> None:
@@ -234,7 +239,7 @@ class Rebuilder:
                 _children.discard(process)
         if self._child is None:
             return
-        process, deadline, before = self._child
+        process, begun, deadline, before = self._child
         if process.returncode is None and time.monotonic() > deadline:
             process.kill()  # it ends itself in time, unless it was stopped
             process.wait()
@@ -252,7 +257,7 @@ class Rebuilder:
             return
         # One that was killed, or could not start, or had no page to record it on, has told no process.
         failure = page.failure
-        if failure is None or failure.at < deadline - limit:
+        if failure is None or failure.at < begun:
             how = f"was killed by signal {-code}; its limit is {limit:g} s" if code < 0 else f"ended with status {code}"
             how = how if code else "ended with an unknown status, and built nothing"
             self._record(page, SourceError(f"the rebuild in the background {how}"))

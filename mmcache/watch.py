@@ -340,7 +340,7 @@ class Watch:
         if not files.lock.acquire(timeout=patience):
             return
         try:
-            new = files.open(self.hearing.page) if old is None else files.other(self.hearing.page)
+            new = files.other(self.hearing.page)
         except UnusableFileError as error:
             self._refuse(error)
         else:

@@ -11,6 +11,7 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 from ..errors import LockTimeoutError
@@ -50,6 +51,7 @@ def main(path: str, inherited: str) -> int:
                 asked_ns=job.asked_ns,
                 lock=lock,
                 exact=False,
+                lead_ns=min(max(0, time.time_ns() - job.asked_ns), int(job.limit * 1e9)),
             )
     except (Exception, TimeIsUp):  # noqa: BLE001 (recorded on the control page; stderr is read by no one)
         return 1

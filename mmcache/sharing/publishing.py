@@ -143,6 +143,7 @@ def build_once(
     lock: int | None = None,
     exact: bool = True,
     asked: tuple[Schema, ...] = (),
+    lead_ns: int = 0,
 ) -> BuildReport:
     """Build from a source, unless somebody else did while we waited for the lock.
 
@@ -151,7 +152,7 @@ def build_once(
     time.monotonic(), for a caller who waited before. page, slot: the page and the counters to use, if the caller has
     them. lock: a descriptor that holds the build lock already. exact: build what is asked for here and no more; else
     what the published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if
-    they are not the source's own.
+    they are not the source's own. lead_ns: how long it took to get here.
     """
     name = os.path.abspath(os.fspath(path))
     control = Announcer(name, page)
@@ -186,6 +187,7 @@ def build_once(
                 unless=unless,
                 control=control,
                 lock=lock,
+                lead_ns=lead_ns,
             )
         except LockTimeoutError:
             raise

@@ -32,6 +32,9 @@ Identity = tuple[int, int, int, int]
 system: Any = os
 map_file: Any = mmap.mmap
 
+_HANDED_OVER = 2.0
+"""Seconds for a lock that was handed over: others may look whether it is free, or take it for as long."""
+
 CHUNK = 2**20
 """Bytes per read or write call: large enough to cost nothing, small enough to keep out of the heap's way."""
 _LARGEST_CALL = 2**30
@@ -398,13 +401,15 @@ class Directory:
         Python did not see: it would keep the lock beyond our death. Raises LockTimeoutError where another process came
         in between, and PublishError where the lock is not that of this file.
         """
+        import filelock  # noqa: F401 (now, since importing it takes longer than the lock may be free)
+
         hold(inherited)
         try:
             self.check_lock(inherited)
             unlock(inherited)
         finally:
             release(inherited)
-        return self.take_lock(0.0)
+        return self.take_lock(_HANDED_OVER)
 
     def check_lock(self, fd: int) -> None:
         """Raises PublishError unless this descriptor is of the lock file that is there."""

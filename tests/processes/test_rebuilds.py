@@ -378,7 +378,7 @@ def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(
     assert (found, slowest < 1.5) == ({0}, True)
     until("it is told", lambda: (worker(look_around), worker("status").failure)[1])
     _, message, attempts, over = worker(failure_of)
-    assert re.search("killed by signal (14|9); its limit is 2 s", message), "by itself, unless we are just as quick"
+    assert re.search("killed by signal 9; its limit is 2 s|longer than its limit of 2 s", message)
     assert attempts >= 1
     assert other(failure_of)[1] == message
     worker(look_around)
