@@ -16,7 +16,7 @@ from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
 from ..schema import Schema
-from ..sources import Source, as_source, available, closing, from_spec
+from ..sources import Source, as_source, closing, from_spec
 from ..sources.iterable import Records
 from ..storage import publish as storage
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Progress, Serves
@@ -24,7 +24,7 @@ from . import metrics
 from .announce import Announcer
 from .attach import look
 from .page import Page
-from .widening import as_found, schemas_of, widened
+from .widening import as_found, schemas_of, still_there, widened
 
 __all__ = ["build", "build_once", "clear", "clear_and_rebuild", "rebuild"]
 
@@ -119,7 +119,7 @@ def _build_as(
     schemas = layout.asked if exact and layout.asked else schemas_of(layout)
     with closing(from_spec(spec, schemas)) as described:
         assert described is not None
-        schemas = available(described, schemas) or schemas
+        schemas = still_there(described) or schemas
     with closing(from_spec(spec, schemas)) as again:
         assert again is not None
         order = as_found(Order(again), layout)

@@ -140,7 +140,8 @@ def test_a_pause_grows_and_is_kept_by_a_worker_without_a_file(path: Path, bank: 
     source.error = ValueError("enough")
     with mmcache.open(path, source, executor="thread", check_interval=0.02) as cache:
         assert number(cache) == 0
-        begun, pauses = time.monotonic(), []
+        begun = time.monotonic()
+        pauses: list[tuple[int, float]] = []
         while time.monotonic() < begun + 4:
             assert number(cache) == 0
             failure = failure_of(path)

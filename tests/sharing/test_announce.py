@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mmcache import SourceError
-from mmcache.format.header import Header
+from mmcache.format.header import Header, Section
+from mmcache.format.layout import Layout
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.attach import attach
 from mmcache.sharing.events import Event, Kind, ids_events
@@ -57,8 +58,10 @@ def revalidate(builder: Announcer) -> None:
     assert builder.revalidated(HEADER, builder.tokens(), 1, 1, bytes(32))
 
 
+LAYOUT = Layout(HEADER, {}, {}, Section("blocks", 0, 0, 0, 0, 0, 0, 0), "", None, {})
+
 SAYINGS: dict[Kind, Callable[[Announcer], Any]] = {
-    Kind.PUBLISHED: lambda builder: builder.published(HEADER),
+    Kind.PUBLISHED: lambda builder: builder.published(LAYOUT, None),
     Kind.COVERED: revalidate,
     Kind.FAILED: lambda builder: builder.failed(SourceError("x")),
 }
