@@ -34,12 +34,12 @@ def main(path: str, inherited: str) -> int:
     from .job import Job
 
     job = Job.unpack(sys.stdin.buffer.read())
-    _limit(job.limit)
     os.nice(5)
     from ..sources import closing
     from .publishing import build_once
 
     try:
+        _limit(job.limit)
         with closing(job.source()) as source:
             assert source is not None
             build_once(
