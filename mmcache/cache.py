@@ -130,14 +130,16 @@ class Cache(CachedCollection):
         """
         return self._watch.refresh()
 
-    def rebuild(self, *, timeout: float = LOCK_TIMEOUT) -> BuildReport:
+    def rebuild(self, *, timeout: float = LOCK_TIMEOUT, exact: bool = False) -> BuildReport:
         """Build from the source what it holds now, publish it, and move to it.
+
+        exact: drop the indexes, columns and collections that the file has for other versions of the program.
 
         Single-flight: if another process built, while we waited for it, from what the source held after this call
         began, that is the result. Raises what `mmcache.build` raises; SourceError without a source.
         """
         _ = self._tier.source
-        report = self._watch.build(timeout=timeout, asked_ns=time.time_ns())
+        report = self._watch.build(timeout=timeout, asked_ns=time.time_ns(), exact=exact)
         self.refresh()
         return report
 

@@ -252,6 +252,8 @@ class CachedCollection(Mapping[str, Record]):
         query = parse_query(self.schema, terms, more)
         held = self._watch.current().snapshot if snapshot else None
         whole, cause = (self._collection_of(held), "") if held is not None else self._whole()
+        if whole is not None and not set(query).issubset(_schema_of(whole).index):
+            whole, cause = None, "incompatible"  # another version of the program built the file without this index
         if whole is not None:
             try:
                 selection = whole.find(query)
@@ -381,6 +383,10 @@ def _reopen(
     collection = kind.__new__(kind)
     CachedCollection.__init__(collection, watch, name)
     return collection
+
+
+def _schema_of(whole: Collection | Overlay) -> Schema:
+    return whole.collection.schema if isinstance(whole, Overlay) else whole.schema
 
 
 def _matrix(vectors: Sequence[bytes | None], dim: int | None) -> NDArray[np.float32]:

@@ -71,6 +71,13 @@ class IncompatibleFormatError(UnusableFileError, ValueError):
     found: str | None = None
     supported: str | None = None
 
+    @property
+    def is_older(self) -> bool:
+        """Whether its format is of an older major version, and not of a newer one or one with unknown features."""
+        if self.found is None or self.supported is None:
+            return False
+        return int(self.found.split(".")[0]) < int(self.supported.split(".")[0])
+
 
 class UntrustedPathError(UnusableFileError, PermissionError):
     """A symlink, a special file, a foreign owner or a directory that anyone may write."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
-from typing import Final
+from typing import Final, Literal
 
+from .additive import covers, missing_in
 from .errors import IncompatibleFormatError, MissingFileError, PublishError, UnusableFileError
 from .forks import Lock
 from .format.header import Header
@@ -14,6 +16,8 @@ from .options import Options
 from .schema import Schema
 from .sharing.decide import Trouble
 from .sharing.page import Page
+from .sharing.widening import schemas_of, still_there
+from .sources.base import Source
 from .storage.fs import Identity, identity_of
 from .storage.snapshot import Snapshot, UnverifiedError
 
@@ -23,20 +27,28 @@ DAMAGED: Final = "a record of the file is damaged"
 
 _TRIES: Final = 5
 
+Conflict = Literal["", "other schemas", "newer format"]
+
+_OTHER_SCHEMAS: Final = "was built with other schemas than the source has now: rebuild it"
+
 _IN_THE_BYTES: Final = ("corrupt", "incompatible")
 """Causes of a refusal that stay for as long as the bytes do: the same file need not be tried again."""
 
 
 class FileTier:
     """snapshot: the file that is open; None while there is none that can be used. error: why. repair: why the
-    published file must be built anew, whatever its age. load_seconds: how long the last opening took.
+    published file must be built anew, whatever its age. conflict: why the published file is not ours to replace at
+    once: it is of "other schemas", or of a "newer format"; "" where it is. lacking: which index ours has not.
 
-    schemas: of the source; None without one. Not safe in threads: `Watch` calls it under a lock, or in one thread.
+    Not safe in threads: `Watch` calls it under a lock, or in one thread.
     """
 
-    def __init__(self, path: str, schemas: tuple[Schema, ...] | None, options: Options) -> None:
+    def __init__(self, path: str, source: Source | None, options: Options) -> None:
         self.path = path
-        self.schemas = schemas
+        self.conflict: Conflict = ""
+        self.lacking = ""
+        self._source = source
+        self._widened_until = 0.0
         self.snapshot: Snapshot | None = None
         self.error: UnusableFileError | None = None
         self.repair = ""
@@ -47,7 +59,8 @@ class FileTier:
 
     @property
     def trouble(self) -> Trouble | None:
-        return None if self.error is None else Trouble(self.error.cause, self.error.message)
+        error = self.error
+        return None if error is None else Trouble(error.cause, error.message, mends=is_ours_to_mend(error))
 
     @property
     def generation(self) -> int:
@@ -65,18 +78,41 @@ class FileTier:
         """Open the file at the path. known: only if that costs no more than a few reads, because this host has verified
         it. Raises UnusableFileError, and UnverifiedError for one that is not known."""
         host = None if page is None else _Host(page)
-        snapshot = Snapshot.attach(self.path, self._options.verify, self._options.access, host, known=known)
-        if not self.has_our_schemas(snapshot.layout):
-            snapshot.close()
-            raise IncompatibleFormatError(
-                "was built with other schemas than the source has now: rebuild it", path=self.path
-            )
+        choose = None if self._source is None else self._shown
+        options = self._options
+        snapshot = Snapshot.attach(self.path, options.verify, options.access, host, known=known, choose=choose)
+        missing = [] if self._source is None else self._lacks(snapshot.layout, self._source.schemas)
+        is_due = missing and time.monotonic() >= self._widened_until
+        self.lacking = f"the file has no index of {', '.join(missing)}" if is_due else ""
         return snapshot
 
-    def has_our_schemas(self, layout: Layout | None) -> bool:
-        if layout is None:
+    def widen(self) -> None:
+        """A build was started for what the file lacks: not again within a ttl, whatever comes of it."""
+        self.lacking = ""
+        self._widened_until = time.monotonic() + self._options.policy.ttl
+
+    def serves(self, layout: Layout | None) -> bool:
+        """Whether a file has all that the source has now."""
+        try:
+            return layout is not None and (self._source is None or not self._lacks(layout, self._shown(layout)))
+        except IncompatibleFormatError:
             return False
-        return self.schemas is None or self.schemas == tuple(one.schema for one in layout.collections.values())
+
+    def _shown(self, layout: Layout) -> tuple[Schema, ...]:
+        """The schemas with which a file is used: the source's own, less what the source no longer has."""
+        assert self._source is not None
+        found, ours = schemas_of(layout), self._source.schemas
+        if not covers(found, ours):
+            ours = still_there(self._source)
+            if not ours or ours[0].name != self._source.schemas[0].name or not covers(found, ours):
+                raise IncompatibleFormatError(_OTHER_SCHEMAS, path=self.path)
+        return ours
+
+    def _lacks(self, layout: Layout, ours: tuple[Schema, ...]) -> list[str]:
+        """Indexes that the file has not, and that a build would give it."""
+        assert self._source is not None
+        missing = missing_in(schemas_of(layout), ours)
+        return missing and missing_in(schemas_of(layout), still_there(self._source))
 
     def take(self, snapshot: Snapshot) -> None:
         """Answer from this snapshot. A reader that took the old one before finishes with it; it is unmapped with its
@@ -84,7 +120,7 @@ class FileTier:
         self.snapshot = snapshot
         self._opened.append(weakref.ref(snapshot))
         self.error = self._refused = None
-        self.repair = ""
+        self.repair = self.conflict = ""
 
     # --- another file at the path
 
@@ -94,12 +130,12 @@ class FileTier:
         ours = self.snapshot
         for _ in range(_TRIES):
             identity = identity_of(self.path)
-            if identity is None:
-                self.repair = "the file is missing"
+            if identity is None and ours is not None:
+                self.repair, self.conflict = "the file is missing", ""
                 return None
             if ours is not None and identity == ours.identity:
                 if self.repair != DAMAGED:  # it is there again
-                    self.repair, self._refused = "", None
+                    self.repair, self.conflict, self._refused = "", "", None
                 return None
             if identity == self._refused:
                 return None
@@ -110,8 +146,7 @@ class FileTier:
                 if identity_of(self.path) == identity:
                     raise
             except UnusableFileError as error:
-                if error.cause in _IN_THE_BYTES:
-                    self._refused = identity
+                self._refused = identity if error.cause in _IN_THE_BYTES else None
                 if is_ours_to_mend(error):
                     self.repair = f"the file is {error.cause}"
                 raise
@@ -124,13 +159,22 @@ class FileTier:
     def refuse(self, error: UnusableFileError) -> bool:
         """Remember why the file cannot be used; whether that is worth a line."""
         self.error = error.with_traceback(None)  # whose frames would keep the file before it mapped
+        self.conflict = _conflict(error)
         return not isinstance(error, MissingFileError)
 
 
 def is_ours_to_mend(error: UnusableFileError) -> bool:
-    """A missing or damaged file, or one with other schemas. A file of another major version belongs to workers of that
-    version, and what we may not read or trust we do not replace."""
-    return error.cause in ("missing", "corrupt") or (isinstance(error, IncompatibleFormatError) and error.found is None)
+    """A missing or damaged file, one with other schemas, or one of an older format. What we may not read or trust we do
+    not replace, and a newer format belongs to programs that know more than we do."""
+    return error.cause in ("missing", "corrupt", "incompatible") and _conflict(error) != "newer format"
+
+
+def _conflict(error: UnusableFileError) -> Conflict:
+    if not isinstance(error, IncompatibleFormatError):
+        return ""
+    if error.found is None:
+        return "other schemas"
+    return "" if error.is_older else "newer format"
 
 
 class _Host:

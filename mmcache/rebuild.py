@@ -6,13 +6,16 @@ is no moment in which two start, a builder that is killed frees the lock at once
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from .counting import Counting
@@ -23,8 +26,10 @@ from .lines import Lines
 from .options import Options
 from .sharing import metrics
 from .sharing.announce import Announcer
+from .sharing.job import Job
 from .sharing.page import Page
 from .sharing.publishing import build_once
+from .sources import is_remakable
 from .sources.base import Source
 from .storage import fs
 from .storage.descriptors import Descriptor
@@ -35,10 +40,15 @@ __all__ = ["Rebuilder", "last_build"]
 log = logging.getLogger("mmcache")
 
 
+_GRACE: Final = 10.0
+"""Seconds for a process whose time is up to start, to say so, and to end."""
+
+
 class _Child(NamedTuple):
-    """A process that rebuilds. deadline: by `time.monotonic()`. before: what the page said of the last build."""
+    """A process that rebuilds. begun, deadline: by `time.monotonic()`. before: what the page said of the last build."""
 
     process: subprocess.Popen[bytes]
+    begun: float
     deadline: float
     before: object
 
@@ -71,6 +81,7 @@ class Rebuilder:
         first: bool = False,
         since: float | None = None,
         lock: Descriptor | None = None,
+        exact: bool = False,
     ) -> BuildReport:
         """Build and publish from the source, if no other process did: see `sharing.publishing.build_once`."""
         assert self.source is not None
@@ -82,10 +93,11 @@ class Rebuilder:
             cluster_by=self.options.cluster_by,
             metadata=self.options.metadata,
             timeout=timeout,
-            serves=self.files.has_our_schemas if first else None,
+            serves=self.files.serves if first else None,
             asked_ns=asked_ns,
             since=since,
             lock=lock,
+            exact=exact,
         )
 
     def build_first(self, page: Page | None, take: Callable[[], bool], lines: Lines) -> None:
@@ -119,7 +131,7 @@ class Rebuilder:
     def start(self, why: str, page: Page, heard: object) -> bool:
         """Have the file built again, unless another process builds it, or did so since `heard`; whether it is.
 
-        Raises nothing that concerns the build: what goes wrong is recorded, and the next poll tries again."""
+        Raises nothing that concerns the build: what goes wrong is recorded on the page, and pauses all workers."""
         if self.running or self.source is None:
             return False
         self.running = True
@@ -129,7 +141,7 @@ class Rebuilder:
         except LockTimeoutError:
             pass
         except MmcacheError as error:
-            log.debug("%s", str(error), extra={"event": "not_started", "path": self.files.path})
+            self._record(page, error)
         finally:
             if not is_started:
                 self.running = False
@@ -149,35 +161,47 @@ class Rebuilder:
                 handed, lock = lock, None
                 self._build_here(page, handed)
                 return True
-            if executor == "subprocess" and self._can_be_built_elsewhere() and self._spawn(page, lock):
+            job = self._job() if executor == "subprocess" else None
+            if job is not None and self._spawn(page, lock, job):
+                lock = None
                 return True
             handed, lock = lock, None
             if why_no_thread():
                 self._build_here(page, handed)
                 return True
-            thread = threading.Thread(target=self._build_here, args=(page, handed), name="mmcache-rebuild", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                fs.free(handed)
-                log.warning(
-                    "%s: no thread can be started (%s): rebuilt later",
-                    path,
-                    str(error),
-                    extra={"event": "spawn_failed", "path": path},
-                )
-                return False
-            return True
+            return self._start_thread(page, handed)
         finally:
             if lock is not None:
                 fs.free(lock)
 
-    def _can_be_built_elsewhere(self) -> bool:
-        """Whether the file says of itself how to build it, and this interpreter can be started again."""
-        spec = self.source.spec() if self.source is not None else None
-        is_python = "python" in os.path.basename(sys.executable or "").lower()
-        snapshot = self.files.snapshot
-        return is_python and spec is not None and snapshot is not None and snapshot.layout.source == spec
+    def _start_thread(self, page: Page, lock: Descriptor) -> bool:
+        """A thread that holds the lock from now on."""
+        thread = threading.Thread(target=self._build_here, args=(page, lock), name="mmcache-rebuild", daemon=True)
+        try:
+            thread.start()
+        except BaseException as error:
+            if thread.ident is not None:  # Case: an interrupt, after it has begun
+                raise
+            fs.free(lock)
+            if not isinstance(error, (RuntimeError, MemoryError)):
+                raise
+            raise SourceError(f"no thread can be started to rebuild it ({error})", path=self.files.path) from None
+        return True
+
+    def _job(self) -> bytes | None:
+        """What another process needs to build; None where no other can, or this interpreter cannot be started again."""
+        source, options = self.source, self.options
+        if source is None or "python" not in os.path.basename(sys.executable or "").lower():
+            return None
+        spec = source.spec()
+        if spec is None or not is_remakable(source):
+            return None
+        schemas = [schema.to_dict() for schema in source.schemas]
+        job = Job(spec, schemas, options.cluster_by, options.metadata, time.time_ns(), options.build_timeout)
+        try:
+            return job.pack()
+        except (TypeError, ValueError, OverflowError):  # a thread fails, too, and says what is wrong
+            return None
 
     def _build_here(self, page: Page, lock: Descriptor) -> None:
         try:
@@ -191,24 +215,25 @@ class Rebuilder:
             fs.free(lock)
             self.running = False
 
-    def _spawn(self, page: Page, lock: Descriptor) -> bool:
-        """Start a process that rebuilds from what the file says, and holds the lock from now on; False if the system
-        does not let us."""
+    def _spawn(self, page: Page, lock: Descriptor, job: bytes) -> bool:
+        """Start a process that builds, and holds the lock from now on; False if the system does not let us."""
         path, limit = self.files.path, self.options.build_timeout
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-        words = [path, str(time.time_ns()), str(limit), str(lock.fd)]
-        before = last_build(page) if page.shared else None
+        command = [sys.executable, "-P", "-m", "mmcache.sharing.background", path, str(lock.fd)]
+        before, begun = (last_build(page) if page.shared else None), time.monotonic()
+        nothing = subprocess.DEVNULL
         try:
-            process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-m", "mmcache.sharing.background", *words],
-                env=environment,
-                pass_fds=(lock.fd,),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        except OSError as error:
+            with _as_input(job) as document:
+                process = subprocess.Popen(  # noqa: S603
+                    command,
+                    env=environment,
+                    pass_fds=(lock.fd,),
+                    stdin=document.fileno(),
+                    stdout=nothing,
+                    stderr=nothing,
+                )
+        except (OSError, subprocess.SubprocessError, MemoryError) as error:
             log.warning(
                 "%s: no process could be started (%s): rebuilding in a thread",
                 path,
@@ -218,7 +243,7 @@ class Rebuilder:
             return False
         lock.close()  # and not free it: the child has it
         _children.add(process)
-        self._child = _Child(process, time.monotonic() + limit, before)
+        self._child = _Child(process, begun, begun + limit + _GRACE, before)
         return True
 
     def reap(self, page: Page | None) -> None:
@@ -228,7 +253,7 @@ class Rebuilder:
                 _children.discard(process)
         if self._child is None:
             return
-        process, deadline, before = self._child
+        process, begun, deadline, before = self._child
         if process.returncode is None and time.monotonic() > deadline:
             process.kill()  # it ends itself in time, unless it was stopped
             process.wait()
@@ -246,13 +271,31 @@ class Rebuilder:
             return
         # One that was killed, or could not start, or had no page to record it on, has told no process.
         failure = page.failure
-        if failure is None or failure.at < deadline - limit:
+        if failure is None or failure.at < begun:
             how = f"was killed by signal {-code}; its limit is {limit:g} s" if code < 0 else f"ended with status {code}"
             how = how if code else "ended with an unknown status, and built nothing"
-            error = SourceError(f"the rebuild in the background {how}")
-            Announcer(self.files.path, page).failed(error)
-            self._counting.add(metrics.REBUILDS_FAILED)
-            log.warning("%s: %s", self.files.path, str(error), extra={"event": "build_failed", "path": self.files.path})
+            self._record(page, SourceError(f"the rebuild in the background {how}"))
+
+    def _record(self, page: Page, error: MmcacheError) -> None:
+        """Nothing was built, and no builder could say so: all workers pause."""
+        path = self.files.path
+        control = Announcer(path, page)
+        control.failed(error)
+        control.close()
+        self._counting.add(metrics.REBUILDS_FAILED)
+        log.warning("%s: %s", path, error.message, extra={"event": "build_failed", "path": path})
+
+
+@contextlib.contextmanager
+def _as_input(document: bytes) -> Iterator[socket.socket]:
+    """From which a child reads a document. Raises OSError, also where the system does not take all of it at once."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        if ours.send(document) < len(document):
+            raise OSError(errno.EMSGSIZE, "it does not fit into a socket")
+        ours.shutdown(socket.SHUT_WR)
+        yield theirs
 
 
 def last_build(page: Page) -> object:

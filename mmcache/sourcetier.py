@@ -79,8 +79,11 @@ class SourceTier:
             schema = self.schema
             assert schema is not None
             found = Selection.from_source(source.find(schema.name, query), schema)
-        except Exception as error:  # noqa: BLE001 (as in `fetch`)
-            return self.stand_in(cause, error).find(query)
+        except Exception as error:
+            reader = self.stand_in(cause, error)
+            if not set(query).issubset(reader.schema.index):
+                raise
+            return reader.find(query)
         self._watch.counting.add_fallback(cause, 1, time.perf_counter() - begun)
         return found
 

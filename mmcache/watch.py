@@ -10,6 +10,7 @@ No foreign code, be it a source or a handler of log lines, runs while one of our
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .counting import Counting
-from .errors import ClosedError, MmcacheError, SourceError, UnusableFileError
+from .errors import ClosedError, SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
@@ -44,7 +45,7 @@ log = logging.getLogger("mmcache")
 _NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
 _RETRY: Final = 1.0
-"""Seconds after which a cache without a file looks whether there is one by now."""
+"""Seconds after which a cache without a file looks whether there is one by now, at most."""
 
 _TRIES: Final = 5
 """Times that a thread opens the announced file while others move to files before it."""
@@ -57,15 +58,16 @@ _FOREVER: Final = 3600.0
 class _Known:
     """What one process knows besides the page and the file.
 
-    asked: what the source said last; asked_at: when that question began. next_try: when a cache without a file looks
-    again. is_closed, is_ended: `close` has begun, and has done all. attaching: threads that open the first file.
+    asked: what the source said last; asked_at: when that question began. is_polled: whether a read has tried to open or
+    build the first file, so that polls do from now on. is_closed, is_ended: `close` has begun, and has done all.
+    attaching: threads that open the first file.
     """
 
     rules: Rules
     lines: Lines
     asked: SourceFacts = field(default_factory=SourceFacts)
     asked_at: float = 0.0
-    next_try: float = 0.0
+    is_polled: bool = False
     is_closed: bool = False
     is_ended: bool = False
     attaching: set[int] = field(default_factory=set)
@@ -83,7 +85,7 @@ class Watch:
         self.seen: int | None = None
         self.due = 0.0
         self.view: View = NOTHING
-        self.files = FileTier(path, None if source is None else source.schemas, options)
+        self.files = FileTier(path, source, options)
         self.hearing = Hearing(path)
         self.counting = Counting(
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
@@ -134,7 +136,8 @@ class Watch:
         if known.is_closed:
             return
         if now >= self.due:
-            self.due = now + self.options.check_interval
+            every = self.options.check_interval
+            self.due = now + (min(every, _RETRY) if self.view.snapshot is None else every)
             if self.view is not NOTHING:  # else the file is about to be opened, which polls
                 self._poller.poll()
             elif is_disabled():
@@ -176,7 +179,7 @@ class Watch:
         renew_if_forked()
         old = self.files.snapshot
         if old is None:
-            self._known.next_try = 0.0
+            self._known.is_polled = False
             found = self.current().snapshot is not None
             if not found and self.hearing.page is not None:
                 self._poller.poll(None)  # which writes what was counted
@@ -203,7 +206,9 @@ class Watch:
             at_once = is_new and self.files.snapshot is not None
             if is_explained and not at_once:
                 self.seen = woken  # Case: not later, when the first file may be open that was there before
-        if at_once and self._adopt_announced() and is_explained:
+        if is_new and self._known.is_polled and not at_once:
+            self._poller.poll()
+        elif at_once and self._adopt_announced() and is_explained:
             self.seen = woken
 
     def _take_in(self, woken: int) -> bool:
@@ -265,6 +270,9 @@ class Watch:
             slow=monotonic < self.counting.slow_until,
             building=self.rebuilder.waits,
             disabled=not has_file and is_disabled(),
+            conflict=files.conflict,
+            taken=hearing.taken,
+            lacking=files.lacking,
         )
 
     # --- polling: in a thread, or where none can run in a read
@@ -278,12 +286,11 @@ class Watch:
                 self._take_in(self.word[0])  # a writer that was killed may not have stored the word
             page = self.hearing.page
         self.rebuilder.reap(page)
-        if self.files.snapshot is not None:
-            self._adopt(_FOREVER)
+        if self.files.snapshot is not None or self._known.is_polled:
+            self._adopt(0.0 if self.files.snapshot is None else _FOREVER)
         with self._lock:
             self._decide()
-        if page is not None:
-            _settle(page)
+        self.hearing.settle()
         self.counting.note_gauges(self.path, self.options.label, self.files.generation, self.files.pinned())
         self._known.lines.write()
 
@@ -304,9 +311,10 @@ class Watch:
 
     def _start_rebuild(self) -> None:
         page, why, options = self.hearing.page, self.view.decision.rebuild, self.options
-        if not why or page is None or self.view.snapshot is None or not options.build or options.executor == "external":
+        if not why or page is None or not options.build or options.executor == "external":
             return
-        self.rebuilder.start(why, page, self.hearing.last_build)
+        if self.rebuilder.start(why, page, self.hearing.last_build) and why == self.files.lacking:
+            self.files.widen()
         if options.executor == "inline":
             self._poller.poll(None)
 
@@ -338,8 +346,8 @@ class Watch:
         return False
 
     def _adopt(self, patience: float) -> None:
-        """Move to the file that is at the path now, if it is another one. One that is not right is refused, and ours is
-        kept."""
+        """Move to the file that is at the path now, if it is another one, or there was none. One that is not right is
+        refused, and ours is kept."""
         files, old = self.files, self.files.snapshot
         with files.lock.turn(patience) as is_ours:
             if not is_ours:
@@ -406,13 +414,15 @@ class Watch:
             if self.source is None:
                 raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
             return self.view
+        if known.is_polled:
+            return self.view
         # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread builds it.
         is_under_way, is_opened = threading.get_ident() in known.attaching, False
         with files.lock.turn(0.0 if is_under_way else self.options.wait) as is_ours:
             if is_under_way or not is_ours:
                 return View(self.view.decision._replace(cause="building"))
             with Within(known.attaching):
-                if files.snapshot is None and time.monotonic() >= known.next_try:
+                if files.snapshot is None and not known.is_polled:
                     self._attach()
                     is_opened = files.snapshot is not None
         known.lines.write()
@@ -427,7 +437,7 @@ class Watch:
         return self.view
 
     def _attach(self) -> None:
-        """Open the file, or build it; or remember why neither was possible, and when to look again."""
+        """Open the file, or build it; or remember why neither was possible, and leave it to polls."""
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
@@ -435,27 +445,28 @@ class Watch:
             self._take(self.files.open(self.hearing.page))
         except UnusableFileError as error:
             self._refuse(error)
-            if self.options.build and self.source is not None and is_ours_to_mend(error):
-                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
-        if self.files.snapshot is None:
-            self._known.next_try = time.monotonic() + (_RETRY if self.source is not None else 0.0)
             with self._lock:
                 self._decide()
+            is_ours = not self.files.conflict or self.view.decision.rebuild
+            if self.options.build and self.source is not None and is_ours_to_mend(error) and is_ours:
+                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
+        if self.files.snapshot is None:
+            with self._lock:
+                self._decide()
+        self._known.is_polled = self.source is not None
 
     def _take_first(self) -> bool:
         """Whether the file is there by now."""
-        try:
-            self._take(self.files.open(self.hearing.page))
-        except UnusableFileError:
-            return False
-        return True
+        with contextlib.suppress(UnusableFileError):
+            return self._take(self.files.open(self.hearing.page))
+        return False
 
-    def build(self, *, timeout: float, asked_ns: int) -> BuildReport:
+    def build(self, *, timeout: float, asked_ns: int, exact: bool) -> BuildReport:
         """Build and publish from the source, if no other process did."""
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
-        return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns)
+        return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, exact=exact)
 
     # --- telling the others
 
@@ -496,13 +507,3 @@ class Watch:
         self.counting.close()
         self._known.is_ended = True
         self._known.lines.write()
-
-
-def _settle(page: Page) -> None:
-    """Bring the word in line with the count, where a writer left it behind."""
-    try:
-        head = page.head()
-        if head is not None:
-            page.settle(head)
-    except MmcacheError:
-        return

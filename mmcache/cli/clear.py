@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 
 from ..words import printable
 from .options import ERROR, OK, UsageError, file_argument, setting
 from .output import Output
-from .rebuild import add_timeout
+from .rebuild import add_timeout, report
 
 __all__ = ["add_arguments", "run"]
 
@@ -21,12 +22,13 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_argument(parser)
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    parser.add_argument("--rebuild", action="store_true", help="build it anew, as the file says of itself")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be removed")
     add_timeout(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..sharing.publishing import clear
+    from ..sharing.publishing import clear, clear_and_rebuild
 
     path: str = arguments.file
     timeout: float = setting(arguments, "timeout")
@@ -37,14 +39,22 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         if found and not _agreed(found):
             output.note("nothing removed")
             return ERROR
-    removed = clear(path, timeout=timeout, dry_run=arguments.dry_run)
+    done = None
+    if arguments.rebuild and not arguments.dry_run:
+        with output.progress() as progress:
+            removed, done = clear_and_rebuild(path, progress=progress, timeout=timeout)
+    else:
+        removed = clear(path, timeout=timeout, dry_run=arguments.dry_run)
     if output.json:
-        output.document({"path": path, "dry_run": arguments.dry_run, "removed": removed})
+        built = {} if done is None else {"built": asdict(done)}
+        output.document({"path": path, "dry_run": arguments.dry_run, "removed": removed, **built})
         return OK
     for name in removed:
         output.say(f"{'would remove' if arguments.dry_run else 'removed'} {printable(name)}")
     if not removed:
         output.note(f"{path}: nothing to remove")
+    if done is not None:
+        report(done, path, output)
     return OK
 
 

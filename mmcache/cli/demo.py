@@ -297,9 +297,11 @@ class _Demo:
 
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-        words = [self.path, str(time.time_ns()), str(_PATIENCE)]
-        command = [sys.executable, "-P", "-m", "mmcache.sharing.background", *words]
-        with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as builder:  # noqa: S603
+        command = [sys.executable, "-P", "-m", "mmcache", "rebuild", self.path]
+        nothing = subprocess.DEVNULL
+        with subprocess.Popen(  # noqa: S603
+            command, env=environment, stdin=nothing, stdout=nothing, stderr=nothing
+        ) as builder:
             while builder.poll() is None and not fs.leftovers(self.path):
                 time.sleep(0.0005)
             builder.kill()

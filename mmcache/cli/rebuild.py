@@ -1,7 +1,8 @@
 """Make a cache file anew from the source that it names, with the same schemas, clustering and metadata.
 
-Needs nothing but FILE; where FILE is damaged or gone, its backup says how. If the content is the same, the published
-file stays, and counts as built now. Workers that have it open move to the new file within their next get.
+Needs nothing but FILE; where FILE is damaged or gone, its backup says how. A file of an older format is built in the
+format of today; one of a newer format is left alone, and `mmcache build` replaces it. If the content is the same, the
+published file stays, and counts as built now. Workers that have it open move to the new file within their next get.
 
 --if-stale is for cron: it does nothing, and ends with 0, while the file is fresh. --profile or --ttl must then be what
 the workers were told. Not fresh is what is due by its age, was invalidated, in whole or in single ids, or whose source
@@ -16,13 +17,12 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..errors import SourceError
 from ..words import bytes_of, plural, printable, span
 from .options import FILE_COMPLETION, OK, UsageError, add_policy, file_argument, policy_of, seconds, setting
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..storage.publish import BuildReport, Progress
+    from ..storage.publish import BuildReport
     from .status import Seen
 
 __all__ = ["add_arguments", "add_timeout", "report", "run"]
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", metavar="PATH", help="where the source is now, if it moved; the new file names this one"
     )
     source.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument("--exact", action="store_true", help="drop what the file has for other versions of the program")
     parser.add_argument("--if-stale", action="store_true", help="only if it is due: for cron")
     add_policy(parser)
     add_timeout(parser)
@@ -57,13 +58,17 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             return OK
     elif arguments.profile is not None or arguments.ttl is not None:
         raise UsageError("--profile and --ttl say what is stale: they go with --if-stale")
-    with output.progress() as progress:
-        if moved is None:
-            from ..sharing.publishing import rebuild
+    from ..sharing.publishing import rebuild
 
-            done = rebuild(arguments.file, progress=progress, timeout=timeout, asked_ns=asked_ns)
-        else:
-            done = _rebuild_from(arguments.file, moved, progress, timeout, asked_ns)
+    with output.progress() as progress:
+        done = rebuild(
+            arguments.file,
+            progress=progress,
+            timeout=timeout,
+            asked_ns=asked_ns,
+            source=moved,
+            exact=arguments.exact,
+        )
     report(done, arguments.file, output)
     return OK
 
@@ -82,27 +87,6 @@ def _report_fresh(seen: Seen, output: Output) -> None:
         output.document({**plain, "state": status.state, "why": status.why})
         return
     output.say(f"{printable(seen.path)}: fresh, generation {status.generation} stays ({printable(status.why)})")
-
-
-def _rebuild_from(path: str, moved: str, progress: Progress, timeout: float, asked_ns: int | None) -> BuildReport:
-    """What `publishing.rebuild` does, with the source in another place."""
-    from ..sharing.publishing import build_once
-    from .files import described
-    from .status import source_of
-
-    layout = described(path)
-    source = source_of(layout, moved)
-    if source is None:
-        raise SourceError("was built from records in memory and names no source: build it again", path=path)
-    return build_once(
-        path,
-        source,
-        cluster_by={name: c.cluster_by for name, c in layout.collections.items() if c.cluster_by is not None},
-        metadata=layout.metadata,
-        progress=progress,
-        timeout=timeout,
-        asked_ns=asked_ns,
-    )
 
 
 def report(done: BuildReport, path: str, output: Output) -> None:

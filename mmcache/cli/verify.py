@@ -55,20 +55,20 @@ def _bytes(path: str, progress: Step) -> dict[str, Any]:
     from ..storage.verify import verify_bytes
 
     with opened(path) as file:
-        layout = verify_bytes(_counted(file.read, 2 * file.size, progress), file.size)
+        layout = verify_bytes(_counted(file.read, file.size, progress), file.size)
     records = {name: collection.n for name, collection in layout.collections.items()}
     return {"generation": layout.header.generation, "records": records, "size": layout.header.file_size}
 
 
 def _counted(read: Callable[[int, int], bytes], total: int, progress: Step) -> Callable[[int, int], bytes]:
-    """`read`, and progress with every call. Each byte is read twice: for its section's checksum and for its block's."""
+    """`read`, and progress with every call."""
     done = 0
 
     def counted(offset: int, length: int) -> bytes:
         nonlocal done
         data = read(offset, length)
         done += len(data)
-        progress("verify", done // 2, total // 2)
+        progress("verify", min(done, total), total)
         return data
 
     return counted

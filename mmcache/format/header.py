@@ -131,7 +131,7 @@ class Header:
         return body + struct.pack("<Q", xxh3_64_intdigest(body))
 
 
-def parse_header(data: bytes, actual_size: int) -> Header:
+def parse_header(data: bytes, actual_size: int, *, older: bool = False) -> Header:
     """Check and unpack the first 256 bytes of a file of `actual_size` bytes."""
     if len(data) < HEADER_SIZE:
         raise _corrupt("header", f"expected at least {HEADER_SIZE} bytes, found {len(data)}")
@@ -159,7 +159,7 @@ def parse_header(data: bytes, actual_size: int) -> Header:
         page,
         checksum,
     ) = _HEADER.unpack(data)
-    if major != VERSION[0]:
+    if major > VERSION[0] or (major < VERSION[0] and not older):
         raise IncompatibleFormatError(
             f"format {major}.{minor}.{patch}, and this version reads {VERSION[0]}.x: "
             "rebuild the file with it, or upgrade mmcache",
@@ -184,7 +184,11 @@ def parse_header(data: bytes, actual_size: int) -> Header:
         raise _corrupt("header", f"the section table of {section_count} rows does not fit into {file_size} bytes")
     if not 0 < generation <= MAX_GENERATION:
         raise _corrupt("header", f"generation {generation} was never published")
-    if minor <= VERSION[1] and (data[14:16] != b"\0\0" or any(data[176 if minor else 168 : _CHECKED])):
+    if (
+        major == VERSION[0]
+        and minor <= VERSION[1]
+        and (data[14:16] != b"\0\0" or any(data[176 if minor else 168 : _CHECKED]))
+    ):
         raise _corrupt("header", "reserved bytes are not zero")
     return Header(
         file_size=file_size,

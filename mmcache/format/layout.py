@@ -12,7 +12,7 @@ Sections of a collection are named `<collection>/ids`, `<collection>/index.<fiel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,7 +92,10 @@ class CollectionLayout:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A validated file: everything that a reader needs to know before it touches a record."""
+    """A validated file: everything that a reader needs to know before it touches a record.
+
+    asked: the schemas that its builder asked for, where the file has more for other versions; else empty.
+    """
 
     header: Header
     sections: Mapping[str, Section]
@@ -101,6 +104,7 @@ class Layout:
     writer: str
     source: dict[str, Any] | None
     metadata: dict[str, Any]
+    asked: tuple[Schema, ...] = ()
 
 
 def section_name(collection: str, part: str) -> str:
@@ -127,9 +131,10 @@ def encode_meta(
     source: Mapping[str, Any] | None,
     metadata: Mapping[str, Any],
     collections: list[CollectionLayout],
+    asked: Iterable[Schema] = (),
 ) -> bytes:
     """The bytes of `meta`. Raises ValueError when the user's metadata or the shapes do not fit or do not encode."""
-    plain = {
+    plain: dict[str, Any] = {
         "writer": writer,
         "source": source,
         "metadata": metadata,
@@ -146,6 +151,8 @@ def encode_meta(
             for c in collections
         ],
     }
+    if asked:
+        plain["asked"] = [schema.to_dict() for schema in asked]
     try:
         data: bytes = msgpack.packb(plain)
         msgpack.unpackb(data)  # not all that packs unpacks: a map with keys that are not text
@@ -156,14 +163,15 @@ def encode_meta(
     return data
 
 
-def validate(read: Read, size: int) -> Layout:
+def validate(read: Read, size: int, *, older: bool = False) -> Layout:
     """Check a file's structure, header first, and describe it. O(1) in the number of records.
 
     Raises IncompatibleFormatError for a whole file that this version does not understand, CorruptFileError for
     everything that is not exactly right; each names the section, what was expected and what was found.
+    older: also of an older major version, for what the file says of itself; its records may mean something else.
     """
     head = read(0, 16_384)
-    header = parse_header(head, size)
+    header = parse_header(head, size, older=older)
     end = HEADER_SIZE + header.table_size
     table = head[HEADER_SIZE:end] if end <= len(head) else read(HEADER_SIZE, header.table_size)
     sections = parse_table(header, table)
@@ -190,12 +198,13 @@ def validate(read: Read, size: int) -> Layout:
         writer, source, metadata = plain["writer"], plain["source"], plain["metadata"]
         if not (isinstance(writer, str) and isinstance(source, (dict, type(None))) and isinstance(metadata, dict)):
             raise TypeError("expected writer, source and metadata")
+        asked = tuple(map(Schema.from_dict, plain.get("asked", ())))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         # RecursionError: what msgpack decodes may nest deeper than repr() goes.
         if isinstance(error, CorruptFileError):
             raise
         raise _corrupt(META_NAME, f"not as a writer writes it ({type(error).__name__}: {error!s:.200})") from None
-    return Layout(header, sections, collections, blocks, writer, source, metadata)
+    return Layout(header, sections, collections, blocks, writer, source, metadata, asked)
 
 
 def _decode_meta(raw: bytes, section: Section) -> dict[str, Any]:

@@ -40,6 +40,13 @@ class Shape:
         self.prefix = 1 if len(names) < 16 else 3 if len(names) < 65_536 else 5
         """Bytes of the msgpack array header, after which the key's own header stands."""
 
+    def narrowed(self, fields: Iterable[str]) -> Shape:
+        """The same values, of which only these fields show, besides the key; in this order."""
+        shape = Shape(self.names, self.nested)
+        shape.names = tuple(name for name in dict.fromkeys((self.names[0], *fields)) if name in self.index)
+        shape.index = {name: self.index[name] for name in shape.names}
+        return shape
+
     def to_plain(self) -> list[Any]:
         """As it stands in `meta`: a list of names, a nested map as [name, [names]]."""
         return [[name, list(self.nested[i])] if i in self.nested else name for i, name in enumerate(self.names)]

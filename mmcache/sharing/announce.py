@@ -11,13 +11,16 @@ import os
 import time
 from collections.abc import Callable
 
+from ..additive import union
 from ..errors import PublishError
 from ..format.header import Header, Tokens
+from ..format.layout import Layout
 from ..storage.fs import Identity
 from .attach import attach, sweep
 from .events import Event, Kind
 from .head import Announced, Failure
 from .page import MovedError, Page
+from .widening import schemas_of
 
 __all__ = ["Announcer"]
 
@@ -121,10 +124,12 @@ class Announcer:
         """Every byte of a file that is about to be published was checked. keep: of the one that is published now."""
         self._on_page(lambda page: page.record_built(header, identity, keep=keep))
 
-    def published(self, header: Header) -> None:
-        """A file is at the path, whole and verified."""
+    def published(self, layout: Layout, before: Layout | None) -> None:
+        """A file is at the path, whole and verified. before: that which was there, or its backup."""
+        header = layout.header
         self.superseded = self._differs(header.tokens)
-        self._on_page(lambda page: page.record_announced(header))
+        is_taken = before is not None and union(schemas_of(before), schemas_of(layout)) is None
+        self._on_page(lambda page: page.record_announced(header, is_taken=is_taken))
         self._say(Kind.PUBLISHED, (header.generation,))
 
     def revalidated(self, header: Header, tokens: Tokens, checked_ns: int, elapsed_ns: int, fingerprint: bytes) -> bool:

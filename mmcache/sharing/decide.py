@@ -35,6 +35,8 @@ NO_FINGERPRINT: Final = bytes(32)
 MANY_DIRTY: Final = 2048
 """Dirty ids beyond which a rebuild does not wait for `rebuild_after`."""
 
+_DAY: Final = 86_400.0
+
 _EMPTY: Final[Mapping[str, Dirty]] = {}
 _NO_KEYS: Final[Mapping[str, frozenset[Key]]] = {}
 
@@ -53,10 +55,12 @@ class Baseline(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """Why no file can be used. cause: one of CAUSES_WITHOUT_FILE; why: a sentence."""
+    """Why no file can be used. cause: one of CAUSES_WITHOUT_FILE; why: a sentence. mends: whether a build would give a
+    file that can be used."""
 
     cause: str
     why: str
+    mends: bool = False
 
 
 class SourceFacts(NamedTuple):
@@ -77,7 +81,9 @@ class Facts(NamedTuple):
     page that is neither this one nor the one it took over. distrusted: something may have been said on that page after
     the build. panicked: everything was invalidated without the page lock, after the baseline. source: None for a cache
     without one. repair: why the published file must be built anew whatever its age is. slow: lookups in the file take
-    too long for now. building: another process builds the first file.
+    too long for now. building: another process builds the first file. conflict: what of the published file is not ours,
+    "other schemas" or "newer format"; taken: when such a file was published in the place of another, by `monotonic`;
+    0.0 for never. lacking: which index the file has not.
     """
 
     now: float
@@ -95,6 +101,9 @@ class Facts(NamedTuple):
     slow: bool = False
     building: bool = False
     disabled: bool = False
+    conflict: str = ""
+    taken: float = 0.0
+    lacking: str = ""
 
 
 class Rules(NamedTuple):
@@ -145,7 +154,8 @@ def decide(facts: Facts, rules: Rules) -> Decision:
     if facts.baseline is None:
         trouble = facts.trouble or Trouble("missing", "there is no file yet")
         cause = "building" if facts.building else trouble.cause
-        return Decision(trouble.cause, trouble.why, serves=False, cause=cause)
+        rebuild = trouble.why if trouble.mends and _may_build(facts, rules) else ""
+        return Decision(trouble.cause, trouble.why, serves=False, cause=cause, rebuild=rebuild)
     baseline = facts.baseline
     age = freshness(rules.policy, now=facts.now, built=baseline.built, build_seconds=baseline.took, draw=rules.jitter)
     doubt = _doubt(facts, baseline)
@@ -226,6 +236,8 @@ def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bo
         return "expired", age.reason
     if facts.slow:
         return "slow", "lookups in the file take too long: the source answers for a while"
+    if facts.conflict:
+        return "stale", f"the published file has {facts.conflict}, and cannot be used here"
     if doubt.soft:
         return "stale", doubt.soft
     if facts.said.closed:
@@ -240,11 +252,11 @@ def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bo
 
 def _why_rebuild(facts: Facts, rules: Rules, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> str:
     """A sentence, or "" where the file should not be built again now."""
-    baseline, failure = facts.baseline, facts.failure
-    if facts.source is None or baseline is None or (failure is not None and facts.monotonic < failure.until):
+    baseline = facts.baseline
+    if baseline is None or not _may_build(facts, rules):
         return ""
-    if facts.repair:
-        return facts.repair
+    if facts.repair or facts.lacking:
+        return facts.repair or facts.lacking
     rested = facts.now - baseline.built - baseline.took
     if (doubt.hard or doubt.soft) and not 0 <= rested < baseline.took:
         return doubt.hard or doubt.soft
@@ -253,3 +265,14 @@ def _why_rebuild(facts: Facts, rules: Rules, age: Freshness, doubt: _Doubt, ids:
     why = "the source has changed" if changed else "ids were invalidated" if ids or facts.said.closed else ""
     is_settled = not 0 <= facts.now - baseline.built < rules.rebuild_after
     return why if why and (is_settled or ids > MANY_DIRTY) else ""
+
+
+def _may_build(facts: Facts, rules: Rules) -> bool:
+    """Whether a build is ours to start now: not while all pause after one that failed. The file belongs to the process
+    that published last: those with other schemas wait for a ttl, and a newer format is left alone."""
+    failure = facts.failure
+    if facts.source is None or (failure is not None and facts.monotonic < failure.until):
+        return False
+    if facts.conflict == "other schemas":
+        return not 0.0 < facts.taken <= facts.monotonic < facts.taken + min(rules.policy.ttl, _DAY)
+    return not facts.conflict

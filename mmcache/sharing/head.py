@@ -34,6 +34,7 @@ __all__ = [
     "FAR",
     "HEAD_SIZE",
     "PANIC",
+    "TAKEN",
     "VERIFIED",
     "Announced",
     "Builder",
@@ -53,7 +54,7 @@ FORM: Final = b"mmc-ctl\x02"
 FAR: Final = 2**40
 """No position gets as far: a page that has logged a terabyte is replaced."""
 
-IDENTITY, COUNT, PANIC, VERIFIED, ANNOUNCED, COVERED, BUILDER, FAILURE = (
+IDENTITY, COUNT, PANIC, VERIFIED, ANNOUNCED, COVERED, BUILDER, TAKEN, FAILURE = (
     0,
     128,
     192,
@@ -61,6 +62,7 @@ IDENTITY, COUNT, PANIC, VERIFIED, ANNOUNCED, COVERED, BUILDER, FAILURE = (
     384,
     448,
     640,
+    704,
     768,
 )
 _TEXT: Final = 1024
@@ -73,6 +75,7 @@ _STRUCTS: Final = {
     ANNOUNCED: struct.Struct("<Q16s"),
     COVERED: struct.Struct("<Q16s4Q2Q32s"),
     BUILDER: struct.Struct("<3Q"),
+    TAKEN: struct.Struct("<Q"),
     FAILURE: struct.Struct(f"<3Q{_TEXT}s"),
 }
 _LONGEST_PAUSE: Final = 75.0
@@ -141,7 +144,8 @@ class Failure(NamedTuple):
 
 class Head(NamedTuple):
     """What a head says. logged: up to which position the log holds events, and chain: the checksum of the last; None
-    where that cannot be believed, and the page must be replaced."""
+    where that cannot be believed, and the page must be replaced. taken: time.monotonic() at which a file was published
+    in the place of one with schemas that are not additive to its own; 0.0 for never."""
 
     identity: PageIdentity
     logged: int | None
@@ -152,6 +156,7 @@ class Head(NamedTuple):
     covered: Coverage | None
     builder: Builder | None
     failure_record: tuple[int, int, int, bytes] | None
+    taken: float = 0.0
 
     def failure(self, monotonic: float) -> Failure | None:
         """As of a moment; None for one that another clock recorded."""
@@ -172,7 +177,7 @@ def parse_head(data: bytes) -> Head | None:
     if identity is None or identity[0] != FORM:
         return None
     count, covered, builder, failure = (_record(data, at) for at in (COUNT, COVERED, BUILDER, FAILURE))
-    announced = _record(data, ANNOUNCED)
+    announced, taken = _record(data, ANNOUNCED), _record(data, TAKEN)
     return Head(
         identity=PageIdentity(*identity[1:]),
         logged=None if count is None or count[0] >= FAR else count[0],
@@ -183,6 +188,7 @@ def parse_head(data: bytes) -> Head | None:
         covered=None if covered is None else _coverage(*covered),
         builder=None if builder is None or not builder[0] else Builder(builder[0], builder[1] / 1e9, builder[2] / 1e9),
         failure_record=None if failure is None or not failure[0] else (*failure[:3], failure[3].rstrip(b"\0")),
+        taken=0.0 if taken is None else taken[0] / 1e9,
     )
 
 

@@ -5,9 +5,10 @@ is a matter of polls, but for a page that was moved or damaged, whose readers ha
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
-from ..errors import PublishError
+from ..errors import MmcacheError, PublishError
 from ..format.header import Header
 from .attach import PATIENCE, attach
 from .decide import Baseline, baseline_of
@@ -56,6 +57,11 @@ class Hearing:
         """What the page said of the last build when it was heard last: see `rebuild.last_build`."""
         head = self._head
         return None if head is None else (head.announced, head.covered, head.failure_record)
+
+    @property
+    def taken(self) -> float:
+        """See `Head.taken`."""
+        return 0.0 if self._head is None else self._head.taken
 
     def failure(self, monotonic: float) -> Failure | None:
         return None if self._head is None else self._head.failure(monotonic)
@@ -122,6 +128,14 @@ class Hearing:
             fold(self.said, news.events, news.until, news.chain)
 
     # --- the page
+
+    def settle(self) -> None:
+        """Bring the word in line with the count, where a writer left it behind."""
+        page = self.page
+        with contextlib.suppress(MmcacheError):
+            head = None if page is None else page.head()
+            if page is not None and head is not None:
+                page.settle(head)
 
     def renew(self, *, patience: float = PATIENCE) -> bool:
         """Use the page that is at its path now; whether that is another one. One `stat` where it is the same."""

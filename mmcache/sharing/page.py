@@ -34,6 +34,7 @@ from .head import (
     FAR,
     HEAD_SIZE,
     PANIC,
+    TAKEN,
     VERIFIED,
     Failure,
     Head,
@@ -315,7 +316,10 @@ class Page:
         head = self.head() if self.shared else None
         return head is not None and proof_of(header, identity) in head.verified
 
-    def record_announced(self, header: Header) -> None:
+    def record_announced(self, header: Header, *, is_taken: bool = False) -> None:
+        """is_taken: whether it took the place of a file with schemas that are not additive."""
+        if is_taken:
+            self._store.write(TAKEN, pack_record(TAKEN, time.monotonic_ns()))
         self._store.write(ANNOUNCED, pack_record(ANNOUNCED, header.generation, header.build_id))
 
     def record_covered(

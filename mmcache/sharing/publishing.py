@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import LockTimeoutError, MmcacheError, SourceError
+from ..additive import union
+from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
 from ..schema import Schema
 from ..sources import Source, as_source, closing, from_spec
@@ -20,14 +21,15 @@ from ..sources.iterable import Records
 from ..storage import publish as storage
 from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
-from ..storage.publish import LOCK_TIMEOUT, BuildReport, Progress, Serves
+from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Progress, Serves
 from . import metrics
 from .announce import Announcer
 from .attach import look
 from .counters import WorkerCounters, record_event, remove
 from .page import Page
+from .widening import as_found, schemas_of, still_there, widened
 
-__all__ = ["build", "build_once", "clear", "rebuild"]
+__all__ = ["build", "build_once", "clear", "clear_and_rebuild", "rebuild"]
 
 log = logging.getLogger("mmcache")
 
@@ -71,30 +73,61 @@ def rebuild(
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     asked_ns: int | None = None,
-    lock: Descriptor | None = None,
+    source: str | os.PathLike[str] | None = None,
+    exact: bool = False,
 ) -> BuildReport:
-    """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata.
+    """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata, so far as
+    the source still has what they name.
 
-    asked_ns: wall clock; a file that was built from what the source held after that is left as it is. lock: a
-    descriptor that holds the build lock already. Where the file itself is missing or damaged, its backup says how.
+    asked_ns: wall clock; a file that was built from what the source held after that is left as it is. source: path of
+    the source, if it was moved. exact: without what builders kept for other versions of their program: what remains is
+    what the last one asked for itself.
+    Where the file itself is missing or damaged, its backup says how; a file of an older format describes itself, too.
     Raises what `build` raises; SourceError for a file that was built from records in memory; UnusableFileError where
     neither file nor backup can be read."""
-    layout = storage.described(os.fspath(path))
+    layout = _described(os.fspath(path))
+    return _build_as(layout, path, source=source, exact=exact, progress=progress, timeout=timeout, asked_ns=asked_ns)
+
+
+def _described(path: str) -> Layout:
+    """What the file, or its backup, says of itself, with a source. Raises UnusableFileError and SourceError."""
+    try:
+        layout = storage.described(path)
+    except MissingFileError:
+        raise MissingFileError(
+            "neither this file nor a backup is there to say how it was built: mmcache build SOURCE -o FILE, or open it "
+            "with its source",
+            path=path,
+        ) from None
     if layout.source is None:
-        raise SourceError("was built from records in memory and names no source: build it again", path=os.fspath(path))
-    schemas = tuple(collection.schema for collection in layout.collections.values())
-    with closing(from_spec(layout.source, schemas)) as source:
-        assert source is not None
-        return build_once(
-            path,
-            source,
-            cluster_by={name: c.cluster_by for name, c in layout.collections.items() if c.cluster_by is not None},
-            metadata=layout.metadata,
-            progress=progress,
-            timeout=timeout,
-            asked_ns=asked_ns,
-            lock=lock,
+        raise SourceError(
+            "its source cannot be named in a file (records in memory, or a source of your own): build it again, or "
+            "call rebuild() of a cache that has the source",
+            path=path,
         )
+    return layout
+
+
+def _build_as(
+    layout: Layout,
+    path: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    exact: bool = False,
+    **options: Any,
+) -> BuildReport:
+    """Build what a file describes, so far as the source still has it."""
+    assert layout.source is not None
+    spec = layout.source if source is None else {**layout.source, "path": os.path.abspath(os.fspath(source))}
+    schemas = layout.asked if exact and layout.asked else schemas_of(layout)
+    with closing(from_spec(spec, schemas)) as described:
+        assert described is not None
+        schemas = still_there(described) or schemas
+    with closing(from_spec(spec, schemas)) as again:
+        assert again is not None
+        order = as_found(Order(again), layout)
+        asked = () if exact else layout.asked
+        return build_once(path, again, cluster_by=order.cluster_by, metadata=order.metadata, asked=asked, **options)
 
 
 def build_once(
@@ -111,13 +144,18 @@ def build_once(
     asked_ns: int | None = None,
     since: float | None = None,
     lock: Descriptor | None = None,
+    exact: bool = True,
+    asked: tuple[Schema, ...] = (),
+    lead_ns: int = 0,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 
     serves: whether the file that is there will do. asked_ns: one that was built, or found to be right, after that does.
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
     time.monotonic(), for a caller who waited before. page, slot: the page and the counters to use, if the caller has
-    them. lock: a descriptor that holds the build lock already.
+    them. lock: a descriptor that holds the build lock already. exact: build what is asked for here and no more; else
+    what the published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if
+    they are not the source's own. lead_ns: how long it took to get here.
     """
     name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
@@ -132,7 +170,8 @@ def build_once(
             raise failure.error
         if there is None:
             return False
-        if (serves is not None and serves(there)) or (asked_ns is not None and _is_after(there, control, asked_ns)):
+        is_after = asked_ns is not None and _is_after(there, control, asked_ns) and _has(there, source, exact=exact)
+        if is_after or (serves is not None and serves(there)):
             served.append(there)
         return bool(served)
 
@@ -144,11 +183,14 @@ def build_once(
                 source,
                 cluster_by=cluster_by,
                 metadata=metadata,
+                revise=None if exact else widened,
+                asked=asked,
                 progress=progress,
                 timeout=timeout,
                 unless=unless,
                 control=control,
                 lock=lock,
+                lead_ns=lead_ns,
             )
         except LockTimeoutError:
             raise
@@ -170,6 +212,12 @@ def build_once(
         if control.superseded:
             counts.add(metrics.REBUILDS_SUPERSEDED)
     return report
+
+
+def _has(layout: Layout, source: Source, *, exact: bool) -> bool:
+    """Whether a file has the schemas that are asked for."""
+    found = schemas_of(layout)
+    return found == source.schemas or (not exact and union(found, source.schemas) == found)
 
 
 def _is_after(layout: Layout, control: Announcer, asked_ns: int) -> bool:
@@ -211,6 +259,22 @@ def _count(path: str, report: BuildReport, slot: WorkerCounters, begun: float) -
         report.generation,
         extra={"event": "revalidated", "path": path, "generation": report.generation, "seconds": took},
     )
+
+
+def clear_and_rebuild(
+    path: str | os.PathLike[str], *, progress: Progress | None = None, timeout: float = LOCK_TIMEOUT
+) -> tuple[list[str], BuildReport]:
+    """`clear`, and a build of what the file, or its backup, said of itself. What was removed, and what is published.
+
+    Nothing is removed where that says too little, or the source cannot be asked: raises as `rebuild`."""
+    name = os.fspath(path)
+    layout = _described(name)
+    assert layout.source is not None
+    with closing(from_spec(layout.source, schemas_of(layout))) as source:
+        assert source is not None
+        source.fingerprint()
+    removed = clear(name, timeout=timeout)
+    return removed, _build_as(layout, name, progress=progress, timeout=timeout)
 
 
 def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_run: bool = False) -> list[str]:

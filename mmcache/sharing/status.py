@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 
+from ..additive import covers
 from ..errors import UnusableFileError
 from ..format.header import HEADER_SIZE, Header, parse_header
 from ..format.layout import validate
@@ -23,6 +24,7 @@ from .fleet import Fleet
 from .head import Builder, Failure
 from .hearing import Hearing
 from .page import MovedError, private_page
+from .widening import schemas_of, still_there
 
 __all__ = ["Status", "check", "status_of"]
 
@@ -126,8 +128,7 @@ def _header(path: str, source: Source | None) -> tuple[Header | None, Trouble | 
             file.close()
     except UnusableFileError as error:
         return header, Trouble(error.cause, error.message)
-    schemas = tuple(collection.schema for collection in layout.collections.values())
-    if source is not None and schemas != source.schemas:
+    if source is not None and not covers(schemas_of(layout), still_there(source)):
         return header, Trouble("incompatible", "was built with other schemas than the source has now: rebuild it")
     return header, None
 

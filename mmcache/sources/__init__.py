@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..schema import Schema
-from .base import Changes, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
+from .base import Changes, EvolvingSource, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
 
 if TYPE_CHECKING:
     from .arrow import ParquetSource
@@ -31,7 +31,9 @@ __all__ = [
     "SourceRecord",
     "TrackedSource",
     "as_source",
+    "available",
     "from_spec",
+    "is_remakable",
     "ordered",
 ]
 
@@ -89,6 +91,23 @@ def closing(source: Source | None) -> Iterator[Source | None]:
         close = getattr(source, "close", None)
         if close is not None:
             close()
+
+
+def available(source: Source, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+    """`EvolvingSource.available` of a source that has it; of any other, those that it has itself.
+
+    Raises SourceError.
+    """
+    schemas = tuple(schemas)
+    if isinstance(source, EvolvingSource):
+        return source.available(schemas)
+    return tuple(schema for schema in schemas if schema in source.schemas)
+
+
+def is_remakable(source: Source) -> bool:
+    """Whether `from_spec` makes the same source again. Not one of a subclass, which inherits the spec of its base."""
+    spec = source.spec()
+    return spec is not None and spec.get("kind") in _KINDS and type(source) is _load(_KINDS[spec["kind"]])
 
 
 def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema]) -> Source:

@@ -6,14 +6,24 @@ single ids or terms (the fallback tier). Both give a `SourceRecord`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..format.keys import Key
 from ..schema import Query, Schema
 
-__all__ = ["Changes", "Key", "OrderedSource", "Reading", "Source", "SourceRecord", "TrackedSource", "ordered"]
+__all__ = [
+    "Changes",
+    "EvolvingSource",
+    "Key",
+    "OrderedSource",
+    "Reading",
+    "Source",
+    "SourceRecord",
+    "TrackedSource",
+    "ordered",
+]
 
 
 class SourceRecord(NamedTuple):
@@ -113,6 +123,16 @@ class OrderedSource(Protocol):
 
         Costs the keys, not the collection, where the source has an index. Raises SourceError.
         """
+        ...
+
+
+@runtime_checkable
+class EvolvingSource(Protocol):
+    """What a source may be able to do besides: tell what of a schema it still has."""
+
+    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+        """The schemas, without the indexes and columns that the source does not have, and without collections of which
+        it lacks more than that. Cheap. Raises SourceError."""
         ...
 
 

@@ -220,6 +220,10 @@ class FileSource:
         except OSError as error:
             raise self._error(error) from error
 
+    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+        """See `EvolvingSource`. A file has one collection, whose records may lack any field."""
+        return tuple(schema for schema in schemas if schema.name == self._schema.name)
+
     def spec(self) -> dict[str, Any] | None:
         try:
             self.path.encode()

@@ -25,7 +25,7 @@ from .base import Changes, Key, Reading, SourceRecord
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
-from .statements import Plan, by_key, condition, keys_in_order, make_plan, storable
+from .statements import Plan, by_key, condition, keys_in_order, make_plan, reduced, storable
 from .tracking import LIMIT, Tracking, changes_since, track, tracked, untrack
 from .vectors import VectorDecoder
 
@@ -226,6 +226,15 @@ class SQLiteSource:
 
     def spec(self) -> dict[str, Any] | None:
         return {"kind": self.kind, "path": self.path} if storable(self.path) else None
+
+    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+        """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
+        with self._connections.take() as connection:
+            try:
+                found = [reduced(connection, schema) for schema in schemas]
+            except sqlite3.Error as error:
+                raise self._connections.error(error) from error
+        return tuple(schema for schema in found if schema is not None)
 
     def close(self) -> None:
         """Close the connections. Not final: a later call opens new ones."""

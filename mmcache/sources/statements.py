@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..schema import Query, Schema, Term
 from .connections import Connection
 
-__all__ = ["Plan", "by_key", "condition", "keys_in_order", "make_plan", "storable"]
+__all__ = ["Plan", "by_key", "condition", "keys_in_order", "make_plan", "reduced", "storable"]
 
 MAX_TERMS = 500
 """More terms than this in one field are not put into SQL; the caller's check alone finds them."""
@@ -56,15 +56,11 @@ class Plan:
 
 def make_plan(connection: Connection, schema: Schema) -> Plan:
     """The plan for one schema, checked against what the database has. Raises ValueError with the reason."""
-    if schema.query is not None:
-        body, order, count = f"(\n{schema.query}\n)", "", None
-        columns = _query_columns(connection, schema.query, body)
-    else:
-        table, kind = _find_table(connection, schema.table or schema.name)
-        body = _quoted(table)
-        columns = _columns(connection, f"SELECT * FROM {body} LIMIT 0")
-        order = _order(connection, table) if kind == "table" else ""
-        count = f"SELECT count(*) FROM {body}" if kind == "table" else None
+    body, kind, columns = _origin(connection, schema)
+    order, count = "", None
+    if kind == "table":
+        table, _ = _find_table(connection, schema.table or schema.name)
+        order, count = _order(connection, table), f"SELECT count(*) FROM {body}"
     names = _choose(schema, columns)
     selected = names if schema.embedding is None else (*names, schema.embedding)
     lookup = f"FROM {body} AS s"
@@ -79,6 +75,32 @@ def make_plan(connection: Connection, schema: Schema) -> Plan:
         decode=tuple(i for i, name in enumerate(names) if name in schema.json),
         count=count,
     )
+
+
+def reduced(connection: Connection, schema: Schema) -> Schema | None:
+    """The schema without the indexes and columns that the database does not have; None where it lacks more."""
+    try:
+        _, _, columns = _origin(connection, schema)
+    except ValueError:
+        return None
+    if schema.key not in columns or (schema.embedding is not None and schema.embedding not in columns):
+        return None
+
+    def kept(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in columns)
+
+    wanted = None if schema.columns is None else kept(schema.columns)
+    return replace(schema, index=kept(schema.index), json=kept(schema.json), columns=wanted)
+
+
+def _origin(connection: Connection, schema: Schema) -> tuple[str, str, list[str]]:
+    """What stands behind FROM, whether that is a table, a view or a query, and its columns. Raises ValueError."""
+    if schema.query is not None:
+        body = f"(\n{schema.query}\n)"
+        return body, "query", _query_columns(connection, schema.query, body)
+    table, kind = _find_table(connection, schema.table or schema.name)
+    body = _quoted(table)
+    return body, kind, _columns(connection, f"SELECT * FROM {body} LIMIT 0")
 
 
 def by_key(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list[str]]:

@@ -391,6 +391,7 @@ def lay_out(
     writer: str,
     source: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    asked: Sequence[Schema] = (),
 ) -> Plan:
     """Encode the small sections and give every section its place. Raises BuildError."""
     layouts, parts = [], []
@@ -399,7 +400,7 @@ def lay_out(
         layouts.append(layout)
         parts.extend(own)
     try:
-        meta = encode_meta(writer, source, metadata or {}, layouts)
+        meta = encode_meta(writer, source, metadata or {}, layouts, asked)
     except ValueError as error:
         raise BuildError(str(error), reason=str(error)) from None
     return place([Part(META_NAME, h.META, len(meta), lambda _: [meta], entries=len(layouts)), *parts])

@@ -32,6 +32,9 @@ Identity = tuple[int, int, int, int]
 system: Any = os
 map_file: Any = mmap.mmap
 
+_HANDED_OVER = 2.0
+"""Seconds for a lock that was handed over: others may look whether it is free, or take it for as long."""
+
 CHUNK = 2**20
 """Bytes per read or write call: large enough to cost nothing, small enough to keep out of the heap's way."""
 _LARGEST_CALL = 2**30
@@ -384,7 +387,8 @@ class Directory:
         stays the caller's. Raises LockTimeoutError, which names the holder.
         """
         if held is not None:
-            self._check_lock(held)
+            self.check_lock(held)
+            _sign(held.fd)
             yield
             return
         lock = self.take_lock(timeout)
@@ -397,14 +401,14 @@ class Directory:
         """A descriptor that holds the build lock until it is closed, or is handed to a child process to `lock` with."""
         return self._locked_descriptor(time.monotonic() + timeout)
 
-    def _check_lock(self, held: Descriptor) -> None:
+    def check_lock(self, held: Descriptor) -> None:
+        """Raises PublishError unless this descriptor is of the lock file that is there."""
         try:
             is_ours = self._names(lock_name(self.name), held.identify())
         except OSError as error:
             raise failed(error, self.path, "take over the lock") from None
         if not is_ours:
             raise PublishError("the lock that was handed over is not that of this file", path=self.path)
-        _sign(held.fd)
 
     def _locked_descriptor(self, deadline: float) -> Descriptor:
         from filelock import lock_descriptor

@@ -15,9 +15,9 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..errors import (
     BuildError,
@@ -36,7 +36,18 @@ from .builder import Progress, Staged, lay_out, stage, write
 from .descriptors import Descriptor
 from .verify import verify_bytes
 
-__all__ = ["LOCK_TIMEOUT", "BuildReport", "Control", "Progress", "Serves", "clear", "described", "publish"]
+__all__ = [
+    "LOCK_TIMEOUT",
+    "BuildReport",
+    "Control",
+    "Order",
+    "Progress",
+    "Revise",
+    "Serves",
+    "clear",
+    "described",
+    "publish",
+]
 
 log = logging.getLogger("mmcache")
 
@@ -70,7 +81,17 @@ class BuildReport:
     durable: bool = True
 
 
+class Order(NamedTuple):
+    """What to build. cluster_by, metadata: None where nothing was said about them."""
+
+    source: Source
+    cluster_by: str | Mapping[str, str] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
 Serves = Callable[[Layout | None], bool]
+Revise = Callable[[Order, Layout | None], Order]
+"""What to build, seen what the published file, or else its backup, says of itself."""
 
 
 class Control(Protocol):
@@ -87,7 +108,7 @@ class Control(Protocol):
     def failed(self, error: BaseException) -> None: ...
     def noticed(self, header: Header) -> None: ...
     def verified(self, header: Header, identity: fs.Identity, *, keep: fs.Identity | None) -> None: ...
-    def published(self, header: Header) -> None: ...
+    def published(self, layout: Layout, before: Layout | None) -> None: ...
     def revalidated(
         self, header: Header, tokens: Tokens, checked_ns: int, elapsed_ns: int, fingerprint: bytes
     ) -> bool: ...
@@ -99,41 +120,57 @@ def publish(
     *,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    revise: Revise | None = None,
+    asked: Sequence[Schema] = (),
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     unless: Serves | None = None,
     control: Control | None = None,
     lock: Descriptor | None = None,
+    lead_ns: int = 0,
 ) -> BuildReport:
     """Build from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
     serves, because another process built it while we waited; then it stays. It may raise, too.
 
     control: the tokens are captured before the source is read. Whatever is invalidated after that makes the new file
-    stale, and what was before it is in it. lock: a descriptor that holds the build lock already.
+    stale, and what was before it is in it. lock: a descriptor that holds the build lock already. revise: gives what is
+    really built; a source that it made is closed here. asked: what the file says was asked for, if it has more.
+    lead_ns: what it took until this call, which the next rebuild has to allow for.
     """
-    begun = time.monotonic()
-    clusters = _clusters(source.schemas, cluster_by)
+    begun, order, wanted = time.monotonic(), Order(source, cluster_by, metadata), asked or source.schemas
+    _clusters(order)  # what cannot be meant is refused at once
     with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
         for name in (directory.name, fs.backup_name(directory.name)):
             _check_replaceable(directory, name)
         if control is not None:
             _announce(directory, control)
-        if unless is not None:
-            there = _whole(directory)
-            if unless(there) and there is not None:
-                return _report(directory, there, begun, changed=False)
+        old = _Published.of(directory)
+        if unless is not None and unless(old.layout) and old.layout is not None:
+            return _report(directory, old.layout, begun, changed=False)
         building.enter_context(_announced(control))
+        before = old.layout or _read_layout(directory)
+        if revise is not None:
+            order = revise(order, before)
+            if order.source is not source:
+                building.callback(_close, order.source)
+        source, clusters = order.source, _clusters(order)
         directory.sweep()
         with contextlib.ExitStack() as scratch, directory.create() as file:
             tokens = Tokens() if control is None else control.tokens()
             fingerprint = _fingerprint(source)
             created_ns, started_ns = time.time_ns(), time.monotonic_ns()
             staged = _stage(source, clusters, directory, scratch, progress)
-            plan = lay_out(staged, writer=_writer(), source=source.spec(), metadata=metadata)
+            plan = lay_out(
+                staged,
+                writer=_writer(),
+                source=source.spec(),
+                metadata=order.metadata,
+                asked=() if set(wanted) == set(source.schemas) else wanted,
+            )
             file.allocate(plan.size)
             digest = write(plan, file, progress)
-            current = _whole(directory)
-            elapsed_ns = time.monotonic_ns() - started_ns
+            current = old.layout if old.is_there(directory) else _Published.of(directory).layout
+            elapsed_ns = lead_ns + time.monotonic_ns() - started_ns
             as_good_as = tokens, created_ns, elapsed_ns, fingerprint
             if (
                 current is not None
@@ -161,13 +198,15 @@ def publish(
             layout = _read_back(directory, file, header)
             if control is not None:  # a reader may open it from the moment on at which it has its name
                 control.verified(header, file.identity(), keep=fs.identity_of(directory.path))
+            if lock is not None:
+                directory.check_lock(lock)  # whatever replaced the lock file meanwhile let another builder in
             if current is not None:
                 _back_up(directory)
             directory.rename(file.name or "", directory.name)
             file.published()
         durable = _sync(directory)
         if control is not None:
-            control.published(header)
+            control.published(layout, before)
         return _report(directory, layout, begun, changed=True, durable=durable)
 
 
@@ -250,19 +289,29 @@ def _check_replaceable(directory: fs.Directory, name: str) -> bool:
 
 
 def described(path: str) -> Layout:
-    """What the file says of itself, or its backup where the file cannot be read."""
+    """What the file says of itself, or its backup where the file cannot be read.
+
+    Also of an older major version, where its description reads and its checksums are right."""
     try:
-        return _layout(fs.ReadFile(path))
+        return _layout(fs.ReadFile(path), older=True)
     except UnusableFileError as error:
         try:
-            return _layout(fs.ReadFile(fs.backup_name(path)))
+            return _layout(fs.ReadFile(fs.backup_name(path)), older=True)
         except UnusableFileError:
             raise error from None
 
 
-def _layout(file: fs.ReadFile) -> Layout:
+def _read_layout(directory: fs.Directory) -> Layout | None:
+    """The same under the lock; None where nothing says anything."""
+    for name in (directory.name, fs.backup_name(directory.name)):
+        with contextlib.suppress(UnusableFileError):
+            return _layout(directory.read(name), older=True)
+    return None
+
+
+def _layout(file: fs.ReadFile, *, older: bool) -> Layout:
     try:
-        return validate(file.read, file.size)
+        return validate(file.read, file.size, older=older)
     except UnusableFileError as error:
         error.path = error.path or file.path
         raise
@@ -270,8 +319,17 @@ def _layout(file: fs.ReadFile) -> Layout:
         file.close()
 
 
-def _clusters(schemas: tuple[Schema, ...], cluster_by: str | Mapping[str, str] | None) -> dict[str, str]:
+def _close(source: Source) -> None:
+    """What it holds open."""
+    close = getattr(source, "close", None)
+    if close is not None:
+        close()
+
+
+def _clusters(order: Order) -> dict[str, str]:
     """Collection -> field. A single field name is meant for every collection that has it indexed."""
+    schemas: tuple[Schema, ...] = order.source.schemas
+    cluster_by = order.cluster_by
     if cluster_by is None:
         return {}
     if isinstance(cluster_by, str):
@@ -310,16 +368,27 @@ def _stage(
         ]
 
 
-def _whole(directory: fs.Directory) -> Layout | None:
-    """The layout of the published file, if there is one and every byte of it passes its checksum. O(file)."""
-    try:
-        file = directory.read(directory.name)
+class _Published(NamedTuple):
+    """The published file as it was found. layout: None unless every byte of it passes its checksum."""
+
+    layout: Layout | None
+    identity: fs.Identity | None
+
+    @classmethod
+    def of(cls, directory: fs.Directory) -> _Published:
+        """O(file): it is read once."""
         try:
-            return verify_bytes(file.read, file.size)
-        finally:
-            file.close()
-    except UnusableFileError:
-        return None
+            file = directory.read(directory.name)
+            try:
+                return cls(verify_bytes(file.read, file.size), file.identity)
+            finally:
+                file.close()
+        except UnusableFileError:
+            return cls(None, fs.identity_of(directory.path))
+
+    def is_there(self, directory: fs.Directory) -> bool:
+        """Whether it was not written since."""
+        return fs.identity_of(directory.path) == self.identity
 
 
 _FURTHEST: Final = 2**20
@@ -343,7 +412,7 @@ def _next_of_files(directory: fs.Directory) -> int:
         try:
             file = directory.read(name)
             try:
-                return parse_header(file.read(0, HEADER_SIZE), file.size).generation + step
+                return parse_header(file.read(0, HEADER_SIZE), file.size, older=True).generation + step
             finally:
                 file.close()
         except UnusableFileError as error:

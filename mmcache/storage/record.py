@@ -61,9 +61,12 @@ class Record(Mapping[str, Any]):
 
     def asdict(self) -> dict[str, Any]:
         """A plain dict of the fields."""
-        fields = dict(zip(self._shape.names, self._values))  # noqa: B905  lengths were compared when it was decoded
-        for i, names in self._shape.nested.items():
-            fields[self._shape.names[i]] = _map(names, self._values[i])
+        shape = self._shape
+        if len(shape.names) < shape.count:
+            return {name: self[name] for name in shape.names}
+        fields = dict(zip(shape.names, self._values))  # noqa: B905  lengths were compared when it was decoded
+        for i, names in shape.nested.items():
+            fields[shape.names[i]] = _map(names, self._values[i])
         return fields
 
     def __repr__(self) -> str:

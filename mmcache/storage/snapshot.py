@@ -18,6 +18,7 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from dataclasses import replace
 from functools import partial, wraps
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
@@ -28,6 +29,7 @@ import numpy as np
 from msgpack import unpackb
 from xxhash import xxh3_64_intdigest
 
+from ..additive import seen_in
 from ..errors import ClosedError, CorruptFileError, GenerationGoneError, MmcacheError, UnusableFileError
 from ..format.frame import place_arrays
 from ..format.header import BLOCK, Header
@@ -700,8 +702,8 @@ class Collection(Mapping[str, Record]):
             raise self.corrupt("records", f"record {row} does not match its checksum")
         values = decode(raw)
         shape = self._shapes[number]
-        if type(values) is not list or len(values) != len(shape.names) or type(values[0]) is not str:
-            raise self.corrupt("records", f"record {row} does not have the {len(shape.names)} values of its shape")
+        if type(values) is not list or len(values) != shape.count or type(values[0]) is not str:
+            raise self.corrupt("records", f"record {row} does not have the {shape.count} values of its shape")
         return Record(shape, values, self, row)
 
     # --- in batches
@@ -864,6 +866,30 @@ class Collection(Mapping[str, Record]):
         return f"<Collection {self.name!r}: {len(self)} records>"
 
 
+Choose = Callable[[Layout], Sequence[Schema]]
+
+
+def _narrowed(layout: Layout, schemas: Sequence[Schema]) -> dict[str, CollectionLayout]:
+    """What a worker sees of a file: the collections, indexes and columns that it asked for."""
+    narrowed = {}
+    for ours in schemas:
+        found = layout.collections[ours.name]
+        seen = seen_in(found.schema, ours)
+        if seen != found.schema:
+            shapes = found.shapes
+            if ours.columns is not None and ours.columns != found.schema.columns:
+                shapes = tuple(shape.narrowed(ours.columns) for shape in shapes)
+            found = replace(
+                found,
+                schema=seen,
+                shapes=shapes,
+                index={field: found.index[field] for field in seen.index},
+                cluster_by=found.cluster_by if found.cluster_by in seen.index else None,
+            )
+        narrowed[ours.name] = found
+    return narrowed
+
+
 class Host(Protocol):
     """Who remembers, for all processes of a machine, which file was verified."""
 
@@ -912,21 +938,37 @@ class Snapshot(Mapping[str, Record]):
 
     @classmethod
     def attach(
-        cls, path: str | os.PathLike[str], verify: Verify, access: Access, host: Host | None, *, known: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        verify: Verify,
+        access: Access,
+        host: Host | None,
+        *,
+        known: bool = False,
+        choose: Choose | None = None,
     ) -> Self:
         """`open`, with a host that knows what was verified on this machine already: "auto" then checksums nothing.
 
-        known: raises UnverifiedError where anything but header, table and meta would have to be read.
+        known: raises UnverifiedError where anything but header, table and meta would have to be read. choose: gives the
+        schemas that are to be seen, the default first; may raise IncompatibleFormatError.
         """
-        return cls._from(ReadFile(os.fspath(path)), verify, access, host, only_known=known)
+        return cls._from(ReadFile(os.fspath(path)), verify, access, host, only_known=known, choose=choose)
 
     @classmethod
     def _from(
-        cls, file: ReadFile, verify: Verify, access: Access, host: Host | None = None, *, only_known: bool = False
+        cls,
+        file: ReadFile,
+        verify: Verify,
+        access: Access,
+        host: Host | None = None,
+        *,
+        only_known: bool = False,
+        choose: Choose | None = None,
     ) -> Self:
         begun = time.perf_counter()
         try:
             layout = validate(file.read, file.size)
+            seen = layout.collections if choose is None else _narrowed(layout, choose(layout))
             known = verify == "auto" and host is not None and host.knows(layout.header, file.identity)
             if only_known and not (access == "mmap" and (known or verify == "lazy")):
                 raise UnverifiedError
@@ -961,7 +1003,7 @@ class Snapshot(Mapping[str, Record]):
                     place=Place(path, name, generation, build_id),
                     ids_verified=ids_verified,
                 )
-                for name, described in layout.collections.items()
+                for name, described in seen.items()
             }
         except UnverifiedError:
             file.close()

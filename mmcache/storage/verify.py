@@ -1,11 +1,14 @@
-"""Whether every byte of a file is what was written."""
+"""Whether every byte of a file is what was written. Reads each byte once, but for header, table and meta."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ..errors import CorruptFileError
-from ..format.header import HEADER_SIZE
+from ..format.header import BLOCK, HEADER_SIZE
 from ..format.layout import Layout, Read, validate
 from .fs import CHUNK
 
@@ -13,20 +16,85 @@ from .fs import CHUNK
 def verify_bytes(read: Read, size: int) -> Layout:
     """Every section against its checksum, every block against its own, every padding against zero."""
     layout = validate(read, size)
-    end = HEADER_SIZE + layout.header.table_size
-    for section in layout.sections.values():
-        if any(read(end, section.offset - end)):
-            raise CorruptFileError(f"section {section.name!r}: the padding before it is not zero", section=section.name)
-        digest = xxh3_64()
-        for offset in range(section.offset, section.end, CHUNK):
-            digest.update(read(offset, min(CHUNK, section.end - offset)))
-        if digest.intdigest() != section.checksum:
-            raise CorruptFileError(f"section {section.name!r}: checksum does not match", section=section.name)
-        end = section.end
-    begin = HEADER_SIZE + layout.header.table_size
-    checksums = memoryview(read(layout.blocks.offset, layout.blocks.length)).cast("Q")
-    for block, expected in enumerate(checksums):
-        low, high = max(block << 16, begin), min((block + 1) << 16, layout.blocks.offset)
-        if xxh3_64_intdigest(read(low, high - low), block) != expected:
-            raise CorruptFileError(f"the 64 KiB from {block << 16} on do not match their checksum", section="blocks")
+    begin, blocks = HEADER_SIZE + layout.header.table_size, layout.blocks
+    raw = read(blocks.offset, blocks.length)
+    checksums = memoryview(raw[: blocks.length - blocks.length % 8]).cast("Q")
+    extents = _Extents(layout, begin)
+    damaged = None
+    for offset in range(begin - begin % CHUNK, blocks.offset, CHUNK):
+        low, high = max(offset, begin), min(offset + CHUNK, blocks.offset)
+        with memoryview(read(low, high - low)) as data:
+            extents.feed(low, data)
+            if damaged is None:
+                damaged = _damaged_block(low, data, checksums)
+    extents.end()
+    if xxh3_64_intdigest(raw) != blocks.checksum:
+        raise _mismatch(blocks.name)
+    if damaged is not None:  # a section says more of itself, so those were checked first
+        raise CorruptFileError(f"the 64 KiB from {damaged * BLOCK} on do not match their checksum", section="blocks")
     return layout
+
+
+def _damaged_block(low: int, data: memoryview, checksums: Sequence[int]) -> int | None:
+    """The first block of these bytes that does not match; they begin and end with a block, or with all blocks."""
+    at = 0
+    while at < len(data):
+        block, within = divmod(low + at, BLOCK)
+        end = min(at + BLOCK - within, len(data))
+        if block >= len(checksums) or xxh3_64_intdigest(data[at:end], block) != checksums[block]:
+            return block
+        at = end
+    return None
+
+
+class _Extent(NamedTuple):
+    """A section, or without a checksum the padding before it."""
+
+    name: str
+    begin: int
+    end: int
+    checksum: int | None
+
+
+class _Extents:
+    """Sections and paddings, checked while their bytes go by in file order. Bytes that are missing match nothing."""
+
+    def __init__(self, layout: Layout, begin: int) -> None:
+        extents = []
+        for section in layout.sections.values():
+            extents.append(_Extent(section.name, begin, section.offset, None))
+            if section.name != layout.blocks.name:
+                extents.append(_Extent(section.name, section.offset, section.end, section.checksum))
+            begin = section.end
+        self._left = extents[::-1]
+        self._digest = xxh3_64()
+
+    def feed(self, low: int, data: memoryview) -> None:
+        high = low + len(data)
+        while self._left and self._left[-1].begin < high:
+            extent = self._left[-1]
+            piece = data[max(extent.begin - low, 0) : min(extent.end, high) - low]
+            if extent.checksum is not None:
+                self._digest.update(piece)
+            elif any(piece):
+                raise CorruptFileError(
+                    f"section {extent.name!r}: the padding before it is not zero", section=extent.name
+                )
+            if extent.end > high:
+                return
+            self._finish()
+
+    def end(self) -> None:
+        """All bytes have gone by."""
+        while self._left:
+            self._finish()
+
+    def _finish(self) -> None:
+        extent = self._left.pop()
+        if extent.checksum not in (None, self._digest.intdigest()):
+            raise _mismatch(extent.name)
+        self._digest = xxh3_64()
+
+
+def _mismatch(section: str) -> CorruptFileError:
+    return CorruptFileError(f"section {section!r}: checksum does not match", section=section)

@@ -163,8 +163,6 @@ ACCIDENTS = {
 }
 assert len(ACCIDENTS) == 14
 
-WITHOUT_A_FILE = pytest.mark.xfail(strict=False, reason="a child that builds takes what it builds from the file")
-
 
 def outcome_of(place: Path, accident: Accident, mistake: Callable[[], None] = lambda: None) -> Outcome:
     def undergo() -> Outcome:
@@ -188,9 +186,7 @@ def tally() -> Iterator[list[Outcome]]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[WITHOUT_A_FILE] if name == "cleared file" else []) for name in ACCIDENTS]
-)
+@pytest.mark.parametrize("name", ACCIDENTS)
 def test_an_accident_leaves_no_trace_once_it_is_over(place, name, tally, capfd):
     outcome = outcome_of(place, ACCIDENTS[name])
     tally.append(outcome)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import mmcache
+from mmcache import Schema, Snapshot, SQLiteSource
 from mmcache.cli import main
 from mmcache.cli.main import COMMANDS
 from mmcache.presets.patterns import write_bank
@@ -415,3 +418,24 @@ def test_completion_prints_a_script(capsys, shell):
     assert "optimize" in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
+
+
+def test_clear_can_rebuild_and_a_rebuild_after_a_plain_clear_says_what_to_do(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as db:
+        db.execute("CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT)")
+        db.execute("INSERT INTO items VALUES ('k1', 'a')")
+    file = tmp_path / "items.mmc"
+    mmcache.build(file, SQLiteSource(tmp_path / "s.db", Schema("items", index=("kind",))), metadata={"who": "me"})
+    before = file.stat().st_ino
+    done = run("clear", file, "--rebuild", "--yes")
+    assert done.code == 0, done.err
+    assert file.stat().st_ino != before
+    with Snapshot.open(file) as snapshot:
+        assert (snapshot.schema.index, snapshot.metadata["who"]) == (("kind",), "me")
+    os.rename(tmp_path / "s.db", tmp_path / "away.db")
+    assert run("clear", file, "--rebuild", "--yes").code == 1
+    assert file.exists(), "nothing is removed that cannot be built again"
+    assert run("clear", file, "--yes").code == 0
+    failed = run("rebuild", file)
+    assert failed.code == 3
+    assert "mmcache build SOURCE -o" in failed.err

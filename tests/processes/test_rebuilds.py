@@ -177,7 +177,7 @@ def test_a_first_build_that_fails_is_tried_once_and_told_to_all(
 
     until("the next attempt", somebody_tries_again, pause=0.05)
     assert noted_at(log)[1] >= over - 0.001, "not before the pause is over, whoever finds the file missing"
-    assert totals(path)["rebuilds_failed"] in (1, 2)
+    until("it is counted", lambda: [w(number) for w in workers] and totals(path)["rebuilds_failed"] in (1, 2))
 
 
 # --- executors --------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(
     assert (found, slowest < 1.5) == ({0}, True)
     until("it is told", lambda: (worker(look_around), worker("status").failure)[1])
     _, message, attempts, over = worker(failure_of)
-    assert re.search("killed by signal (14|9); its limit is 5 s", message), "by itself, unless we are just as quick"
+    assert re.search("killed by signal 9; its limit is 5 s|longer than its limit of 5 s", message)
     assert attempts >= 1
     assert other(failure_of)[1] == message
     worker(look_around)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mmcache import SourceError
-from mmcache.format.header import Header
+from mmcache.format.header import Header, Section
+from mmcache.format.layout import Layout
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.attach import attach
 from mmcache.sharing.events import Event, Kind, ids_events
@@ -57,8 +58,10 @@ def revalidate(builder: Announcer) -> None:
     assert builder.revalidated(HEADER, builder.tokens(), 1, 1, bytes(32))
 
 
+LAYOUT = Layout(HEADER, {}, {}, Section("blocks", 0, 0, 0, 0, 0, 0, 0), "", None, {})
+
 SAYINGS: dict[Kind, Callable[[Announcer], Any]] = {
-    Kind.PUBLISHED: lambda builder: builder.published(HEADER),
+    Kind.PUBLISHED: lambda builder: builder.published(LAYOUT, None),
     Kind.COVERED: revalidate,
     Kind.FAILED: lambda builder: builder.failed(SourceError("x")),
 }
@@ -97,7 +100,7 @@ def test_what_was_invalidated_during_a_build_supersedes_it(page, builder):
     found.append(builder.superseded)
     revalidate(builder)
     found.append(builder.superseded)
-    builder.published(HEADER)  # whose tokens are those of another page
+    builder.published(LAYOUT, None)  # whose tokens are those of another page
     assert [*found, builder.superseded] == [False, True, False, True]
 
 
@@ -118,7 +121,7 @@ def test_success_forgets_a_failure(page, builder):
 
 def test_what_is_said_while_the_page_is_replaced_is_said_on_the_new_one(path, builder):
     os.unlink(page_path(path))
-    builder.published(HEADER)
+    builder.published(LAYOUT, None)
     with contextlib.closing(attach(path)) as page:
         assert kinds(page) == [Kind.PUBLISHED]
         head = page.head()
@@ -134,5 +137,5 @@ def test_a_revalidation_counts_from_its_check(page, builder):
 
 def test_events_of_others_are_kept_by_what_a_builder_says(page, builder):
     page.say([Event(Kind.HARD)])
-    builder.published(HEADER)
+    builder.published(LAYOUT, None)
     assert kinds(page) == [Kind.HARD, Kind.PUBLISHED]

@@ -332,6 +332,11 @@ def fail_killed_at_store(path: Any, error: Exception, at: int = NEVER, *, after:
     return stores.count
 
 
+def rebuild(path: Any, *, exact: bool = False) -> None:
+    """As `mmcache rebuild` does."""
+    publishing.rebuild(path, exact=exact)
+
+
 def fail(path: Any, error: Exception) -> None:
     """Say on the page that a build failed."""
     Announcer(os.fspath(path)).failed(error)

@@ -1,0 +1,86 @@
+"""What versions of a program that share a file agree on: the union of their schemas, and what each of them sees of it.
+
+Two schemas of a collection are *additive* if they differ in indexes and columns alone. Two sets of schemas are additive
+if those of each collection that both know are. Then one file serves both versions, while a deploy rolls: a builder
+keeps what the file has, and adds what it needs itself. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from .schema import Schema
+
+__all__ = ["covers", "missing_in", "seen_in", "union"]
+
+Schemas = tuple[Schema, ...]
+
+
+def union(found: Iterable[Schema], ours: Iterable[Schema]) -> Schemas | None:
+    """The schemas of a file that serves both; None where they are not additive.
+
+    In the order of `found`, which is that of the published file, so that a build by either gives the same bytes.
+    """
+    there, asked = _by_name(found), _by_name(ours)
+    if not all(_is_alike(there[name], schema) for name, schema in asked.items() if name in there):
+        return None
+    return (
+        *(_wider(schema, asked[name]) if name in asked else schema for name, schema in there.items()),
+        *(schema for name, schema in asked.items() if name not in there),
+    )
+
+
+def covers(found: Iterable[Schema], ours: Iterable[Schema]) -> bool:
+    """Whether a file with the schemas `found` may answer for `ours`: each collection is there, alike, with its columns.
+
+    A missing index is no obstacle: that field is looked up in the source.
+    """
+    there = _by_name(found)
+    return all(
+        schema.name in there and _is_alike(there[schema.name], schema) and _has_columns(there[schema.name], schema)
+        for schema in ours
+    )
+
+
+def missing_in(found: Iterable[Schema], ours: Iterable[Schema]) -> list[str]:
+    """The indexes that a file lacks, as collection.field."""
+    there = _by_name(found)
+    return [
+        f"{schema.name}.{field}"
+        for schema in ours
+        if schema.name in there
+        for field in schema.index
+        if field not in there[schema.name].index
+    ]
+
+
+def seen_in(found: Schema, ours: Schema) -> Schema:
+    """What a worker with the schema `ours` is shown of a collection of a file: what it asked for and the file has."""
+    return replace(ours, index=tuple(field for field in ours.index if field in found.index))
+
+
+def _by_name(schemas: Iterable[Schema]) -> dict[str, Schema]:
+    return {schema.name: schema for schema in schemas}
+
+
+def _is_alike(one: Schema, other: Schema) -> bool:
+    return _without_fields(one) == _without_fields(other)
+
+
+def _without_fields(schema: Schema) -> Schema:
+    table = None if schema.query is not None else schema.table or schema.name
+    return replace(schema, index=(), columns=None, table=table)
+
+
+def _wider(found: Schema, ours: Schema) -> Schema:
+    columns = None
+    if found.columns is not None and ours.columns is not None:
+        columns = tuple(dict.fromkeys((*found.columns, *ours.columns)))
+    return replace(found, index=tuple(dict.fromkeys((*found.index, *ours.index))), columns=columns)
+
+
+def _has_columns(found: Schema, ours: Schema) -> bool:
+    if found.columns is None or ours.columns is None:
+        return found.columns is None
+    return set(found.columns).issuperset(ours.columns)

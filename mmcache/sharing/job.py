@@ -1,0 +1,42 @@
+"""What a worker hands to the process that rebuilds for it: all that a build needs, as one msgpack document.
+
+Nothing of it comes from the file, which may be gone, damaged, or of other schemas by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ..schema import Schema
+from ..sources import from_spec
+from ..sources.base import Source
+
+__all__ = ["Job"]
+
+
+class Job(NamedTuple):
+    """spec, schemas: of the source. asked_ns: wall clock; a file that was built from what the source held after that
+    will do. limit: seconds until the builder gives up."""
+
+    spec: dict[str, Any]
+    schemas: list[dict[str, Any]]
+    cluster_by: str | Mapping[str, str] | None
+    metadata: Mapping[str, Any] | None
+    asked_ns: int
+    limit: float
+
+    def pack(self) -> bytes:
+        """Raises TypeError, ValueError or OverflowError for metadata that msgpack does not carry."""
+        data: bytes = msgpack.packb(self)
+        return data
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Job:
+        return cls(*msgpack.unpackb(data, strict_map_key=False))
+
+    def source(self) -> Source:
+        """Raises SourceError."""
+        return from_spec(self.spec, map(Schema.from_dict, self.schemas))

@@ -1,0 +1,73 @@
+"""What a build makes where several versions of a program share a path: see `additive`.
+
+A builder keeps what the published file has for other versions, so far as the source still has it, and the clustering
+and metadata about which its caller said nothing. It does so under the build lock, when it knows what is published.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ..additive import missing_in, union
+from ..errors import SourceError
+from ..format.layout import Layout
+from ..schema import Schema
+from ..sources import available, from_spec, is_remakable
+from ..sources.base import Source
+from ..storage.publish import Order
+
+__all__ = ["as_found", "schemas_of", "still_there", "widened"]
+
+log = logging.getLogger("mmcache")
+
+
+def schemas_of(layout: Layout) -> tuple[Schema, ...]:
+    """Of a file, the default collection first."""
+    return tuple(collection.schema for collection in layout.collections.values())
+
+
+def widened(order: Order, found: Layout | None) -> Order:
+    """What to build so that it serves the versions for which the published file was built, too."""
+    source = order.source
+    schemas = None if found is None else union(schemas_of(found), source.schemas)
+    if found is None or schemas is None:
+        return order
+    there = available(source, schemas)
+    if lost := missing_in(there, schemas):
+        text = "the source has no %s any more: built without"
+        log.warning(text, ", ".join(lost), extra={"event": "index_dropped"})
+    source = _with(source, there)
+    return as_found(order._replace(source=source), found)
+
+
+def as_found(order: Order, found: Layout) -> Order:
+    """With the clustering and the metadata of a file, where nothing was said about them."""
+    cluster_by: str | Mapping[str, str] | None = order.cluster_by
+    if cluster_by is None:
+        indexed = {schema.name: schema.index for schema in order.source.schemas}
+        clusters = {name: one.cluster_by for name, one in found.collections.items()}
+        cluster_by = {name: field for name, field in clusters.items() if field and field in indexed.get(name, ())}
+    metadata: Mapping[str, Any] | None = found.metadata if order.metadata is None else order.metadata
+    return Order(order.source, cluster_by, metadata)
+
+
+def still_there(source: Source) -> tuple[Schema, ...]:
+    """The source's own schemas without what it no longer has; as they are, where it cannot be asked."""
+    try:
+        return available(source, source.schemas)
+    except SourceError:
+        return source.schemas
+
+
+def _with(source: Source, schemas: tuple[Schema, ...]) -> Source:
+    """The same source with other schemas, where it can be made again; else as it is."""
+    if schemas == source.schemas or not schemas or not is_remakable(source):
+        return source
+    spec = source.spec()
+    assert spec is not None
+    gone = [schema.name for schema in source.schemas if schema.name not in {one.name for one in schemas}]
+    if gone:  # the build says what is missing
+        return source
+    return from_spec(spec, schemas)
