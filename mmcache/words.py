@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-__all__ = ["ago", "bytes_of", "html_of", "number", "plural", "printable", "short", "span"]
+__all__ = ["ago", "bytes_of", "html_of", "number", "open_files", "plural", "printable", "short", "span"]
 
 
 def number(value: int) -> str:
@@ -57,6 +58,18 @@ def printable(text: str) -> str:
 def short(text: str, limit: int) -> str:
     text = printable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def open_files(number: int | None) -> str:
+    """What to do about an error number, if it says that there are too many open files; else ""."""
+    if number == errno.ENFILE:
+        return ": the whole system has too many open files (fs.file-max): raise its limit, or end some processes"
+    if number != errno.EMFILE:
+        return ""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f": this process has too many open files (ulimit -n is {limit}): raise the limit, or keep fewer caches open"
 
 
 def html_of(title: str, facts: Mapping[str, str], header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

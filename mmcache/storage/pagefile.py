@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from ..errors import UntrustedPathError, UnusableFileError
 from . import fs, shared
+from .trust import check_readable
 
 __all__ = ["NO_WORD", "PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
 
@@ -113,7 +114,7 @@ def open_page_file(path: str) -> PageFile | None:
         status = fs.system.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedPathError("expected a regular file: remove it", path=path)
-        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
         return PageFile(path, fd, writable=writable)
     except OSError as error:
         fs.close_quietly(fd)
@@ -258,7 +259,7 @@ def _lock_descriptor(cache: str, path: str) -> int:
             raise UntrustedPathError(
                 f"expected a lock file of one name, found {status.st_nlink} names: remove it", path=path
             )
-        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
     except OSError as error:
         fs.release(fd)
         if isinstance(error, UntrustedPathError):

@@ -112,7 +112,8 @@ def publish(
     """
     begun = time.monotonic()
     clusters = _clusters(source.schemas, cluster_by)
-    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
+    opened = fs.Directory(os.fspath(path), make=True)
+    with opened as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
         for name in (directory.name, fs.backup_name(directory.name)):
             _check_replaceable(directory, name)
         if control is not None:

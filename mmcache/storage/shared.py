@@ -26,6 +26,7 @@ from typing import Self
 
 from ..errors import CorruptFileError, PublishError, UnusableFileError
 from . import fs
+from .trust import check_readable
 
 __all__ = [
     "Holding",
@@ -368,7 +369,7 @@ def open_small(path: str, size: int) -> SmallFile | None:
         status = fs.system.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UnusableFileError("expected a regular file: remove it", path=path)
-        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
         if status.st_size != size:
             raise CorruptFileError(f"expected {size} bytes, found {status.st_size}: remove it", path=path)
         return SmallFile(path, fd, writable=writable)
