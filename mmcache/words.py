@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-__all__ = ["ago", "bytes_of", "html_of", "number", "open_files", "plural", "printable", "short", "span"]
+__all__ = ["ago", "bytes_of", "html_of", "number", "open_files", "plural", "printable", "short", "source_path", "span"]
 
 
 def number(value: int) -> str:
@@ -53,6 +54,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def source_path(spec: Mapping[str, object]) -> str:
+    """Where a source is, as its spec has it: the path, or the bytes of one that is not UTF-8."""
+    path = spec.get("path")
+    return printable(os.fsdecode(path) if isinstance(path, bytes) else str(path))
 
 
 def short(text: str, limit: int) -> str:

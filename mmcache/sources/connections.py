@@ -189,7 +189,7 @@ class Connections:
 
 
 def _too_many_open_files() -> str:
-    """What to do, if no more files can be opened: SQLite does not tell. The database itself must not be opened here, for
+    """What to do, if no more files can be opened: SQLite does not tell. The database itself is not opened here, for
     closing it would drop SQLite's locks."""
     with contextlib.ExitStack() as opened:
         try:
