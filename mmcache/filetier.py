@@ -16,6 +16,7 @@ from .sharing.decide import Trouble
 from .sharing.page import Page
 from .storage.fs import Identity, identity_of
 from .storage.snapshot import Snapshot, UnverifiedError
+from .storage.trust import name_owners
 
 __all__ = ["DAMAGED", "FileTier", "is_ours_to_mend"]
 
@@ -35,6 +36,7 @@ class FileTier:
     """
 
     def __init__(self, path: str, schemas: tuple[Schema, ...] | None, options: Options) -> None:
+        name_owners(path, options.uids)
         self.path = path
         self.schemas = schemas
         self.snapshot: Snapshot | None = None

@@ -21,12 +21,12 @@ from .filetier import FileTier
 from .forks import on_fork
 from .lines import Lines
 from .options import Options
-from .sharing import metrics
+from .sharing import levers, metrics
 from .sharing.announce import Announcer
 from .sharing.page import Page
 from .sharing.publishing import build_once
 from .sources.base import Source
-from .storage import fs
+from .storage import fs, trust
 from .storage.publish import BuildReport
 
 __all__ = ["Rebuilder", "last_build"]
@@ -139,7 +139,7 @@ class Rebuilder:
         with fs.Directory(path) as directory:
             lock = directory.take_lock(0.0)
         try:
-            if last_build(page) != heard:
+            if last_build(page) != heard or levers.look(path).held:
                 return False
             log.info("%s: rebuilding, because %s", path, why, extra={"event": "rebuild_started", "path": path})
             executor = self.options.executor
@@ -189,7 +189,11 @@ class Rebuilder:
         does not let us."""
         path, limit = self.files.path, self.options.build_timeout
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        environment = (
+            os.environ
+            | trust.environment(path)
+            | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        )
         words = [path, str(time.time_ns()), str(limit), str(lock)]
         before = last_build(page) if page.shared else None
         try:

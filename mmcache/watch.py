@@ -17,23 +17,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .callbacks import CacheEvent
 from .counting import Counting
-from .errors import ClosedError, MmcacheError, SourceError, UnusableFileError
+from .errors import ClosedError, SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
 from .lines import Lines
-from .options import Options, is_disabled
+from .options import Options
 from .poller import Poller
 from .rebuild import Rebuilder
 from .sharing import invalidation, metrics
 from .sharing.asking import ask
 from .sharing.decide import Facts, Rules, SourceFacts, decide
-from .sharing.hearing import Hearing
+from .sharing.hearing import Hearing, settle
+from .sharing.levers import rollback
 from .sharing.page import MovedError, Page
 from .sources.base import Source
 from .storage.publish import BuildReport
 from .storage.snapshot import Snapshot, UnverifiedError
+from .switches import Switches
 from .view import NOTHING, View
 
 __all__ = ["Watch"]
@@ -57,11 +60,12 @@ class _Known:
     """What one process knows besides the page and the file.
 
     asked: what the source said last; asked_at: by `time.monotonic`, when that question began. next_try: when a cache
-    without a file looks again. attaching: the thread that opens the first file. lines: for the log.
+    without a file looks again. attaching: the thread that opens the first file. lines: for the log and the callback.
     """
 
     rules: Rules
     lines: Lines
+    switches: Switches
     asked: SourceFacts = field(default_factory=SourceFacts)
     asked_at: float = 0.0
     next_try: float = 0.0
@@ -82,13 +86,14 @@ class Watch:
         self.due = 0.0
         self.view: View = NOTHING
         self.files = FileTier(path, None if source is None else source.schemas, options)
-        self.hearing = Hearing(path)
+        lines, switches = Lines(path, options.on_event), Switches(path, options, has_source=source is not None)
+        self.hearing = Hearing(path, None, lines.heard, switches.heard)
         self.counting = Counting(
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
         )
         self.rebuilder = Rebuilder(self.files, source, options, self.counting)
         self._poller = Poller(path, self._poll_files, self._poll_source)
-        self._known = _Known(options.rules(), Lines(path))
+        self._known = _Known(options.rules(), lines, switches)
         self._lock = Lock()
         on_fork(self)
 
@@ -99,6 +104,7 @@ class Watch:
         self.due = 0.0
         self._known.rules = self.options.rules()
         self._known.attaching = None
+        self._known.lines.clear()
 
     @property
     def path(self) -> str:
@@ -134,7 +140,7 @@ class Watch:
             self.due = now + self.options.check_interval
             if self.view is not NOTHING:  # else the file is about to be opened, which polls
                 self._poller.poll()
-            elif is_disabled():
+            elif known.switches.look():
                 self.counting.note_gauges(self.path, self.options.label, 0, [])
         before = self.view.decision.rebuild
         if self.word[0] != self.seen:
@@ -151,12 +157,9 @@ class Watch:
         if self.counting.sample(begun, hits):
             with self._lock:
                 self._decide()
-            log.warning(
-                "%s: lookups in the file are slower than %g s: the source answers for a while",
-                self.path,
-                self.options.slow_after,
-                extra={"event": "circuit_opened", "path": self.path},
-            )
+            text = "%s: lookups in the file are slower than %g s: the source answers for a while"
+            self._known.lines.note(logging.WARNING, "circuit_opened", text, self.path, self.options.slow_after)
+            self._known.lines.write()
 
     def damaged(self, error: UnusableFileError) -> str:
         """Damage met while reading: count it and name the cause of the fallback; raise it where there is none."""
@@ -235,9 +238,8 @@ class Watch:
         """Under the lock: replace the view by what follows from the facts."""
         if self._known.is_closed:
             return
-        files = self.files
         decision = decide(self._facts(), self._known.rules)
-        self.view = View(decision, files.snapshot)
+        self.view = View(decision, self.files.snapshot)
         self.counting.note_state(decision.state)
 
     def _facts(self) -> Facts:
@@ -259,7 +261,8 @@ class Watch:
             repair=files.repair,
             slow=monotonic < self.counting.slow_until,
             building=self.rebuilder.waits,
-            disabled=not has_file and is_disabled(),
+            disabled=known.switches.disabled,
+            held=known.switches.held,
         )
 
     # --- polling: in a thread, or where none can run in a read
@@ -269,6 +272,7 @@ class Watch:
         if self._known.is_closed:
             return
         with self._lock:
+            self._known.switches.look()
             self._renew_page()
             if self.hearing.page is not None:
                 self._take_in(self.word[0])  # a writer that was killed may not have stored the word
@@ -279,7 +283,7 @@ class Watch:
         with self._lock:
             self._decide()
         if page is not None:
-            _settle(page)
+            settle(page)
         self.counting.note_gauges(self.path, self.options.label, self.files.generation, self.files.pinned())
         self._known.lines.write()
 
@@ -361,6 +365,7 @@ class Watch:
         if snapshot.generation < old.generation:
             change = self.path, old.generation, snapshot.generation
             lines.note(logging.WARNING, "generation_went_back", "%s: went back from generation %d to %d", *change)
+        lines.tell(CacheEvent("adopted", self.path, snapshot.generation))
         lines.note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, snapshot.generation)
         return True
 
@@ -383,19 +388,20 @@ class Watch:
         if is_new:
             self.counting.add(metrics.REFUSALS)
             self._known.lines.note(logging.WARNING, "file_refused", "%s", str(error), cause=error.cause)
+            self._known.lines.tell(CacheEvent("refused", self.path, error=error))
 
     def _attached(self) -> View:
         """There is no snapshot: open the file, or build it, or leave it to the source."""
         files, known = self.files, self._known
         if known.is_closed:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
-        if is_disabled():
+        if known.switches.disabled or (self.view is NOTHING and known.switches.look()):
             if self.view is NOTHING:
                 self._poller.poll(0.0)  # which lets others see this worker
             with self._lock:
                 self._decide()
             if self.source is None:
-                raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
+                raise SourceError(f"{known.switches.disabled}, and there is none", path=self.path)
             return self.view
         # Case: a source, or a handler of log lines, reads the cache that is built for it. Case: a thread builds it.
         is_under_way = known.attaching == threading.get_ident()
@@ -429,7 +435,8 @@ class Watch:
             self._take(self.files.open(self.hearing.page))
         except UnusableFileError as error:
             self._refuse(error)
-            if self.options.build and self.source is not None and is_ours_to_mend(error):
+            may_build = self.options.build and self.source is not None and not self._known.switches.held
+            if may_build and is_ours_to_mend(error):
                 self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
         if self.files.snapshot is None:
             self._known.next_try = time.monotonic() + (_RETRY if self.source is not None else 0.0)
@@ -450,6 +457,10 @@ class Watch:
             if self.hearing.page is None:
                 self._renew_page()
         return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns)
+
+    def rollback(self, *, timeout: float, reason: str) -> BuildReport:
+        """Publish the backup's records, and hold them."""
+        return rollback(self.path, source=self.source, page=self._page_now(), timeout=timeout, reason=reason)
 
     # --- telling the others
 
@@ -488,13 +499,3 @@ class Watch:
             self.word, self.seen, self.due = _NO_WORD, 0, float("inf")
         self.counting.close()
         self._known.lines.write()
-
-
-def _settle(page: Page) -> None:
-    """Bring the word in line with the count, where a writer left it behind."""
-    try:
-        head = page.head()
-        if head is not None:
-            page.settle(head)
-    except MmcacheError:
-        return

@@ -195,7 +195,12 @@ def _freshness(path: str, policy: Policy) -> Check:
     text = f"{status.state}: {status.why}"
     if status.state in ("fresh", "stale"):
         return Check("freshness", "ok", text)
-    advice = "mmcache rebuild FILE" if status.state in ("expired", "invalidated") else ""
+    advice = {
+        "disabled": "mmcache enable FILE, or unset MMCACHE_DISABLE",
+        "held": "once its cause is gone: mmcache rebuild FILE, or mmcache resume FILE",
+        "expired": "mmcache rebuild FILE",
+        "invalidated": "mmcache rebuild FILE",
+    }.get(status.state, "")
     return Check("freshness", "warn", text, advice)
 
 

@@ -259,10 +259,14 @@ def _created(header: Header) -> datetime | None:
 
 
 def _plain(seen: Seen) -> dict[str, Any]:
+    from ..sharing.levers import look as look_at_levers
+
     status = seen.status
     now = time.monotonic()
     builder, failure = status.builder, status.failure
+    levers = look_at_levers(seen.path)
     found: dict[str, Any] = {"path": seen.path, "state": status.state, "why": status.why}
+    found |= {"held": levers.held or None, "disabled": levers.disabled or None}
     if seen.error is not None:
         found["error"] = seen.error.message
     if seen.layout is not None:

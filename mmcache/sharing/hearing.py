@@ -5,17 +5,18 @@ is a matter of polls, but for a page that was moved or damaged, whose readers ha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-from ..errors import PublishError
+from ..errors import MmcacheError, PublishError
 from ..format.header import Header
 from .attach import PATIENCE, attach
 from .decide import Baseline, baseline_of
 from .events import Event, Kind, Said, fold
 from .head import Announced, Coverage, Failure, Head
-from .page import MovedError, Page, private_page
+from .page import MovedError, News, Page, private_page
 
-__all__ = ["Hearing"]
+__all__ = ["Hearing", "settle"]
 
 _IDS_PER_EVENT: Final = 256
 
@@ -24,8 +25,10 @@ class Hearing:
     """page: that is used; None before the first `renew`. said: since the baseline. baseline: of the header that was
     given last; None without a file. foreign: whether that was built with a page that this one knows nothing of."""
 
-    def __init__(self, path: str, page: Page | None = None) -> None:
+    def __init__(self, path: str, page: Page | None = None, *listeners: Callable[[Event, Head], None]) -> None:
+        """listeners: are given each event that is heard, and the head of then; return at once, and raise nothing."""
         self.path = path
+        self._listeners = listeners
         self.page = page
         self.said = Said(0, 0)
         self.baseline: Baseline | None = None
@@ -79,6 +82,7 @@ class Hearing:
             return page.accepts(woken, self._head) if self._head is not None else False
         news = page.since(self.said.until, self.said.chain)
         self._head = news.head
+        self._pass_on(news)
         if self._header is not None and self._baseline(news.head.covered) != self.baseline:
             self._refold()
         elif news.events is None:
@@ -91,8 +95,15 @@ class Hearing:
             raise MovedError
         return False
 
+    def _pass_on(self, news: News) -> None:
+        for event in news.events or ():
+            for listener in self._listeners:
+                listener(event, news.head)
+
     def rebase(self, header: Header | None) -> None:
         """Take the header of the file that is open from now on. Raises MovedError."""
+        if self._header is not None and self.page is not None:
+            self._hear_the_last(self.page)  # for the listeners; what the file lacks is found out anew
         self._header = header
         self._refold()
 
@@ -150,6 +161,7 @@ class Hearing:
         except MovedError:
             return False
         if news.events is not None:
+            self._pass_on(news)
             fold(self.said, news.events, news.until, news.chain)
         return True
 
@@ -179,6 +191,16 @@ def _carry_over(said: Said, old: Page, new: Page) -> None:
             new.panic()
     except (PublishError, MovedError):
         pass  # a page that we may only read: those that may write it are about to do the same
+
+
+def settle(page: Page) -> None:
+    """Bring the word in line with the count, where a writer left it behind."""
+    try:
+        head = page.head()
+        if head is not None:
+            page.settle(head)
+    except MmcacheError:
+        return
 
 
 def _again(said: Said) -> list[Event]:

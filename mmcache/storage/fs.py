@@ -227,6 +227,8 @@ def _target(path: str, directory: int | None) -> str | None:
 
 def make_directory(path: str) -> None:
     """Make a directory, and those above it, where they are missing; only we may write them. Raises PublishError."""
+    if os.path.isdir(path):
+        return
     try:
         try:
             system.mkdir(path, 0o755)

@@ -13,7 +13,7 @@ import pytest
 
 from mmcache.errors import BuildError, SourceError
 from mmcache.schema import Schema
-from mmcache.sources import SQLiteSource
+from mmcache.sources import SQLiteSource, from_spec
 from mmcache.sources.base import Reading, Source, SourceRecord
 from tests.support import inside
 
