@@ -361,9 +361,8 @@ class Watch:
         if old is None:
             return True
         self.counting.add(metrics.ADOPTIONS)
-        lines = self._known.lines
+        lines, change = self._known.lines, (self.path, old.generation, snapshot.generation)
         if snapshot.generation < old.generation:
-            change = self.path, old.generation, snapshot.generation
             lines.note(logging.WARNING, "generation_went_back", "%s: went back from generation %d to %d", *change)
         lines.tell(CacheEvent("adopted", self.path, snapshot.generation))
         lines.note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, snapshot.generation)

@@ -2,8 +2,8 @@
 
 The records of FILE.bak are published under a new generation, and the present file becomes the backup: a second rollback
 goes forward again. From then on the state is "held": age, fingerprint and tracking are not consulted, and no worker
-rebuilds the file, also after a reboot. What is invalidated later counts as always. `mmcache rebuild`, `mmcache build` or
-`mmcache resume` ends it. Workers move over within their next get.
+rebuilds the file, also after a reboot. What is invalidated later counts as always. `mmcache rebuild`, `mmcache build`
+or `mmcache resume` ends it. Workers move over within their next get.
 
   mmcache rollback patterns.mmc --reason 'half of the patterns lack a domain'
 """

@@ -32,11 +32,12 @@ class Status:
     """One look at a cache.
 
     state: "fresh", "stale", "expired" or "invalidated"; "slow" while a circuit is open; or why there is no file to be
-    used: "missing", "corrupt", "incompatible", "unreadable", "untrusted"; or "disabled"; or "held", by a
-    rollback. why: a sentence. header: of the file; None where it cannot be read. freshness: by the clock alone.
-    revalidated: whether a rebuild found it unchanged. dirty: ids that the source answers, as far as they can be told apart; -1 for more than can. control: None
-    where workers share a control page, else why they cannot. building: whether somebody holds the build lock, and
-    builder: who said so. failure: of the last build, if it failed. fleet: the workers, and what they counted."""
+    used: "missing", "corrupt", "incompatible", "unreadable", "untrusted"; or "disabled"; or "held", by a rollback.
+    why: a sentence. header: of the file; None where it cannot be read. freshness: by the clock alone. revalidated:
+    whether a rebuild found it unchanged. dirty: ids that the source answers, as far as they can be told apart; -1 for
+    more than can. control: None where workers share a control page, else why they cannot. building: whether somebody
+    holds the build lock, and builder: who said so. failure: of the last build, if it failed. fleet: the workers, and
+    what they counted."""
 
     path: str
     state: str
