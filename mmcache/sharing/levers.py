@@ -110,6 +110,8 @@ def rollback(
 ) -> BuildReport:
     """See `Cache.rollback`. source: by default the one that the file names. page: in use, if the caller has one."""
     name = os.path.abspath(os.fspath(path))
+    if fs.identity_of(fs.backup_name(name)) is None:  # where there never was a cache, nothing is left behind
+        raise MissingFileError("there is no backup, so there is nothing to go back to", path=fs.backup_name(name))
 
     def line(left: int, back: int) -> str:
         return _since(f"rollback from generation {left} to the records of {back}", reason)

@@ -235,8 +235,9 @@ def make_directory(path: str) -> None:
         except FileNotFoundError:
             make_directory(os.path.dirname(path))
             system.mkdir(path, 0o755)
-    except FileExistsError:  # made by another process, or what is there is found out when it is opened
-        return
+    except FileExistsError as error:  # made by another process
+        if not os.path.isdir(path):
+            raise failed(error, path, "make the directory") from None
     except PublishError:
         raise
     except OSError as error:
@@ -573,6 +574,7 @@ def failed(error: OSError, path: str, doing: str) -> PublishError:
         errno.EROFS: ": the file system is read-only",
         errno.ENOENT: ": create the directory first",
         errno.ENOTDIR: ": a part of the path is a file",
+        errno.EEXIST: ": what is there is no directory",
     }.get(error.errno or 0, "")
     return PublishError(
         f"could not {doing} ({os.strerror(error.errno or 0)}){hint}; what is published stays",

@@ -29,7 +29,7 @@ _named: Final[dict[str, frozenset[int]]] = {}
 
 def uids_of(owners: str | int | Iterable[str | int]) -> tuple[int, ...]:
     """The uids of users, each given by name or uid. Raises ValueError for one that this system does not know."""
-    listed = [owners] if isinstance(owners, (str, int)) else owners
+    listed = owners if isinstance(owners, Iterable) and not isinstance(owners, str) else [owners]
     return tuple(dict.fromkeys(map(_uid, listed)))
 
 
