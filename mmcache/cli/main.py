@@ -194,6 +194,8 @@ def _exit_code(error: MmcacheError) -> int:
 
 def _explain(error: MmcacheError, arguments: argparse.Namespace) -> str:
     """What is wrong, and what to do next where the error does not say it itself."""
+    if arguments.command in ("rollback", "disable"):  # of a backup, or a path, that no build makes
+        return str(error)
     text = f"{error.path}: there is no such file" if isinstance(error, MissingFileError) and error.path else str(error)
     step = _next_step(error, arguments)
     return f"{text.rstrip('.')}. Next: {step}" if step else text

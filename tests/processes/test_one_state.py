@@ -152,9 +152,8 @@ SITUATIONS: dict[str, Situation] = {
     "disabled": Situation("disabled", lambda place: place.monkeypatch.setenv("MMCACHE_DISABLE", "1"), opened=AFTER),
     "disabled by an operator": Situation("disabled", lambda place: place.pull("disable")),
     "held": Situation("held", lambda place: place.pull("rollback")),
-    "held, expired, an id": Situation(
-        "held", lambda place: (place.pull("rollback"), after(4000.0)(place), place.say("s1"))
-    ),
+    "held, expired": Situation("held", lambda place: (place.pull("rollback"), after(4000.0)(place))),
+    "held, an id": Situation("held", lambda place: (place.pull("rollback"), place.say("s1"))),
     "held, written to": Situation("held", lambda place: (place.pull("rollback"), place.write())),
     "held, and hard": Situation("invalidated", lambda place: (place.pull("rollback"), place.say())),
     "resumed": Situation("stale", lambda place: (place.pull("rollback"), place.pull("resume"))),

@@ -18,7 +18,7 @@ from tests.support.console import make_shop
 from tests.support.faults import FailName, faults
 from tests.support.processes import ask_child
 
-OTHER, THIRD = 1234, 4321
+OTHER, THIRD, GROUP = 1234, 4321, 5000
 ITEMS = Schema("items")
 RECORDS = [{"id": "a"}]
 
@@ -58,8 +58,12 @@ def read(place: Path) -> str:
 
 
 def as_user(uid: int, action: Any) -> Any:
+    """In a group that all users here are in, as the volumes of a pod have one."""
+
     def act() -> Any:
-        os.setgid(uid)
+        os.umask(0o002)
+        os.setgroups([])
+        os.setgid(GROUP)
         os.setuid(uid)
         return action()
 
