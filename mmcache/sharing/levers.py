@@ -202,5 +202,5 @@ def _moved(
                 control.say(kind)
     finally:
         control.close()
-    log.warning("%s: %s", path, event, extra={"event": event, "path": path})
+    log.warning("%s: %s", path, event, extra={"event": "lever_moved", "path": path, "lever": event})
     return was_there == (line is None)

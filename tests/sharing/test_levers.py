@@ -449,7 +449,7 @@ CALLS: dict[str, Callable[[Cache], Any]] = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.timeout(60)
 def test_a_callback_may_call_every_method(place, caplog, name):
-    called = []
+    called: list[mmcache.CacheEvent] = []
 
     def call(event: mmcache.CacheEvent) -> None:
         if len(called) < 5:
