@@ -19,7 +19,16 @@ from typing import Final
 
 from ..errors import UntrustedPathError
 
-__all__ = ["VARIABLE", "check_directory", "check_file", "check_readable", "environment", "name_owners", "uids_of"]
+__all__ = [
+    "VARIABLE",
+    "accepts_mode",
+    "check_directory",
+    "check_file",
+    "check_readable",
+    "environment",
+    "name_owners",
+    "uids_of",
+]
 
 VARIABLE: Final = "MMCACHE_TRUST"
 
@@ -90,6 +99,11 @@ def _is_accepted(directory: os.stat_result, named: frozenset[int]) -> bool:
 
 def _naming(uid: int) -> str:
     return f"name the owner: trust=[{uid}], or {VARIABLE}={uid}"
+
+
+def accepts_mode(path: str, directory: os.stat_result) -> bool:
+    """Whether the mode of the directory of a path, whose status this is, lets any file in it be trusted."""
+    return _is_accepted(directory, _owners(path))
 
 
 def check_directory(path: str, directory: os.stat_result) -> None:

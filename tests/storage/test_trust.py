@@ -14,6 +14,7 @@ import pytest
 
 import mmcache
 from mmcache import MmcacheError, PublishError, Schema, Snapshot, UntrustedPathError
+from mmcache.cli import main
 from tests.support.console import make_shop
 from tests.support.faults import FailName, faults
 from tests.support.processes import ask_child
@@ -213,3 +214,19 @@ def test_foreign_owners_are_told_how_to_be_named(place):
     os.chown(place, OTHER, -1)
     with pytest.raises(UntrustedPathError, match=rf"MMCACHE_TRUST={OTHER}"):
         Snapshot.open(place)
+
+
+def test_doctor_fails_where_root_may_write_and_does_not_trust(place, monkeypatch, capsys):
+    given_to(place, OTHER)
+    assert main(["doctor", str(place.parent)]) == 1
+    assert f"MMCACHE_TRUST={OTHER}" in capsys.readouterr().out
+    monkeypatch.setenv("MMCACHE_TRUST", str(OTHER))
+    assert ask_child(lambda: main(["--quiet", "doctor", str(place.parent)])) == 0
+
+
+def test_doctor_accepts_a_directory_whose_owner_is_named(place, monkeypatch, capsys):
+    given_to(place, 0, 0o777)
+    assert main(["doctor", str(place.parent)]) == 1
+    assert "sub-directory" in capsys.readouterr().out
+    monkeypatch.setenv("MMCACHE_TRUST", "0")
+    assert ask_child(lambda: main(["--quiet", "doctor", str(place.parent)])) == 0
