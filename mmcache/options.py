@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
@@ -86,6 +86,7 @@ class Options:
             raise ValueError(f"rollout must be a share of the processes, from 0 to 1, not {self.rollout!r}")
         if self.on_event is not None and not callable(self.on_event):
             raise TypeError(f"on_event must be callable with one CacheEvent, not {type(self.on_event).__name__}")
+        object.__setattr__(self, "trust", tuple(self.trust) if isinstance(self.trust, Iterator) else self.trust)
         object.__setattr__(self, "uids", uids_of(self.trust))
         chosen = policy(self.profile, ttl=self.ttl, refresh_at=self.refresh_at, max_stale=self.max_stale)
         object.__setattr__(self, "policy", chosen)

@@ -3,9 +3,12 @@ share of processes that a roll-out lets use the file."""
 
 from __future__ import annotations
 
+import logging
 import os
 
+from .errors import UnusableFileError
 from .forks import on_fork
+from .lines import Lines
 from .options import Options, is_disabled
 from .sharing.events import Event, Kind
 from .sharing.head import Head
@@ -20,12 +23,15 @@ class Switches:
     A cache without a source goes on with the file: only MMCACHE_DISABLE disables it.
     """
 
-    def __init__(self, path: str, options: Options, *, has_source: bool) -> None:
+    def __init__(self, path: str, options: Options, lines: Lines, *, has_source: bool) -> None:
+        def refused(error: UnusableFileError) -> None:
+            lines.note(logging.WARNING, "lever_refused", "%s", str(error))
+
         self.held = ""
         self.disabled = ""
         self._rollout = options.rollout
         self._has_source = has_source
-        self._files = LeverFiles(path)
+        self._files = LeverFiles(path, refused)
 
     def look(self) -> bool:
         """Whether reads are sent to the source. Two `stat`s."""

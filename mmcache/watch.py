@@ -86,7 +86,8 @@ class Watch:
         self.due = 0.0
         self.view: View = NOTHING
         self.files = FileTier(path, None if source is None else source.schemas, options)
-        lines, switches = Lines(path, options.on_event), Switches(path, options, has_source=source is not None)
+        lines = Lines(path, options.on_event)
+        switches = Switches(path, options, lines, has_source=source is not None)
         self.hearing = Hearing(path, None, lines.heard, switches.heard)
         self.counting = Counting(
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
@@ -458,7 +459,6 @@ class Watch:
         return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns)
 
     def rollback(self, *, timeout: float, reason: str) -> BuildReport:
-        """Publish the backup's records, and hold them."""
         return rollback(self.path, source=self.source, page=self._page_now(), timeout=timeout, reason=reason)
 
     # --- telling the others

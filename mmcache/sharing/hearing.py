@@ -5,7 +5,7 @@ is a matter of polls, but for a page that was moved or damaged, whose readers ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..errors import MmcacheError, PublishError
@@ -14,7 +14,7 @@ from .attach import PATIENCE, attach
 from .decide import Baseline, baseline_of
 from .events import Event, Kind, Said, fold
 from .head import Announced, Coverage, Failure, Head
-from .page import MovedError, News, Page, private_page
+from .page import MovedError, Page, private_page
 
 __all__ = ["Hearing", "settle"]
 
@@ -29,6 +29,7 @@ class Hearing:
         """listeners: are given each event that is heard, and the head of then; return at once, and raise nothing."""
         self.path = path
         self._listeners = listeners
+        self._nonce = 0  # of the page that `said` is of
         self.page = page
         self.said = Said(0, 0)
         self.baseline: Baseline | None = None
@@ -82,12 +83,12 @@ class Hearing:
             return page.accepts(woken, self._head) if self._head is not None else False
         news = page.since(self.said.until, self.said.chain)
         self._head = news.head
-        self._pass_on(news)
         if self._header is not None and self._baseline(news.head.covered) != self.baseline:
             self._refold()
         elif news.events is None:
             self.said.lost = True
         else:
+            self._pass_on(news.events, news.head)
             fold(self.said, news.events, news.until, news.chain)
         if page.accepts(woken, news.head):
             return True
@@ -95,15 +96,13 @@ class Hearing:
             raise MovedError
         return False
 
-    def _pass_on(self, news: News) -> None:
-        for event in news.events or ():
+    def _pass_on(self, events: Iterable[Event], head: Head) -> None:
+        for event in events:
             for listener in self._listeners:
-                listener(event, news.head)
+                listener(event, head)
 
     def rebase(self, header: Header | None) -> None:
         """Take the header of the file that is open from now on. Raises MovedError."""
-        if self._header is not None and self.page is not None:
-            self._hear_the_last(self.page)  # for the listeners; what the file lacks is found out anew
         self._header = header
         self._refold()
 
@@ -114,6 +113,7 @@ class Hearing:
         """Begin anew at the baseline of the file."""
         page = self.page
         assert page is not None
+        before, self._nonce = self.said if self._nonce == page.nonce else None, page.nonce
         head = page.head()
         if head is None or head.logged is None:
             raise MovedError
@@ -131,6 +131,8 @@ class Hearing:
             self.said.lost = True
         else:
             fold(self.said, news.events, news.until, news.chain)
+        if before is not None and before.until < self.said.until:  # which no listener was given
+            self._pass_on(page.since(before.until, before.chain).events or (), head)
 
     # --- the page
 
@@ -161,7 +163,7 @@ class Hearing:
         except MovedError:
             return False
         if news.events is not None:
-            self._pass_on(news)
+            self._pass_on(news.events, news.head)
             fold(self.said, news.events, news.until, news.chain)
         return True
 

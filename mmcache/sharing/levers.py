@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ..errors import MissingFileError, UnusableFileError
+from ..errors import MissingFileError, UntrustedPathError, UnusableFileError
 from ..sources import Source, closing, from_spec
 from ..storage import fs, levers as storage
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, described
@@ -44,7 +44,9 @@ class Levers(NamedTuple):
 class LeverFiles:
     """The levers of one cache file, looked at again and again: a `stat` each, unless one has changed."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, refused: Callable[[UnusableFileError], object] = lambda _: None) -> None:
+        """refused: is told of a lever that is not to be trusted; runs under the caller's locks."""
+        self._refused = refused
         self._paths = fs.hold_name(path), fs.disabled_name(path)
         self._seen: dict[str, tuple[fs.Identity | None, str]] = {}
 
@@ -54,36 +56,44 @@ class LeverFiles:
 
     def _line(self, path: str) -> str:
         identity = fs.identity_of(path)
-        seen, line = self._seen.get(path, (None, ""))
         if identity is None:
+            self._seen.pop(path, None)
+            return ""
+        seen, line = self._seen.get(path, (None, ""))
+        if identity == seen:
+            return line
+        try:
+            line = _read(path) or f"since {_when(identity[3] / 1e9)}"
+        except UntrustedPathError as error:
+            self._refused(error)
             line = ""
-        elif identity != seen:
-            line = _read(path)
+        except UnusableFileError as error:  # it may be read a moment later, and it is pulled all the same
+            return f"by a file that cannot be read: {error.message}" if _is_trusted(path) else ""
         self._seen[path] = identity, line
         return line
+
+
+def _read(path: str) -> str:
+    """Raises UnusableFileError."""
+    file = fs.ReadFile(path)
+    try:
+        text = file.read(0, _LONGEST).decode("utf-8", "replace").strip()
+    finally:
+        file.close()
+    return printable(text.splitlines()[0]) if text else ""
+
+
+def _is_trusted(path: str) -> bool:
+    try:
+        fs.check_owner(path)
+    except UnusableFileError:
+        return False
+    return True
 
 
 def look(path: str) -> Levers:
     """The levers of a cache file, as of now."""
     return LeverFiles(os.path.abspath(path)).look()
-
-
-def _read(path: str) -> str:
-    """The line; "" for what is not there or not to be trusted."""
-    try:
-        file = fs.ReadFile(path)
-    except MissingFileError:
-        return ""
-    except UnusableFileError as error:
-        log.warning("%s", str(error), extra={"event": "lever_refused", "path": path})
-        return ""
-    try:
-        text = file.read(0, _LONGEST).decode("utf-8", "replace").strip()
-    except UnusableFileError:
-        text = ""
-    finally:
-        file.close()
-    return printable(text.splitlines()[0]) if text else f"since {_when(file.identity[3] / 1e9)}"
 
 
 def _when(seconds: float) -> str:

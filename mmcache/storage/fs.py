@@ -168,6 +168,17 @@ def identity_of(path: str) -> Identity | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def check_owner(path: str) -> None:
+    """By its status alone. Raises UntrustedPathError for what is no regular file, or of an owner not not trusted."""
+    try:
+        status, directory = system.stat(path, follow_symlinks=False), system.stat(os.path.dirname(path) or ".")
+    except OSError as error:
+        raise unusable(error, path) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}", path=path)
+    check_readable(path, status, directory)
+
+
 def free_bytes(directory: str) -> int:
     """That an ordinary user may still write there. Raises PublishError."""
     try:

@@ -45,6 +45,7 @@ def put_line(directory: fs.Directory, name: str, line: str) -> None:
     for left in reversed(range(_TRIES)):
         with directory.create(_LINE_MODE) as file:
             file.write(0, f"{line}\n".encode("utf-8", "backslashreplace"))
+            file.seal(_LINE_MODE)  # whatever the umask is: all workers read it
             try:
                 directory.rename(file.name or "", name)
             except PublishError as error:

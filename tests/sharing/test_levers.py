@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -21,6 +22,19 @@ from tests.support.processes import ask_child, in_child
 from tests.support.waits import holds, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+class FailNamed(NamedTuple):
+    """Fail each call of a name about a file of a name."""
+
+    name: str
+    file: str
+    error: int
+
+    def __call__(self, number: int, name: str, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if name == self.name and os.path.basename(str(args[0])) == self.file:
+            raise OSError(self.error, os.strerror(self.error))
+        return call()
 
 
 class Place:
@@ -51,6 +65,7 @@ class Place:
 def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path)
     yield made
+    until("no build is under way", lambda: "mmcache-rebuild" not in {thread.name for thread in threading.enumerate()})
     made.source.close()
 
 
@@ -342,6 +357,25 @@ def test_a_lever_that_is_not_to_be_trusted_moves_nothing(place):
     os.mkfifo(place.beside("disabled"))
     with place.open(build=False) as cache:
         assert (price(cache), cache.stats().state) == (200, "fresh")
+
+
+def test_a_lever_that_cannot_be_read_for_a_moment_stays_pulled(place):
+    with place.open(ttl=0.3) as cache:
+        cache.rollback()
+        with faults(FailNamed("open", "items.mmc.hold", errno.EMFILE)):
+            place.beside("hold").touch()  # another identity, so that it is read again
+            holds("held", lambda: price(cache) == 100 and cache.stats().state == "held", 0.5)
+        holds("held", lambda: price(cache) == 100, 0.2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
+def test_a_lever_of_another_umask_is_read_by_all(place):
+    before = os.umask(0o077)
+    try:
+        assert main(["--quiet", "disable", str(place.path)]) == 0
+    finally:
+        os.umask(before)
+    assert place.beside("disabled").stat().st_mode & 0o777 == 0o644
 
 
 # --- a share of the processes -----------------------------------------------------------------------------------------
