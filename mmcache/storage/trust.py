@@ -11,10 +11,11 @@ named; every file touched there must be ours or a named owner's.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import stat
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from ..errors import UntrustedPathError
@@ -78,13 +79,17 @@ def _directory(path: str) -> str:
 
 def _owners(path: str) -> frozenset[int]:
     """The named ones. A name in the environment that this system does not know is no owner of anything."""
-    found = set(_named.get(_directory(path), ()))
-    for word in re.split(r"[\s,]+", os.environ.get(VARIABLE, "")):
-        if word:
-            try:
-                found.add(_uid(word))
-            except ValueError:
-                continue
+    named = _named.get(_directory(path), frozenset()) if _named else frozenset()
+    text = os.environ.get(VARIABLE, "")
+    return named | _parsed(text) if text else named
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> frozenset[int]:
+    found = set()
+    for word in text.replace(",", " ").split():
+        with contextlib.suppress(ValueError):
+            found.add(_uid(word))
     return frozenset(found)
 
 
