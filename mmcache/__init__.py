@@ -14,6 +14,7 @@ __all__ = [
     "BuildError",
     "BuildReport",
     "Cache",
+    "CacheEvent",
     "CachedCollection",
     "ClosedError",
     "Collection",
@@ -48,6 +49,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .cache import Cache, Stats, open
     from .cached import CachedCollection
+    from .callbacks import CacheEvent
     from .errors import (
         BuildError,
         ClosedError,
@@ -89,6 +91,7 @@ _HOMES = {
     name: module
     for module, names in {
         ".cache": ("Cache", "Stats", "open"),
+        ".callbacks": ("CacheEvent",),
         ".cached": ("CachedCollection",),
         ".errors": (
             "BuildError",

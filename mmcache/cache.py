@@ -8,17 +8,20 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, Unpack
 
 from .cached import CachedCollection
+from .callbacks import CacheEvent
 from .errors import SourceError, UnusableFileError
 from .options import Executor, OpenOptions, Options, Profile, is_disabled
 from .sharing.alerts import WINDOW, Alert, Rules
+from .sharing.levers import resume
 from .sharing.metrics import stats_of
 from .sharing.status import Status, check, status_of
 from .sources.base import Source
+from .storage import fs
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.snapshot import Access, Snapshot, Verify
 from .watch import Watch
@@ -83,6 +86,8 @@ class Cache(CachedCollection):
                 f"source must be a Source such as SQLiteSource(path, schema), not {type(source).__name__}; "
                 "for records in memory use mmcache.build, or IterableSource(records, schema)"
             )
+        if source is None and options.get("rollout", 1.0) != 1.0:
+            raise ValueError("rollout sends some processes to the source, and there is none")
         super().__init__(Watch(os.path.abspath(os.fspath(path)), source, Options(**options)), None)
 
     def collection(self, name: str) -> CachedCollection:
@@ -142,6 +147,27 @@ class Cache(CachedCollection):
         report = self._watch.build(timeout=timeout, asked_ns=time.time_ns(), exact=exact)
         self.refresh()
         return report
+
+    def rollback(self, *, timeout: float = LOCK_TIMEOUT, reason: str = "") -> BuildReport:
+        """Put the backup's records back, for every process, until a person ends that; and move to them.
+
+        They are published under a new generation, and the present file becomes the backup, so that a second rollback
+        goes forward again. The state is then "held": the file's age, the source's fingerprint and tracking are not
+        consulted, and no automatic rebuild starts, also after a reboot. What is invalidated from now on counts as
+        always. `rebuild`, `mmcache build`, `mmcache rebuild` or `resume` ends it. reason: is shown by `status`.
+
+        Raises MissingFileError without a backup, and what `mmcache.build` raises; then all is as it was.
+        """
+        report = self._watch.rollback(timeout=timeout, reason=reason)
+        self.refresh()
+        return report
+
+    def resume(self) -> bool:
+        """End what `rollback` has begun: the file is built again as its age and the source ask for, the first time
+        soon, for it is not what the source holds. Whether it was held."""
+        was_held = resume(self.path, page=self._watch.hearing.page)
+        self.refresh()
+        return was_held
 
     def stats(self) -> Stats:
         """What this process has seen."""
@@ -227,6 +253,9 @@ def open(
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     label: str = "",
+    rollout: float = 1.0,
+    trust: str | int | Iterable[str | int] = (),
+    on_event: Callable[[CacheEvent], object] | None = None,
 ) -> Cache:
     """Open a cache: the file at `path`, and the source that answers for whatever the file cannot.
 
@@ -248,7 +277,16 @@ def open(
         source for half a minute. Off, for a look-up that waits for the disk once leaves the page in memory.
     verify, access: see `Snapshot.open`; "auto" checksums nothing that was verified on this machine since it started.
     cluster_by, metadata: see `mmcache.build`. label: what `mmcache status` calls this worker.
+    rollout: share of the processes that use the file, 0.1 for a tenth; the others are answered by the source. Each
+        process draws once for its life, a forked one anew.
+    trust: owners, by name or uid, who are trusted with the directory besides this user and root; more are named by
+        MMCACHE_TRUST. One that anyone may write is accepted only if its owner is named, and every file in it is ours or
+        a named owner's.
+    on_event: is called with a `CacheEvent` for what happens to the cache, in this process or heard from another: as
+        soon as a read or a poll notices, in its thread, which should not be kept. No lock is held, so it may use the
+        cache. An exception is logged, and changes nothing. It pickles with the cache.
 
+    The directory is made where it is missing, unless the cache builds nothing; PublishError where it cannot be.
     Raises UnusableFileError (missing, corrupt, incompatible, unreadable, untrusted) only without a source.
     """
     cache = Cache(
@@ -271,7 +309,12 @@ def open(
         cluster_by=cluster_by,
         metadata=metadata,
         label=label,
+        rollout=rollout,
+        trust=trust,
+        on_event=on_event,
     )
+    if source is not None and build:
+        fs.make_directory(os.path.dirname(cache.path))
     if source is None or not is_disabled():
         _ = cache.snapshot
     return cache

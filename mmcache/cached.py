@@ -37,7 +37,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CachedCollection", "Reason"]
 
-Reason = Literal["manual", "record_stored", "record_deleted", "config_updated", "schema_migration", "ttl_expired"]
+Reason = Literal[
+    "manual",
+    "record_stored",
+    "record_deleted",
+    "config_updated",
+    "schema_migration",
+    "ttl_expired",
+    "pattern_stored",
+    "pattern_deleted",
+]
 T = TypeVar("T")
 
 _NOT_HERE = KeyError, DirtyError, UnusableFileError
@@ -281,7 +290,8 @@ class CachedCollection(Mapping[str, Record]):
             also in `where`, `len` and iteration. More than 16,384 at once count as everything.
         collection: theirs; by default this one, of a cache its first. Without ids: everything in this collection.
         reason: record_stored, record_deleted, config_updated, schema_migration, ttl_expired or manual. Without ids it
-            decides, unless `hard` does: soft for record_stored and ttl_expired, hard for the others.
+            decides, unless `hard` does: soft for record_stored and ttl_expired, hard for the others. pattern_stored and
+            pattern_deleted, of the preset for patterns, are other names of the first two.
         hard: True: the source answers everything until a rebuild has landed. False, soft: the file goes on answering
             while it is built again.
 

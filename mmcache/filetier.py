@@ -20,6 +20,7 @@ from .sharing.widening import schemas_of, still_there
 from .sources.base import Source
 from .storage.fs import Identity, identity_of
 from .storage.snapshot import Snapshot, UnverifiedError
+from .storage.trust import name_owners
 
 __all__ = ["DAMAGED", "FileTier", "is_ours_to_mend"]
 
@@ -44,6 +45,7 @@ class FileTier:
     """
 
     def __init__(self, path: str, source: Source | None, options: Options) -> None:
+        name_owners(path, options.uids)
         self.path = path
         self.conflict: Conflict = ""
         self.lacking = ""

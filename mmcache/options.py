@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
+from .callbacks import CacheEvent
 from .freshness import Policy, policy
 from .sharing.decide import Rules
+from .storage.trust import uids_of
 
 if TYPE_CHECKING:
     from .storage.snapshot import Access, Verify
@@ -41,6 +43,9 @@ class OpenOptions(TypedDict, total=False):
     cluster_by: str | Mapping[str, str] | None
     metadata: Mapping[str, Any] | None
     label: str
+    rollout: float
+    trust: str | int | Iterable[str | int]
+    on_event: Callable[[CacheEvent], object] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,11 @@ class Options:
     cluster_by: str | Mapping[str, str] | None = None
     metadata: Mapping[str, Any] | None = None
     label: str = ""
+    rollout: float = 1.0
+    trust: str | int | Iterable[str | int] = ()
+    on_event: Callable[[CacheEvent], object] | None = None
     policy: Policy = field(init=False)
+    uids: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -73,6 +82,12 @@ class Options:
             value = getattr(self, name)
             if name != "slow_after" or value is not None:
                 object.__setattr__(self, name, _seconds(name, value))
+        if isinstance(self.rollout, bool) or not isinstance(self.rollout, (int, float)) or not 0 <= self.rollout <= 1:
+            raise ValueError(f"rollout must be a share of the processes, from 0 to 1, not {self.rollout!r}")
+        if self.on_event is not None and not callable(self.on_event):
+            raise TypeError(f"on_event must be callable with one CacheEvent, not {type(self.on_event).__name__}")
+        object.__setattr__(self, "trust", tuple(self.trust) if isinstance(self.trust, Iterator) else self.trust)
+        object.__setattr__(self, "uids", uids_of(self.trust))
         chosen = policy(self.profile, ttl=self.ttl, refresh_at=self.refresh_at, max_stale=self.max_stale)
         object.__setattr__(self, "policy", chosen)
 
@@ -82,7 +97,11 @@ class Options:
 
     def rules(self) -> Rules:
         """For one process, which draws its jitter once."""
-        return Rules(self.policy, self.rebuild_after, random.uniform(-1.0, 1.0))  # noqa: S311
+        return Rules(self.policy, self.rebuild_after, _random.uniform(-1.0, 1.0))
+
+
+_random = random.SystemRandom()
+"""From the system: a fork in C leaves the state of `random` as it was."""
 
 
 def _seconds(name: str, value: object) -> float:

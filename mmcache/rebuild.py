@@ -24,14 +24,14 @@ from .filetier import FileTier
 from .forks import in_child, on_fork, why_no_thread
 from .lines import Lines
 from .options import Options
-from .sharing import metrics
+from .sharing import levers, metrics
 from .sharing.announce import Announcer
 from .sharing.job import Job
 from .sharing.page import Page
 from .sharing.publishing import build_once
 from .sources import is_remakable
 from .sources.base import Source
-from .storage import fs
+from .storage import fs, trust
 from .storage.descriptors import Descriptor
 from .storage.publish import BuildReport
 
@@ -153,7 +153,7 @@ class Rebuilder:
             lock: Descriptor | None = directory.take_lock(0.0)
         try:
             assert lock is not None
-            if last_build(page) != heard:
+            if last_build(page) != heard or levers.look(path).held:
                 return False
             log.info("%s: rebuilding, because %s", path, why, extra={"event": "rebuild_started", "path": path})
             executor = self.options.executor
@@ -219,7 +219,8 @@ class Rebuilder:
         """Start a process that builds, and holds the lock from now on; False if the system does not let us."""
         path, limit = self.files.path, self.options.build_timeout
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        environment = os.environ | trust.environment(path) | {"PYTHONPATH": search}
         command = [sys.executable, "-P", "-m", "mmcache.sharing.background", path, str(lock.fd)]
         before, begun = (last_build(page) if page.shared else None), time.monotonic()
         nothing = subprocess.DEVNULL

@@ -15,27 +15,30 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .callbacks import CacheEvent
 from .counting import Counting
 from .errors import ClosedError, SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
+from .known import Known
 from .lines import Lines
-from .options import Options, is_disabled
+from .options import Options
 from .owner import Within
 from .poller import Poller
 from .rebuild import Rebuilder
 from .sharing import invalidation, metrics
 from .sharing.asking import ask
-from .sharing.decide import Facts, Rules, SourceFacts, decide
+from .sharing.decide import SourceFacts, decide
 from .sharing.hearing import Hearing
+from .sharing.levers import rollback
 from .sharing.page import MovedError, Page
 from .sources.base import Source
 from .storage.publish import BuildReport
 from .storage.snapshot import Snapshot, UnverifiedError
+from .switches import Switches
 from .view import NOTHING, View
 
 __all__ = ["Watch"]
@@ -54,25 +57,6 @@ _FOREVER: Final = 3600.0
 """Seconds to wait for a thread of ours that opens a file, where the caller asked for the result."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """What one process knows besides the page and the file.
-
-    asked: what the source said last; asked_at: when that question began. is_polled: whether a read has tried to open or
-    build the first file, so that polls do from now on. is_closed, is_ended: `close` has begun, and has done all.
-    attaching: threads that open the first file.
-    """
-
-    rules: Rules
-    lines: Lines
-    asked: SourceFacts = field(default_factory=SourceFacts)
-    asked_at: float = 0.0
-    is_polled: bool = False
-    is_closed: bool = False
-    is_ended: bool = False
-    attaching: set[int] = field(default_factory=set)
-
-
 class Watch:
     """What the collections of one cache share.
 
@@ -86,13 +70,15 @@ class Watch:
         self.due = 0.0
         self.view: View = NOTHING
         self.files = FileTier(path, source, options)
-        self.hearing = Hearing(path)
+        lines = Lines(path, options.on_event)
+        switches = Switches(path, options, lines, has_source=source is not None)
+        self.hearing = Hearing(path, None, lines.heard, switches.heard)
         self.counting = Counting(
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
         )
         self.rebuilder = Rebuilder(self.files, source, options, self.counting)
         self._poller = Poller(path, self._poll_files, self._poll_source)
-        self._known = _Known(options.rules(), Lines(path))
+        self._known = Known(options.rules(), lines, switches)
         self._lock = Lock()
         on_fork(self)
 
@@ -103,6 +89,7 @@ class Watch:
         self.due = 0.0
         self._known.rules = self.options.rules()
         self._known.attaching = set()
+        self._known.lines.clear()
 
     @property
     def path(self) -> str:
@@ -140,7 +127,7 @@ class Watch:
             self.due = now + (min(every, _RETRY) if self.view.snapshot is None else every)
             if self.view is not NOTHING:  # else the file is about to be opened, which polls
                 self._poller.poll()
-            elif is_disabled():
+            elif known.switches.look():
                 self.counting.note_gauges(self.path, self.options.label, 0, [])
         before = self.view.decision.rebuild
         if self.word[0] != self.seen:
@@ -157,12 +144,9 @@ class Watch:
         if self.counting.sample(begun, hits):
             with self._lock:
                 self._decide()
-            log.warning(
-                "%s: lookups in the file are slower than %g s: the source answers for a while",
-                self.path,
-                self.options.slow_after,
-                extra={"event": "circuit_opened", "path": self.path},
-            )
+            text = "%s: lookups in the file are slower than %g s: the source answers for a while"
+            self._known.lines.note(logging.WARNING, "circuit_opened", text, self.path, self.options.slow_after)
+            self._known.lines.write()
 
     def damaged(self, error: UnusableFileError) -> str:
         """Damage met while reading: count it and name the cause of the fallback; raise it where there is none."""
@@ -245,35 +229,11 @@ class Watch:
         """Under the lock: replace the view by what follows from the facts."""
         if self._known.is_closed:
             return
-        files = self.files
-        decision = decide(self._facts(), self._known.rules)
-        self.view = View(decision, files.snapshot)
+        known = self._known
+        facts = known.facts(self.hearing, self.files, self.counting, building=self.rebuilder.waits)
+        decision = decide(facts if self.source is not None else facts._replace(source=None), known.rules)
+        self.view = View(decision, self.files.snapshot)
         self.counting.note_state(decision.state)
-
-    def _facts(self) -> Facts:
-        hearing, files, known = self.hearing, self.files, self._known
-        monotonic = time.monotonic()
-        has_file = files.snapshot is not None and hearing.page is not None
-        return Facts(
-            now=time.time(),
-            monotonic=monotonic,
-            said=hearing.said,
-            baseline=hearing.baseline if has_file else None,
-            trouble=files.trouble,
-            page=hearing.page is not None and hearing.page.shared,
-            foreign=hearing.foreign,
-            distrusted=has_file and hearing.distrusted,
-            panicked=has_file and hearing.panicked,
-            source=None if self.source is None else known.asked,
-            failure=hearing.failure(monotonic),
-            repair=files.repair,
-            slow=monotonic < self.counting.slow_until,
-            building=self.rebuilder.waits,
-            disabled=not has_file and is_disabled(),
-            conflict=files.conflict,
-            taken=hearing.taken,
-            lacking=files.lacking,
-        )
 
     # --- polling: in a thread, or where none can run in a read
 
@@ -281,6 +241,7 @@ class Watch:
         if self._known.is_closed:
             return
         with self._lock:
+            self._known.switches.look()
             self._renew_page()
             if self.hearing.page is not None:
                 self._take_in(self.word[0])  # a writer that was killed may not have stored the word
@@ -374,10 +335,10 @@ class Watch:
         if old is None:
             return True
         self.counting.add(metrics.ADOPTIONS)
-        lines = self._known.lines
+        lines, change = self._known.lines, (self.path, old.generation, snapshot.generation)
         if snapshot.generation < old.generation:
-            change = self.path, old.generation, snapshot.generation
             lines.note(logging.WARNING, "generation_went_back", "%s: went back from generation %d to %d", *change)
+        lines.tell(CacheEvent("adopted", self.path, snapshot.generation))
         lines.note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, snapshot.generation)
         return True
 
@@ -399,6 +360,7 @@ class Watch:
         if is_new:
             self.counting.add(metrics.REFUSALS)
             self._known.lines.note(logging.WARNING, "file_refused", "%s", str(error), cause=error.cause)
+            self._known.lines.tell(CacheEvent("refused", self.path, error=error))
 
     def _attached(self) -> View:
         """There is no snapshot: open the file, or build it, or leave it to the source."""
@@ -406,13 +368,13 @@ class Watch:
         files, known = self.files, self._known
         if known.is_closed:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
-        if is_disabled():
+        if known.switches.disabled or (self.view is NOTHING and known.switches.look()):
             if self.view is NOTHING:
                 self._poller.poll(0.0)  # which lets others see this worker
             with self._lock:
                 self._decide()
             if self.source is None:
-                raise SourceError("MMCACHE_DISABLE sends every read to the source, and there is none", path=self.path)
+                raise SourceError(f"{known.switches.disabled}, and there is none", path=self.path)
             return self.view
         if known.is_polled:
             return self.view
@@ -448,7 +410,8 @@ class Watch:
             with self._lock:
                 self._decide()
             is_ours = not self.files.conflict or self.view.decision.rebuild
-            if self.options.build and self.source is not None and is_ours_to_mend(error) and is_ours:
+            may_build = self.options.build and self.source is not None and not self._known.switches.held
+            if may_build and is_ours_to_mend(error) and is_ours:
                 self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
         if self.files.snapshot is None:
             with self._lock:
@@ -467,6 +430,9 @@ class Watch:
             if self.hearing.page is None:
                 self._renew_page()
         return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, exact=exact)
+
+    def rollback(self, *, timeout: float, reason: str) -> BuildReport:
+        return rollback(self.path, source=self.source, page=self._page_now(), timeout=timeout, reason=reason)
 
     # --- telling the others
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-__all__ = ["ago", "bytes_of", "html_of", "number", "plural", "printable", "short", "span"]
+__all__ = ["ago", "bytes_of", "html_of", "number", "open_files", "plural", "printable", "short", "source_path", "span"]
 
 
 def number(value: int) -> str:
@@ -54,9 +56,27 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def source_path(spec: Mapping[str, object]) -> str:
+    """Where a source is, as its spec has it: the path, or the bytes of one that is not UTF-8."""
+    path = spec.get("path")
+    return printable(os.fsdecode(path) if isinstance(path, bytes) else str(path))
+
+
 def short(text: str, limit: int) -> str:
     text = printable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def open_files(number: int | None) -> str:
+    """What to do about an error number, if it says that there are too many open files; else ""."""
+    if number == errno.ENFILE:
+        return ": the whole system has too many open files (fs.file-max): raise its limit, or end some processes"
+    if number != errno.EMFILE:
+        return ""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f": this process has too many open files (ulimit -n is {limit}): raise the limit, or keep fewer caches open"
 
 
 def html_of(title: str, facts: Mapping[str, str], header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import MissingFileError, MmcacheError, UnusableFileError
-from ..words import ago, number, plural, printable, span
+from ..words import ago, number, plural, printable, source_path, span
 from .files import layout_of
 from .options import ERROR, FILE_COMPLETION, OK, add_policy, policy_of
 from .output import Output
@@ -168,7 +168,7 @@ def _source(layout: Layout, path: str) -> Check:
     name = "source"
     if layout.source is None:
         return Check(name, "ok", "the file names none: only a worker that has the records can build it again")
-    what = f"{printable(str(layout.source.get('kind')))} {printable(str(layout.source.get('path')))}"
+    what = f"{printable(str(layout.source.get('kind')))} {source_path(layout.source)}"
     try:
         source = source_of(layout)
         assert source is not None
@@ -195,7 +195,12 @@ def _freshness(path: str, policy: Policy) -> Check:
     text = f"{status.state}: {status.why}"
     if status.state in ("fresh", "stale"):
         return Check("freshness", "ok", text)
-    advice = "mmcache rebuild FILE" if status.state in ("expired", "invalidated") else ""
+    advice = {
+        "disabled": "mmcache enable FILE, or unset MMCACHE_DISABLE",
+        "held": "once its cause is gone: mmcache rebuild FILE, or mmcache resume FILE",
+        "expired": "mmcache rebuild FILE",
+        "invalidated": "mmcache rebuild FILE",
+    }.get(status.state, "")
     return Check("freshness", "warn", text, advice)
 
 

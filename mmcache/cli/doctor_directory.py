@@ -16,10 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
-from ..errors import LockTimeoutError, MissingFileError, MmcacheError, PublishError, UnusableFileError
+from ..errors import (
+    LockTimeoutError,
+    MissingFileError,
+    MmcacheError,
+    PublishError,
+    UntrustedPathError,
+    UnusableFileError,
+)
 from ..sharing.attach import attach
 from ..sharing.page import Page, wake_name
 from ..storage import fs, shared
+from ..storage.trust import VARIABLE, accepts_mode
 from ..words import bytes_of, printable, span
 
 __all__ = ["Check", "check_directory"]
@@ -38,11 +46,14 @@ _TOLD_LATE: Final = (
 )
 
 
+Level = Literal["ok", "warn", "fail"]
+
+
 class Check(NamedTuple):
     """text: what was found. advice: what to do about it."""
 
     name: str
-    level: Literal["ok", "warn", "fail"]
+    level: Level
     text: str
     advice: str = ""
 
@@ -71,8 +82,9 @@ def _trust(directory: str) -> Check:
     except OSError as error:
         return Check(name, "fail", f"{directory}: {error.strerror}", "create it, or check the path")
     where = printable(os.path.abspath(directory))
-    if status.st_mode & 0o002 and not status.st_mode & 0o1000:
-        return Check(name, "fail", f"{where} can be written by anyone, so no file in it is trusted", "chmod o-w it")
+    if not accepts_mode(os.path.join(directory, "any"), status):
+        advice = f"chmod o-w it, use a sub-directory of it, or name its owner: {VARIABLE}={status.st_uid}"
+        return Check(name, "fail", f"{where} can be written by anyone, so no file in it is trusted", advice)
     if status.st_mode & 0o002:
         text = f"anyone may put files into {where}: only your own are used, and no other user's worker reads them"
         return Check(name, "warn", text, "use a directory of your own")
@@ -81,7 +93,9 @@ def _trust(directory: str) -> Check:
 
 def _not_written(error: MmcacheError) -> Check:
     text = f"files here can be read, but not built, invalidated or counted by this user: {error.message}"
-    return Check("write access", "warn", text, "to build here, run as the owner of the directory, or use another one")
+    # Root may write anywhere, so that it is the trust which is missing, and for every worker of this user.
+    level: Level = "fail" if isinstance(error, UntrustedPathError) and os.geteuid() == 0 else "warn"
+    return Check("write access", level, text, "to build here, run as the owner of the directory, or use another one")
 
 
 def _check_writing(directory: fs.Directory) -> Iterator[Check]:

@@ -18,6 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ..errors import CorruptFileError
+from ..presets.reasons import ALIASES
 from ..words import plural, printable
 from .files import described, layout_of
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, one_of
@@ -39,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.complete = FILE_COMPLETION  # type: ignore[attr-defined]
     parser.add_argument("--collection", metavar="NAME", help="whose ids they are (default: the first collection)")
     parser.add_argument(
-        "--reason", type=one_of(REASONS), default="manual", metavar="R", help=f"{', '.join(REASONS)} (default: manual)"
+        "--reason",
+        type=one_of((*REASONS, *ALIASES)),
+        default="manual",
+        metavar="R",
+        help=f"{', '.join(REASONS)} (default: manual); of patterns also {', '.join(ALIASES)}",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(

@@ -31,6 +31,10 @@ __all__ = ["main", "make_parser"]
 COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "build": ("build", (), "make a cache file from a SQLite database or JSON lines"),
     "rebuild": ("rebuild", ("optimize",), "make a cache file anew from the source that it names"),
+    "rollback": ("rollback", (), "put the backup back, for all workers, and hold it there"),
+    "resume": ("resume", (), "let a file that was rolled back be built again"),
+    "disable": ("disable", (), "have the source answer in place of a file, in all workers"),
+    "enable": ("enable", (), "let a file that was disabled answer again"),
     "status": ("status", (), "say what a cache file is, how fresh, and what its workers are doing"),
     "verify": ("verify", (), "check every byte of a cache file"),
     "get": ("get", (), "print records by id, as JSON"),
@@ -190,6 +194,8 @@ def _exit_code(error: MmcacheError) -> int:
 
 def _explain(error: MmcacheError, arguments: argparse.Namespace) -> str:
     """What is wrong, and what to do next where the error does not say it itself."""
+    if arguments.command in ("rollback", "disable"):  # of a backup, or a path, that no build makes
+        return str(error)
     text = f"{error.path}: there is no such file" if isinstance(error, MissingFileError) and error.path else str(error)
     step = _next_step(error, arguments)
     return f"{text.rstrip('.')}. Next: {step}" if step else text

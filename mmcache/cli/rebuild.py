@@ -6,7 +6,7 @@ published file stays, and counts as built now. Workers that have it open move to
 
 --if-stale is for cron: it does nothing, and ends with 0, while the file is fresh. --profile or --ttl must then be what
 the workers were told. Not fresh is what is due by its age, was invalidated, in whole or in single ids, or whose source
-was written to since.
+was written to since. A file that is held after a rollback stays as it is; without --if-stale, a rebuild ends that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.if_stale:
         asked_ns = time.time_ns()  # what another process builds from now on will do
         seen = _seen(arguments, moved)
-        if seen.status.state == "fresh":
+        if seen.status.state in ("fresh", "held"):
             _report_fresh(seen, output)
             return OK
     elif arguments.profile is not None or arguments.ttl is not None:
@@ -80,13 +80,15 @@ def _seen(arguments: argparse.Namespace, moved: str | None) -> Seen:
 
 
 def _report_fresh(seen: Seen, output: Output) -> None:
-    """Nothing to do."""
+    """Nothing to do, or nothing that cron may do."""
     status = seen.status
     if output.json:
         plain = {"path": seen.path, "generation": status.generation, "changed": False}
         output.document({**plain, "state": status.state, "why": status.why})
         return
-    output.say(f"{printable(seen.path)}: fresh, generation {status.generation} stays ({printable(status.why)})")
+    output.say(
+        f"{printable(seen.path)}: {status.state}, generation {status.generation} stays ({printable(status.why)})"
+    )
 
 
 def report(done: BuildReport, path: str, output: Output) -> None:

@@ -29,7 +29,7 @@ from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
 from ..storage.fs import backup_name
-from ..words import ago, bytes_of, number, plural, printable, short, span
+from ..words import ago, bytes_of, number, plural, printable, short, source_path, span
 from . import fleet
 from .files import layout_of
 from .options import OK, STALE, add_policy, count, file_argument, milliseconds, policy_of, setting, share, window
@@ -271,10 +271,14 @@ def _created(header: Header) -> datetime | None:
 
 
 def _plain(seen: Seen) -> dict[str, Any]:
+    from ..sharing.levers import look as look_at_levers
+
     status = seen.status
     now = time.monotonic()
     builder, failure = status.builder, status.failure
+    levers = look_at_levers(seen.path)
     found: dict[str, Any] = {"path": seen.path, "state": status.state, "why": status.why}
+    found |= {"held": levers.held or None, "disabled": levers.disabled or None}
     if seen.error is not None:
         found["error"] = seen.error.message
     if seen.layout is not None:
@@ -435,7 +439,7 @@ def _collection(collection: CollectionLayout) -> list[tuple[str, str]]:
 def _source(spec: dict[str, Any] | None) -> str:
     if spec is None:
         return "none: built from records in memory"
-    return f"{short(str(spec.get('kind')), 20)} {printable(str(spec.get('path')))}"
+    return f"{short(str(spec.get('kind')), 20)} {source_path(spec)}"
 
 
 def _backup_text(backup: dict[str, Any] | None) -> str:

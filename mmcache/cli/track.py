@@ -91,6 +91,7 @@ def _from_file(arguments: argparse.Namespace) -> tuple[str, Sequence[Schema]]:
     layout = described(arguments.like)
     source = layout.source or {}
     path = arguments.database or source.get("path")
+    path = os.fsdecode(path) if isinstance(path, bytes) else path
     if source.get("kind") not in ("sqlite", "patterns") or not isinstance(path, str):
         raise UsageError(f"{arguments.like} was not built from a SQLite database; only those can be tracked")
     return os.path.abspath(path), [collection.schema for collection in layout.collections.values()]

@@ -67,7 +67,9 @@ class Announcer:
                 return True
         return False
 
-    def _say(self, kind: Kind, payload: object = ()) -> None:
+    def say(self, kind: Kind, payload: object = ()) -> None:
+        """Log one event for all processes, where that is possible."""
+
         def say(page: Page) -> None:
             if not page.say([Event(kind, payload=payload)]):
                 page.wake_readers()  # the page lock is stuck: the records say it, too
@@ -118,7 +120,7 @@ class Announcer:
         """A file is at the path. Where its builder was killed before it could say so, it is said now."""
         if self.last != Announced(header.generation, header.build_id):
             self._on_page(lambda page: page.record_announced(header))
-            self._say(Kind.PUBLISHED, (header.generation,))
+            self.say(Kind.PUBLISHED, (header.generation,))
 
     def verified(self, header: Header, identity: Identity, *, keep: Identity | None) -> None:
         """Every byte of a file that is about to be published was checked. keep: of the one that is published now."""
@@ -130,7 +132,7 @@ class Announcer:
         self.superseded = self._differs(header.tokens)
         is_taken = before is not None and union(schemas_of(before), schemas_of(layout)) is None
         self._on_page(lambda page: page.record_announced(header, is_taken=is_taken))
-        self._say(Kind.PUBLISHED, (header.generation,))
+        self.say(Kind.PUBLISHED, (header.generation,))
 
     def revalidated(self, header: Header, tokens: Tokens, checked_ns: int, elapsed_ns: int, fingerprint: bytes) -> bool:
         """The published file was found to be what a build would make now. False where that cannot be noted for all."""
@@ -140,7 +142,7 @@ class Announcer:
         covered = header, tokens, checked_ns, elapsed_ns, fingerprint
         if not self._on_page(lambda page: page.record_covered(*covered)) or not self._page.shared:
             return False
-        self._say(Kind.COVERED, (header.generation,))
+        self.say(Kind.COVERED, (header.generation,))
         return True
 
     def _differs(self, tokens: Tokens) -> bool:
@@ -162,7 +164,7 @@ class Announcer:
     def failed(self, error: BaseException) -> None:
         """A build has failed: no process tries for a while, and those that wait for it get the same error."""
         self._on_page(lambda page: page.record_failure(error))
-        self._say(Kind.FAILED)
+        self.say(Kind.FAILED)
 
     def succeeded(self) -> None:
         """No build has failed since."""
@@ -172,7 +174,7 @@ class Announcer:
     def cleared(self) -> None:
         """The file was removed by a person: a worker that needs it looks for it again, and may build it at once."""
         self.succeeded()
-        self._say(Kind.PUBLISHED, (0,))
+        self.say(Kind.PUBLISHED, (0,))
 
 
 def _shared_or(path: str, page: Page | None) -> Page:

@@ -83,7 +83,8 @@ class Facts(NamedTuple):
     without one. repair: why the published file must be built anew whatever its age is. slow: lookups in the file take
     too long for now. building: another process builds the first file. conflict: what of the published file is not ours,
     "other schemas" or "newer format"; taken: when such a file was published in the place of another, by `monotonic`;
-    0.0 for never. lacking: which index the file has not.
+    0.0 for never. lacking: which index the file has not. disabled: why every read goes to the source. held: why the
+    file stays as it is; then age, fingerprint and tracking are not consulted.
     """
 
     now: float
@@ -100,7 +101,8 @@ class Facts(NamedTuple):
     repair: str = ""
     slow: bool = False
     building: bool = False
-    disabled: bool = False
+    disabled: str = ""
+    held: str = ""
     conflict: str = ""
     taken: float = 0.0
     lacking: str = ""
@@ -149,8 +151,7 @@ def baseline_of(header: Header, covered: Coverage | None) -> Baseline:
 def decide(facts: Facts, rules: Rules) -> Decision:
     """The only place that knows."""
     if facts.disabled:
-        why = "MMCACHE_DISABLE sends every read to the source"
-        return Decision("disabled", why, serves=False, cause="disabled")
+        return Decision("disabled", facts.disabled, serves=False, cause="disabled")
     if facts.baseline is None:
         trouble = facts.trouble or Trouble("missing", "there is no file yet")
         cause = "building" if facts.building else trouble.cause
@@ -198,6 +199,8 @@ def _doubt(facts: Facts, baseline: Baseline) -> _Doubt:
         return _Doubt(hard="everything was invalidated (by a process that could not take the page lock)")
     if said.lost:
         return _Doubt(hard="more was invalidated than the control page remembers")
+    if facts.held:
+        return _Doubt()
     fingerprint = None if facts.source is None else facts.source.fingerprint
     is_known = fingerprint is not None and fingerprint != NO_FINGERPRINT
     if facts.foreign and baseline.tokens.page and not (is_known and fingerprint == baseline.fingerprint):
@@ -214,7 +217,7 @@ def _dirty(facts: Facts, baseline: Baseline) -> tuple[Mapping[str, Dirty], int, 
     """The ids that only the source may answer, how many, and whether the source has changed in a way that it cannot
     name."""
     source, said = facts.source, facts.said
-    if source is None or source.fingerprint == baseline.fingerprint:
+    if source is None or facts.held or source.fingerprint == baseline.fingerprint:
         return said.dirty, said.ids, False
     if source.changed is None:
         return said.dirty, said.ids, True
@@ -232,12 +235,14 @@ def _dirty(facts: Facts, baseline: Baseline) -> tuple[Mapping[str, Dirty], int, 
 def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> tuple[str, str]:
     if doubt.hard:
         return "invalidated", doubt.hard
-    if age.state == "expired":
+    if age.state == "expired" and not facts.held:
         return "expired", age.reason
     if facts.slow:
         return "slow", "lookups in the file take too long: the source answers for a while"
     if facts.conflict:
         return "stale", f"the published file has {facts.conflict}, and cannot be used here"
+    if facts.held:
+        return "held", facts.held + (f"; {ids} ids were invalidated since, and are answered by the source" * bool(ids))
     if doubt.soft:
         return "stale", doubt.soft
     if facts.said.closed:
@@ -253,7 +258,7 @@ def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bo
 def _why_rebuild(facts: Facts, rules: Rules, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> str:
     """A sentence, or "" where the file should not be built again now."""
     baseline = facts.baseline
-    if baseline is None or not _may_build(facts, rules):
+    if facts.held or baseline is None or not _may_build(facts, rules):
         return ""
     if facts.repair or facts.lacking:
         return facts.repair or facts.lacking

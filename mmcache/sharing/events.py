@@ -79,6 +79,8 @@ class Kind(IntEnum):
     """A build has failed: the page's records say how."""
     SUSPECT = 8
     """An earlier page, which is gone, knew of something that files built with it may lack."""
+    LEVER = 9
+    """An operator has moved a lever: the files beside the cache file say which."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,10 @@ __all__ = [
 CAUSES_WITHOUT_FILE: Final = ("missing", "corrupt", "incompatible", "unreadable", "untrusted")
 """Why there is no file that can be used."""
 
-STATES: Final = ("starting", "fresh", "stale", "expired", "invalidated", "slow", *CAUSES_WITHOUT_FILE, "disabled")
+STATES: Final = (
+    *("starting", "fresh", "stale", "expired", "invalidated", "slow", *CAUSES_WITHOUT_FILE),
+    *("disabled", "held"),
+)
 """What a decision may find a cache in, and "starting", which it is in before its first decision."""
 
 CAUSES: Final = (

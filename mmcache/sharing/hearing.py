@@ -6,6 +6,7 @@ is a matter of polls, but for a page that was moved or damaged, whose readers ha
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..errors import MmcacheError, PublishError
@@ -16,7 +17,7 @@ from .events import Event, Kind, Said, fold
 from .head import Announced, Coverage, Failure, Head
 from .page import MovedError, Page, private_page
 
-__all__ = ["Hearing"]
+__all__ = ["Hearing", "settle"]
 
 _IDS_PER_EVENT: Final = 256
 
@@ -25,8 +26,11 @@ class Hearing:
     """page: that is used; None before the first `renew`. said: since the baseline. baseline: of the header that was
     given last; None without a file. foreign: whether that was built with a page that this one knows nothing of."""
 
-    def __init__(self, path: str, page: Page | None = None) -> None:
+    def __init__(self, path: str, page: Page | None = None, *listeners: Callable[[Event, Head], None]) -> None:
+        """listeners: are given each event that is heard, and the head of then; return at once, and raise nothing."""
         self.path = path
+        self._listeners = listeners
+        self._nonce = 0  # of the page that `said` is of
         self.page = page
         self.said = Said(0, 0)
         self.baseline: Baseline | None = None
@@ -90,12 +94,18 @@ class Hearing:
         elif news.events is None:
             self.said.lost = True
         else:
+            self._pass_on(news.events, news.head)
             fold(self.said, news.events, news.until, news.chain)
         if page.accepts(woken, news.head):
             return True
         if not page.is_current():
             raise MovedError
         return False
+
+    def _pass_on(self, events: Iterable[Event], head: Head) -> None:
+        for event in events:
+            for listener in self._listeners:
+                listener(event, head)
 
     def rebase(self, header: Header | None) -> None:
         """Take the header of the file that is open from now on. Raises MovedError."""
@@ -109,6 +119,7 @@ class Hearing:
         """Begin anew at the baseline of the file."""
         page = self.page
         assert page is not None
+        before, self._nonce = self.said if self._nonce == page.nonce else None, page.nonce
         head = page.head()
         if head is None or head.logged is None:
             raise MovedError
@@ -126,6 +137,8 @@ class Hearing:
             self.said.lost = True
         else:
             fold(self.said, news.events, news.until, news.chain)
+        if before is not None and before.until < self.said.until:  # which no listener was given
+            self._pass_on(page.since(before.until, before.chain).events or (), head)
 
     # --- the page
 
@@ -164,6 +177,7 @@ class Hearing:
         except MovedError:
             return False
         if news.events is not None:
+            self._pass_on(news.events, news.head)
             fold(self.said, news.events, news.until, news.chain)
         return True
 
@@ -193,6 +207,16 @@ def _carry_over(said: Said, old: Page, new: Page) -> None:
             new.panic()
     except (PublishError, MovedError):
         pass  # a page that we may only read: those that may write it are about to do the same
+
+
+def settle(page: Page) -> None:
+    """Bring the word in line with the count, where a writer left it behind."""
+    try:
+        head = page.head()
+        if head is not None:
+            page.settle(head)
+    except MmcacheError:
+        return
 
 
 def _again(said: Said) -> list[Event]:

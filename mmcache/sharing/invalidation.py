@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from ..errors import PublishError
 from ..format.keys import Key
+from ..presets.reasons import ALIASES
 from . import metrics
 from .attach import attach
 from .counters import WorkerCounters
@@ -68,6 +69,7 @@ def invalidate(
     page_of: gives the page that is at the path now; asked again where it was replaced meanwhile.
     Raises PublishError where there is no page that others see, or the system refuses to write it.
     """
+    reason = ALIASES.get(reason, reason)
     if reason not in REASONS:
         raise ValueError(f"reason must be one of {', '.join(REASONS)}, not {reason!r}")
     if isinstance(ids, (str, bytes)):

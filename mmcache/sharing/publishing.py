@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..additive import union
@@ -22,7 +22,8 @@ from ..storage import publish as storage
 from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Progress, Serves
-from . import metrics
+from ..storage.trust import name_owners, uids_of
+from . import levers, metrics
 from .announce import Announcer
 from .attach import look
 from .counters import WorkerCounters, record_event, remove
@@ -42,6 +43,7 @@ def build(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
+    trust: str | int | Iterable[str | int] = (),
 ) -> BuildReport:
     """Build a file from a source or from records, and publish it at `path`.
 
@@ -51,12 +53,15 @@ def build(
     metadata: a map of anything msgpack carries, to be found as `Snapshot.metadata`.
     progress: called as progress(stage, done, total).
     timeout: seconds to wait for another build of this file.
+    trust: owners, by name or uid, who are trusted with the directory besides this user and root: see `mmcache.open`.
 
+    The directory is made where it is missing. What was held by a rollback is not held any more.
     The same records give the same bytes, and then the published file stays in place and counts as built now. Workers
     that have the path open move to the new file within their next get.
     Raises BuildError for records that cannot be stored, SourceError, LockTimeoutError, UntrustedPathError, and
     PublishError for what the system refuses; after any of them the published file is as it was.
     """
+    name_owners(os.fspath(path), uids_of(trust))
     return build_once(
         path,
         as_source(records, schemas),
@@ -160,6 +165,7 @@ def build_once(
     name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
     begun = time.monotonic()
+    is_asked_for = lock is None and serves is None  # by a person, and not because a worker found it due
     told: list[MmcacheError] = []
     served: list[Layout] = []
 
@@ -205,9 +211,13 @@ def build_once(
             else:
                 log.warning("%s: not built: %s", name, str(error), extra={"event": "build_failed", "path": name})
             raise
+        if served and is_asked_for:
+            levers.release(name, page)
         if served:  # by another's build, which is counted there
             return report
         control.succeeded()
+        if is_asked_for:
+            levers.release(name, page)
         _count(name, report, counts, begun)
         if control.superseded:
             counts.add(metrics.REBUILDS_SUPERSEDED)
@@ -288,6 +298,7 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     found = storage.clear(name, timeout=timeout, dry_run=dry_run)
     found += remove(name, dry_run=dry_run)
     if not dry_run:
+        levers.release(os.path.abspath(name))
         page = look(name)
         if page is not None:
             Announcer(name, page).cleared()

@@ -23,6 +23,7 @@ from .decide import Decision, Facts, Rules as DecisionRules, Trouble, decide
 from .fleet import Fleet
 from .head import Builder, Failure
 from .hearing import Hearing
+from .levers import BY_ENVIRONMENT, look as look_at_levers
 from .page import MovedError, private_page
 from .widening import schemas_of, still_there
 
@@ -34,11 +35,12 @@ class Status:
     """One look at a cache.
 
     state: "fresh", "stale", "expired" or "invalidated"; "slow" while a circuit is open; or why there is no file to be
-    used: "missing", "corrupt", "incompatible", "unreadable", "untrusted"; or "disabled". why: a sentence. header: of
-    the file; None where it cannot be read. freshness: by the clock alone. revalidated: whether a rebuild found it
-    unchanged. dirty: ids that the source answers, as far as they can be told apart; -1 for more than can. control: None
-    where workers share a control page, else why they cannot. building: whether a process holds the build lock, and
-    builder: who said so. failure: of the last build, if it failed. fleet: the workers, and what they counted."""
+    used: "missing", "corrupt", "incompatible", "unreadable", "untrusted"; or "disabled"; or "held", by a rollback.
+    why: a sentence. header: of the file; None where it cannot be read. freshness: by the clock alone. revalidated:
+    whether a rebuild found it unchanged. dirty: ids that the source answers, as far as they can be told apart; -1 for
+    more than can. control: None where workers share a control page, else why they cannot. building: whether a process
+    holds the build lock, and builder: who said so. failure: of the last build, if it failed. fleet: the workers, and
+    what they counted."""
 
     path: str
     state: str
@@ -82,6 +84,7 @@ def status_of(
     monotonic = time.monotonic()
     failure = hearing.failure(monotonic)
     if decided is None:
+        levers = look_at_levers(path)
         facts = Facts(
             now=time.time(),
             monotonic=monotonic,
@@ -94,7 +97,8 @@ def status_of(
             panicked=hearing.panicked,
             source=None if source is None else ask(source, hearing.baseline),
             failure=failure,
-            disabled=disabled,
+            disabled=BY_ENVIRONMENT if disabled else levers.disabled,
+            held=levers.held,
         )
         decided = decide(facts, DecisionRules(policy))
     head = page.head()

@@ -6,6 +6,7 @@ Each is loaded when it is first asked for, as sqlite3, numpy and pyarrow are not
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,8 @@ def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema]) -> Source:
     kind, path = spec.get("kind"), spec.get("path")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise SourceError(f"unknown kind of source {kind!r}; this version knows: {', '.join(_KINDS)}")
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
     if not isinstance(path, str) or not path:
         raise SourceError(f"a source of kind {kind!r} needs a path, found {path!r}")
     try:

@@ -6,6 +6,7 @@ single ids or terms (the fallback tier). Both give a `SourceRecord`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -23,7 +24,17 @@ __all__ = [
     "SourceRecord",
     "TrackedSource",
     "ordered",
+    "plain_path",
 ]
+
+
+def plain_path(path: str) -> str | bytes:
+    """A path as a spec holds it: the bytes of one that is not UTF-8."""
+    data = os.fsencode(path)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 class SourceRecord(NamedTuple):

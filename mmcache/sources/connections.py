@@ -12,6 +12,7 @@ believe that it holds a lock which it does not. There, connecting is refused and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -23,10 +24,14 @@ from weakref import WeakSet
 
 from ..errors import SourceError
 from ..forks import in_child, renew_if_forked
+from ..words import open_files
 
 __all__ = ["Connection", "Connections"]
 
 MAX_IDLE = 8
+
+_FILES_OF_A_CONNECTION = 4
+"""Database, journal or WAL, its index, and a directory that is synced."""
 
 
 class Connection:
@@ -156,6 +161,8 @@ class Connections:
             return "this is not a file; expected a SQLite database"
         if not os.access(self.path, os.R_OK):
             return "no permission to read the database"
+        if hint := _too_many_open_files():
+            return f"SQLite cannot open the database ({error}){hint}"
         return (
             f"SQLite cannot read the database ({error}); if it is in WAL mode, reading needs write access to its "
             "directory for the -shm file: grant it, or switch to journal_mode=DELETE"
@@ -181,6 +188,18 @@ class Connections:
             connection.abandoned = True
         inherited, self._open, self._idle = self._open, set(), []
         return [inherited]
+
+
+def _too_many_open_files() -> str:
+    """What to do, if no more files can be opened: SQLite does not tell. The database itself is not opened here, for
+    closing it would drop SQLite's locks."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(_FILES_OF_A_CONNECTION):
+                opened.enter_context(open("/dev/null", "rb", buffering=0))
+        except OSError as error:
+            return open_files(error.errno)
+    return ""
 
 
 _pools: WeakSet[Connections] = WeakSet()

@@ -12,7 +12,7 @@ from typing import IO, Any, ClassVar, Protocol
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema
-from .base import Key, Reading, SourceRecord
+from .base import Key, Reading, SourceRecord, plain_path
 from .catalog import Catalog
 from .fingerprint import fingerprint_of, stamp_of
 from .mappings import Keyed, shape_records
@@ -225,11 +225,7 @@ class FileSource:
         return tuple(schema for schema in schemas if schema.name == self._schema.name)
 
     def spec(self) -> dict[str, Any] | None:
-        try:
-            self.path.encode()
-        except UnicodeEncodeError:
-            return None
-        return {"kind": self.kind, "path": self.path}
+        return {"kind": self.kind, "path": plain_path(self.path)}
 
     def _by_key(self, collection: str) -> Keyed:
         self._catalog[collection]

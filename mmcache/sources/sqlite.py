@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..errors import BuildError, SourceError
 from ..schema import Query, Schema, Term, terms_of
-from .base import Changes, Key, Reading, SourceRecord
+from .base import Changes, Key, Reading, SourceRecord, plain_path
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
@@ -225,7 +225,7 @@ class SQLiteSource:
         return untrack(self.path, timeout=self._connections.timeout)
 
     def spec(self) -> dict[str, Any] | None:
-        return {"kind": self.kind, "path": self.path} if storable(self.path) else None
+        return {"kind": self.kind, "path": plain_path(self.path)}
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 from ..errors import SourceError
+from ..logs import escape_paths
 from ..schema import Schema
 from .base import Changes, Key
 from .connections import Connections
@@ -70,6 +71,7 @@ _KEYS = frozenset({str, int, bytes})
 
 _INSERT = 'INSERT INTO "_mmcache_changes" (mark, tbl_name, key_name, key)'
 
+escape_paths()
 _log = logging.getLogger("mmcache")
 
 

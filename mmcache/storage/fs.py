@@ -1,14 +1,11 @@
-"""Every file-system call of mmcache, and every rule about the owners that a path may have.
+"""Every file-system call of mmcache. Which owners a path is trusted from is the rule of `trust`.
 
 All calls go through the name `system`, which is the `os` module; tests put a proxy there that counts the
 calls, fails them or kills the process at one of them. Names are relative to an open directory, so that nothing
 done to its path afterwards can redirect us. An `OSError` leaves this module as the `MmcacheError` that a caller
 can act on.
 
-A directory is trusted when we or root own it and the world cannot write it (its group is trusted with it), or
-when it is sticky, as /tmp is: then every file touched must be our own. A reader, who writes nothing,
-also trusts the owner of the directory that it was told to read from. Symbolic links, devices and pipes are never
-followed or waited on.
+Symbolic links, devices and pipes are never followed or waited on.
 """
 
 from __future__ import annotations
@@ -24,7 +21,12 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
+from ..logs import escape_paths
+from ..words import open_files
 from .descriptors import RANGES, Descriptor, is_locked, lock_byte
+from .trust import check_directory, check_file, check_readable
+
+escape_paths()
 
 Identity = tuple[int, int, int, int]
 """Device, inode, size, and time of the last write in ns, which no rename and no link changes."""
@@ -39,6 +41,7 @@ CHUNK = 2**20
 """Bytes per read or write call: large enough to cost nothing, small enough to keep out of the heap's way."""
 _LARGEST_CALL = 2**30
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_HARD_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 _TEMP_SUFFIX = ".tmp"
@@ -54,6 +57,14 @@ def control_name(name: str) -> str:
 
 def backup_name(name: str) -> str:
     return f"{name}.bak"
+
+
+def hold_name(name: str) -> str:
+    return f"{name}.hold"
+
+
+def disabled_name(name: str) -> str:
+    return f"{name}.disabled"
 
 
 def _temp_name(name: str) -> str:
@@ -101,7 +112,7 @@ class ReadFile:
                 check_readable(path, status, system.stat(os.path.dirname(path) or "."))
         except OSError as error:
             self.close()
-            raise (error if isinstance(error, UntrustedPathError) else unusable(error, path)) from None
+            raise (error if isinstance(error, UntrustedPathError) else unusable(error, path, directory)) from None
         self.size = status.st_size
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -160,6 +171,17 @@ def identity_of(path: str) -> Identity | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def check_owner(path: str) -> None:
+    """By its status alone. Raises UntrustedPathError for what is no regular file, or of an owner not not trusted."""
+    try:
+        status, directory = system.stat(path, follow_symlinks=False), system.stat(os.path.dirname(path) or ".")
+    except OSError as error:
+        raise unusable(error, path) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}", path=path)
+    check_readable(path, status, directory)
+
+
 def free_bytes(directory: str) -> int:
     """That an ordinary user may still write there. Raises PublishError."""
     try:
@@ -192,27 +214,26 @@ def _kind(mode: int) -> str:
     return "something else"
 
 
-def check_readable(path: str, file: os.stat_result, directory: os.stat_result) -> None:
-    trusted = {os.geteuid(), 0}
-    if directory.st_mode & stat.S_IWOTH:
-        if not directory.st_mode & stat.S_ISVTX:
-            raise UntrustedPathError("the directory can be written by anyone: chmod o-w it", path=path)
-    else:
-        trusted.add(directory.st_uid)
-    if file.st_uid not in trusted:
-        raise UntrustedPathError(
-            f"owned by uid {file.st_uid}; trusted here: {', '.join(map(str, sorted(trusted)))}", path=path
-        )
-
-
-def unusable(error: OSError, path: str) -> UnusableFileError:
+def unusable(error: OSError, path: str, directory: int | None = None) -> UnusableFileError:
+    """directory: that the path is relative to."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return MissingFileError("there is no such file: build it, or check the path", path=path)
     if error.errno == errno.ELOOP:
-        return UntrustedPathError("is a symbolic link, which is not followed: give the file's own path", path=path)
+        own = _target(path, directory)
+        hint = "give the file's own path" if own is None else f"give the file's own path, {own!r}"
+        return UntrustedPathError(f"is a symbolic link, which is not followed: {hint}", path=path)
     if error.errno == errno.ENXIO:
         return UntrustedPathError("expected a regular file, found a socket or device", path=path)
-    return UnusableFileError(f"cannot be read: {os.strerror(error.errno or 0)}", path=path)
+    hint = open_files(error.errno)
+    return UnusableFileError(f"cannot be read: {os.strerror(error.errno or 0)}{hint}", path=path)
+
+
+def _target(path: str, directory: int | None) -> str | None:
+    """Where a link leads: a ConfigMap's to a path through the link `..data`, which follows each update."""
+    try:
+        return os.path.join(os.path.dirname(path), system.readlink(path, dir_fd=directory))
+    except OSError:
+        return None
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -226,6 +247,25 @@ def with_name(path: str | os.PathLike[str]) -> str:
     return absolute
 
 
+def make_directory(path: str) -> None:
+    """Make a directory, and those above it, where they are missing; only we may write them. Raises PublishError."""
+    if os.path.isdir(path):
+        return
+    try:
+        try:
+            system.mkdir(path, 0o755)
+        except FileNotFoundError:
+            make_directory(os.path.dirname(path))
+            system.mkdir(path, 0o755)
+    except FileExistsError as error:  # made by another process
+        if not os.path.isdir(path):
+            raise failed(error, path, "make the directory") from None
+    except PublishError:
+        raise
+    except OSError as error:
+        raise failed(error, path, "make the directory") from None
+
+
 class Directory:
     """The directory of a cache, opened and found trustworthy; what a writer does, it does in here.
 
@@ -233,24 +273,26 @@ class Directory:
     UntrustedPathError. A context manager.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, make: bool = False) -> None:
+        """make: the directory, where it is missing."""
         self._descriptor = Descriptor(system)
         parent, self.name = os.path.split(with_name(path))
         self.path = os.path.join(parent, self.name)
         try:
-            status = self._descriptor.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._status = self._descriptor.open(parent, _DIRECTORY_FLAGS)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                make_directory(parent)
+                self._status = self._descriptor.open(parent, _DIRECTORY_FLAGS)
+            check_directory(self.path, self._status)
+        except UntrustedPathError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
-            raise failed(error, parent, "open the directory") from None
-        self._only_ours = bool(status.st_mode & stat.S_IWOTH)
-        if self._only_ours and not status.st_mode & stat.S_ISVTX:
-            self.close()
-            raise UntrustedPathError("can be written by anyone: chmod o-w it", path=parent)
-        if status.st_uid not in (os.geteuid(), 0):
-            self.close()
-            raise UntrustedPathError(
-                f"owned by uid {status.st_uid}, neither us ({os.geteuid()}) nor root: build as its owner", path=parent
-            )
+            raise (error if isinstance(error, PublishError) else failed(error, parent, "open the directory")) from None
 
     def __enter__(self) -> Self:
         return self
@@ -287,11 +329,7 @@ class Directory:
         path = os.path.join(os.path.dirname(self.path), name)
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}: remove it", path=path)
-        if self._only_ours and status.st_uid != os.geteuid():
-            raise UntrustedPathError(
-                f"owned by uid {status.st_uid} in a directory that anyone may write: use a directory of your own",
-                path=path,
-            )
+        check_file(path, status, self._status)
 
     def _stat(self, name: str) -> os.stat_result | None:
         try:
@@ -360,6 +398,8 @@ class Directory:
         try:
             system.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise PublishError(_mounted(self.path, new), path=self.path, errno=error.errno) from None
             raise failed(error, self.path, f"rename {old!r} to {new!r}") from None
 
     def link(self, old: str, new: str) -> bool:
@@ -541,13 +581,23 @@ class WriteFile:
         return failed(error, self.directory.path, doing)
 
 
+def _mounted(path: str, name: str) -> str:
+    where = os.path.dirname(path)
+    return (
+        f"could not rename a file to {name!r} (Device or resource busy): that file is a mount point of its own, as by "
+        f"a bind mount of this one file; mount its whole directory at {where} in its place; what is published stays"
+    )
+
+
 def failed(error: OSError, path: str, doing: str) -> PublishError:
-    hint = {
+    hint = open_files(error.errno) or {
         errno.ENOSPC: ": free some space",
         errno.EDQUOT: ": the quota is used up",
         errno.EACCES: ": this user may not write here",
         errno.EROFS: ": the file system is read-only",
         errno.ENOENT: ": create the directory first",
+        errno.ENOTDIR: ": a part of the path is a file",
+        errno.EEXIST: ": what is there is no directory",
     }.get(error.errno or 0, "")
     return PublishError(
         f"could not {doing} ({os.strerror(error.errno or 0)}){hint}; what is published stays",

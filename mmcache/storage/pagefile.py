@@ -25,6 +25,7 @@ from typing import Any, Final
 from ..errors import UntrustedPathError, UnusableFileError
 from . import fs, shared
 from .descriptors import RANGES, Descriptor, lock_byte, unlock_byte
+from .trust import check_readable
 
 __all__ = ["NO_WORD", "PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
 
@@ -102,7 +103,7 @@ def open_page_file(path: str) -> PageFile | None:
         status, writable = fs.open_to_write(descriptor, path)
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedPathError("expected a regular file: remove it", path=path)
-        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -238,7 +239,7 @@ def _lock_file(cache: str, path: str) -> Descriptor:
             raise UntrustedPathError(
                 f"expected a lock file of one name, found {status.st_nlink} names: remove it", path=path
             )
-        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
     except OSError as error:
         lock.close()
         if isinstance(error, UntrustedPathError):

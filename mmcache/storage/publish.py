@@ -139,7 +139,8 @@ def publish(
     """
     begun, order, wanted = time.monotonic(), Order(source, cluster_by, metadata), asked or source.schemas
     _clusters(order)  # what cannot be meant is refused at once
-    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
+    opened = fs.Directory(os.fspath(path), make=True)
+    with opened as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
         for name in (directory.name, fs.backup_name(directory.name)):
             _check_replaceable(directory, name)
         if control is not None:

@@ -24,6 +24,7 @@ from typing import Self
 from ..errors import CorruptFileError, PublishError, UnusableFileError
 from . import fs
 from .descriptors import Descriptor
+from .trust import check_readable
 
 __all__ = [
     "Holding",
@@ -231,7 +232,7 @@ def open_small(path: str, size: int) -> SmallFile | None:
         status, writable = fs.open_to_write(descriptor, path)
         if not stat.S_ISREG(status.st_mode):
             raise UnusableFileError("expected a regular file: remove it", path=path)
-        fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+        check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
         if status.st_size != size:
             raise CorruptFileError(f"expected {size} bytes, found {status.st_size}: remove it", path=path)
     except OSError as error:
@@ -305,7 +306,7 @@ def take_held(path: str) -> Holding | None:
             status = fs.system.fstat(holding.fd)
             if not stat.S_ISREG(status.st_mode):
                 raise UnusableFileError("expected a regular file: remove it", path=path)
-            fs.check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
+            check_readable(path, status, fs.system.stat(os.path.dirname(path) or "."))
             if status.st_nlink == 1 and identity_at(path) == holding.identity:
                 return holding
         except BaseException:

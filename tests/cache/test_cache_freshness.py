@@ -434,6 +434,9 @@ OPTIONS: dict[str, Any] = {
     "cluster_by": "kind",
     "metadata": {"who": "me"},
     "label": "web",
+    "rollout": 0.999999,
+    "trust": [0, "root"],
+    "on_event": print,
 }
 
 

@@ -116,6 +116,8 @@ WRITTEN_TO, HAS_CHANGED = "the source was written to", "the source has changed"
 NOT_HERE, ASKED_FOR = "another control page", "ids were invalidated"
 SOFTLY = "invalidated softly (record_stored)"
 NOTES = frozenset({"notes"})
+HELD = "held by rollback since yesterday"
+DISABLED = "disabled by mmcache disable since yesterday"
 
 ROWS: dict[str, Row] = {
     # --- what was said
@@ -229,6 +231,27 @@ ROWS: dict[str, Row] = {
         seen(age=600, failure=failed(MONOTONIC - 5)), "stale", rebuild="built 10 minutes ago"
     ),
     "hard, after a failure": source_answers(seen(HARD, failure=failed(MONOTONIC + 5)), "invalidated", ids=-1),
+    # --- held by an operator: age, fingerprint and tracking are not consulted, and nothing is built
+    "held": Row(seen(held=HELD), "held", why=HELD),
+    "held, expired for long": Row(seen(age=1600, held=HELD), "held", why=HELD),
+    "held, of the future": Row(seen(age=-100, held=HELD), "held"),
+    "held, written to": Row(seen(source=WRITTEN, held=HELD), "held"),
+    "held, keys known": Row(seen(source=tracked(items={"a"}), held=HELD), "held"),
+    "held, locked": Row(seen(source=LOCKED, held=HELD), "held"),
+    "held, an id": Row(seen(ids("a"), age=600, held=HELD), "held", why="1 ids", dirty={"items": {"a"}}, ids=1),
+    "held, a collection": Row(seen(ALL_NOTES, held=HELD), "held", closed=NOTES, ids=-1),
+    "held, softly": Row(seen(SOFT, held=HELD), "held"),
+    "held, hard": source_answers(seen(HARD, held=HELD), "invalidated", "everything was invalidated", ids=-1),
+    "held, without the page lock": source_answers(seen(panicked=True, held=HELD), "invalidated", ids=-1),
+    "held, more than the page remembers": source_answers(seen(lost=True, held=HELD), "invalidated", ids=-1),
+    "held, gone page, written": Row(elsewhere(WRITTEN, distrusted=True, held=HELD), "held"),
+    "held, gone page, an id": Row(
+        elsewhere(WRITTEN, ids("a"), SUSPECT, distrusted=True, held=HELD), "held", dirty={"items": {"a"}}, ids=1
+    ),
+    "held, foreign page, wordless": Row(elsewhere(WORDLESS, built_from=NO_FINGERPRINT, held=HELD), "held"),
+    "held, damaged": Row(seen(repair="a record of the file is damaged", held=HELD), "held"),
+    "held, slow": source_answers(seen(slow=True, held=HELD), "slow", stale_if_error=True),
+    "held, alone": Row(seen(source=None, age=1600, held=HELD), "held"),
     # --- without a source, the file is all there is
     "alone": Row(seen(source=None), "fresh"),
     "alone, hard": Row(seen(HARD, source=None), "invalidated", ids=-1),
@@ -251,14 +274,14 @@ for _cause in ("missing", "corrupt", "incompatible", "unreadable", "untrusted"):
     _trouble = Trouble(_cause, f"it is {_cause}")
     ROWS[_cause] = source_answers(without_file(_trouble, source=UNCHANGED), _cause, f"it is {_cause}")
     ROWS[f"{_cause}, alone"] = source_answers(without_file(_trouble), _cause, f"it is {_cause}")
-    ROWS[f"{_cause}, and disabled"] = source_answers(
-        without_file(_trouble, disabled=True), "disabled", "MMCACHE_DISABLE"
-    )
+    ROWS[f"{_cause}, and disabled"] = source_answers(without_file(_trouble, disabled=DISABLED), "disabled", DISABLED)
+    ROWS[f"{_cause}, and held"] = source_answers(without_file(_trouble, source=UNCHANGED, held=HELD), _cause, "it is")
 ROWS["not looked for yet"] = source_answers(without_file(None, source=UNASKED), "missing", "no file yet")
 ROWS["first build by another"] = Row(
     without_file(Trouble("missing", "it is missing"), building=True), "missing", serves=False, cause="building"
 )
-ROWS["disabled"] = source_answers(seen(HARD, disabled=True), "disabled", "MMCACHE_DISABLE")
+ROWS["disabled"] = source_answers(seen(HARD, disabled=DISABLED), "disabled", DISABLED)
+ROWS["disabled, and held"] = source_answers(seen(disabled=DISABLED, held=HELD), "disabled", DISABLED)
 
 
 def keys_of(decision: Decision) -> dict[str, set[Any]]:
@@ -319,7 +342,7 @@ EVENTS = st.lists(
 )
 SOURCES = st.sampled_from([None, UNASKED, UNCHANGED, WRITTEN, WORDLESS, LOCKED, tracked(items={"c"})])
 TROUBLE = st.sampled_from([Trouble("missing", "gone"), Trouble("corrupt", "broken"), None])
-FLAGS = ("page", "foreign", "distrusted", "panicked", "slow", "disabled", "building")
+FLAGS = ("page", "foreign", "distrusted", "panicked", "slow", "building")
 
 
 @st.composite
@@ -333,6 +356,8 @@ def any_facts(draw: st.DrawFn) -> Facts:
         repair=draw(st.sampled_from(["", "damaged"])),
         failure=draw(st.sampled_from([None, failed(MONOTONIC + 5), failed(MONOTONIC - 5)])),
         built_with=draw(st.sampled_from([0, PAGE])),
+        disabled=draw(st.sampled_from(["", "", "", DISABLED])),
+        held=draw(st.sampled_from(["", HELD])),
         **flags,
     )
     return facts if draw(st.booleans()) else facts._replace(baseline=None, trouble=draw(TROUBLE))
@@ -351,13 +376,16 @@ def test_a_decision_contradicts_itself_nowhere(facts):
         assert found.serves
         assert (found.dirty, found.closed, found.rebuild) == ({}, frozenset(), "")
     else:
-        assert found.serves == (found.state in ("fresh", "stale"))
+        assert found.serves == (found.state in ("fresh", "stale", "held"))
     if found.state == "fresh":
         assert not facts.said.hard
         assert (found.dirty, found.closed, found.ids) == ({}, frozenset(), 0)
         assert found.rebuild == ("" if facts.failure == failed(MONOTONIC + 5) or facts.source is None else facts.repair)
     if found.stale_if_error:
         assert not found.serves
+    if facts.held:
+        assert found.rebuild == ""
+        assert found.state not in ("fresh", "stale", "expired")
     if facts.failure is not None and facts.failure.until > facts.monotonic:
         assert found.rebuild == ""
 

@@ -149,7 +149,7 @@ def test_kinds_and_reasons_keep_their_numbers():
     """They stand in pages that processes of two versions share."""
     assert [(kind.name, kind.value) for kind in Kind] == [
         *(("IDS", 1), ("COLLECTION", 2), ("SOFT", 3), ("HARD", 4)),
-        *(("PUBLISHED", 5), ("COVERED", 6), ("FAILED", 7), ("SUSPECT", 8)),
+        *(("PUBLISHED", 5), ("COVERED", 6), ("FAILED", 7), ("SUSPECT", 8), ("LEVER", 9)),
     ]
     numbers = [struct.unpack_from("<H", encode([Event(Kind.HARD, reason)], 0, 0)[0], 22)[0] for reason in REASONS]
     assert list(zip(REASONS, numbers, strict=True)) == [
@@ -254,7 +254,7 @@ def test_the_reason_of_the_last_event_of_a_kind_counts():
 @pytest.mark.parametrize("kind", Kind)
 def test_what_only_a_rebuild_covers_is_open(kind):
     payload = {Kind.IDS: ("items", ("a",), ()), Kind.COLLECTION: ("items",), Kind.PUBLISHED: (7,)}.get(kind, ())
-    is_open = kind not in (Kind.PUBLISHED, Kind.COVERED, Kind.FAILED)
+    is_open = kind not in (Kind.PUBLISHED, Kind.COVERED, Kind.FAILED, Kind.LEVER)
     assert said(Event(kind, "manual", payload)).is_open() == is_open
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mmcache.errors import BuildError, SourceError
 from mmcache.schema import Schema
-from mmcache.sources import SQLiteSource
+from mmcache.sources import SQLiteSource, from_spec
 from mmcache.sources.base import Reading, Source, SourceRecord
 from tests.support import inside
 
@@ -271,11 +271,15 @@ def test_any_path_works_and_nothing_is_created(tmp_path, db, name):
 
 
 @pytest.mark.skipif(os.uname().sysname == "Darwin", reason="names of files are UTF-8 there")
-def test_a_path_that_is_not_utf8_works_but_has_no_spec(tmp_path, db):
+def test_a_path_that_is_not_utf8_works_and_stands_in_the_spec_as_bytes(tmp_path, db):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.db")
     shutil.copy(db, path)
     assert len(records(Path(path), ITEMS)) == 3
-    assert SQLiteSource(path, ITEMS).spec() is None
+    spec = SQLiteSource(path, ITEMS).spec()
+    assert spec == {"kind": "sqlite", "path": os.fsencode(path)}
+    source = from_spec(spec, [ITEMS])
+    assert isinstance(source, SQLiteSource)
+    assert source.path == path
 
 
 def test_two_leading_slashes_are_no_host_name(db):

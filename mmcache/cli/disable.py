@@ -1,0 +1,36 @@
+"""Have the source answer in place of a file, in all workers, until `mmcache enable`.
+
+For caches that have a source; others go on with the file. Workers follow within their next get. Nothing is built
+meanwhile, but what is invalidated counts. The switch is a file, FILE.disabled, and stays across reboots. One process
+alone is disabled by MMCACHE_DISABLE=1 in its environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..words import printable
+from .options import OK, file_argument
+from .output import Output
+from .rollback import add_reason
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    file_argument(parser)
+    add_reason(parser)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    from ..sharing.levers import disable
+
+    path: str = arguments.file
+    is_changed = disable(path, reason=arguments.reason)
+    if output.json:
+        output.document({"path": path, "disabled": is_changed})
+    elif is_changed:
+        output.say(f"{printable(path)}: answered by the source; to end that: mmcache enable {printable(path)}")
+    else:
+        output.note(f"{path}: was disabled already")
+    return OK

@@ -1,0 +1,44 @@
+"""Put the backup back, for all workers, and hold it until a person decides otherwise.
+
+The records of FILE.bak are published under a new generation, and the present file becomes the backup: a second rollback
+goes forward again. From then on the state is "held": age, fingerprint and tracking are not consulted, and no worker
+rebuilds the file, also after a reboot. What is invalidated later counts as always. `mmcache rebuild`, `mmcache build`
+or `mmcache resume` ends it. Workers move over within their next get.
+
+  mmcache rollback patterns.mmc --reason 'half of the patterns lack a domain'
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from ..words import printable
+from .options import OK, file_argument, setting
+from .output import Output
+from .rebuild import add_timeout
+
+__all__ = ["add_arguments", "add_reason", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    file_argument(parser)
+    add_reason(parser)
+    add_timeout(parser)
+
+
+def add_reason(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", metavar="TEXT", default="", help="why, for `mmcache status`")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    from ..sharing.levers import look, rollback
+
+    path: str = arguments.file
+    done = rollback(path, timeout=setting(arguments, "timeout"), reason=arguments.reason)
+    if output.json:
+        output.document({**asdict(done), "held": look(path).held})
+        return OK
+    output.say(f"{printable(path)}: generation {done.generation} has the records of the backup, and is held")
+    output.note(f"to end that: mmcache rebuild {printable(path)}, or mmcache resume {printable(path)}")
+    return OK

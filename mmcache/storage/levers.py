@@ -1,0 +1,169 @@
+"""Files that an operator puts beside a cache file, of one line each, and going back to the backup.
+
+    roll back   lock  verify .bak  copy it under a new header  fsync  verify  .hold  rename  .bak  fsync dir
+                                                                                     ^ commit
+
+The present file becomes the backup after the rename, so a kill at any point leaves the records that were asked for
+either in the published file or in the backup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ..errors import MissingFileError, PublishError, UnusableFileError
+from ..format.header import HEADER_SIZE
+from ..format.layout import Layout
+from . import fs
+from .publish import (
+    MODE,
+    BuildReport,
+    Control,
+    _check_replaceable,
+    _next_generation,
+    _Published,
+    _read_back,
+    _report,
+    _sync,
+)
+from .verify import verify_bytes
+
+__all__ = ["put_line", "remove_line", "roll_back"]
+
+_TRIES = 3
+_LINE_MODE = 0o644
+
+
+def put_line(directory: fs.Directory, name: str, line: str) -> None:
+    """Put a file of one line under a name. Raises PublishError."""
+    directory.check_ours(name)
+    for left in reversed(range(_TRIES)):
+        with directory.create(_LINE_MODE) as file:
+            file.write(0, f"{line}\n".encode("utf-8", "backslashreplace"))
+            file.seal(_LINE_MODE)  # whatever the umask is: all workers read it
+            try:
+                directory.rename(file.name or "", name)
+            except PublishError as error:
+                if error.errno == errno.ENOENT and left:  # Case: a builder has swept the temporary file away
+                    continue
+                raise
+            file.published()
+            return
+
+
+def remove_line(directory: fs.Directory, name: str) -> bool:
+    """Whether there was one."""
+    was_there = fs.identity_of(os.path.join(os.path.dirname(directory.path), name)) is not None
+    if was_there:
+        directory.unlink(name)
+    return was_there
+
+
+def roll_back(
+    path: str,
+    *,
+    control: Control,
+    fingerprint: bytes,
+    line: Callable[[int, int], str],
+    timeout: float,
+) -> BuildReport:
+    """Publish the records of the backup under a new generation, and hold it there; the present file becomes the backup.
+
+    line: what the hold says, from the generation that is left and the one whose records come back. Raises
+    MissingFileError where there is no backup, CorruptFileError for one that is damaged, LockTimeoutError, and
+    PublishError; then the published file is as it was.
+    """
+    begun = time.monotonic()
+    seen = fs.identity_of(path)
+    with fs.Directory(path) as directory, directory.lock(timeout), directory.create() as file:
+        if fs.identity_of(path) != seen:
+            raise PublishError("another file was published meanwhile, so the backup is another, too: look", path=path)
+        _check_replaceable(directory, directory.name)
+        backup = _copy_backup(directory, file)
+        present = _Published.of(directory).layout
+        tokens = control.tokens()
+        header = replace(
+            backup.header,
+            generation=_next_generation(directory, control.generation),
+            created_ns=time.time_ns(),
+            fingerprint=fingerprint,
+            soft=tokens.soft,
+            hard=tokens.hard,
+            ring=tokens.ring,
+            page=tokens.page,
+        )
+        file.write(0, header.pack())
+        file.seal(MODE)
+        layout = _read_back(directory, file, header)
+        control.verified(header, file.identity(), keep=fs.identity_of(directory.path))
+        left = 0 if present is None else present.header.generation
+        with _held(directory, line(left, backup.header.generation)), _kept(directory, there=present is not None):
+            directory.rename(file.name or "", directory.name)
+            file.published()
+        durable = _sync(directory)
+        control.published(layout, present)
+        return _report(directory, layout, begun, changed=True, durable=durable)
+
+
+@contextlib.contextmanager
+def _held(directory: fs.Directory, line: str) -> Iterator[None]:
+    """Hold what is published from now on; if that fails, nothing is held that was not before."""
+    name = fs.hold_name(directory.name)
+    was_held = fs.identity_of(fs.hold_name(directory.path)) is not None
+    put_line(directory, name, line)
+    try:
+        yield
+    except BaseException:
+        if not was_held:
+            directory.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
+def _kept(directory: fs.Directory, *, there: bool) -> Iterator[None]:
+    """Make the present file the backup, once another has taken its place."""
+    if not there:  # or damaged: then the backup is the better one
+        yield
+        return
+    fresh = f"{fs.backup_name(directory.name)}.new"
+    directory.unlink(fresh)
+    try:
+        if not directory.link(directory.name, fresh):
+            with directory.create() as copy, contextlib.closing(directory.read(directory.name)) as present:
+                _copy(present, copy, 0)
+                copy.seal(MODE)
+                directory.rename(copy.name or "", fresh)
+                copy.published()
+        yield
+        directory.rename(fresh, fs.backup_name(directory.name))
+    finally:
+        directory.unlink(fresh)
+
+
+def _copy_backup(directory: fs.Directory, file: fs.WriteFile) -> Layout:
+    """All but its header. Raises UnusableFileError."""
+    name = fs.backup_name(directory.name)
+    try:
+        backup = directory.read(name)
+    except MissingFileError as error:
+        raise MissingFileError("there is no backup, so there is nothing to go back to", path=error.path) from None
+    with contextlib.closing(backup):
+        try:
+            layout = verify_bytes(backup.read, backup.size)
+        except UnusableFileError as error:
+            error.path = error.path or backup.path
+            raise
+        file.allocate(backup.size)
+        _copy(backup, file, HEADER_SIZE)
+    return layout
+
+
+def _copy(file: fs.ReadFile, copy: fs.WriteFile, offset: int) -> None:
+    for chunk in file.chunks(offset, file.size):
+        copy.write(offset, chunk)
+        offset += len(chunk)
