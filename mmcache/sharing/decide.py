@@ -258,7 +258,7 @@ def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bo
 def _why_rebuild(facts: Facts, rules: Rules, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> str:
     """A sentence, or "" where the file should not be built again now."""
     baseline = facts.baseline
-    if facts.held or baseline is None or not _may_build(facts, rules):
+    if baseline is None or not _may_build(facts, rules):
         return ""
     if facts.repair or facts.lacking:
         return facts.repair or facts.lacking
@@ -273,10 +273,11 @@ def _why_rebuild(facts: Facts, rules: Rules, age: Freshness, doubt: _Doubt, ids:
 
 
 def _may_build(facts: Facts, rules: Rules) -> bool:
-    """Whether a build is ours to start now: not while all pause after one that failed. The file belongs to the process
-    that published last: those with other schemas wait for a ttl, and a newer format is left alone."""
+    """Whether a build is ours to start now: not while the file is held, or all pause after a build that failed. The
+    file belongs to the process that published last: those with other schemas wait for a ttl, and a newer format is left
+    alone."""
     failure = facts.failure
-    if facts.source is None or (failure is not None and facts.monotonic < failure.until):
+    if facts.held or facts.source is None or (failure is not None and facts.monotonic < failure.until):
         return False
     if facts.conflict == "other schemas":
         return not 0.0 < facts.taken <= facts.monotonic < facts.taken + min(rules.policy.ttl, _DAY)
