@@ -16,7 +16,7 @@ from .sharing.metrics import CAUSES, FALLBACK, FALLBACKS, LOAD, LOOKUP
 from .storage import shared
 from .storage.snapshot import Snapshot
 
-__all__ = ["HITS_PER_FLUSH", "HITS_PER_SAMPLE", "Counting"]
+__all__ = ["HITS_PER_FLUSH", "HITS_PER_SAMPLE", "PLACES", "PLACES_SHOWN", "Counting"]
 
 HITS_PER_SAMPLE: Final = 256
 """One lookup in so many is timed."""
@@ -33,10 +33,10 @@ _COOL_DOWN: Final = 30.0
 _FLUSH_AFTER: Final = 0.1
 """Seconds between flushes by answers of the source: each of them would cost as much as some of these answers."""
 
-_PLACES: Final = 4096
+PLACES: Final = 4096
 """Damaged places that are told apart, of one file; any more are not counted."""
 
-_PLACES_SHOWN: Final = 64
+PLACES_SHOWN: Final = 64
 """Of them, those that become an event: more would leave no room for others."""
 
 _FALLBACKS: Final = {cause: FALLBACKS + i for i, cause in enumerate(CAUSES)}
@@ -108,14 +108,14 @@ class Counting:
     def add_damage(self, file: object, place: str) -> bool:
         """Count damage once for each place of a file; whether it is new. file: its generation, or its identity."""
         with self._lock:
-            if len(self._damaged) >= _PLACES and file != self._damaged_file:
+            if len(self._damaged) >= PLACES and file != self._damaged_file:
                 self._damaged.clear()
             number = xxh3_64_intdigest(f"{file} {place}".encode("utf-8", "surrogateescape"))
-            if number in self._damaged or len(self._damaged) >= _PLACES:
+            if number in self._damaged or len(self._damaged) >= PLACES:
                 return False
             self._damaged_file = file
             self._damaged.add(number)
-            is_shown = len(self._damaged) <= _PLACES_SHOWN
+            is_shown = len(self._damaged) <= PLACES_SHOWN
         self.slot.add(metrics.CORRUPTIONS)
         if is_shown:
             self.slot.note_event("corruption", number)

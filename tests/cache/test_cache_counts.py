@@ -302,8 +302,8 @@ def test_workers_that_meet_one_damaged_record_raise_no_alert(path):
 
 
 def test_damage_everywhere_takes_bounded_memory_and_bounded_lines(path, heard, monkeypatch):
-    monkeypatch.setattr("mmcache.counting._PLACES", 20)
-    monkeypatch.setattr("mmcache.counting._PLACES_SHOWN", 5)
+    monkeypatch.setattr("mmcache.counting.PLACES", 20)
+    monkeypatch.setattr("mmcache.counting.PLACES_SHOWN", 5)
     with opened(path, verify="full") as cache:
         assert cache["k100"]
         damage_open_file(path, *(f"k{i}" for i in range(100, 150)))
