@@ -18,7 +18,8 @@ from typing import Final, NamedTuple
 from ..errors import MissingFileError, UntrustedPathError, UnusableFileError
 from ..sources import Source, closing, from_spec
 from ..storage import fs, levers as storage
-from ..storage.publish import LOCK_TIMEOUT, BuildReport, described
+from ..storage.describe import described
+from ..storage.publish import LOCK_TIMEOUT, BuildReport
 from ..words import printable
 from .announce import Announcer
 from .decide import NO_FINGERPRINT

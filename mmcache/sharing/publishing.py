@@ -18,7 +18,7 @@ from ..format.layout import Layout
 from ..schema import Schema
 from ..sources import Source, as_source, closing, from_spec
 from ..sources.iterable import Records
-from ..storage import publish as storage
+from ..storage import describe, publish as storage
 from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Progress, Serves
@@ -97,7 +97,7 @@ def rebuild(
 def _described(path: str) -> Layout:
     """What the file, or its backup, says of itself, with a source. Raises UnusableFileError and SourceError."""
     try:
-        layout = storage.described(path)
+        layout = describe.described(path)
     except MissingFileError:
         raise MissingFileError(
             "neither this file nor a backup is there to say how it was built: mmcache build SOURCE -o FILE, or open it "

@@ -28,11 +28,12 @@ from ..errors import (
     UnusableFileError,
 )
 from ..format.header import HEADER_SIZE, MAGIC, Header, Tokens, parse_header
-from ..format.layout import Layout, validate
+from ..format.layout import Layout
 from ..schema import Schema
 from ..sources import Source
 from . import fs
 from .builder import Progress, Staged, lay_out, stage, write
+from .describe import description_in
 from .descriptors import Descriptor
 from .verify import verify_bytes
 
@@ -45,7 +46,6 @@ __all__ = [
     "Revise",
     "Serves",
     "clear",
-    "described",
     "publish",
 ]
 
@@ -149,7 +149,7 @@ def publish(
         if unless is not None and unless(old.layout) and old.layout is not None:
             return _report(directory, old.layout, begun, changed=False)
         building.enter_context(_announced(control))
-        before = old.layout or _read_layout(directory)
+        before = old.layout or description_in(directory)
         if revise is not None:
             order = revise(order, before)
             if order.source is not source:
@@ -287,37 +287,6 @@ def _check_replaceable(directory: fs.Directory, name: str) -> bool:
             path=file.path,
         )
     return True
-
-
-def described(path: str) -> Layout:
-    """What the file says of itself, or its backup where the file cannot be read.
-
-    Also of an older major version, where its description reads and its checksums are right."""
-    try:
-        return _layout(fs.ReadFile(path), older=True)
-    except UnusableFileError as error:
-        try:
-            return _layout(fs.ReadFile(fs.backup_name(path)), older=True)
-        except UnusableFileError:
-            raise error from None
-
-
-def _read_layout(directory: fs.Directory) -> Layout | None:
-    """The same under the lock; None where nothing says anything."""
-    for name in (directory.name, fs.backup_name(directory.name)):
-        with contextlib.suppress(UnusableFileError):
-            return _layout(directory.read(name), older=True)
-    return None
-
-
-def _layout(file: fs.ReadFile, *, older: bool) -> Layout:
-    try:
-        return validate(file.read, file.size, older=older)
-    except UnusableFileError as error:
-        error.path = error.path or file.path
-        raise
-    finally:
-        file.close()
 
 
 def _close(source: Source) -> None:

@@ -1,0 +1,42 @@
+"""What a file, or its backup, says of itself: its layout, whose checksums are right whatever else is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+
+from ..errors import UnusableFileError
+from ..format.layout import Layout, validate
+from . import fs
+
+__all__ = ["described", "description_in"]
+
+
+def described(path: str) -> Layout:
+    """What the file says of itself, or its backup where the file cannot be read.
+
+    Also of an older major version, where its description reads and its checksums are right. Raises UnusableFileError.
+    """
+    try:
+        return _layout(fs.ReadFile(path))
+    except UnusableFileError as error:
+        try:
+            return _layout(fs.ReadFile(fs.backup_name(path)))
+        except UnusableFileError:
+            raise error from None
+
+
+def description_in(directory: fs.Directory) -> Layout | None:
+    """The same under the lock; None where nothing says anything."""
+    for name in (directory.name, fs.backup_name(directory.name)):
+        with contextlib.suppress(UnusableFileError):
+            return _layout(directory.read(name))
+    return None
+
+
+def _layout(file: fs.ReadFile) -> Layout:
+    with contextlib.closing(file):
+        try:
+            return validate(file.read, file.size, older=True)
+        except UnusableFileError as error:
+            error.path = error.path or file.path
+            raise
