@@ -17,8 +17,8 @@ from .callbacks import CacheEvent
 from .errors import SourceError, UnusableFileError
 from .options import Executor, OpenOptions, Options, Profile, is_disabled
 from .sharing.alerts import WINDOW, Alert, Rules
-from .sharing.levers import resume
 from .sharing.metrics import stats_of
+from .sharing.operate import resume
 from .sharing.status import Status, check, status_of
 from .sources.base import Source
 from .storage import fs

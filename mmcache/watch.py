@@ -33,7 +33,7 @@ from .sharing import invalidation, metrics
 from .sharing.asking import ask
 from .sharing.decide import SourceFacts, decide
 from .sharing.hearing import Hearing
-from .sharing.levers import rollback
+from .sharing.operate import rollback
 from .sharing.page import MovedError, Page
 from .sources.base import Source
 from .storage.publish import BuildReport

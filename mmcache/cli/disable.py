@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..sharing.levers import disable
+    from ..sharing.operate import disable
 
     path: str = arguments.file
     is_changed = disable(path, reason=arguments.reason)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..sharing.levers import enable
+    from ..sharing.operate import enable
 
     path: str = arguments.file
     is_changed = enable(path)

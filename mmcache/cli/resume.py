@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..sharing.levers import resume
+    from ..sharing.operate import resume
 
     path: str = arguments.file
     is_changed = resume(path)

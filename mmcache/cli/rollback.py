@@ -32,7 +32,8 @@ def add_reason(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..sharing.levers import look, rollback
+    from ..sharing.levers import look
+    from ..sharing.operate import rollback
 
     path: str = arguments.file
     done = rollback(path, timeout=setting(arguments, "timeout"), reason=arguments.reason)

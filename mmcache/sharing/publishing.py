@@ -23,7 +23,7 @@ from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Progress, Serves
 from ..storage.trust import name_owners, uids_of
-from . import levers, metrics
+from . import metrics, operate
 from .announce import Announcer
 from .attach import look
 from .counters import WorkerCounters, record_event, remove
@@ -212,12 +212,12 @@ def build_once(
                 log.warning("%s: not built: %s", name, str(error), extra={"event": "build_failed", "path": name})
             raise
         if served and is_asked_for:
-            levers.release(name, page)
+            operate.release(name, page)
         if served:  # by another's build, which is counted there
             return report
         control.succeeded()
         if is_asked_for:
-            levers.release(name, page)
+            operate.release(name, page)
         _count(name, report, counts, begun)
         if control.superseded:
             counts.add(metrics.REBUILDS_SUPERSEDED)
@@ -298,7 +298,7 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     found = storage.clear(name, timeout=timeout, dry_run=dry_run)
     found += remove(name, dry_run=dry_run)
     if not dry_run:
-        levers.release(os.path.abspath(name))
+        operate.release(os.path.abspath(name))
         page = look(name)
         if page is not None:
             Announcer(name, page).cleared()

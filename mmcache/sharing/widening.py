@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..additive import missing_in, union
 from ..errors import SourceError
@@ -16,7 +16,9 @@ from ..format.layout import Layout
 from ..schema import Schema
 from ..sources import available, from_spec, is_remakable
 from ..sources.base import Source
-from ..storage.publish import Order
+
+if TYPE_CHECKING:  # else it would take numpy to ask for a status
+    from ..storage.publish import Order
 
 __all__ = ["as_found", "schemas_of", "still_there", "widened"]
 
@@ -50,7 +52,7 @@ def as_found(order: Order, found: Layout) -> Order:
         clusters = {name: one.cluster_by for name, one in found.collections.items()}
         cluster_by = {name: field for name, field in clusters.items() if field and field in indexed.get(name, ())}
     metadata: Mapping[str, Any] | None = found.metadata if order.metadata is None else order.metadata
-    return Order(order.source, cluster_by, metadata)
+    return order._replace(cluster_by=cluster_by, metadata=metadata)
 
 
 def still_there(source: Source) -> tuple[Schema, ...]:

@@ -226,9 +226,9 @@ def test_a_missing_source_is_1(tmp_path, capsys):
 
 
 def test_a_file_that_names_no_source_cannot_be_rebuilt(shelf, capsys):
-    assert "names no source" in fails(capsys, 1, "rebuild", shelf)
-    assert "names no source" in fails(capsys, 1, "rebuild", shelf, "--source", "elsewhere.db")
-    assert "names no source" in fails(capsys, 1, "rebuild", shelf, "--if-stale", "--ttl", "0.001")
+    assert "its source cannot be named" in fails(capsys, 1, "rebuild", shelf)
+    assert "its source cannot be named" in fails(capsys, 1, "rebuild", shelf, "--source", "elsewhere.db")
+    assert "its source cannot be named" in fails(capsys, 1, "rebuild", shelf, "--if-stale", "--ttl", "0.001")
 
 
 def test_clear_touches_only_what_mmcache_wrote(tmp_path, capsys):

@@ -39,7 +39,7 @@ def prebuilt(project: Project, tests: str) -> None:
 UNUSED = {
     "workers, without tmpdir": ("-n2", "-p", "no:tmpdir"),
     "workers, strictly": ("-n2", "-W", "error", "--strict-config", "--strict-markers", "-p", "no:cacheprovider"),
-    "alone, without what it builds on": ("-n0", "-p", "no:tmpdir", "-p", "no:cacheprovider", "-p", "no:terminal"),
+    "alone, without what it builds on": ("-n0", "-p", "no:tmpdir", "-p", "no:cacheprovider"),
     "the report is asked for": ("-n1", "--mmcache-report"),
 }
 
@@ -49,7 +49,7 @@ def test_a_run_that_does_not_use_it_is_left_alone(project, arguments):
     project.write(tests="def test_a(): pass\ndef test_b(): pass\n")
     (project.home / "conftest.py").unlink()
     out = project.run(*arguments)
-    assert "2 passed" in out or "no:terminal" in arguments
+    assert "2 passed" in out
     assert "mmcache" not in out
     assert not list(project.scratch.rglob("*mmcache*"))
 
@@ -151,16 +151,7 @@ NOT_RUN = {
     "nothing selected": ("-k", "nothing"),
     "nothing collected": ("--ignore-glob=test_*",),
     "an error in a test file": ("other.py", "test_one.py"),
-    "a plugin that ends the run": ("-p", "listing"),
 }
-
-LISTING = """
-import pytest
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session):
-    return True  # as plugins that only list what they find
-"""
 
 
 @pytest.mark.parametrize("arguments", NOT_RUN.values(), ids=NOT_RUN)

@@ -43,7 +43,7 @@ from tests.support.crew import (
     wait_for_generation,
 )
 from tests.support.observe import children_of, events, is_building, rebuilders_of, state_of, totals
-from tests.support.waits import holds, until
+from tests.support.waits import holds, until, until_none
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -221,14 +221,13 @@ def test_each_executor_rebuilds_for_each_reason_or_leaves_it(
         until("the count", lambda: cache.stats().rebuilds == (2 if executor in ("inline", "thread") else 1))
         if reason == "ttl":
             return  # it is due again in less time than a rebuild may take
-        until(
-            "nothing runs",
-            lambda: (
-                look_around(cache)
-                and not set(children_of(os.getpid())) - children
-                and not set(threads(cache)) - set(threads_before)
-            ),
-        )
+
+        def running() -> list[Any]:
+            look_around(cache)
+            new = set(children_of(os.getpid())) - children
+            return [*((each, state_of(each)) for each in new), *(set(threads(cache)) - set(threads_before))]
+
+        until_none("nothing runs", running)
 
 
 def test_while_a_rebuild_runs_a_soft_file_answers_and_a_hard_one_does_not(

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as 
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place() -> Iterator[Path]:
     """A directory that every user may reach, and this user alone may write."""
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    made = tmp_path / "place"
+    reached = Path(tempfile.mkdtemp(prefix="mmcache-trust-"))
+    reached.chmod(0o755)
+    made = reached / "place"
     made.mkdir(mode=0o755)
-    return made / "items.mmc"
+    yield made / "items.mmc"
+    shutil.rmtree(reached, ignore_errors=True)
 
 
 def given_to(place: Path, uid: int, mode: int = 0o755) -> None:

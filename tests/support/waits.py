@@ -19,6 +19,14 @@ def until(what: str, condition: Callable[[], Any], timeout: float = PATIENCE, pa
     return found
 
 
+def until_none(what: str, found: Callable[[], Any], timeout: float = PATIENCE, pause: float = 0.005) -> None:
+    """Waits until nothing is found any more; fails after `timeout` seconds, and says what is."""
+    deadline = time.monotonic() + timeout
+    while left := found():
+        assert time.monotonic() < deadline, f"waited {timeout:g} s for: {what}; there is {left}"
+        time.sleep(pause)
+
+
 def holds(what: str, condition: Callable[[], Any], seconds: float, pause: float = 0.01) -> None:
     """Fails when the condition is not true all the time."""
     deadline = time.monotonic() + seconds
