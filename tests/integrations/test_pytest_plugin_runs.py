@@ -158,7 +158,6 @@ NOT_RUN = {
 def test_nothing_is_built_where_no_test_runs(project, arguments):
     prebuilt(project, "def test_it(items): pass\n")
     (project.home / "other.py").write_text("raise RuntimeError\n")
-    (project.home / "listing.py").write_text(LISTING)
     process = project.start(*arguments)
     out = project.end(process, code=None)
     assert process.returncode in (0, 2, 5), out
