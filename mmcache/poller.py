@@ -31,11 +31,13 @@ _ENDING: Final = 0.2
 
 
 class Poller:
-    """parts: functions without arguments that raise nothing, run in this order."""
+    """parts: functions without arguments that raise nothing, run in this order. after: run when none of them is, for
+    foreign code, such as handlers of log lines, which may poll."""
 
-    def __init__(self, path: str, *parts: Callable[[], None]) -> None:
+    def __init__(self, path: str, *parts: Callable[[], None], after: Callable[[], None]) -> None:
         self._path = path
         self._parts = parts
+        self._after = after
         self._is_told = False
         self.begin_process()
         on_fork(self)
@@ -94,12 +96,13 @@ class Poller:
 
     def _run(self, done: threading.Event | None, wait: float = 0.0) -> None:
         """wait: seconds for a part that another thread runs, which may have looked before the caller asked."""
-        try:
-            with Within(self._threads):
+        with Within(self._threads):
+            try:
                 for part, lock in zip(self._parts, self._under_way, strict=True):
                     with Turn(lock, wait) as is_ours:
                         if is_ours:
                             part()
-        finally:
-            if done is not None:
-                done.set()
+            finally:
+                if done is not None:
+                    done.set()
+            self._after()

@@ -77,7 +77,7 @@ class Watch:
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
         )
         self.rebuilder = Rebuilder(self.files, source, options, self.counting)
-        self._poller = Poller(path, self._poll_files, self._poll_source)
+        self._poller = Poller(path, self._poll_files, self._poll_source, after=lines.write)
         self._known = Known(options.rules(), lines, switches)
         self._lock = Lock()
         on_fork(self)
@@ -253,7 +253,6 @@ class Watch:
             self._decide()
         self.hearing.settle()
         self.counting.note_gauges(self.path, self.options.label, self.files.generation, self.files.pinned())
-        self._known.lines.write()
 
     def _poll_source(self) -> None:
         if self._known.is_closed:
@@ -268,7 +267,6 @@ class Watch:
             self._decide()
         if self.options.executor != "inline":
             self._start_rebuild()
-        self._known.lines.write()
 
     def _start_rebuild(self) -> None:
         page, why, options = self.hearing.page, self.view.decision.rebuild, self.options

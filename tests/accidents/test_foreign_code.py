@@ -270,6 +270,7 @@ def count_adoptions(path: Path, db: Path) -> int:
         with_other_process = opens(path, db)
         apart(rebuild_with, with_other_process)
         until("the file is adopted", functools.partial(has_note, cache, f"new-{i}"))
+    cache.close()  # which waits for the poll that writes the last line
     return events.count("adopted")
 
 

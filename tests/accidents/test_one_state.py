@@ -151,7 +151,7 @@ def untrusted(path: Path, db: Path) -> Situation:
 def incompatible(path: Path, db: Path) -> Situation:
     """Only a process that has the other schema can tell."""
     mmcache.build(path, source(db))
-    other = mmcache.SQLiteSource(db, Schema("items", index=("note",)))
+    other = mmcache.SQLiteSource(db, Schema("items", query="SELECT * FROM items", index=("note",)))
     cache = mmcache.open(path, other, executor="external", check_interval=0.0, build=False)
     return Situation(cache, ("incompatible",), NOT_ASKED)
 
