@@ -109,7 +109,7 @@ def of_a_file_that_is_gone(path, source):
 
 def expired(path, source):
     mmcache.build(path, source)
-    return mmcache.open(path, source, ttl=1e-9)
+    return mmcache.open(path, source, ttl=1e-9, executor="external")
 
 
 def invalidated(path, source):

@@ -140,6 +140,7 @@ def test_a_record_that_cannot_be_stored_is_named_in_every_worker(project):
     assert len(re.findall(r"^E +mmcache.errors.BuildError: .*'bad'", out, re.MULTILINE)) == 24
 
 
+@pytest.mark.integration
 def test_a_build_that_hangs_is_named_after_the_time_to_wait_and_an_interrupt_ends_it(project):
     project.write(how="time.sleep(60)", ini="mmcache_wait = 0.5")
     process = project.start("-n2")
@@ -152,6 +153,7 @@ def test_a_build_that_hangs_is_named_after_the_time_to_wait_and_an_interrupt_end
     assert project.builds == 1
 
 
+@pytest.mark.integration
 def test_an_interrupt_during_a_build_leaves_nothing(project):
     project.write(how="time.sleep(60)")
     process = project.start("-n2")
@@ -161,6 +163,7 @@ def test_an_interrupt_during_a_build_leaves_nothing(project):
     assert project.builds <= 2  # the other may take over when xdist ends the one that builds first
 
 
+@pytest.mark.integration
 def test_coverage_may_run_too(project):
     pytest.importorskip("pytest_cov", reason="pytest-cov is not installed")
     out = project.run("-n2", "--cov=conftest", "--cov-report=term", "-W", "error")
@@ -169,6 +172,7 @@ def test_coverage_may_run_too(project):
     project.has_one_build()
 
 
+@pytest.mark.integration
 def test_a_directory_that_may_only_be_read_keeps_nobody_from_it(project):
     """Persistent caches are of the run then."""
     project.write(options='scope="persistent", key="one"')
@@ -278,6 +282,7 @@ def test_them(patterns, both, items, i):
     ]
 
 
+@pytest.mark.integration
 def test_the_controller_may_build_before_any_worker_starts(project):
     with (project.home / "conftest.py").open("a") as file:
         file.write("""
@@ -386,6 +391,7 @@ def test_of_persistent_caches_the_last_are_kept(project):
     assert not any(path.exists() for path in oldest)
 
 
+@pytest.mark.integration
 def test_a_persistent_cache_whose_build_failed_is_tried_again_by_the_next_run(project):
     options = 'scope="persistent", key="one"'
     project.write(how="raise RuntimeError('closed')", options=options)
@@ -443,6 +449,7 @@ def pytest_unconfigure(config):
     assert plugin < other / 2
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="memory is read from /proc")
 def test_eight_workers_have_a_large_cache_once(project):
     """300 MB. They may have the file and, each, 8 MB beyond what an empty worker has that imported numpy."""

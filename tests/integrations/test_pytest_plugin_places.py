@@ -16,6 +16,8 @@ from tests.support.pytest_runs import Project, respect_modes
 pytest.importorskip("xdist", reason="pytest-xdist is not installed")
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = pytest.mark.integration  # it wants root, other users and full disks
+
 PERSISTENT = 'scope="persistent", key="one"'
 TEST = """
 import pytest
