@@ -117,7 +117,7 @@ def fill_up_under_a_worker(place: Path, system: str) -> None:
         fill(full)
         invalidate_and_read(cache, db, range(ROUNDS))
         make_room(full)
-        until("invalidate works", lambda: invalidate_changed(cache, db, "k100"))
+        until("invalidate works", lambda: invalidate_changed(cache, db, "k100"), timeout=FREED)
         assert note_of(cache, "k100") == "new"
         until("a rebuild works", lambda: rebuilds(cache), timeout=FREED)
         assert [note_of(cache, key) for key in ("k1", "k100", "k500")] == truth(db, ["k1", "k100", "k500"])
@@ -133,7 +133,7 @@ def rebuilds(cache: Cache) -> bool:
 
 
 def test_an_equal_hears_of_what_returned_on_a_full_disk(place, system):
-    apart(hear_on_a_full_disk, place, system, namespace=True)
+    apart(hear_on_a_full_disk, place, system, namespace=True, within=FREED + 60)
 
 
 def hear_on_a_full_disk(place: Path, system: str) -> None:
@@ -146,13 +146,13 @@ def hear_on_a_full_disk(place: Path, system: str) -> None:
             if one(invalidate_changed, db, f"k{i}"):
                 assert other(note_of, f"k{i}") == "new"
         make_room(full)
-        until("invalidate works", lambda: one(invalidate_changed, db, "k100"))
+        until("invalidate works", lambda: one(invalidate_changed, db, "k100"), timeout=FREED)
         assert other(note_of, "k100") == "new"
         assert all(worker.process.is_alive() for worker in (one, other))
 
 
 def test_a_cache_opened_on_a_full_disk_answers(place, system):
-    apart(open_on_a_full_disk, place, system, namespace=True)
+    apart(open_on_a_full_disk, place, system, namespace=True, within=FREED + 60)
 
 
 def open_on_a_full_disk(place: Path, system: str) -> None:
@@ -166,7 +166,7 @@ def open_on_a_full_disk(place: Path, system: str) -> None:
         assert note_of(cache) == "old"
         invalidate_and_read(cache, db, range(5))
         make_room(full)
-        until("invalidate works", lambda: invalidate_changed(cache, db, "k100"))
+        until("invalidate works", lambda: invalidate_changed(cache, db, "k100"), timeout=FREED)
         assert note_of(cache, "k100") == "new"
 
 
@@ -189,7 +189,7 @@ def reach_the_limit_of_file_size(place: Path, db: Path) -> None:
             read = note_of(cache)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             assert read == f"new-{limit}" or not returned
-            until("invalidate works", lambda: cache.invalidate(["k2"]))
+            until("invalidate works", lambda: cache.invalidate(["k2"]), timeout=FREED)
             assert note_of(cache, "k2") == f"new-{limit}"
 
 
