@@ -34,9 +34,6 @@ Identity = tuple[int, int, int, int]
 system: Any = os
 map_file: Any = mmap.mmap
 
-_HANDED_OVER = 2.0
-"""Seconds for a lock that was handed over: others may look whether it is free, or take it for as long."""
-
 CHUNK = 2**20
 """Bytes per read or write call: large enough to cost nothing, small enough to keep out of the heap's way."""
 _LARGEST_CALL = 2**30
