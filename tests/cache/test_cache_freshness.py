@@ -19,6 +19,7 @@ from mmcache import Cache, SourceError, SQLiteSource
 from mmcache.freshness import PROFILES
 from tests.support import inside
 from tests.support.bank import source_of, write
+from tests.support.observe import logged
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -41,10 +42,6 @@ def caches(path: Path, bank: Path) -> Iterator[Open]:
     yield open_one
     for one in opened:
         one.close()
-
-
-def events(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [event for record in caplog.records if (event := getattr(record, "event", None)) is not None]
 
 
 class Told(logging.Handler):
@@ -273,7 +270,7 @@ def test_a_source_that_cannot_be_asked_takes_nothing_away(caches, bank, caplog):
     os.rename(bank, f"{bank}.gone")
     assert cache[KEY]["kind"] == "a"
     assert cache.stats().state == "fresh"
-    assert "source_unreadable" in events(caplog)
+    assert "source_unreadable" in logged(caplog)
 
 
 class Grumbling(SQLiteSource):
@@ -299,27 +296,27 @@ def test_a_life_is_logged_line_by_line_and_no_get_is(caches, bank, path, caplog,
     caplog.set_level(logging.INFO, "mmcache")
     one = caches(ttl=100)
     other = caches(ttl=100)
-    assert events(caplog) == ["published"]
+    assert logged(caplog) == ["published"]
     caplog.clear()
     for _ in range(200):
         other[KEY]
         other.get("nope")
-    assert events(caplog) == []
+    assert logged(caplog) == []
     write(bank)
     one.rebuild()
     other[KEY]
     one.rebuild()
     one.invalidate([KEY])
-    assert events(caplog) == ["published", "adopted", "adopted", "revalidated", "invalidated"]
+    assert logged(caplog) == ["published", "adopted", "adopted", "revalidated", "invalidated"]
     caplog.clear()
     os.unlink(f"{path}.ctl")
     other[KEY]
-    assert events(caplog) == ["page_replaced"]
+    assert logged(caplog) == ["page_replaced"]
     caplog.clear()
     clock.ahead = 200
     for _ in range(20):
         other[KEY]
-    assert events(caplog) == []
+    assert logged(caplog) == []
 
 
 def test_every_event_names_its_file(caches, bank, path, told):
@@ -359,7 +356,7 @@ def test_a_degraded_cache_says_so_once(path, bank, caplog):
         for _ in range(5):
             cache[KEY]
     source.close()
-    assert events(caplog).count("degraded") == 1
+    assert logged(caplog).count("degraded") == 1
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
@@ -408,7 +405,7 @@ def test_slow_look_ups_open_the_circuit_for_a_while(caches, caplog, clock):
         cache[KEY]
     stats = cache.stats()
     assert (stats.slow_lookups, stats.fallbacks, stats.state) == (3, {"slow": 2}, "slow")
-    assert events(caplog) == ["circuit_opened"]
+    assert logged(caplog) == ["circuit_opened"]
     clock.later = 31
     cache.refresh()
     assert cache.stats().state == "fresh"

@@ -28,6 +28,7 @@ from mmcache import (
 from mmcache.sharing.publishing import clear
 from tests.support.bank import ITEMS, insert_item, source_of, truth
 from tests.support.faults import FailName, Then, faults
+from tests.support.observe import logged
 from tests.support.waits import until
 
 
@@ -378,6 +379,7 @@ def test_an_older_file_is_adopted_with_a_word(
     cache.rebuild()
     replace_with(path, first)
     assert cache.refresh() is True
+    assert "generation_went_back" in logged(caplog)
     assert "went back from generation 2 to 1" in caplog.text
 
 

@@ -25,6 +25,7 @@ from mmcache.sharing.page import MovedError, Page, page_path, wake_path
 from tests.support import inside
 from tests.support.bank import insert_item, make_bank, name_of, open_bank, source_of
 from tests.support.faults import FailName, faults
+from tests.support.observe import logged
 from tests.support.processes import Child, child, in_child, together
 from tests.support.waits import PATIENCE, until
 
@@ -544,7 +545,7 @@ def test_a_running_worker_moves_to_a_page_that_was_made_again(path, source, capl
             assert cache[name_of(1)]
             assert cache[name_of(2)]
             assert cache.stats().fallbacks == {"invalidated": before + 1}
-    assert "page_replaced" in [getattr(record, "event", None) for record in caplog.records]
+    assert "page_replaced" in logged(caplog)
 
 
 @pytest.mark.parametrize("said", ["ids", "hard", "soft"])

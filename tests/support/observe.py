@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support import inside
 from tests.support.waits import until
 
@@ -53,13 +55,12 @@ def state_of(pid: int) -> str:
 
 def children_of(pid: int) -> list[int]:
     """Zombies too."""
+    found: list[int] = []
     with contextlib.suppress(OSError):
-        return [
-            int(child)
-            for task in os.listdir(f"/proc/{pid}/task")
-            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-        ]
-    return []
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):  # a thread that ends meanwhile has none
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
 
 
 def is_builder(pid: int) -> bool:
@@ -93,6 +94,12 @@ def await_polls() -> None:
     for thread in threading.enumerate():
         if thread.name == "mmcache-poll":
             thread.join(5.0)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The events of the log lines so far, those of a poll under way as well: its thread writes them."""
+    await_polls()
+    return [event for record in caplog.records if (event := getattr(record, "event", None)) is not None]
 
 
 # --- files and maps ---------------------------------------------------------------------------------------------------
