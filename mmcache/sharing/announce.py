@@ -117,10 +117,13 @@ class Announcer:
     # --- what came of it
 
     def noticed(self, header: Header) -> None:
-        """A file is at the path. Where its builder was killed before it could say so, it is said now."""
+        """A file is at the path. Where its builder was killed before it could say so, it is said now; and where it may
+        have been killed before it woke the others, they are woken."""
         if self.last != Announced(header.generation, header.build_id):
             self._on_page(lambda page: page.record_announced(header))
             self.say(Kind.PUBLISHED, (header.generation,))
+        else:
+            self._on_page(Page.wake_again)
 
     def verified(self, header: Header, identity: Identity, *, keep: Identity | None) -> None:
         """Every byte of a file that is about to be published was checked. keep: of the one that is published now."""

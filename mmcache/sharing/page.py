@@ -266,6 +266,14 @@ class Page:
     def _wake(self, value: int) -> None:
         self._wakes.store(value)
 
+    def wake_again(self) -> None:
+        """Wake every process as the last writer should have, who may have been killed before. Raises as `say`."""
+        with self._lock(_PATIENCE) as is_held:
+            head = self.head()
+            if head is None or head.logged is None or (self.shared and not self.is_current()):
+                raise MovedError
+            self._wake(_word_of(head.logged) if is_held else _BLIND | nonce())
+
     def wake_readers(self) -> None:
         """Make readers that still compare this page's word look what became of it."""
         self._wake(_BLIND | nonce())

@@ -1,4 +1,5 @@
-"""A builder that is killed right after its rename has announced nothing: the next rebuild that returns has.
+"""A builder that is killed after its rename has not announced its file, or not to all: the next rebuild that returns
+has.
 
 The reader looks at files once an hour. It learns of a generation by what processes announce, or not at all.
 """
@@ -37,15 +38,21 @@ class GatedSource(SQLiteSource):
         return super().fingerprint()
 
 
-class KilledAfterRename:
-    """Ends this process when a file has its name."""
+STORES = 3
+"""Of an announcement, by `pwrite`: the record of the file, the event, and the count. Then the word is stored."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+
+class KilledAfterRename:
+    """Ends this process when a file has its name, and so many stores of its announcement are done."""
+
+    def __init__(self, name: str, stores: int) -> None:
+        self.name, self.left, self.is_renamed = name, stores, False
 
     def __call__(self, number: int, name: str, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         result = call()
-        if name == "rename" and args[1] == self.name:
+        self.left -= self.is_renamed and name == "pwrite"
+        self.is_renamed = self.is_renamed or (name == "rename" and args[1] == self.name)
+        if self.is_renamed and not self.left:
             signal.raise_signal(signal.SIGKILL)
         return result
 
@@ -62,8 +69,8 @@ class NotesOpening:
         return call()
 
 
-def rebuild_until_renamed(cache: Cache) -> None:
-    with faults(KilledAfterRename(Path(cache.path).name)):
+def rebuild_until(cache: Cache, stores: int) -> None:
+    with faults(KilledAfterRename(Path(cache.path).name, stores)):
         cache.rebuild()
 
 
@@ -106,12 +113,13 @@ class Scene:
         source = source or SQLiteSource(self.bank, NUMBERS)
         return mmcache.open(self.path, source, executor="external", check_interval=3600, ttl=float("inf"))
 
-    def start_builder(self) -> None:
-        """Until it waits at the gate."""
+    def start_builder(self, stores: int) -> None:
+        """Until it waits at the gate. It will be killed after so many stores of its announcement."""
         self.gate.touch()
         before = len(noted(self.log))
-        self.builder.begin(rebuild_until_renamed)
+        self.builder.begin(rebuild_until, stores)
         until("the builder waits at the gate", lambda: len(noted(self.log)) > before)
+        assert self.reader(generation_and_number) == (1, 0), "it has heard all that was said so far"
 
     def start_third(self, what: Callable[[Cache], Any]) -> None:
         """Until it tries to have the build lock."""
@@ -119,7 +127,7 @@ class Scene:
         until("the third waits for the lock", lambda: noted(self.locks))
 
     def let_builder_die(self) -> None:
-        """When its file, generation 2, is at the path, and no process was told of it."""
+        """When its file, generation 2, is at the path, and no process was woken."""
         self.gate.unlink()
         self.builder.process.join(PATIENCE)
         assert self.builder.process.exitcode == -signal.SIGKILL
@@ -133,18 +141,20 @@ def scene(path: Path, tmp_path: Path) -> Iterator[Scene]:
         yield Scene(path, tmp_path, crew)
 
 
+@pytest.mark.parametrize("stores", range(STORES + 1))
 @pytest.mark.parametrize("again", [rebuild, build])
-def test_a_rebuild_that_finds_an_unannounced_file_right_announces_it(scene, again):
-    scene.start_builder()
+def test_a_rebuild_that_finds_an_unannounced_file_right_announces_it(scene, again, stores):
+    scene.start_builder(stores)
     scene.let_builder_die()
     assert scene.reader(generation_and_number) == (1, 0), "it cannot know yet"
     assert scene.third(again) == 2
     assert scene.reader(generation_and_number) == (2, 7)
 
 
-def test_a_rebuild_that_waited_for_a_killed_builder_announces_its_file(scene):
+@pytest.mark.parametrize("stores", range(STORES + 1))
+def test_a_rebuild_that_waited_for_a_killed_builder_announces_its_file(scene, stores):
     """The file is from after the call of rebuild, which returns it as it is."""
-    scene.start_builder()
+    scene.start_builder(stores)
     scene.start_third(rebuild)
     scene.let_builder_die()
     assert scene.third.result() == 2
