@@ -10,6 +10,7 @@ import pytest
 
 import mmcache
 from mmcache import Cache, IterableSource, Schema, Snapshot
+from tests.support.observe import await_polls
 
 ITEMS = Schema("items", index=("kind",), embedding="v")
 RECORDS = [{"id": f"k{i}", "kind": "<b>", "v": [1.0, float(i)]} for i in range(1200)]
@@ -137,6 +138,7 @@ def test_showing_a_cache_raises_nothing_and_does_nothing(tmp_path, source, made,
     with made(path, source) as cache:
         if closed:
             cache.close()
+        await_polls()  # which write down what was counted
         before = {name: os.stat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)}, cache.stats()
         texts = Text(cache._repr_html_()).texts
         assert texts[:3] == [f"Cache: {path}", "state", "closed" if closed else SHOWN[made]]

@@ -88,6 +88,7 @@ def test_the_files_can_be_played_with(demo):
         assert snapshot["pattern-7"]["metadata"]["revision"] == demo[0].json["killed"]["generation"]
 
 
+@pytest.mark.integration  # a second run of the demo
 def test_it_speaks_to_people_and_leaves_nothing_behind(tmp_path):
     done = run("demo", env={"TMPDIR": str(tmp_path)})
     assert done.code == 0, done

@@ -43,7 +43,17 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(("workers", "arguments"), [(n, a) for n, *a in RUNS.values()], ids=RUNS)
+SAMPLE = "no xdist", "n8", "each"
+"""What a run that is not nightly tries."""
+
+
+@pytest.mark.parametrize(
+    ("workers", "arguments"),
+    [
+        pytest.param(n, a, id=name, marks=[] if name in SAMPLE else pytest.mark.nightly)
+        for name, (n, *a) in RUNS.items()
+    ],
+)
 def test_one_build_and_one_generation_for_all(project, workers, arguments):
     out = project.run(*arguments)
     assert f"{48 if 'each' in arguments else 24} passed" in out

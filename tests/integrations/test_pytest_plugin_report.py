@@ -55,9 +55,8 @@ def test_a_cache_that_was_only_opened_has_no_rate(project):
     assert ", no reads\n" in project.run("-n0")
 
 
-@pytest.mark.parametrize("policy", ["none", "failed", "all"])
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
-def test_the_line_is_there_under_every_retention_policy(project, policy, workers):
+@pytest.mark.parametrize(("workers", "policy"), [("-n0", "none"), ("-n0", "all"), ("-n2", "failed")])
+def test_the_line_is_there_under_every_retention_policy(project, workers, policy):
     project.write(tests=READS, ini=f"tmp_path_retention_policy = {policy}")
     out = project.run(workers)
     assert "mmcache: items: 1 build in" in out

@@ -627,7 +627,7 @@ def footprint(cache: Cache) -> tuple[int, int, int, int]:
     return len(open_files()), mapped_files("/nothing").total(), len(threads(cache)), private_memory()
 
 
-@pytest.mark.parametrize("swaps", [300, pytest.param(10_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("swaps", [120, pytest.param(10_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
 def test_many_swaps_by_somebody_else_leave_nothing_behind(path: Path, crew: Crew, swaps: int) -> None:
     def publish(i: int) -> None:
         mmcache.build(path, [{"name": name_of(j), "kind": "k", "number": i} for j in range(20)], LINES)

@@ -30,9 +30,7 @@ def campaign(*options: object, patience: float) -> tuple[int, dict[str, float], 
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    ("reads", "swaps"), [(100_000, 500), pytest.param(1_000_000, 5_000, marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize(("reads", "swaps"), [(30_000, 150), pytest.param(1_000_000, 5_000, marks=pytest.mark.nightly)])
 def test_no_invalidation_is_lost_in_so_many_reads_and_swaps(reads, swaps):
     """Ends when there were as many; a million on two idle cores in less than two minutes."""
     code, numbers, said = campaign("--seconds", 300, "--reads", reads, "--swaps", swaps, patience=380)
@@ -52,9 +50,9 @@ def test_none_is_lost_where_the_source_tells_of_changes_as_well(source):
 
 @pytest.mark.parametrize("mutant", MISTAKES)
 def test_a_mistake_in_mmcache_is_found(mutant):
-    """In the first two seconds many times, on a busy machine too."""
-    options = "--seconds", 20, "--round", 2, "--discard"
-    code, _, said = campaign("--mutant", f"tests.processes.mutants:{mutant}", *options, patience=60)
+    """In the first two seconds many times; on a machine so busy that these go by with few reads, later."""
+    options = "--seconds", 90, "--round", 2, "--discard"
+    code, _, said = campaign("--mutant", f"tests.processes.mutants:{mutant}", *options, patience=150)
     assert code == 1, said
     assert any(f"[{rule}: " in said for rule in MISTAKES[mutant]), said
     assert "failures=0" in said, said

@@ -42,6 +42,9 @@ CHANGES = {"open", "pwrite", "unlink", "rename", "link", "fchmod", "posix_falloc
 """Calls that may change something outside this process; the others change nothing, and what a page is told between two
 calls is the matter of tests of its own."""
 
+STEP = 1 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 5
+"""Of the calls before which a process is killed, which differ from those after a change by what was read."""
+
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
@@ -117,12 +120,13 @@ def calls_of(action: Any) -> list[str]:
     return found
 
 
-def moments(calls: list[str], step: int = 1) -> Iterator[tuple[Kill, str]]:
+def moments(calls: list[str], step: int = STEP) -> Iterator[tuple[Kill, str]]:
+    """Before every so many calls, and after each that changes something."""
     for at, name in enumerate(calls):
         if at % step == 0:
             yield Kill(at), f"killed before call {at} of {len(calls)}, {name}"
-            if name in CHANGES:
-                yield Kill(at, after=True), f"killed after call {at} of {len(calls)}, {name}"
+        if name in CHANGES:
+            yield Kill(at, after=True), f"killed after call {at} of {len(calls)}, {name}"
 
 
 def killed_at(kill: Kill, action: Any, where: str) -> None:
@@ -192,7 +196,7 @@ def test_a_rebuild_that_finds_nothing_new_killed_at_any_call(path: Path, lines: 
     inode = path.stat().st_ino
     with read_by_a_cache(town):
         assert town.reader is not None
-        for kill, where in moments(calls, step=3):
+        for kill, where in moments(calls):
             town.reader.invalidate(hard=True)
             assert town.reader.stats().state == "invalidated"
             killed_at(kill, lambda: rebuild(path), where)
