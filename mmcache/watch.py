@@ -193,7 +193,8 @@ class Watch:
         if is_new and self._known.is_polled and not at_once:
             self._poller.poll()
         elif at_once and self._adopt_announced() and is_explained:
-            self.seen = woken
+            with self._lock:  # Case: another thread has moved to that file, and not replaced the view yet
+                self.seen = woken
 
     def _take_in(self, woken: int) -> bool:
         """Under the lock. Whether what was heard explains the word."""

@@ -17,6 +17,7 @@ import mmcache
 from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
+from mmcache.filetier import FileTier
 from mmcache.format import postings
 from mmcache.freshness import policy
 from mmcache.options import Options
@@ -27,6 +28,15 @@ from mmcache.sharing.fleet import Fleet
 from mmcache.sharing.status import status_of
 from mmcache.sources import connections
 from mmcache.storage import builder, fs, pagefile, publish, shared, snapshot
+
+# --- functions at which a thread can be stopped -----------------------------------------------------------------------
+
+LOOKS_AT_THE_FILE = FileTier.other.__code__
+"""Called by a read that has heard of a file."""
+HAS_MOVED = FileTier.take.__code__
+"""Called by the thread that moves to it; then it replaces the view, for which it reads the page."""
+READS_THE_HEAD = page.Page.head.__code__
+
 
 # --- files beside a cache ---------------------------------------------------------------------------------------------
 
