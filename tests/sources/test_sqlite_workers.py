@@ -312,10 +312,14 @@ def test_a_database_of_other_columns_is_read_by_them(tmp_path, how):
         db.executescript("CREATE TABLE b (id TEXT PRIMARY KEY, old TEXT); INSERT INTO b VALUES ('one', 'x')")
         version = db.execute("PRAGMA schema_version").fetchone()[0]
     source = SQLiteSource(path, Schema("b"))
-    assert source.fetch("b", ["one"])[0].values == ("one", "x")
+    (before,) = source.fetch("b", ["one"])
+    assert before is not None
+    assert before.values == ("one", "x")
     script = "DROP TABLE b; CREATE TABLE b (note TEXT, id TEXT PRIMARY KEY, more TEXT);"
     replaced(path, how, f"{script} INSERT INTO b VALUES ('n', 'one', 'm'); PRAGMA schema_version = {version}")
-    assert sorted(source.fetch("b", ["one"])[0].values) == ["m", "n", "one"]
+    (after,) = source.fetch("b", ["one"])
+    assert after is not None
+    assert sorted(after.values) == ["m", "n", "one"]
     source.close()
 
 
