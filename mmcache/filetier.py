@@ -159,10 +159,12 @@ class FileTier:
         return identity_of(self.path)
 
     def refuse(self, error: UnusableFileError) -> bool:
-        """Remember why the file cannot be used; whether that is worth a line."""
-        self.error = error.with_traceback(None)  # whose frames would keep the file before it mapped
+        """Remember why the file cannot be used; whether that is worth a line. Where the cause may pass, each poll tries
+        again."""
+        before, self.error = self.error, error.with_traceback(None)  # whose frames would keep the file before it mapped
         self.conflict = _conflict(error)
-        return not isinstance(error, MissingFileError)
+        is_told = before is not None and (before.cause, before.message) == (error.cause, error.message)
+        return not isinstance(error, MissingFileError) and (error.cause in _IN_THE_BYTES or not is_told)
 
 
 def is_ours_to_mend(error: UnusableFileError) -> bool:

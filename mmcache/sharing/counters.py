@@ -218,14 +218,13 @@ class WorkerCounters:
             log.debug(text, self._path, str(error), extra={"event": "counters_not_written", "path": self._path})
 
     def _write_events(self, file: CounterFile) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                event = self._events.popleft()
-                try:
-                    file.append(*event)
-                except BaseException:
-                    self._events.appendleft(event)
-                    raise
+        while self._events:  # Case: others append meanwhile; this caller alone takes
+            event = self._events.popleft()
+            try:
+                file.append(*event)
+            except BaseException:
+                self._events.appendleft(event)
+                raise
 
     def close(self) -> None:
         """Write what was counted, and leave the file to the next worker. Later counts are seen by this process."""

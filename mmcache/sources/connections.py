@@ -4,6 +4,10 @@ A connection is opened when none is idle, is exclusive while lent (so a suspende
 thread never share a transaction), and goes back with its cursors closed and its transaction ended. Any thread may use
 any idle connection.
 
+A database may be replaced: by a rename, after which a connection reads the file that was, or by a copy over it, after
+which SQLite answers from pages that it remembers if both files count as many commits. So the file is looked at each
+time a connection is lent. One whose file was written, though SQLite knows of no commit, is closed.
+
 Fork: SQLite's rule (howtocorrupt.html, 2.6) is that a child neither uses nor closes what its parent opened. The child's
 hook drops the pools' books and keeps the inherited objects alive for ever; new connections are opened on demand. One
 case has no cure: SQLite counts its locks per process in memory, so a child forked *while a read was under way* would
@@ -25,6 +29,7 @@ from weakref import WeakSet
 from ..errors import SourceError
 from ..forks import in_child, renew_if_forked
 from ..words import open_files
+from .fingerprint import Stamp, stamp_of
 
 __all__ = ["Connection", "Connections"]
 
@@ -41,10 +46,16 @@ class Connection:
     pool closes what is idle; the garbage collector might come to the sqlite3 connection first, which warns since 3.13.
     """
 
-    __slots__ = ("_lender", "abandoned", "cursors", "raw")
+    __slots__ = ("_lender", "_seen", "_version", "abandoned", "cursors", "epoch", "raw")
 
-    def __init__(self, raw: sqlite3.Connection) -> None:
+    def __init__(self, raw: sqlite3.Connection, epoch: int, seen: Stamp | None) -> None:
+        """epoch: another one than that of any connection to a file that was there before. seen: the file, before."""
         self.raw = raw
+        self.epoch = epoch
+        self._seen = seen
+        self._version: int | None = None
+        with contextlib.suppress(sqlite3.Error):  # the read that follows says what is wrong
+            self._version = self._data_version()
         self.cursors: list[sqlite3.Cursor] = []
         self.abandoned = False
         self._lender: tuple[Connections, list[Connection]] | None = None
@@ -61,6 +72,24 @@ class Connection:
         cursor = self.raw.execute(sql, parameters)
         self.cursors.append(cursor)
         return cursor
+
+    def is_current(self, now: Stamp | None) -> bool:
+        """Whether SQLite reads the file that is at the path now. Raises sqlite3.Error."""
+        before, known = self._seen, self._version
+        if now is None or now == before:
+            return True  # a database that is gone is found out by the next poll
+        if before is None or now[:2] != before[:2] or known is None:
+            return False
+        self._seen, self._version = now, self._data_version()
+        return self._version != known
+
+    def _data_version(self) -> int:
+        """Differs after each commit of others. Waits for no writer's lock."""
+        timeout = self.raw.execute("PRAGMA busy_timeout").fetchone()[0]
+        self.raw.execute("PRAGMA busy_timeout = 0").close()
+        version: int = self.raw.execute("PRAGMA data_version").fetchone()[0]
+        self.raw.execute(f"PRAGMA busy_timeout = {timeout}").close()
+        return version
 
     def __enter__(self) -> Self:
         return self
@@ -82,25 +111,46 @@ class Connections:
         self.timeout = timeout
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
+        self._epoch = 0
         _pools.add(self)
 
     def take(self) -> Connection:
         """An exclusive connection, outside any transaction. Raises SourceError."""
         renew_if_forked()
-        home = self._idle
-        try:
-            return home.pop().lend(self, home)
-        except IndexError:
-            pass
+        home, now = self._idle, self._look()
+        while home:
+            try:
+                connection = home.pop()
+            except IndexError:
+                break
+            if self._is_current(connection, now):
+                return connection.lend(self, home)
+            self._epoch += 1
+            if connection in self._open:  # else a fork came between: it belongs to the parent
+                self._open.discard(connection)
+                connection.raw.close()
         if self.path in _tainted:
             raise SourceError(
                 "this process was forked while its parent was reading the database, and SQLite cannot lock the file "
                 "here; fork outside of reads, or start workers by 'spawn' or 'forkserver'",
                 path=self.path,
             )
-        connection = Connection(self._connect())
+        connection = Connection(self._connect(), self._epoch, now)
         self._open.add(connection)
         return connection.lend(self, home)
+
+    def _look(self) -> Stamp | None:
+        try:
+            return stamp_of(os.stat(self.path))
+        except OSError:
+            return None
+
+    def _is_current(self, connection: Connection, now: Stamp | None) -> bool:
+        """What is wrong, such as a writer's lock or damage, a new connection says."""
+        try:
+            return connection.is_current(now)
+        except sqlite3.Error:
+            return False
 
     def give_back(self, connection: Connection, home: list[Connection]) -> None:
         if connection not in self._open:
@@ -119,6 +169,7 @@ class Connections:
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back. A later `take` opens anew."""
         idle, self._idle = self._idle, []
+        self._epoch += 1
         self._close(idle, 0)
 
     def _close(self, idle: list[Connection], keep: int) -> None:

@@ -73,7 +73,7 @@ class SQLiteSource:
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
         self._catalog = Catalog(schemas)
         self._connections = Connections(self.path, timeout)
-        self._plans: dict[str, tuple[int, Plan]] = {}
+        self._plans: dict[str, tuple[tuple[int, int], Plan]] = {}
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
         self._look: _Look | None = None
         self._identity: tuple[int, int] | None = None
@@ -302,7 +302,7 @@ class SQLiteSource:
 
     def _plan(self, connection: Connection, schema: Schema) -> Plan:
         """The plan for lookups: kept for as long as the database's own schema stays as it is."""
-        version: int = connection.execute("PRAGMA schema_version").fetchone()[0]
+        version = connection.epoch, connection.execute("PRAGMA schema_version").fetchone()[0]
         known = self._plans.get(schema.name)
         if known is not None and known[0] == version:
             return known[1]

@@ -530,6 +530,29 @@ def test_a_bad_file_in_the_place_of_a_good_one_is_refused_once_and_mended_if_it_
     assert worker(state) == "fresh"
 
 
+def test_a_refusal_that_lasts_is_told_once_until_its_cause_is_gone(
+    path: Path, bank: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case: the file is another owner's, or lost its permissions, for hours."""
+    caplog.set_level(logging.INFO, "mmcache")
+    told: list[str] = []
+    is_root = os.geteuid() == 0
+    with quick(path, bank, executor="external", on_event=lambda event: told.append(event.kind))() as cache:
+        assert number(cache) == 0
+        for generation in (1, 2):
+            commit(bank, generation)
+            mmcache.build(path, source_of(bank))
+            os.chown(path, 12345, -1) if is_root else path.chmod(0)
+            for _ in range(5):
+                assert not cache.refresh()
+            assert cache.generation == generation
+            assert cache.stats().refusals == logged(caplog).count("file_refused") == generation
+            assert told.count("refused") == generation
+            os.chown(path, 0, -1) if is_root else path.chmod(0o444)
+            assert cache.refresh()
+            assert cache.generation == generation + 1
+
+
 @pytest.mark.parametrize("executor", ["inline", "thread", "subprocess"])
 def test_a_damaged_record_is_answered_by_the_source_and_mended(
     path: Path, bank: Path, crew: Crew, executor: str

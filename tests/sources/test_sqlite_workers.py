@@ -278,6 +278,60 @@ def test_the_wal_of_a_linked_database_is_found(tmp_path, writer, journal):
     source.close()
 
 
+def replaced(path, how, script):
+    """Another database in its place, which counts as many commits: the one that was, less its rows, and a script."""
+    new = path.with_name("new.db")
+    shutil.copy2(path, new)
+    with contextlib.closing(sqlite3.connect(new)) as db:
+        count = int.from_bytes(new.read_bytes()[24:28], "big")
+        db.executescript(f"PRAGMA journal_mode = delete; BEGIN; DELETE FROM b; {script}; COMMIT")
+    with new.open("r+b") as file:  # the count of changes, and which of them the header is of
+        for place in (24, 92):
+            file.seek(place)
+            file.write(count.to_bytes(4, "big"))
+    os.replace(new, path) if how == "renamed" else shutil.copyfile(new, path)
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied"])
+def test_a_lookup_asks_the_database_that_is_there(tmp_path, source, writer, journal, how):
+    writer.execute("PRAGMA journal_mode = delete")
+    writer.close()
+    assert ids(source.fetch("b", ["one"])) == ids(source.find("b", {})) == ["one"]
+    for key in ("two", "three"):
+        replaced(tmp_path / "items.db", how, f"INSERT INTO b VALUES ('{key}')")
+        assert ids(source.fetch("b", ["one", key])) == [None, key]
+        assert ids(source.find("b", {})) == source.in_order("b", [key, "one"]) == [key]
+        with source.read() as reading:
+            assert ids(reading.records("b")) == [key]
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied"])
+def test_a_database_of_other_columns_is_read_by_them(tmp_path, how):
+    path = tmp_path / "items.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("CREATE TABLE b (id TEXT PRIMARY KEY, old TEXT); INSERT INTO b VALUES ('one', 'x')")
+        version = db.execute("PRAGMA schema_version").fetchone()[0]
+    source = SQLiteSource(path, Schema("b"))
+    (before,) = source.fetch("b", ["one"])
+    assert before is not None
+    assert before.values == ("one", "x")
+    script = "DROP TABLE b; CREATE TABLE b (note TEXT, id TEXT PRIMARY KEY, more TEXT);"
+    replaced(path, how, f"{script} INSERT INTO b VALUES ('n', 'one', 'm'); PRAGMA schema_version = {version}")
+    (after,) = source.fetch("b", ["one"])
+    assert after is not None
+    assert sorted(after.values) == ["m", "n", "one"]
+    source.close()
+
+
+def test_connections_are_kept_while_others_commit(source, writer):
+    source.fetch("b", ["one"])
+    before = inside.open_connections(source)
+    for n in range(20):
+        writer.execute("INSERT INTO b VALUES (?)", [f"k{n}"])
+        assert ids(source.fetch("b", [f"k{n}"])) == [f"k{n}"]
+    assert inside.open_connections(source) == before
+
+
 # ---- threads ---------------------------------------------------------------------------------------------------------
 
 
