@@ -140,7 +140,7 @@ def build_once(
     source: Source,
     *,
     page: Page | None = None,
-    slot: WorkerCounters | None = None,
+    counters: WorkerCounters | None = None,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -157,10 +157,10 @@ def build_once(
 
     serves: whether the file that is there will do. asked_ns: one that was built, or found to be right, after that does.
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
-    time.monotonic(), for a caller who waited before. page, slot: the page and the counters to use, if the caller has
-    them. lock: a descriptor that holds the build lock already. exact: build what is asked for here and no more; else
-    what the published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if
-    they are not the source's own. lead_ns: how long it took to get here.
+    time.monotonic(), for a caller who waited before. page, counters: those to use, if the caller has them. lock: a
+    descriptor that holds the build lock already. exact: build what is asked for here and no more; else what the
+    published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if they are
+    not the source's own. lead_ns: how long it took to get here.
     """
     name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
@@ -181,7 +181,7 @@ def build_once(
             served.append(there)
         return bool(served)
 
-    with _counted(name, slot) as counts, contextlib.ExitStack() as ending:
+    with _counted(name, counters) as counts, contextlib.ExitStack() as ending:
         ending.callback(control.close)
         try:
             report = storage.publish(
@@ -236,9 +236,9 @@ def _is_after(layout: Layout, control: Announcer, asked_ns: int) -> bool:
 
 
 @contextlib.contextmanager
-def _counted(path: str, slot: WorkerCounters | None) -> Iterator[WorkerCounters]:
-    if slot is not None:
-        yield slot
+def _counted(path: str, counters: WorkerCounters | None) -> Iterator[WorkerCounters]:
+    if counters is not None:
+        yield counters
         return
     own = WorkerCounters.open(path, label="build")
     try:
@@ -247,11 +247,11 @@ def _counted(path: str, slot: WorkerCounters | None) -> Iterator[WorkerCounters]
         own.close()
 
 
-def _count(path: str, report: BuildReport, slot: WorkerCounters, begun: float) -> None:
+def _count(path: str, report: BuildReport, counters: WorkerCounters, begun: float) -> None:
     took = time.monotonic() - begun
     if report.changed:
-        slot.add(metrics.REBUILDS_OK)
-        slot.observe(metrics.BUILD, took)
+        counters.add(metrics.REBUILDS_OK)
+        counters.observe(metrics.BUILD, took)
         record_event(path, "rebuild", report.generation)
         log.info(
             "%s: generation %d published in %.3f s",
@@ -261,7 +261,7 @@ def _count(path: str, report: BuildReport, slot: WorkerCounters, begun: float) -
             extra={"event": "published", "path": path, "generation": report.generation, "seconds": took},
         )
         return
-    slot.add(metrics.REBUILDS_UNCHANGED)
+    counters.add(metrics.REBUILDS_UNCHANGED)
     record_event(path, "unchanged", report.generation)
     log.info(
         "%s: generation %d is still right",
