@@ -42,6 +42,29 @@ PLACES_SHOWN: Final = 64
 _FALLBACKS: Final = {cause: FALLBACKS + i for i, cause in enumerate(CAUSES)}
 
 
+class _Damaged:
+    """Damaged places of the file that was found damaged last, each once."""
+
+    def __init__(self) -> None:
+        self._file: object = None
+        self._places: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._places)
+
+    def add(self, file: object, place: str) -> int | None:
+        """The number of a new place; None for one that was there, or one too many."""
+        if self.count >= PLACES and file != self._file:
+            self._places.clear()
+        number = xxh3_64_intdigest(f"{file} {place}".encode("utf-8", "surrogateescape"))
+        if number in self._places or self.count >= PLACES:
+            return None
+        self._file = file
+        self._places.add(number)
+        return number
+
+
 class Counting:
     """bump: gives the number of each hit. mask: `sample` is due when a hit's number has none of its bits.
 
@@ -65,8 +88,7 @@ class Counting:
         self._looks = 0
         self._told = 0
         self._flush_at = 0.0
-        self._damaged_file: object = None
-        self._damaged: set[int] = set()
+        self._damaged = _Damaged()
 
     # --- by reads
 
@@ -108,14 +130,10 @@ class Counting:
     def add_damage(self, file: object, place: str) -> bool:
         """Count damage once for each place of a file; whether it is new. file: its generation, or its identity."""
         with self._lock:
-            if len(self._damaged) >= PLACES and file != self._damaged_file:
-                self._damaged.clear()
-            number = xxh3_64_intdigest(f"{file} {place}".encode("utf-8", "surrogateescape"))
-            if number in self._damaged or len(self._damaged) >= PLACES:
-                return False
-            self._damaged_file = file
-            self._damaged.add(number)
-            is_shown = len(self._damaged) <= PLACES_SHOWN
+            number = self._damaged.add(file, place)
+            is_shown = self._damaged.count <= PLACES_SHOWN
+        if number is None:
+            return False
         self.counters.add(metrics.CORRUPTIONS)
         if is_shown:
             self.counters.note_event("corruption", number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import gc
@@ -33,7 +32,7 @@ from mmcache.sharing.fleet import CAUSES, STATES, Fleet, Sample
 from mmcache.storage import shared
 from tests.support.faults import Fail, FailName, Kill, faults
 from tests.support.observe import open_files
-from tests.support.processes import in_child
+from tests.support.processes import Child, child, in_child, in_children
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -78,73 +77,6 @@ def leave_dead(path: str, *hits: int) -> None:
         os._exit(0)
 
     assert in_child(work) == 0
-
-
-def in_children(*actions: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Run in as many processes at once, and something here until all have done well."""
-    running = set()
-    for action in actions:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(in_child(action) != 0)
-        running.add(pid)
-    while running:
-        meanwhile()
-        for pid in list(running):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                assert status == 0
-                running.remove(pid)
-        os.sched_yield()
-
-
-class Child:
-    """A process that runs `work(child)`; the two talk over pipes. It is killed at the end."""
-
-    def __init__(self, work: Callable[[Child], object]) -> None:
-        self._in, there = os.pipe()
-        here, self._out = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self.close()
-            self._in, self._out = here, there
-            code = 70
-            try:
-                work(self)
-                code = 0
-            finally:
-                os._exit(code)
-        os.close(here)
-        os.close(there)
-
-    def say(self, byte: bytes = b".") -> None:
-        os.write(self._out, byte)
-
-    def hear(self) -> bytes:
-        return os.read(self._in, 1)
-
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        assert self.wait() == -signal.SIGKILL
-
-    def close(self) -> None:
-        os.close(self._in)
-        os.close(self._out)
-
-
-@contextlib.contextmanager
-def child(work: Callable[[Child], object]) -> Iterator[Child]:
-    process = Child(work)
-    try:
-        yield process
-    finally:
-        process.close()
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(process.pid, signal.SIGKILL)
-            os.waitpid(process.pid, 0)
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
