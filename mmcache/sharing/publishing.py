@@ -202,25 +202,18 @@ def build_once(
             raise
         except Exception as error:
             if error not in told:
-                counts.add(metrics.REBUILDS_FAILED)
-                failure = control.failure
-                if failure is None or failure.at < begun:  # it did not get as far as building, which tells by itself
-                    control.failed(error)
-                record_event(name, "rebuild_failed")
-                log.warning("%s: build failed: %s", name, str(error), extra={"event": "build_failed", "path": name})
+                _count_failure(name, error, control, counts, begun)
             else:
                 log.warning("%s: not built: %s", name, str(error), extra={"event": "build_failed", "path": name})
             raise
-        if served and is_asked_for:
-            operate.release(name, page)
-        if served:  # by another's build, which is counted there
-            return report
-        control.succeeded()
+        if not served:
+            control.succeeded()
         if is_asked_for:
             operate.release(name, page)
-        _count(name, report, counts, begun)
-        if control.superseded:
-            counts.add(metrics.REBUILDS_SUPERSEDED)
+        if not served:  # else by another's build, which is counted there
+            _count(name, report, counts, begun)
+            if control.superseded:
+                counts.add(metrics.REBUILDS_SUPERSEDED)
     return report
 
 
@@ -245,6 +238,15 @@ def _counted(path: str, counters: WorkerCounters | None) -> Iterator[WorkerCount
         yield own
     finally:
         own.close()
+
+
+def _count_failure(path: str, error: Exception, control: Announcer, counters: WorkerCounters, begun: float) -> None:
+    counters.add(metrics.REBUILDS_FAILED)
+    failure = control.failure
+    if failure is None or failure.at < begun:  # it did not get as far as building, which tells by itself
+        control.failed(error)
+    record_event(path, "rebuild_failed")
+    log.warning("%s: build failed: %s", path, str(error), extra={"event": "build_failed", "path": path})
 
 
 def _count(path: str, report: BuildReport, counters: WorkerCounters, begun: float) -> None:
