@@ -173,10 +173,9 @@ class Cache(CachedCollection):
         """What this process has seen."""
         watch = self._watch
         watch.counting.settle()
-        slot, snapshot = watch.counting.slot, watch.files.snapshot
-        counters = slot.counters()
+        counters, snapshot = watch.counting.counters, watch.files.snapshot
         return Stats(
-            **stats_of(counters, slot.words),
+            **stats_of(counters.counted(), counters.words),
             generation=None if snapshot is None else snapshot.generation,
             state=watch.view.decision.state,
         )

@@ -42,6 +42,29 @@ PLACES_SHOWN: Final = 64
 _FALLBACKS: Final = {cause: FALLBACKS + i for i, cause in enumerate(CAUSES)}
 
 
+class _Damaged:
+    """Damaged places of the file that was found damaged last, each once."""
+
+    def __init__(self) -> None:
+        self._file: object = None
+        self._places: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._places)
+
+    def add(self, file: object, place: str) -> int | None:
+        """The number of a new place; None for one that was there, or one too many."""
+        if self.count >= PLACES and file != self._file:
+            self._places.clear()
+        number = xxh3_64_intdigest(f"{file} {place}".encode("utf-8", "surrogateescape"))
+        if number in self._places or self.count >= PLACES:
+            return None
+        self._file = file
+        self._places.add(number)
+        return number
+
+
 class Counting:
     """bump: gives the number of each hit. mask: `sample` is due when a hit's number has none of its bits.
 
@@ -59,31 +82,30 @@ class Counting:
         on_fork(self)
 
     def begin_process(self) -> None:
-        """A forked child begins at zero: the slot is its parent's."""
-        self.slot = WorkerCounters()
+        """A forked child begins at zero: the counters are its parent's."""
+        self.counters = WorkerCounters()
         self.bump = itertools.count(1).__next__
         self._looks = 0
         self._told = 0
         self._flush_at = 0.0
-        self._damaged_file: object = None
-        self._damaged: set[int] = set()
+        self._damaged = _Damaged()
 
     # --- by reads
 
     def sample(self, begun: float, hits: int) -> bool:
         """Time a lookup, and flush now and then; whether so many were slow that the source should answer."""
         seconds = time.monotonic() - begun
-        slot = self.slot
-        slot.hits(hits)
-        slot.observe(LOOKUP, seconds)
+        counters = self.counters
+        counters.hits(hits)
+        counters.observe(LOOKUP, seconds)
         if not hits % HITS_PER_FLUSH:
-            slot.flush()
+            counters.flush()
         if self._slow_after is None:
             return False
         if seconds <= self._slow_after:
             self._slow_run = 0
             return False
-        slot.add(metrics.SLOW_LOOKUPS)
+        counters.add(metrics.SLOW_LOOKUPS)
         self._slow_run += 1
         if self._slow_run < _SLOW_RUN or not self._opens_circuit:
             return False
@@ -92,74 +114,70 @@ class Counting:
         return True
 
     def add(self, word: int, n: int = 1) -> None:
-        self.slot.add(word, n)
+        self.counters.add(word, n)
 
     def add_fallback(self, cause: str, n: int, seconds: float) -> None:
-        slot = self.slot
-        slot.add(metrics.FALLBACK_NS, int(seconds * 1e9))
-        slot.observe(FALLBACK, seconds)
+        counters = self.counters
+        counters.add(metrics.FALLBACK_NS, int(seconds * 1e9))
+        counters.observe(FALLBACK, seconds)
         if n:
-            slot.add(_FALLBACKS[cause], n)
+            counters.add(_FALLBACKS[cause], n)
         now = time.monotonic()
         if now >= self._flush_at:
             self._flush_at = now + _FLUSH_AFTER
-            slot.flush()
+            counters.flush()
 
     def add_damage(self, file: object, place: str) -> bool:
         """Count damage once for each place of a file; whether it is new. file: its generation, or its identity."""
         with self._lock:
-            if len(self._damaged) >= PLACES and file != self._damaged_file:
-                self._damaged.clear()
-            number = xxh3_64_intdigest(f"{file} {place}".encode("utf-8", "surrogateescape"))
-            if number in self._damaged or len(self._damaged) >= PLACES:
-                return False
-            self._damaged_file = file
-            self._damaged.add(number)
-            is_shown = len(self._damaged) <= PLACES_SHOWN
-        self.slot.add(metrics.CORRUPTIONS)
+            number = self._damaged.add(file, place)
+            is_shown = self._damaged.count <= PLACES_SHOWN
+        if number is None:
+            return False
+        self.counters.add(metrics.CORRUPTIONS)
         if is_shown:
-            self.slot.note_event("corruption", number)
-        self.slot.flush()
+            self.counters.note_event("corruption", number)
+        self.counters.flush()
         return True
 
     # --- by upkeep
 
     def add_opening(self, seconds: float) -> None:
-        self.slot.set(metrics.LOAD_NS, int(seconds * 1e9))
-        self.slot.observe(LOAD, seconds)
-        self.slot.add(metrics.OPENS)
+        self.counters.set(metrics.LOAD_NS, int(seconds * 1e9))
+        self.counters.observe(LOAD, seconds)
+        self.counters.add(metrics.OPENS)
 
     def settle(self) -> None:
         """Make the count of hits exact. `next` of a C iterator cannot be interrupted, so each number is given once. A
         look takes a number, too, and is taken off."""
         with self._lock:
             self._looks += 1
-            self.slot.set(metrics.LOOKS, self._looks)
-            self.slot.hits(self.bump())
+            self.counters.set(metrics.LOOKS, self._looks)
+            self.counters.hits(self.bump())
 
     def note_state(self, state: str) -> None:
         """Set the state, and count what was answered since the last decision by a file that was stale then."""
         self.settle()
-        slot = self.slot
-        counters = slot.counters()
-        hits = counters["hits"] + counters["batch_hits"]
-        if slot.words[metrics.STATE] == STATES.index("stale") and hits > self._told:
-            slot.add(metrics.STALE_SERVED, hits - self._told)
+        counters = self.counters
+        counted = counters.counted()
+        hits = counted["hits"] + counted["batch_hits"]
+        if counters.words[metrics.STATE] == STATES.index("stale") and hits > self._told:
+            counters.add(metrics.STALE_SERVED, hits - self._told)
         self._told = hits
-        slot.set(metrics.STATE, STATES.index(state))
+        counters.set(metrics.STATE, STATES.index(state))
 
     def note_gauges(self, path: str, label: str, generation: int, pinned: list[Snapshot]) -> None:
         """Tell what others can see of this worker, and write all of it."""
-        slot = self.slot
-        slot.share(path, label=label)
-        slot.set(metrics.SEEN_NS, time.time_ns())
-        slot.set(metrics.GENERATION, generation)
-        slot.set(metrics.PINNED, len(pinned))
-        slot.set(metrics.MAPPED_BYTES, sum(snapshot.header.file_size for snapshot in pinned))
-        slot.set(metrics.PRIVATE_BYTES, shared.private_bytes())
+        counters = self.counters
+        counters.share(path, label=label)
+        counters.set(metrics.SEEN_NS, time.time_ns())
+        counters.set(metrics.GENERATION, generation)
+        counters.set(metrics.PINNED, len(pinned))
+        counters.set(metrics.MAPPED_BYTES, sum(snapshot.header.file_size for snapshot in pinned))
+        counters.set(metrics.PRIVATE_BYTES, shared.private_bytes())
         self.settle()
-        slot.flush()
+        counters.flush()
 
     def close(self) -> None:
         self.settle()
-        self.slot.close()
+        self.counters.close()

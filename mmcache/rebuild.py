@@ -89,7 +89,7 @@ class Rebuilder:
             self.files.path,
             self.source,
             page=page,
-            slot=self._counting.slot,
+            counters=self._counting.counters,
             cluster_by=self.options.cluster_by,
             metadata=self.options.metadata,
             timeout=timeout,

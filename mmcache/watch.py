@@ -442,7 +442,7 @@ class Watch:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
         try:
             return invalidation.invalidate(
-                self.path, self._page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.slot
+                self.path, self._page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.counters
             )
         finally:
             self.look(time.monotonic())

@@ -26,11 +26,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..sharing.operate import disable
 
     path: str = arguments.file
-    is_changed = disable(path, reason=arguments.reason)
-    if output.json:
-        output.document({"path": path, "disabled": is_changed})
-    elif is_changed:
-        output.say(f"{printable(path)}: answered by the source; to end that: mmcache enable {printable(path)}")
-    else:
-        output.note(f"{path}: was disabled already")
+    output.change(
+        path,
+        "disabled",
+        is_changed=disable(path, reason=arguments.reason),
+        done=f"answered by the source; to end that: mmcache enable {printable(path)}",
+        unchanged="was disabled already",
+    )
     return OK

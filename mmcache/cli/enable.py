@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from ..words import printable
 from .options import OK, file_argument
 from .output import Output
 
@@ -19,11 +18,5 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..sharing.operate import enable
 
     path: str = arguments.file
-    is_changed = enable(path)
-    if output.json:
-        output.document({"path": path, "enabled": is_changed})
-    elif is_changed:
-        output.say(f"{printable(path)}: the file answers again")
-    else:
-        output.note(f"{path}: was not disabled")
+    output.change(path, "enabled", is_changed=enable(path), done="the file answers again", unchanged="was not disabled")
     return OK

@@ -103,6 +103,15 @@ class Output:
             )
             self.say("  " + "  ".join(aligned).rstrip())
 
+    def change(self, path: str, word: str, *, is_changed: bool, done: str, unchanged: str) -> None:
+        """What moving a lever did. word: for it in JSON. done, unchanged: what a person reads behind the path."""
+        if self.json:
+            self.document({"path": path, word: is_changed})
+        elif is_changed:
+            self.say(f"{printable(path)}: {done}")
+        else:
+            self.note(f"{path}: {unchanged}")
+
     # --- stderr
 
     def note(self, text: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 
-from ..words import printable
 from .options import OK, file_argument
 from .output import Output
 
@@ -23,11 +22,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..sharing.operate import resume
 
     path: str = arguments.file
-    is_changed = resume(path)
-    if output.json:
-        output.document({"path": path, "resumed": is_changed})
-    elif is_changed:
-        output.say(f"{printable(path)}: goes on as its age and source ask for")
-    else:
-        output.note(f"{path}: was not held")
+    output.change(
+        path, "resumed", is_changed=resume(path), done="goes on as its age and source ask for", unchanged="was not held"
+    )
     return OK

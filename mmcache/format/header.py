@@ -138,27 +138,8 @@ def parse_header(data: bytes, actual_size: int, *, older: bool = False) -> Heade
     data = data[:HEADER_SIZE]
     if data[:8] != MAGIC:
         raise _corrupt("header", f"not an mmcache file: expected magic {MAGIC!r}, found {data[:8]!r}")
-    (
-        _,
-        major,
-        minor,
-        patch,
-        flags,
-        section_count,
-        table_offset,
-        file_size,
-        generation,
-        created_ns,
-        elapsed_ns,
-        build_id,
-        sha256,
-        fingerprint,
-        soft,
-        hard,
-        ring,
-        page,
-        checksum,
-    ) = _HEADER.unpack(data)
+    _, major, minor, patch, flags, section_count, table_offset, file_size, *others, checksum = _HEADER.unpack(data)
+    header = Header(*[file_size, section_count, *others, (major, minor, patch)])  # in the order of its fields
     if major > VERSION[0] or (major < VERSION[0] and not older):
         raise IncompatibleFormatError(
             f"format {major}.{minor}.{patch}, and this version reads {VERSION[0]}.x: "
@@ -182,29 +163,15 @@ def parse_header(data: bytes, actual_size: int, *, older: bool = False) -> Heade
         raise _corrupt("header", f"expected 1 to {MAX_SECTIONS} sections, found {section_count}")
     if HEADER_SIZE + section_count * TABLE_ROW_SIZE > file_size:
         raise _corrupt("header", f"the section table of {section_count} rows does not fit into {file_size} bytes")
-    if not 0 < generation <= MAX_GENERATION:
-        raise _corrupt("header", f"generation {generation} was never published")
+    if not 0 < header.generation <= MAX_GENERATION:
+        raise _corrupt("header", f"generation {header.generation} was never published")
     if (
         major == VERSION[0]
         and minor <= VERSION[1]
         and (data[14:16] != b"\0\0" or any(data[176 if minor else 168 : _CHECKED]))
     ):
         raise _corrupt("header", "reserved bytes are not zero")
-    return Header(
-        file_size=file_size,
-        section_count=section_count,
-        generation=generation,
-        created_ns=created_ns,
-        elapsed_ns=elapsed_ns,
-        build_id=build_id,
-        sha256=sha256,
-        fingerprint=fingerprint,
-        soft=soft,
-        hard=hard,
-        ring=ring,
-        page=page,
-        version=(major, minor, patch),
-    )
+    return header
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class WorkerCounters:
         """Remember what happened, for the next flush. kind: one of EVENTS."""
         self._events.append((time.time_ns(), EVENTS.index(kind), min(max(value, 0), U64)))
 
-    def counters(self) -> dict[str, int]:
+    def counted(self) -> dict[str, int]:
         """Of this object alone; hits without looks."""
         return _counters(self._words(FIRST_BUCKET)[FIRST_COUNTER:FIRST_BUCKET])
 

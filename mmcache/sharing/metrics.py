@@ -105,6 +105,11 @@ def _counter(name: str, help: str, *, family: str = "", stats: str = "", **more:
     return Family(family or name, "counter", help, **more).add(name, stats=stats)
 
 
+def _told_apart(name: str, label: str, help: str, panel: Panel) -> Family:  # noqa: A002 (as above)
+    """Counters of one family, told apart by a label, and a row of `mmcache status`."""
+    return Family(name, "counter", help, label=label, row=name, panel=panel)
+
+
 def _histogram(name: str, help: str, bounds: range, panel: Panel) -> int:  # noqa: A002 (as above)
     return Family(f"{name}_seconds", "histogram", help, "ns", bounds=bounds, panel=panel).add(name)
 
@@ -169,13 +174,11 @@ MISSES: Final = _counter("misses", "Ids that no tier had.", stats="misses", pane
 STALE_SERVED: Final = _counter(
     "stale_served", "Answers from a file that was stale or expired.", stats="stale_served", panel=_ANSWERS
 )
-_FALLBACKS: Final = Family(
+_FALLBACKS: Final = _told_apart(
     "fallbacks",
-    "counter",
+    "cause",
     "Answers from the source, by why the file did not give them.",
-    label="cause",
-    row="fallbacks",
-    panel=Panel("Answers from the source, by cause", "ops", "rate"),
+    Panel("Answers from the source, by cause", "ops", "rate"),
 )
 FALLBACKS: Final = min([_FALLBACKS.add(f"fallback_{cause}", cause, stats="fallbacks") for cause in CAUSES])
 FALLBACK_NS: Final = _counter(
@@ -192,27 +195,18 @@ OPENS: Final = _counter("opens", "Files opened.", stats="opens", panel=_FILES)
 ADOPTIONS: Final = _counter("adoptions", "Newer files taken over while running.", stats="adoptions", panel=_FILES)
 REFUSALS: Final = _counter("refusals", "Newer files that were refused.", stats="refusals", panel=_FILES)
 SLOW_LOOKUPS: Final = _counter("slow_lookups", "Lookups in the file that took too long.", stats="slow_lookups")
-_REBUILDS: Final = Family(
+_REBUILDS: Final = _told_apart(
     "rebuilds",
-    "counter",
+    "result",
     "Rebuilds that a worker ran, by how they ended.",
-    label="result",
-    row="rebuilds",
-    panel=Panel("Rebuilds within an hour", "none", "hour"),
+    Panel("Rebuilds within an hour", "none", "hour"),
 )
 REBUILDS_OK: Final = _REBUILDS.add("rebuilds_ok", "ok", stats="rebuilds")
 REBUILDS_UNCHANGED: Final = _REBUILDS.add("rebuilds_unchanged", "unchanged")
 REBUILDS_FAILED: Final = _REBUILDS.add("rebuilds_failed", "failed", stats="build_failures")
 REBUILDS_SUPERSEDED: Final = _REBUILDS.add("rebuilds_superseded", "superseded")
 REBUILDS_LOST_RACE: Final = _REBUILDS.add("rebuilds_lost_race", "lost_race")
-_CALLS: Final = Family(
-    "invalidations",
-    "counter",
-    "Calls that invalidated something.",
-    label="kind",
-    row="invalidations",
-    panel=_INVALIDATIONS,
-)
+_CALLS: Final = _told_apart("invalidations", "kind", "Calls that invalidated something.", _INVALIDATIONS)
 INVALIDATIONS_IDS: Final = _CALLS.add("invalidations_ids", "ids", stats="invalidations")
 INVALIDATIONS_SOFT: Final = _CALLS.add("invalidations_soft", "soft", stats="invalidations")
 INVALIDATIONS_HARD: Final = _CALLS.add("invalidations_hard", "hard", stats="invalidations")

@@ -140,7 +140,7 @@ def build_once(
     source: Source,
     *,
     page: Page | None = None,
-    slot: WorkerCounters | None = None,
+    counters: WorkerCounters | None = None,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -157,10 +157,10 @@ def build_once(
 
     serves: whether the file that is there will do. asked_ns: one that was built, or found to be right, after that does.
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
-    time.monotonic(), for a caller who waited before. page, slot: the page and the counters to use, if the caller has
-    them. lock: a descriptor that holds the build lock already. exact: build what is asked for here and no more; else
-    what the published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if
-    they are not the source's own. lead_ns: how long it took to get here.
+    time.monotonic(), for a caller who waited before. page, counters: those to use, if the caller has them. lock: a
+    descriptor that holds the build lock already. exact: build what is asked for here and no more; else what the
+    published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if they are
+    not the source's own. lead_ns: how long it took to get here.
     """
     name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
@@ -181,7 +181,7 @@ def build_once(
             served.append(there)
         return bool(served)
 
-    with _counted(name, slot) as counts, contextlib.ExitStack() as ending:
+    with _counted(name, counters) as counts, contextlib.ExitStack() as ending:
         ending.callback(control.close)
         try:
             report = storage.publish(
@@ -202,25 +202,18 @@ def build_once(
             raise
         except Exception as error:
             if error not in told:
-                counts.add(metrics.REBUILDS_FAILED)
-                failure = control.failure
-                if failure is None or failure.at < begun:  # it did not get as far as building, which tells by itself
-                    control.failed(error)
-                record_event(name, "rebuild_failed")
-                log.warning("%s: build failed: %s", name, str(error), extra={"event": "build_failed", "path": name})
+                _count_failure(name, error, control, counts, begun)
             else:
                 log.warning("%s: not built: %s", name, str(error), extra={"event": "build_failed", "path": name})
             raise
-        if served and is_asked_for:
-            operate.release(name, page)
-        if served:  # by another's build, which is counted there
-            return report
-        control.succeeded()
+        if not served:
+            control.succeeded()
         if is_asked_for:
             operate.release(name, page)
-        _count(name, report, counts, begun)
-        if control.superseded:
-            counts.add(metrics.REBUILDS_SUPERSEDED)
+        if not served:  # else by another's build, which is counted there
+            _count(name, report, counts, begun)
+            if control.superseded:
+                counts.add(metrics.REBUILDS_SUPERSEDED)
     return report
 
 
@@ -236,9 +229,9 @@ def _is_after(layout: Layout, control: Announcer, asked_ns: int) -> bool:
 
 
 @contextlib.contextmanager
-def _counted(path: str, slot: WorkerCounters | None) -> Iterator[WorkerCounters]:
-    if slot is not None:
-        yield slot
+def _counted(path: str, counters: WorkerCounters | None) -> Iterator[WorkerCounters]:
+    if counters is not None:
+        yield counters
         return
     own = WorkerCounters.open(path, label="build")
     try:
@@ -247,11 +240,20 @@ def _counted(path: str, slot: WorkerCounters | None) -> Iterator[WorkerCounters]
         own.close()
 
 
-def _count(path: str, report: BuildReport, slot: WorkerCounters, begun: float) -> None:
+def _count_failure(path: str, error: Exception, control: Announcer, counters: WorkerCounters, begun: float) -> None:
+    counters.add(metrics.REBUILDS_FAILED)
+    failure = control.failure
+    if failure is None or failure.at < begun:  # it did not get as far as building, which tells by itself
+        control.failed(error)
+    record_event(path, "rebuild_failed")
+    log.warning("%s: build failed: %s", path, str(error), extra={"event": "build_failed", "path": path})
+
+
+def _count(path: str, report: BuildReport, counters: WorkerCounters, begun: float) -> None:
     took = time.monotonic() - begun
     if report.changed:
-        slot.add(metrics.REBUILDS_OK)
-        slot.observe(metrics.BUILD, took)
+        counters.add(metrics.REBUILDS_OK)
+        counters.observe(metrics.BUILD, took)
         record_event(path, "rebuild", report.generation)
         log.info(
             "%s: generation %d published in %.3f s",
@@ -261,7 +263,7 @@ def _count(path: str, report: BuildReport, slot: WorkerCounters, begun: float) -
             extra={"event": "published", "path": path, "generation": report.generation, "seconds": took},
         )
         return
-    slot.add(metrics.REBUILDS_UNCHANGED)
+    counters.add(metrics.REBUILDS_UNCHANGED)
     record_event(path, "unchanged", report.generation)
     log.info(
         "%s: generation %d is still right",

@@ -20,17 +20,7 @@ from ..errors import MissingFileError, PublishError, UnusableFileError
 from ..format.header import HEADER_SIZE
 from ..format.layout import Layout
 from . import fs
-from .publish import (
-    MODE,
-    BuildReport,
-    Control,
-    _check_replaceable,
-    _next_generation,
-    _Published,
-    _read_back,
-    _report,
-    _sync,
-)
+from .commit import MODE, BuildReport, Control, Published, check_replaceable, commit, next_generation
 from .verify import verify_bytes
 
 __all__ = ["put_line", "remove_line", "roll_back"]
@@ -83,31 +73,26 @@ def roll_back(
     with fs.Directory(path) as directory, directory.lock(timeout), directory.create() as file:
         if fs.identity_of(path) != seen:
             raise PublishError("another file was published meanwhile, so the backup is another, too: look", path=path)
-        _check_replaceable(directory, directory.name)
+        check_replaceable(directory, directory.name)
         backup = _copy_backup(directory, file)
-        present = _Published.of(directory).layout
+        present = Published.of(directory).layout
         tokens = control.tokens()
         header = replace(
             backup.header,
-            generation=_next_generation(directory, control.generation),
+            generation=next_generation(directory, control.generation),
             created_ns=time.time_ns(),
             fingerprint=fingerprint,
-            soft=tokens.soft,
-            hard=tokens.hard,
-            ring=tokens.ring,
-            page=tokens.page,
+            **tokens._asdict(),
         )
-        file.write(0, header.pack())
-        file.seal(MODE)
-        layout = _read_back(directory, file, header)
-        control.verified(header, file.identity(), keep=fs.identity_of(directory.path))
         left = 0 if present is None else present.header.generation
-        with _held(directory, line(left, backup.header.generation)), _kept(directory, there=present is not None):
-            directory.rename(file.name or "", directory.name)
-            file.published()
-        durable = _sync(directory)
-        control.published(layout, present)
-        return _report(directory, layout, begun, changed=True, durable=durable)
+        keeping = _exchanged(directory, line(left, backup.header.generation), there=present is not None)
+        return commit(directory, file, header, control=control, before=present, keeping=keeping, begun=begun)
+
+
+@contextlib.contextmanager
+def _exchanged(directory: fs.Directory, line: str, *, there: bool) -> Iterator[None]:
+    with _held(directory, line), _kept(directory, there=there):
+        yield
 
 
 @contextlib.contextmanager

@@ -11,31 +11,21 @@ file itself. A failed fsync is never tried again: the second one would report a 
 from __future__ import annotations
 
 import contextlib
-import logging
-import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from ..errors import (
-    BuildError,
-    MissingFileError,
-    MmcacheError,
-    PublishError,
-    UntrustedPathError,
-    UnusableFileError,
-)
-from ..format.header import HEADER_SIZE, MAGIC, Header, Tokens, parse_header
+from ..errors import BuildError, PublishError, UnusableFileError
+from ..format.header import HEADER_SIZE, Header, Tokens, parse_header
 from ..format.layout import Layout
 from ..schema import Schema
 from ..sources import Source
 from . import fs
-from .builder import Progress, Staged, lay_out, stage, write
+from .builder import Digest, Progress, Staged, lay_out, stage, write
+from .commit import MODE, BuildReport, Control, Published, check_replaceable, commit, next_generation, report
 from .describe import description_in
 from .descriptors import Descriptor
-from .verify import verify_bytes
 
 __all__ = [
     "LOCK_TIMEOUT",
@@ -49,36 +39,10 @@ __all__ = [
     "publish",
 ]
 
-log = logging.getLogger("mmcache")
-
-MODE = 0o444
-"""Of a published file: a stray in-place write, which would pull the pages from under every reader, fails."""
-
 LOCK_TIMEOUT = 600.0
 
 _TICK = 0.025
 """Longer than a tick of any file system's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What is published now, and what this build did about it.
-
-    records: per collection. size: of the file, bytes. build_id, sha256: of the content, hexadecimal.
-    seconds: that this call took. changed: whether the published file is another than before; False when the content
-    was the same, or when someone else had just built it. durable: False if the file system could not promise that
-    the new name survives a power cut.
-    """
-
-    path: str
-    generation: int
-    records: Mapping[str, int]
-    size: int
-    build_id: str
-    sha256: str
-    seconds: float
-    changed: bool
-    durable: bool = True
 
 
 class Order(NamedTuple):
@@ -92,26 +56,6 @@ class Order(NamedTuple):
 Serves = Callable[[Layout | None], bool]
 Revise = Callable[[Order, Layout | None], Order]
 """What to build, seen what the published file, or else its backup, says of itself."""
-
-
-class Control(Protocol):
-    """What publishing asks of a control page, and tells it."""
-
-    @property
-    def generation(self) -> int:
-        """The last that was announced; 0 for none."""
-        ...
-
-    def tokens(self) -> Tokens: ...
-    def begin(self) -> None: ...
-    def end(self) -> None: ...
-    def failed(self, error: BaseException) -> None: ...
-    def noticed(self, header: Header) -> None: ...
-    def verified(self, header: Header, identity: fs.Identity, *, keep: fs.Identity | None) -> None: ...
-    def published(self, layout: Layout, before: Layout | None) -> None: ...
-    def revalidated(
-        self, header: Header, tokens: Tokens, checked_ns: int, elapsed_ns: int, fingerprint: bytes
-    ) -> bool: ...
 
 
 def publish(
@@ -142,73 +86,98 @@ def publish(
     opened = fs.Directory(os.fspath(path), make=True)
     with opened as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
         for name in (directory.name, fs.backup_name(directory.name)):
-            _check_replaceable(directory, name)
+            check_replaceable(directory, name)
         if control is not None:
             _announce(directory, control)
-        old = _Published.of(directory)
+        old = Published.of(directory)
         if unless is not None and unless(old.layout) and old.layout is not None:
-            return _report(directory, old.layout, begun, changed=False)
+            return report(directory, old.layout, begun, changed=False)
         building.enter_context(_announced(control))
         before = old.layout or description_in(directory)
         if revise is not None:
             order = revise(order, before)
             if order.source is not source:
                 building.callback(_close, order.source)
-        source, clusters = order.source, _clusters(order)
-        directory.sweep()
-        with contextlib.ExitStack() as scratch, directory.create() as file:
-            tokens = Tokens() if control is None else control.tokens()
-            fingerprint = _fingerprint(source)
-            created_ns, started_ns = time.time_ns(), time.monotonic_ns()
-            staged = _stage(source, clusters, directory, scratch, progress)
-            plan = lay_out(
-                staged,
-                writer=_writer(),
-                source=source.spec(),
-                metadata=order.metadata,
-                asked=() if set(wanted) == set(source.schemas) else wanted,
-            )
-            file.allocate(plan.size)
-            digest = write(plan, file, progress)
-            current = old.layout if old.is_there(directory) else _Published.of(directory).layout
-            elapsed_ns = lead_ns + time.monotonic_ns() - started_ns
-            as_good_as = tokens, created_ns, elapsed_ns, fingerprint
-            if (
-                current is not None
-                and current.header.build_id == digest.build_id
-                # Where this cannot be noted for everybody, only a new header can tell.
-                and (control is None or control.revalidated(current.header, *as_good_as))
-            ):
-                return _report(directory, current, begun, changed=False)
-            header = Header(
-                file_size=digest.size,
-                section_count=digest.section_count,
-                generation=_next_generation(directory, 0 if control is None else control.generation),
-                created_ns=created_ns,
-                elapsed_ns=elapsed_ns,
-                build_id=digest.build_id,
-                sha256=digest.sha256,
-                fingerprint=fingerprint,
-                soft=tokens.soft,
-                hard=tokens.hard,
-                ring=tokens.ring,
-                page=tokens.page,
-            )
-            file.write(0, header.pack())
-            file.seal(MODE)
-            layout = _read_back(directory, file, header)
-            if control is not None:  # a reader may open it from the moment on at which it has its name
-                control.verified(header, file.identity(), keep=fs.identity_of(directory.path))
-            if lock is not None:
-                directory.check_lock(lock)  # whatever replaced the lock file meanwhile let another builder in
-            if current is not None:
-                _back_up(directory)
-            directory.rename(file.name or "", directory.name)
-            file.published()
-        durable = _sync(directory)
-        if control is not None:
-            control.published(layout, before)
-        return _report(directory, layout, begun, changed=True, durable=durable)
+        return _build(
+            directory,
+            order,
+            old,
+            before=before,
+            lock=lock,
+            asked=() if set(wanted) == set(order.source.schemas) else wanted,
+            progress=progress,
+            control=control,
+            lead_ns=lead_ns,
+            begun=begun,
+        )
+
+
+def _build(
+    directory: fs.Directory,
+    order: Order,
+    old: Published,
+    *,
+    before: Layout | None,
+    lock: Descriptor | None,
+    asked: Sequence[Schema],
+    progress: Progress | None,
+    control: Control | None,
+    lead_ns: int,
+    begun: float,
+) -> BuildReport:
+    """Build under the lock, and publish; unless the content is what is published now."""
+    source, clusters = order.source, _clusters(order)
+    directory.sweep()
+    with directory.create() as file:
+        tokens = Tokens() if control is None else control.tokens()
+        fingerprint = _fingerprint(source)
+        created_ns, started_ns = time.time_ns(), time.monotonic_ns()
+        digest = _write(directory, file, order, clusters, asked=asked, progress=progress)
+        current = old.layout if old.is_there(directory) else Published.of(directory).layout
+        elapsed_ns = lead_ns + time.monotonic_ns() - started_ns
+        as_good_as = tokens, created_ns, elapsed_ns, fingerprint
+        if (
+            current is not None
+            and current.header.build_id == digest.build_id
+            # Where this cannot be noted for everybody, only a new header can tell.
+            and (control is None or control.revalidated(current.header, *as_good_as))
+        ):
+            return report(directory, current, begun, changed=False)
+        header = Header(
+            file_size=digest.size,
+            section_count=digest.section_count,
+            generation=next_generation(directory, 0 if control is None else control.generation),
+            created_ns=created_ns,
+            elapsed_ns=elapsed_ns,
+            build_id=digest.build_id,
+            sha256=digest.sha256,
+            fingerprint=fingerprint,
+            **tokens._asdict(),
+        )
+        keeping = _backed_up(directory, lock, there=current is not None)
+        return commit(directory, file, header, control=control, before=before, keeping=keeping, begun=begun)
+
+
+def _write(
+    directory: fs.Directory,
+    file: fs.WriteFile,
+    order: Order,
+    clusters: Mapping[str, str],
+    *,
+    asked: Sequence[Schema],
+    progress: Progress | None,
+) -> Digest:
+    """Read the source, and write all but the header."""
+    with contextlib.ExitStack() as scratch:
+        plan = lay_out(
+            _stage(order.source, clusters, directory, scratch, progress),
+            writer=_writer(),
+            source=order.source.spec(),
+            metadata=order.metadata,
+            asked=asked,
+        )
+        file.allocate(plan.size)
+        return write(plan, file, progress)
 
 
 def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_run: bool = False) -> list[str]:
@@ -226,7 +195,7 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
             return []  # no writer was ever here: leave no lock file behind either
         if not dry_run:
             held.enter_context(directory.lock(timeout))
-        found = [name for name in places if _check_replaceable(directory, name)]
+        found = [name for name in places if check_replaceable(directory, name)]
         if not dry_run:
             directory.sweep()
             for name in found:
@@ -267,26 +236,6 @@ def _fingerprint(source: Source) -> bytes:
         time.sleep(_TICK)
         fingerprint = source.fingerprint()
     return fingerprint
-
-
-def _check_replaceable(directory: fs.Directory, name: str) -> bool:
-    """Whether there is a file, which is a cache file: a mistyped path replaces no database.
-
-    A file that is empty, begins with zeros or has up to two wrong bytes in its magic may be one that was damaged.
-    Raises UntrustedPathError for any other.
-    """
-    try:
-        file = directory.read(name)
-    except MissingFileError:
-        return False
-    with contextlib.closing(file):
-        head = file.read(0, len(MAGIC))
-    if any(head) and sum(map(operator.eq, head, MAGIC)) < len(MAGIC) - 2:
-        raise UntrustedPathError(
-            f"is not an mmcache file (it begins with {head!r}), and is left alone: use another path, or remove it",
-            path=file.path,
-        )
-    return True
 
 
 def _close(source: Source) -> None:
@@ -338,79 +287,14 @@ def _stage(
         ]
 
 
-class _Published(NamedTuple):
-    """The published file as it was found. layout: None unless every byte of it passes its checksum."""
-
-    layout: Layout | None
-    identity: fs.Identity | None
-
-    @classmethod
-    def of(cls, directory: fs.Directory) -> _Published:
-        """O(file): it is read once."""
-        try:
-            file = directory.read(directory.name)
-            try:
-                return cls(verify_bytes(file.read, file.size), file.identity)
-            finally:
-                file.close()
-        except UnusableFileError:
-            return cls(None, fs.identity_of(directory.path))
-
-    def is_there(self, directory: fs.Directory) -> bool:
-        """Whether it was not written since."""
-        return fs.identity_of(directory.path) == self.identity
-
-
-_FURTHEST: Final = 2**20
-"""Generations that a page may be ahead of file and backup: one that claims more is wrong."""
-
-
-def _next_generation(directory: fs.Directory, announced: int) -> int:
-    """One more than any generation that a reader can have seen."""
-    found = _next_of_files(directory)
-    return max(found, announced + 1) if announced < found + _FURTHEST else found
-
-
-def _next_of_files(directory: fs.Directory) -> int:
-    """One more than the published generation.
-
-    The header alone tells, even of a file that is damaged behind it. Where not even that can be read, the backup is
-    of the generation before the lost one. A file that is there and that the system does not let us read now could be
-    of any generation: raises PublishError.
-    """
-    for name, step in ((directory.name, 1), (fs.backup_name(directory.name), 2)):
-        try:
-            file = directory.read(name)
-            try:
-                return parse_header(file.read(0, HEADER_SIZE), file.size, older=True).generation + step
-            finally:
-                file.close()
-        except UnusableFileError as error:
-            if error.cause == UnusableFileError.cause:
-                raise PublishError(
-                    f"{name!r} {error.message}, so its generation is unknown; the published file is unchanged",
-                    path=directory.path,
-                ) from None
-    return 1
-
-
-def _read_back(directory: fs.Directory, file: fs.WriteFile, header: Header) -> Layout:
-    """Open the new file as a reader would and verify all of it: what is published is known to be readable."""
-    try:
-        written = directory.read(file.name or "")
-        try:
-            layout = verify_bytes(written.read, written.size)
-        finally:
-            written.close()
-    except MmcacheError as error:
-        raise PublishError(
-            f"the new file did not read back as written ({error}); the published file is unchanged", path=directory.path
-        ) from None
-    if layout.header != header:
-        raise PublishError(
-            "another file stood in the place of the new one; the published file is unchanged", path=directory.path
-        )
-    return layout
+@contextlib.contextmanager
+def _backed_up(directory: fs.Directory, lock: Descriptor | None, *, there: bool) -> Iterator[None]:
+    """Make the present file the backup, before another takes its place."""
+    if lock is not None:
+        directory.check_lock(lock)  # whatever replaced the lock file meanwhile let another builder in
+    if there:
+        _back_up(directory)
+    yield
 
 
 def _back_up(directory: fs.Directory) -> None:
@@ -440,32 +324,6 @@ def _back_up(directory: fs.Directory) -> None:
         copy.seal(MODE)
         directory.rename(copy.name or "", backup)
         copy.published()
-
-
-def _sync(directory: fs.Directory) -> bool:
-    """Make the rename durable. It cannot be taken back, so a failure is told, not raised."""
-    try:
-        directory.sync()
-    except PublishError as error:
-        log.warning("published, but not known to be durable: %s", error, extra={"event": "not_durable"})
-        return False
-    return True
-
-
-def _report(
-    directory: fs.Directory, layout: Layout, begun: float, *, changed: bool, durable: bool = True
-) -> BuildReport:
-    return BuildReport(
-        path=directory.path,
-        generation=layout.header.generation,
-        records={name: collection.n for name, collection in layout.collections.items()},
-        size=layout.header.file_size,
-        build_id=layout.header.build_id.hex(),
-        sha256=layout.header.sha256.hex(),
-        seconds=time.monotonic() - begun,
-        changed=changed,
-        durable=durable,
-    )
 
 
 def _writer() -> str:

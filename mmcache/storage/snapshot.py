@@ -972,24 +972,18 @@ class Snapshot(Mapping[str, Record]):
             known = verify == "auto" and host is not None and host.knows(layout.header, file.identity)
             if only_known and not (access == "mmap" and (known or verify == "lazy")):
                 raise UnverifiedError
-            if access == "copy":
-                in_memory = file.read(0, file.size)
-                if len(in_memory) != file.size:
-                    raise CorruptFileError(f"expected {file.size} bytes, found {len(in_memory)}: it shrinks while read")
-                buffer: Any = in_memory
-            else:
-                in_memory, buffer = None, file.map()
+            in_memory = _whole(file) if access == "copy" else None
+            buffer: Any = file.map() if in_memory is None else in_memory
             view = memoryview(buffer)
-            blocks: Blocks | None = Blocks(view, layout)
-            if known and access == "mmap":
-                blocks = None
-            elif verify == "full" or access == "copy" or (verify == "auto" and file.size <= AUTO_FULL_BYTES):
-                blocks.verify_all()  # type: ignore[union-attr]
-                blocks = None
-                if host is not None:
-                    host.verified(layout.header, file.identity)
-            elif verify == "auto":
-                _verify_indexes(layout, view, blocks)  # type: ignore[arg-type]
+            blocks = None if known and access == "mmap" else Blocks(view, layout)
+            if blocks is not None:
+                if verify == "full" or access == "copy" or (verify == "auto" and file.size <= AUTO_FULL_BYTES):
+                    blocks.verify_all()
+                    blocks = None
+                    if host is not None:
+                        host.verified(layout.header, file.identity)
+                elif verify == "auto":
+                    _verify_indexes(layout, view, blocks)
             ids_verified = blocks is None or verify == "auto"
             generation, build_id = layout.header.generation, layout.header.build_id
             path = os.path.abspath(file.path)
@@ -1203,6 +1197,13 @@ class Snapshot(Mapping[str, Record]):
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}: {len(collection)}" for name, collection in self._collections.items())
         return f"<Snapshot {self.path!r}, generation {self.generation}, {counts}>"
+
+
+def _whole(file: ReadFile) -> bytes:
+    data = file.read(0, file.size)
+    if len(data) != file.size:
+        raise CorruptFileError(f"expected {file.size} bytes, found {len(data)}: it shrinks while read")
+    return data
 
 
 def _verify_indexes(layout: Layout, view: memoryview, blocks: Blocks) -> None:

@@ -176,7 +176,7 @@ def _watch(place: Path) -> Callable[[Child], None]:
 
 def _held(place: Path) -> bool:
     for name in place.glob("*.mmc.*"):
-        if name.suffix in (".lock", ".ctl", ".metrics"):
+        if name.suffix in (".lock", ".ctl"):
             with name.open("r+b") as file:
                 for lock in (fcntl.flock, fcntl.lockf):
                     try:
@@ -226,7 +226,7 @@ def _faults(scene: Scene, watcher: Child, name: str, open_before: dict[int, str]
     scene.cache.close()
     del scene.cache
     observe.await_polls()
-    left = [name for name in observe.beside(scene.path) if name.endswith((".tmp", ".new", ".slot"))]
+    left = [name for name in observe.beside(scene.path) if name.endswith((".tmp", ".new"))]
     wakes = [name for name in scene.path.parent.iterdir() if name.suffix == ".wake"]
     found += [f"files: {left}"] * bool(left) + [f"{len(wakes)} wake files"] * (len(wakes) > 1)
     if _opened(scene, open_before):

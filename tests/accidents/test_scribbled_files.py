@@ -32,10 +32,10 @@ from tests.accidents.stage import (
 
 VICTIMS = {
     "page": (".ctl",),
-    "counters": (".metrics", ".slot", ".counts"),
+    "counters": (".counts",),
     "lock": (".lock",),
     "wake": (".wake",),
-    "all": (".ctl", ".metrics", ".slot", ".counts", ".lock"),
+    "all": (".ctl", ".counts", ".lock"),
 }
 
 Damage = Callable[[Path], None]

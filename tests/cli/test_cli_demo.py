@@ -64,7 +64,7 @@ def test_a_builder_was_killed_and_the_next_one_published(demo):
     assert killed["lock_seconds"] > 0
 
 
-def test_the_workers_were_shown_as_their_slots_have_them(demo):
+def test_the_workers_were_shown_as_their_counters_have_them(demo):
     result = demo[0].json
     for frame, generation in zip(result["fleet"], (4, result["killed"]["generation"]), strict=True):
         assert sorted(worker["label"] for worker in frame) == [f"worker {i}" for i in range(1, 5)]

@@ -274,7 +274,7 @@ def test_a_pool_lives_through_writes_rebuilds_and_deaths_without_a_wrong_answer(
         worker.stop((home / "gate").unlink)
         assert last.get(timeout=PATIENCE) == "pattern-0"
         assert builds(path) == (3, 0)
-        assert_nothing_is_left(worker, slots=len(counted) + 1)  # a process that rebuilds counts, too
+        assert_nothing_is_left(worker, counter_files=len(counted) + 1)  # a process that rebuilds counts, too
         assert "ResourceWarning" not in worker.log()
 
 
@@ -289,14 +289,14 @@ def test_processes_that_live_for_a_few_tasks_leave_nothing(home: Path) -> None:
         assert len(pids) >= 24
         assert builds(worker.path) == (4, 0)
         worker.stop()
-        assert_nothing_is_left(worker, slots=5)  # of the last; those before them were folded by the next
+        assert_nothing_is_left(worker, counter_files=5)  # of the last; those before them were folded by the next
 
 
-def assert_nothing_is_left(worker: Worker, *, slots: int) -> None:
+def assert_nothing_is_left(worker: Worker, *, counter_files: int) -> None:
     assert not inside.fleet_of(worker.path).workers
     left = set(os.listdir(worker.directory)) - {*DIRECTORIES, "app.py", "__pycache__", "log", "begun", "patterns.db"}
     beside = {f"patterns.mmc{suffix}" for suffix in ("", ".bak", ".ctl", ".lock")}
     assert beside <= left
     assert all(re.fullmatch(r"\.patterns\.mmc\.[0-9a-f]{16}\.(counts|wake)", name) for name in left - beside), left
-    slots_left = [name for name in left - beside if name.endswith(".counts")]
-    assert len(slots_left) <= slots  # what was counted, for the next that comes to add up
+    files_left = [name for name in left - beside if name.endswith(".counts")]
+    assert len(files_left) <= counter_files  # what was counted, for the next that comes to add up

@@ -175,14 +175,14 @@ def test_any_worker_reports_the_whole_fleet_once_and_the_killed_keep_their_count
 
 
 def test_every_counter_of_the_table_is_reported_in_its_place(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     number = {}
     for i, name in enumerate(metrics.COUNTERS):
         number[name] = 0 if name == "looks" else 10**9 * (i + 1)
-        slot.set(metrics.FIRST_COUNTER + i, number[name])
+        counters.set(metrics.FIRST_COUNTER + i, number[name])
     found = samples(text_of(path))
     document = ok("metrics", path, "--json").json
-    slot.close()
+    counters.close()
     assert total(found, "mmcache_hits_total", kind="single") == number["hits"]
     assert total(found, "mmcache_hits_total", kind="batch") == number["batch_hits"]
     assert total(found, "mmcache_source_seconds_total") == number["fallback_ns"] / 1e9
@@ -202,13 +202,13 @@ def test_every_counter_of_the_table_is_reported_in_its_place(path):
 
 def test_gauges_are_those_of_the_living(path):
     living = [WorkerCounters.open(path) for _ in range(2)]
-    for i, slot in enumerate(living):
-        slot.set(metrics.GENERATION, 7 + i)
-        slot.set(metrics.PINNED, 2)
-        slot.set(metrics.MAPPED_BYTES, 1000)
-        slot.set(metrics.PRIVATE_BYTES, 10)
-        slot.set(metrics.LOAD_NS, (i + 1) * 10**6)
-        slot.set(metrics.STATE, STATES.index("expired") + 100 * i)
+    for i, counters in enumerate(living):
+        counters.set(metrics.GENERATION, 7 + i)
+        counters.set(metrics.PINNED, 2)
+        counters.set(metrics.MAPPED_BYTES, 1000)
+        counters.set(metrics.PRIVATE_BYTES, 10)
+        counters.set(metrics.LOAD_NS, (i + 1) * 10**6)
+        counters.set(metrics.STATE, STATES.index("expired") + 100 * i)
     found = samples(text_of(path))
     assert total(found, "mmcache_generation") == 8
     assert total(found, "mmcache_generation_oldest") == 7
@@ -217,8 +217,8 @@ def test_gauges_are_those_of_the_living(path):
     assert total(found, "mmcache_private_bytes") == 20
     assert total(found, "mmcache_last_load_seconds") == 0.002
     assert total(found, "mmcache_workers", state="expired") == total(found, "mmcache_workers", state="unknown") == 1
-    for slot in living:
-        slot.close()
+    for counters in living:
+        counters.close()
     found = samples(text_of(path))
     for name in ("generation", "generation_oldest", "pinned_generations", "mapped_bytes", "last_load_seconds"):
         assert total(found, f"mmcache_{name}") == 0
@@ -228,9 +228,9 @@ def test_gauges_are_those_of_the_living(path):
 def test_who_is_not_asked_anything_is_idle_and_raises_no_alarm(path):
     """As the master of a server that opened the file before it forked: what it said of itself is of that time."""
     asked, master = WorkerCounters.open(path), WorkerCounters.open(path)
-    for slot, generation, state in ((asked, 8, "fresh"), (master, 7, "expired")):
-        slot.set(metrics.GENERATION, generation)
-        slot.set(metrics.STATE, STATES.index(state))
+    for counters, generation, state in ((asked, 8, "fresh"), (master, 7, "expired")):
+        counters.set(metrics.GENERATION, generation)
+        counters.set(metrics.STATE, STATES.index(state))
     master.set(metrics.SEEN_NS, time.time_ns() - 61 * 10**9)
     found = samples(text_of(path))
     assert total(found, "mmcache_generation") == total(found, "mmcache_generation_oldest") == 8
@@ -245,12 +245,12 @@ def test_who_is_not_asked_anything_is_idle_and_raises_no_alarm(path):
 
 @pytest.mark.parametrize("name", metrics.HISTOGRAMS)
 def test_a_histogram_is_cumulative_and_counts_what_its_buckets_do_not_reach(path, name):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     durations = [1e-9, 3e-6, 2e-3, 2e-3, 50_000.0]
     for seconds in durations:
-        slot.observe(getattr(metrics, name.upper()), seconds)
+        counters.observe(getattr(metrics, name.upper()), seconds)
     found = samples(text_of(path))
-    slot.close()
+    counters.close()
     buckets = {
         float(dict(labels)["le"]): value
         for (sample, labels), value in found.items()
@@ -264,13 +264,13 @@ def test_a_histogram_is_cumulative_and_counts_what_its_buckets_do_not_reach(path
 
 
 def test_both_text_formats_are_right(path):
-    slot = WorkerCounters.open(path)
-    slot.observe(metrics.LOOKUP, 1e-6)
+    counters = WorkerCounters.open(path)
+    counters.observe(metrics.LOOKUP, 1e-6)
     registry = CollectorRegistry()
     registry.register(MmcacheCollector(path, **{'a "strange"\nname\\': path}))
     plain = list(text_string_to_metric_families(generate_latest(registry).decode()))
     strict = list(openmetrics.text_string_to_metric_families(exposition.generate_latest(registry).decode()))
-    slot.close()
+    counters.close()
     assert [family.type for family in plain] == [family.type for family in strict]
     assert {sample.labels["cache"] for family in strict for sample in family.samples} == {
         "items.mmc",
@@ -293,16 +293,16 @@ def test_describing_names_everything_and_reads_nothing(path):
 def test_one_collector_reports_several_caches_by_name(tmp_path):
     (tmp_path / "other").mkdir()
     places = [tmp_path / "a.mmc", tmp_path / "b.mmc", tmp_path / "other" / "a.mmc"]
-    slots = [WorkerCounters.open(str(place)) for place in places]
-    for i, slot in enumerate(slots, 1):
-        slot.set(metrics.HITS, i)
+    several = [WorkerCounters.open(str(place)) for place in places]
+    for i, counters in enumerate(several, 1):
+        counters.set(metrics.HITS, i)
     with pytest.raises(ValueError, match=r"two cache files named 'a\.mmc': give one another label"):
         MmcacheCollector(*places)
     registry = CollectorRegistry()
     registry.register(MmcacheCollector(places[0], str(places[1]), str(places[1]), other=places[2]))
     found = samples(generate_latest(registry).decode())
-    for slot in slots:
-        slot.close()
+    for counters in several:
+        counters.close()
     assert [total(found, "mmcache_hits_total", cache=name) for name in ("a.mmc", "b.mmc", "other")] == [1, 2, 3]
     assert total(found, "mmcache_hits_total") == 6
 
@@ -323,14 +323,14 @@ def test_a_counter_never_goes_back_until_the_metrics_were_removed(path):
         (family,) = (family for family in collector.collect() if family.name == "mmcache_hits")
         return sum(sample.value for sample in family.samples)
 
-    slot = WorkerCounters.open(path)
-    slot.words[metrics.HITS] = 100
+    counters = WorkerCounters.open(path)
+    counters.words[metrics.HITS] = 100
     assert hits() == 100
-    slot.words[metrics.HITS] = 97  # a thread that had counted to 97 got round to storing it
+    counters.words[metrics.HITS] = 97  # a thread that had counted to 97 got round to storing it
     assert hits() == 100
-    slot.words[metrics.HITS] = 101
+    counters.words[metrics.HITS] = 101
     assert hits() == 101
-    slot.close()
+    counters.close()
     assert hits() == 101
     remove(path)
     WorkerCounters.open(path).close()
@@ -424,14 +424,14 @@ def test_the_dashboard_shows_what_is_exported(exported):
 
 
 def test_the_command_prints_the_fleet(path):
-    slot = WorkerCounters.open(path)
-    slot.set(metrics.HITS, 5)
-    slot.flush()
+    counters = WorkerCounters.open(path)
+    counters.set(metrics.HITS, 5)
+    counters.flush()
     found = samples(ok("metrics", path).out)
     assert total(found, "mmcache_hits_total", cache="items.mmc") == 5
     document = ok("metrics", path, "--json").json
     assert (document["path"], document["hits"], document["hit_rate"]) == (path, 5, 1.0)
-    slot.close()
+    counters.close()
     assert total(samples(ok("metrics", path).out), "mmcache_hits_total") == 5
 
 

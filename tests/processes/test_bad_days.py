@@ -674,5 +674,5 @@ def test_many_swaps_by_somebody_else_leave_nothing_behind(path: Path, crew: Crew
     assert not children_of(worker.pid)
     names = {name for name in beside(path) if not name.endswith(".counts")}
     assert names == {path.name + suffix for suffix in ("", ".lock", ".bak", ".ctl")}
-    assert len(os.listdir(path.parent)) - len(names) <= 3, "slots of two workers, and the word of the page"
+    assert len(os.listdir(path.parent)) - len(names) <= 3, "counter files of two workers, and the word of the page"
     assert worker.end() == 0

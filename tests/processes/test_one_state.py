@@ -109,6 +109,17 @@ def forgotten_page(place: Place) -> None:
     os.unlink(f"{place.path}.ctl")
 
 
+def forgotten_page_and_written(place: Place) -> None:
+    place.write()
+    place.say("s1")
+    os.unlink(f"{place.path}.ctl")
+
+
+def halve(place: Place) -> None:
+    data = place.path.read_bytes()
+    place.put(data[: len(data) // 2])
+
+
 def without_source_file(place: Place) -> None:
     os.rename(place.database, f"{place.database}.gone")
 
@@ -122,6 +133,7 @@ def owned_by_another(place: Place) -> None:
     os.chown(place.path, 61_234, 61_234)
 
 
+BY_AND_BY = (("s1",), ("--reason", "record_stored"), ())
 AFTER = ("after",)
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners, which takes root")
 
@@ -132,20 +144,27 @@ SITUATIONS: dict[str, Situation] = {
     "a collection": Situation("stale", lambda place: place.say("--collection", "items", "--hard")),
     "softly": Situation("stale", lambda place: place.say("--reason", "record_stored")),
     "hard": Situation("invalidated", lambda place: place.say()),
+    "many ids": Situation("stale", lambda place: place.say(*(f"s{i}" for i in range(100)))),
+    "an id, softly, then hard": Situation("invalidated", lambda place: [place.say(*words) for words in BY_AND_BY]),
+    "built again since": Situation("fresh", lambda place: (place.say("s1"), place.say(), place.pull("rebuild"))),
     "hard, then an id": Situation("invalidated", lambda place: (place.say(), place.say("s1"))),
     "due by age": Situation("stale", after(3300.0)),
     "expired": Situation("expired", after(4000.0)),
     "of the future": Situation("stale", after(-4000.0)),
+    "expired, an id": Situation("expired", lambda place: (after(4000.0)(place), place.say("s1"))),
     "expired, and hard": Situation("invalidated", lambda place: (after(4000.0)(place), place.say())),
     "written to, untracked": Situation("stale", Place.write),
     "written to, tracked": Situation("stale", tracked_write),
     "source is gone": Situation("fresh", without_source_file),
     "page is gone": Situation("fresh", lambda place: os.unlink(f"{place.path}.ctl")),
     "page is gone, and hard": Situation("invalidated", forgotten_page, opened=("before",)),
+    "page is gone, and an id": Situation("stale", forgotten_page_and_written, opened=("before",)),
+    "page is gone, and written to": Situation("invalidated", forgotten_page_and_written, opened=AFTER),
     "built elsewhere": Situation("fresh", moved_here),
     "built elsewhere, written to": Situation("invalidated", moved_here_and_written),
     "missing": Situation("missing", lambda place: place.path.unlink(), opened=AFTER),
     "corrupt": Situation("corrupt", lambda place: place.flip(100), opened=AFTER),
+    "truncated": Situation("corrupt", halve, opened=AFTER),
     "of another version": Situation("incompatible", lambda place: place.flip(8), opened=AFTER),
     "a pipe": Situation("untrusted", pipe_at_path, opened=AFTER),
     "a stranger's": Situation("untrusted", owned_by_another, opened=AFTER),
@@ -243,3 +262,41 @@ def assert_all_show(state: str, path: Path, cache: Cache, capsys: pytest.Capture
     code, built = command(capsys, "rebuild", path, "--if-stale")
     did_nothing = code == 0 and built.get("state") == state and built["changed"] is False
     assert did_nothing == (state in ("fresh", "held")), built
+
+
+# What the shell cannot see, or sees otherwise ------------------------------------------------------------------------
+
+
+def states_of(path: Path, cache: Cache) -> set[str]:
+    """By the worker itself, and in the fleet."""
+    read(cache)
+    return {cache.stats().state, cache.status().state, *states_of_workers(path)}
+
+
+def test_a_file_gone_under_a_worker_leaves_it_one_state(place):
+    source = make_shop(place.database)
+    mmcache.build(place.path, source)
+    with contextlib.closing(source), worker(place, source) as cache:
+        place.path.unlink()
+        assert len(states_of(place.path, cache)) == 1
+
+
+def test_a_file_of_another_schema_is_incompatible_wherever_it_shows(place):
+    source = make_shop(place.database)
+    mmcache.build(place.path, source)
+    source.close()
+    other = SQLiteSource(place.database, mmcache.Schema("items", key="sku", query="SELECT sku, price FROM items"))
+    with contextlib.closing(other), worker(place, other) as cache:
+        assert states_of(place.path, cache) == {"incompatible"}
+
+
+def test_two_workers_agree_once_both_have_looked(place):
+    source = make_shop(place.database)
+    mmcache.build(place.path, source)
+    with contextlib.closing(source), worker(place, source) as one, worker(place, source) as other:
+        steps = (lambda: one.invalidate(["s1"]), lambda: other.invalidate(hard=False), one.invalidate)
+        for step, state in zip(steps, ("stale", "stale", "invalidated"), strict=True):
+            step()
+            read(one)
+            read(other)
+            assert {one.stats().state, other.stats().state, one.status().state, other.status().state} == {state}

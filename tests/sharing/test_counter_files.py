@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import gc
@@ -33,7 +32,7 @@ from mmcache.sharing.fleet import CAUSES, STATES, Fleet, Sample
 from mmcache.storage import shared
 from tests.support.faults import Fail, FailName, Kill, faults
 from tests.support.observe import open_files
-from tests.support.processes import in_child
+from tests.support.processes import Child, child, in_child, in_children
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -57,11 +56,11 @@ def die(path: str, hits: int, misses: int = 0) -> None:
     """A worker counts, writes that down, and is killed."""
 
     def work() -> None:
-        slot = WorkerCounters.open(path)
-        assert slot.is_shared
-        slot.words[metrics.HITS] = hits
-        slot.add(metrics.MISSES, misses)
-        slot.flush()
+        counters = WorkerCounters.open(path)
+        assert counters.is_shared
+        counters.words[metrics.HITS] = hits
+        counters.add(metrics.MISSES, misses)
+        counters.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
@@ -71,80 +70,13 @@ def leave_dead(path: str, *hits: int) -> None:
     """Counter files of workers that died all at once, so that none has adopted another's."""
 
     def work() -> None:
-        slots = [WorkerCounters.open(path) for _ in hits]
-        for slot, n in zip(slots, hits, strict=True):
-            slot.set(metrics.HITS, n)
-            slot.flush()
+        several = [WorkerCounters.open(path) for _ in hits]
+        for counters, n in zip(several, hits, strict=True):
+            counters.set(metrics.HITS, n)
+            counters.flush()
         os._exit(0)
 
     assert in_child(work) == 0
-
-
-def in_children(*actions: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Run in as many processes at once, and something here until all have done well."""
-    running = set()
-    for action in actions:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(in_child(action) != 0)
-        running.add(pid)
-    while running:
-        meanwhile()
-        for pid in list(running):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                assert status == 0
-                running.remove(pid)
-        os.sched_yield()
-
-
-class Child:
-    """A process that runs `work(child)`; the two talk over pipes. It is killed at the end."""
-
-    def __init__(self, work: Callable[[Child], object]) -> None:
-        self._in, there = os.pipe()
-        here, self._out = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self.close()
-            self._in, self._out = here, there
-            code = 70
-            try:
-                work(self)
-                code = 0
-            finally:
-                os._exit(code)
-        os.close(here)
-        os.close(there)
-
-    def say(self, byte: bytes = b".") -> None:
-        os.write(self._out, byte)
-
-    def hear(self) -> bytes:
-        return os.read(self._in, 1)
-
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        assert self.wait() == -signal.SIGKILL
-
-    def close(self) -> None:
-        os.close(self._in)
-        os.close(self._out)
-
-
-@contextlib.contextmanager
-def child(work: Callable[[Child], object]) -> Iterator[Child]:
-    process = Child(work)
-    try:
-        yield process
-    finally:
-        process.close()
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(process.pid, signal.SIGKILL)
-            os.waitpid(process.pid, 0)
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -157,32 +89,32 @@ def test_importing_metrics_loads_nothing_heavy():
 
 
 def test_a_count_wraps_and_a_value_is_kept_within_a_word():
-    slot = WorkerCounters()
-    slot.set(metrics.OPENS, U64)
-    slot.add(metrics.OPENS, 3)
-    assert slot.counters()["opens"] == 2
+    counters = WorkerCounters()
+    counters.set(metrics.OPENS, U64)
+    counters.add(metrics.OPENS, 3)
+    assert counters.counted()["opens"] == 2
     for value, kept in ((-5, 0), (2**70, U64), (7, 7)):
-        slot.set(metrics.GENERATION, value)
-        assert slot.words[metrics.GENERATION] == kept
+        counters.set(metrics.GENERATION, value)
+        assert counters.words[metrics.GENERATION] == kept
 
 
 def test_hits_are_told_without_looks(path):
-    slot = WorkerCounters.open(path)
-    slot.words[metrics.HITS] = 10
-    slot.add(metrics.LOOKS, 3)
-    assert slot.counters()["hits"] == read_fleet(path).totals["hits"] == 7
-    slot.add(metrics.LOOKS, 30)
-    assert slot.counters()["hits"] == read_fleet(path).totals["hits"] == 0
-    slot.close()
+    counters = WorkerCounters.open(path)
+    counters.words[metrics.HITS] = 10
+    counters.add(metrics.LOOKS, 3)
+    assert counters.counted()["hits"] == read_fleet(path).totals["hits"] == 7
+    counters.add(metrics.LOOKS, 30)
+    assert counters.counted()["hits"] == read_fleet(path).totals["hits"] == 0
+    counters.close()
 
 
 def test_a_histogram_knows_the_order_of_magnitude_of_what_was_observed(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     for seconds in (1e-6, 1e-6, 1e-6, 3e-3):
-        slot.observe(metrics.LOOKUP, seconds)
+        counters.observe(metrics.LOOKUP, seconds)
     for strange in (-1.0, float("nan"), float("inf"), 0.0, 1e12):
-        slot.observe(metrics.BUILD, strange)
-    slot.observe(metrics.BUILD, 100_000)
+        counters.observe(metrics.BUILD, strange)
+    counters.observe(metrics.BUILD, 100_000)
     fleet = read_fleet(path)
     lookup, build = fleet.histograms["lookup"], fleet.histograms["build"]
     assert (lookup.count, lookup.total_ns) == (4, 3_003_000)
@@ -193,7 +125,7 @@ def test_a_histogram_knows_the_order_of_magnitude_of_what_was_observed(path):
     load = fleet.histograms["load"]
     assert (load.count, load.mean, load.quantile(0.99)) == (0, 0.0, 0.0)
     assert fleet.workers[0].histograms == fleet.histograms
-    slot.close()
+    counters.close()
     assert read_fleet(path).histograms == fleet.histograms
 
 
@@ -211,17 +143,17 @@ def test_a_fleet_without_files_is_empty_and_stays_so(path):
 
 def test_others_see_what_a_worker_counts_and_says_of_itself(path):
     def work(process: Child) -> None:
-        slot = WorkerCounters.open(path, label="gunicorn worker \N{SNOWMAN}" + "x" * 100)
-        slot.words[metrics.HITS] = 8
-        slot.add(metrics.BATCH_HITS, 1)
-        slot.add(metrics.FALLBACKS + CAUSES.index("slow"))
-        slot.add(metrics.FALLBACK_NS, 10**12)
-        slot.set(metrics.GENERATION, 7)
-        slot.set(metrics.STATE, STATES.index("stale"))
-        slot.set(metrics.PINNED, 2)
-        slot.set(metrics.MAPPED_BYTES, 2**40)
-        slot.set(metrics.LOAD_NS, 1_500_000)
-        slot.flush()
+        counters = WorkerCounters.open(path, label="gunicorn worker \N{SNOWMAN}" + "x" * 100)
+        counters.words[metrics.HITS] = 8
+        counters.add(metrics.BATCH_HITS, 1)
+        counters.add(metrics.FALLBACKS + CAUSES.index("slow"))
+        counters.add(metrics.FALLBACK_NS, 10**12)
+        counters.set(metrics.GENERATION, 7)
+        counters.set(metrics.STATE, STATES.index("stale"))
+        counters.set(metrics.PINNED, 2)
+        counters.set(metrics.MAPPED_BYTES, 2**40)
+        counters.set(metrics.LOAD_NS, 1_500_000)
+        counters.flush()
         process.say()
         process.hear()
 
@@ -241,28 +173,28 @@ def test_others_see_what_a_worker_counts_and_says_of_itself(path):
 
 def test_a_file_stays_when_its_worker_ends_and_the_next_one_adopts_it(path):
     for life in range(1, 4):
-        slot = WorkerCounters.open(path)
-        slot.set(metrics.HITS, 5)
-        slot.set(metrics.GENERATION, 9)
-        slot.close()
-        slot.close()
-        assert not slot.is_shared
-        slot.add(metrics.HITS)  # only this process sees it, and nothing breaks
+        counters = WorkerCounters.open(path)
+        counters.set(metrics.HITS, 5)
+        counters.set(metrics.GENERATION, 9)
+        counters.close()
+        counters.close()
+        assert not counters.is_shared
+        counters.add(metrics.HITS)  # only this process sees it, and nothing breaks
         fleet = read_fleet(path)
         assert (fleet.totals["hits"], fleet.lives, fleet.workers) == (5 * life, life, ())
         assert len(files(path)) == 1
         assert fleet.since > 0
 
 
-def test_several_slots_of_one_process_are_several_workers(path):
+def test_several_counters_of_one_process_are_several_workers(path):
     several = [WorkerCounters.open(path, label=str(i)) for i in range(3)]
-    for slot in several:
-        slot.add(metrics.OPENS)
+    for counters in several:
+        counters.add(metrics.OPENS)
     fleet = read_fleet(path)
     assert {worker.label for worker in fleet.workers} == {"0", "1", "2"}
     assert fleet.totals["opens"] == 3
-    for slot in several:
-        slot.close()
+    for counters in several:
+        counters.close()
     assert read_fleet(path).totals["opens"] == 3
 
 
@@ -276,7 +208,7 @@ def test_counters_that_are_dropped_without_a_close_are_kept(path):
     assert read_fleet(path).totals["hits"] == 4
 
 
-def test_slots_of_another_file_with_a_like_name_are_left_alone(path):
+def test_counters_of_another_file_with_a_like_name_are_left_alone(path):
     leave_dead(f"{path}.x", 3)
     WorkerCounters.open(path).close()
     assert read_fleet(path).totals["hits"] == 0
@@ -286,11 +218,11 @@ def test_slots_of_another_file_with_a_like_name_are_left_alone(path):
 
 def test_a_relative_path_keeps_its_meaning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    slot = WorkerCounters.open("items.mmc")
-    slot.set(metrics.HITS, 1)
+    counters = WorkerCounters.open("items.mmc")
+    counters.set(metrics.HITS, 1)
     assert read_fleet("items.mmc").totals["hits"] == 1
     monkeypatch.chdir("/")
-    slot.close()
+    counters.close()
     assert len(os.listdir(tmp_path)) == 1
     assert read_fleet(str(tmp_path / "items.mmc")).totals["hits"] == 1
 
@@ -305,11 +237,11 @@ def test_a_killed_worker_loses_what_it_counted_after_its_last_flush(path):
         before = read_fleet(path).totals["misses"]
 
         def work(process: Child, progress: memoryview = progress) -> None:
-            slot = WorkerCounters.open(path)
+            counters = WorkerCounters.open(path)
             for n in itertools.count(1):
-                slot.add(metrics.MISSES, 10)
+                counters.add(metrics.MISSES, 10)
                 progress[0] = 10 * n
-                slot.flush()
+                counters.flush()
                 progress[1] = 10 * n
 
         with child(work) as process:
@@ -336,22 +268,22 @@ def test_a_pid_that_is_used_again_confuses_nobody(path):
     die(path, 5)
     pid = 4711
     living = [WorkerCounters.open(f"{path}") for _ in range(2)]
-    for slot in living:
-        slot.words[metrics.PID] = pid
-        slot.set(metrics.HITS, 1)
+    for counters in living:
+        counters.words[metrics.PID] = pid
+        counters.set(metrics.HITS, 1)
     fleet = read_fleet(path)
     assert [worker.pid for worker in fleet.workers] == [pid, pid]
     assert (fleet.totals["hits"], fleet.lives) == (7, 1)
-    for slot in living:
-        slot.close()
+    for counters in living:
+        counters.close()
     assert read_fleet(path).totals["hits"] == 7
 
 
 def test_a_forked_child_does_not_keep_its_dead_parent_alive(path):
     def parent(process: Child) -> None:
-        slot = WorkerCounters.open(path)
-        slot.set(metrics.HITS, 3)
-        slot.flush()
+        counters = WorkerCounters.open(path)
+        counters.set(metrics.HITS, 3)
+        counters.flush()
         if os.fork() == 0:
             process.say(b"c")
             process.hear()
@@ -367,27 +299,27 @@ def test_a_forked_child_does_not_keep_its_dead_parent_alive(path):
         assert (read_fleet(path).totals["hits"], len(counter_names(path))) == (3, 1)
 
 
-def test_a_forked_child_neither_counts_for_its_parent_nor_closes_its_slot(path):
-    slot = WorkerCounters.open(path)
-    slot.set(metrics.HITS, 3)
-    words = slot.words
+def test_a_forked_child_neither_counts_for_its_parent_nor_closes_its_file(path):
+    counters = WorkerCounters.open(path)
+    counters.set(metrics.HITS, 3)
+    words = counters.words
 
     def forked() -> None:
-        assert not slot.is_shared
-        slot.add(metrics.HITS, 100)
-        slot.close()
+        assert not counters.is_shared
+        counters.add(metrics.HITS, 100)
+        counters.close()
         own = WorkerCounters.open(path)
         own.set(metrics.HITS, 10)
-        assert (slot.pid, own.pid) == (os.getpid(), os.getpid())
+        assert (counters.pid, own.pid) == (os.getpid(), os.getpid())
         assert len(read_fleet(path).workers) == 2
         own.close()
 
     assert in_child(forked) == 0
-    assert slot.words is words
-    assert slot.is_shared
+    assert counters.words is words
+    assert counters.is_shared
     assert [worker.pid for worker in read_fleet(path).workers] == [os.getpid()]
     assert read_fleet(path).totals["hits"] == 13
-    slot.close()
+    counters.close()
     assert read_fleet(path).totals["hits"] == 13
 
 
@@ -407,10 +339,10 @@ def test_opening_costs_the_same_however_many_have_died(path):
 def check_lives(path: str, processes: int, lives: int) -> None:
     def work() -> None:
         for _ in range(lives):
-            slot = WorkerCounters.open(path)
-            assert slot.is_shared
-            slot.add(metrics.HITS)
-            slot.close()
+            counters = WorkerCounters.open(path)
+            assert counters.is_shared
+            counters.add(metrics.HITS)
+            counters.close()
 
     in_children(*[work] * processes)
     WorkerCounters.open(path).close()
@@ -438,9 +370,9 @@ def test_processes_that_open_close_and_die_at_once_count_exactly(path):
             if kills:
                 leave_dead(path, hits)
             else:
-                slot = WorkerCounters.open(path)
-                slot.set(metrics.HITS, hits)
-                slot.close()
+                counters = WorkerCounters.open(path)
+                counters.set(metrics.HITS, hits)
+                counters.close()
 
     seen = [0]
     in_children(
@@ -489,9 +421,9 @@ def adopt(path: str) -> None:
 
 
 def count_and_close(path: str) -> None:
-    slot = WorkerCounters.open(path)
-    slot.words[metrics.HITS] = 40_000
-    slot.close()
+    counters = WorkerCounters.open(path)
+    counters.words[metrics.HITS] = 40_000
+    counters.close()
 
 
 @pytest.mark.parametrize(("action", "most"), [(adopt, 0), (count_and_close, 40_000)])
@@ -536,11 +468,11 @@ def test_an_error_of_any_call_is_kept_from_the_caller(path, action, error, persi
 
 def test_a_block_written_in_part_leaves_the_one_before_it(path):
     leave_dead(path, 10)
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     (file,) = Path(path).parent.glob(".*.counts")
     before = file.read_bytes()
-    slot.set(metrics.HITS, 20)
-    slot.close()
+    counters.set(metrics.HITS, 20)
+    counters.close()
     after = file.read_bytes()
     changed = [i for i in range(0, len(after), 8) if after[i : i + 8] != before[i : i + 8]]
     assert len(changed) > 5
@@ -572,10 +504,10 @@ def test_a_stranger_who_keeps_a_shared_lock_delays_no_worker(path):
     (file,) = Path(path).parent.glob(".*.counts")
     with file.open() as opened:
         fcntl.flock(opened, fcntl.LOCK_SH)
-        slot = WorkerCounters.open(path)
-        slot.set(metrics.HITS, 5)
-        assert (slot.is_shared, read_fleet(path).totals["hits"]) == (True, 15)
-        slot.close()
+        counters = WorkerCounters.open(path)
+        counters.set(metrics.HITS, 5)
+        assert (counters.is_shared, read_fleet(path).totals["hits"]) == (True, 15)
+        counters.close()
     assert len(counter_names(path)) == 2
 
 
@@ -595,17 +527,17 @@ def test_a_file_with_a_second_name_is_read_and_not_adopted(path):
 
 def test_a_worker_whose_file_was_removed_makes_another_at_its_next_poll(path):
     leave_dead(path, 300)
-    slot = WorkerCounters.open(path, label="web")
-    slot.set(metrics.HITS, 5)
-    slot.flush()
+    counters = WorkerCounters.open(path, label="web")
+    counters.set(metrics.HITS, 5)
+    counters.flush()
     os.unlink(os.path.join(os.path.dirname(path), *counter_names(path)))
     assert read_fleet(path).workers == ()
-    slot.share(path)
+    counters.share(path)
     fleet = read_fleet(path)
     assert ([worker.label for worker in fleet.workers], fleet.totals["hits"]) == (["web"], 5)
     assert fleet.recent(600, time.time()).hits == 0, "it counted them before this file was made"
-    slot.set(metrics.HITS, 8)
-    slot.close()
+    counters.set(metrics.HITS, 8)
+    counters.close()
     assert read_fleet(path).totals["hits"] == 8
     assert len(counter_names(path)) == 1
 
@@ -614,18 +546,18 @@ def test_a_directory_moved_and_put_back_doubles_nothing(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     path = str(here / "items.mmc")
-    slot = WorkerCounters.open(path)
-    slot.set(metrics.HITS, 5)
-    slot.flush()
+    counters = WorkerCounters.open(path)
+    counters.set(metrics.HITS, 5)
+    counters.flush()
     here.rename(there)
-    slot.share(path)
-    slot.set(metrics.HITS, 6)
-    slot.flush()
+    counters.share(path)
+    counters.set(metrics.HITS, 6)
+    counters.flush()
     there.rename(here)
-    slot.share(path)
-    slot.set(metrics.HITS, 7)
+    counters.share(path)
+    counters.set(metrics.HITS, 7)
     assert read_fleet(path).totals["hits"] == 7
-    slot.close()
+    counters.close()
     assert len(counter_names(path)) == 1
 
 
@@ -633,17 +565,17 @@ def test_counts_of_a_worker_whose_descriptors_were_closed_count_once(path):
     """Case: a daemon closes all descriptors that it does not know, and its counters are shared again at a poll."""
 
     def work() -> None:
-        slot = WorkerCounters.open(path)
-        slot.set(metrics.HITS, 5)
-        slot.add(metrics.MISSES, 2)
-        slot.flush()
+        counters = WorkerCounters.open(path)
+        counters.set(metrics.HITS, 5)
+        counters.add(metrics.MISSES, 2)
+        counters.flush()
         for n in range(1, 4):
             os.closerange(3, 256)
-            slot.add(metrics.MISSES, 10)
-            slot.share(path)
-            slot.add(metrics.MISSES, 100)
-            slot.flush()
-            assert slot.counters()["misses"] == 2 + 110 * n
+            counters.add(metrics.MISSES, 10)
+            counters.share(path)
+            counters.add(metrics.MISSES, 100)
+            counters.flush()
+            assert counters.counted()["misses"] == 2 + 110 * n
         os._exit(0)
 
     assert in_child(work) == 0
@@ -651,7 +583,7 @@ def test_counts_of_a_worker_whose_descriptors_were_closed_count_once(path):
 
 
 def interfere(act: Callable[[str], object], times: int) -> Callable[..., object]:
-    """Do something to a slot that was just created, before its maker has locked it."""
+    """Do something to a counter file that was just created, before its maker has locked it."""
     seen: list[str] = []
 
     def behaviour(number, name, args, call):
@@ -664,25 +596,25 @@ def interfere(act: Callable[[str], object], times: int) -> Callable[..., object]
     return behaviour
 
 
-def test_a_slot_taken_for_dead_before_its_lock_is_held_is_made_again(path):
+def test_a_file_taken_for_dead_before_its_lock_is_held_is_made_again(path):
     """Case: another process folds between our creation of the file and our lock on it."""
     with faults(interfere(lambda name: os.unlink(os.path.join(os.path.dirname(path), name)), 3)):
-        slot = WorkerCounters.open(path)
-    assert slot.is_shared
+        counters = WorkerCounters.open(path)
+    assert counters.is_shared
     assert len(counter_names(path)) == 1
-    slot.set(metrics.HITS, 2)
+    counters.set(metrics.HITS, 2)
     assert read_fleet(path).totals["hits"] == 2
-    slot.close()
+    counters.close()
     remove(path)
 
     probes = []
     with faults(interfere(lambda name: probes.append(shared.Holding(os.path.join(os.path.dirname(path), name))), 1)):
-        slot = WorkerCounters.open(path)
+        counters = WorkerCounters.open(path)
     for probe in probes:
         probe.close()
-    assert slot.is_shared
+    assert counters.is_shared
     assert len(counter_names(path)) == 1
-    slot.close()
+    counters.close()
 
 
 # Places where nothing can be written ----------------------------------------------------------------------------------
@@ -715,7 +647,7 @@ def without_rights(directory: Path, action: Callable[[], None]) -> None:
     assert in_child(switched) == 0
 
 
-def test_in_a_directory_that_cannot_be_written_a_slot_is_private_and_the_fleet_can_be_read(public):
+def test_in_a_directory_of_others_counters_are_private_the_fleet_readable(public):
     path = str(public / "items.mmc")
     living = WorkerCounters.open(path)
     living.set(metrics.HITS, 1)
@@ -729,16 +661,16 @@ def test_in_a_directory_that_cannot_be_written_a_slot_is_private_and_the_fleet_c
     def action() -> None:
         with pytest.raises(PermissionError):
             (public / "x").touch()
-        slot = WorkerCounters.open(path)
-        assert not slot.is_shared
-        slot.add(metrics.HITS, 5)
-        slot.observe(metrics.LOOKUP, 0.1)
-        assert slot.counters()["hits"] == 5
+        counters = WorkerCounters.open(path)
+        assert not counters.is_shared
+        counters.add(metrics.HITS, 5)
+        counters.observe(metrics.LOOKUP, 0.1)
+        assert counters.counted()["hits"] == 5
         fleet = read_fleet(path)
         assert (fleet.totals["hits"], len(fleet.workers), fleet.lives) == (321, 1, 3)
         assert [event.kind for event in fleet.events] == ["rebuild"]
         record_event(path, "rebuild")
-        slot.close()
+        counters.close()
         assert files(path) == before
 
     without_rights(public, action)
@@ -769,20 +701,20 @@ def test_a_stranger_in_a_directory_for_everybody_cannot_stop_or_forge_counts(pub
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_makes_a_slot_private_and_leaves_no_file(path, error):
+def test_a_full_disk_makes_counters_private_and_leaves_no_file(path, error):
     with faults(FailName("pwrite", error)):
-        slot = WorkerCounters.open(path)
-    assert not slot.is_shared
-    slot.add(metrics.HITS)
+        counters = WorkerCounters.open(path)
+    assert not counters.is_shared
+    counters.add(metrics.HITS)
     assert files(path) == []
-    slot.close()
+    counters.close()
 
 
-def test_a_name_too_long_for_a_slot_is_no_error(tmp_path):
+def test_a_name_too_long_for_counters_is_no_error(tmp_path):
     path = str(tmp_path / ("x" * 240))
-    slot = WorkerCounters.open(path)
-    assert not slot.is_shared
-    slot.close()
+    counters = WorkerCounters.open(path)
+    assert not counters.is_shared
+    counters.close()
     assert read_fleet(path).workers == ()
 
 
@@ -808,10 +740,10 @@ def sealed(nonce: int, value: int, sequence: int, *, schema: int = metrics.SCHEM
 def exercise(path: str) -> Fleet:
     """Everything that reads or writes these files, once."""
     read_fleet(path)
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.HITS, 2)
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.HITS, 2)
     record_event(path, "rebuild", 1)
-    slot.close()
+    counters.close()
     fleet = read_fleet(path)
     fleet.recent(600, time.time())
     fleet.damaged_places(86_400, time.time())
@@ -976,15 +908,15 @@ def test_a_torn_event_is_no_event_and_its_place_is_used_again(path):
 
 
 def test_noted_events_are_written_by_the_next_flush(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     for i in range(300):
-        slot.note_event("corruption", i)
-    slot.flush()
+        counters.note_event("corruption", i)
+    counters.flush()
     assert [event.value for event in read_fleet(path).events] == list(range(44, 300))
     with pytest.raises(ValueError, match="not in tuple"):
-        slot.note_event("rebiuld")
-    slot.note_event("refusal", -1)
-    slot.close()
+        counters.note_event("rebiuld")
+    counters.note_event("refusal", -1)
+    counters.close()
     assert [(event.kind, event.value) for event in read_fleet(path).events[-1:]] == [("refusal", 0)]
 
 
@@ -993,8 +925,8 @@ def test_events_of_several_files_are_shown_in_the_order_of_their_times(path):
     for i in range(9):
         several[i % 3].note_event("rebuild", i)
     assert [event.value for event in read_fleet(path).events] == list(range(9))
-    for slot in several:
-        slot.close()
+    for counters in several:
+        counters.close()
     assert [event.value for event in read_fleet(path).events] == list(range(9))
 
 

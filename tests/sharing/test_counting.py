@@ -63,18 +63,18 @@ def seen_elsewhere(path: str) -> int:
 
 
 def test_threads_that_add_and_flush_at_once_count_exactly(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     done = threading.Event()
 
     def count() -> None:
         for _ in range(20_000):
-            slot.add(metrics.MISSES)
+            counters.add(metrics.MISSES)
         for _ in range(1_000):
-            slot.observe(metrics.LOOKUP, 1e-6)
+            counters.observe(metrics.LOOKUP, 1e-6)
 
     def flush() -> None:
         while not done.is_set():
-            slot.flush()
+            counters.flush()
 
     counting = [threading.Thread(target=count) for _ in range(8)]
     flushing = [threading.Thread(target=flush) for _ in range(2)]
@@ -85,78 +85,78 @@ def test_threads_that_add_and_flush_at_once_count_exactly(path):
     done.set()
     for thread in flushing:
         thread.join()
-    assert slot.counters()["misses"] == 160_000
-    slot.flush()
+    assert counters.counted()["misses"] == 160_000
+    counters.flush()
     assert seen_elsewhere(path) == 160_000
-    slot.close()
+    counters.close()
     fleet = read_fleet(path)
     assert fleet.totals["misses"] == 160_000
     assert (fleet.histograms["lookup"].count, fleet.histograms["lookup"].total_ns) == (8_000, 8_000_000)
 
 
-def test_a_slot_closed_while_other_threads_flush_counts_once(path):
+def test_counters_closed_while_other_threads_flush_count_once(path):
     for life in range(1, 31):
-        slot = WorkerCounters.open(path)
-        slot.add(metrics.MISSES)
-        threads = [threading.Thread(target=act) for act in (slot.flush, slot.close, slot.flush)]
+        counters = WorkerCounters.open(path)
+        counters.add(metrics.MISSES)
+        threads = [threading.Thread(target=act) for act in (counters.flush, counters.close, counters.flush)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert not slot.is_shared
+        assert not counters.is_shared
         assert misses(path) == life
     assert len(os.listdir(os.path.dirname(path))) == 1
 
 
 def test_counting_makes_no_system_call(path):
     """So a read that counts waits for no lock and no disk, whoever holds the archive."""
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     with faults() as calls:
         for i in range(2_000):
-            slot.add(metrics.MISSES)
-            slot.observe(metrics.LOOKUP, 1e-6)
-            slot.set(metrics.GENERATION, 3)
-            slot.hits(i)
-            slot.note_event("corruption")
+            counters.add(metrics.MISSES)
+            counters.observe(metrics.LOOKUP, 1e-6)
+            counters.set(metrics.GENERATION, 3)
+            counters.hits(i)
+            counters.note_event("corruption")
     assert calls.log == []
-    slot.close()
+    counters.close()
 
 
 def test_what_is_not_flushed_takes_little_memory():
-    slot = WorkerCounters()
-    slot.add(metrics.MISSES)
+    counters = WorkerCounters()
+    counters.add(metrics.MISSES)
     tracemalloc.start()
     try:
         for _ in range(50_000):
-            slot.add(metrics.MISSES)
-            slot.note_event("corruption")
+            counters.add(metrics.MISSES)
+            counters.note_event("corruption")
         assert tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()
-    assert slot.counters()["misses"] == 50_001
+    assert counters.counted()["misses"] == 50_001
 
 
 def test_the_highest_number_of_hits_counts():
-    slot = WorkerCounters()
+    counters = WorkerCounters()
     for n in (16, 48, 32):
-        slot.hits(n)
-    assert slot.counters()["hits"] == 48
+        counters.hits(n)
+    assert counters.counted()["hits"] == 48
 
 
-def test_what_was_counted_before_a_slot_is_shared_is_kept(path):
-    slot = WorkerCounters()
-    words = slot.words
-    slot.hits(5)
-    slot.add(metrics.MISSES, 2)
-    slot.share(path, label="web")
-    slot.add(metrics.MISSES)
-    assert slot.words is words
+def test_what_was_counted_before_counters_are_shared_is_kept(path):
+    counters = WorkerCounters()
+    words = counters.words
+    counters.hits(5)
+    counters.add(metrics.MISSES, 2)
+    counters.share(path, label="web")
+    counters.add(metrics.MISSES)
+    assert counters.words is words
     (worker,) = read_fleet(path).workers
     assert (worker.label, worker.counters["hits"], worker.counters["misses"]) == ("web", 5, 3)
-    slot.share(path)
+    counters.share(path)
     assert len(read_fleet(path).workers) == 1
-    slot.close()
-    slot.share(path)
+    counters.close()
+    counters.share(path)
     assert read_fleet(path).totals["hits"] == 5
     assert len(os.listdir(os.path.dirname(path))) == 1
 
@@ -168,32 +168,32 @@ COUNTING = (tally, counters, counter_files)
 
 
 def test_an_interrupted_flush_loses_nothing_and_counts_nothing_twice(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     total, at = 5, 0
-    slot.add(metrics.MISSES, 5)
+    counters.add(metrics.MISSES, 5)
     interrupted = True
     while interrupted:
         at += 1
-        interrupted = Interrupt(at, *COUNTING).run(slot.flush)
-        slot.flush()
+        interrupted = Interrupt(at, *COUNTING).run(counters.flush)
+        counters.flush()
         assert written(path) == total, at
-        slot.add(metrics.MISSES, 5)
-        slot.add(metrics.MISSES, 2)
+        counters.add(metrics.MISSES, 5)
+        counters.add(metrics.MISSES, 2)
         total += 7
     assert at > 10
-    slot.close()
+    counters.close()
     assert misses(path) == total
 
 
 def test_an_interrupted_observation_is_counted_whole_or_not_at_all(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     begun = ended = 0
 
     def observe() -> None:
         nonlocal begun, ended
         for _ in range(600):  # folds in between
             begun += 1
-            slot.observe(metrics.LOOKUP, 1e-6)
+            counters.observe(metrics.LOOKUP, 1e-6)
             ended += 1
 
     at = 1
@@ -203,7 +203,7 @@ def test_an_interrupted_observation_is_counted_whole_or_not_at_all(path):
         assert ended <= found.count <= begun
         assert found.total_ns == 1_000 * found.count
     assert at > 2_000
-    slot.close()
+    counters.close()
 
 
 def test_an_interrupted_close_leaves_nothing_open_and_counts_once(path):
@@ -211,11 +211,11 @@ def test_an_interrupted_close_leaves_nothing_open_and_counts_once(path):
     while interrupted:
         files = open_files()
         before = misses(path)
-        slot = WorkerCounters.open(path)
-        slot.add(metrics.MISSES)
-        slot.flush()
-        interrupted = Interrupt(at, *COUNTING).run(slot.close)
-        slot.close()
+        counters = WorkerCounters.open(path)
+        counters.add(metrics.MISSES)
+        counters.flush()
+        interrupted = Interrupt(at, *COUNTING).run(counters.close)
+        counters.close()
         assert open_files() == files, at
         assert misses(path) == before + 1, at
         at += 3
@@ -223,37 +223,37 @@ def test_an_interrupted_close_leaves_nothing_open_and_counts_once(path):
 
 
 def test_a_handler_in_the_middle_of_a_flush_may_do_anything(path):
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.MISSES)
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.MISSES)
     told: list[str] = []
 
     def handle(number: int, name: str, args: tuple[object, ...], call: Callable[[], object]) -> object:
         if name == "pwrite" and not told:
             told.append(name)
-            slot.add(metrics.MISSES)
-            slot.note_event("refusal")
-            slot.flush()
-            assert slot.counters()["misses"] == 2
-            slot.close()
+            counters.add(metrics.MISSES)
+            counters.note_event("refusal")
+            counters.flush()
+            assert counters.counted()["misses"] == 2
+            counters.close()
         return call()
 
     with faults(handle):
-        slot.flush()
+        counters.flush()
     assert told
-    assert not slot.is_shared
+    assert not counters.is_shared
     assert misses(path) == 2
     assert len(os.listdir(os.path.dirname(path))) == 1
 
 
 def test_signal_handlers_that_count_and_raise_lose_nothing(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     handled = 0
 
     def handle(number: int, frame: object) -> None:
         nonlocal handled
-        slot.add(metrics.OPENS)
+        counters.add(metrics.OPENS)
         handled += 1
-        slot.flush()
+        counters.flush()
         if handled % 3 == 0:
             raise Interrupted
 
@@ -264,9 +264,9 @@ def test_signal_handlers_that_count_and_raise_lose_nothing(path):
         while handled < 200:
             try:
                 attempts += 1
-                slot.add(metrics.MISSES)
+                counters.add(metrics.MISSES)
                 added += 1
-                slot.flush()
+                counters.flush()
             except Interrupted:
                 pass
     except Interrupted:
@@ -274,12 +274,12 @@ def test_signal_handlers_that_count_and_raise_lose_nothing(path):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    slot.flush()
-    counts = slot.counters()
+    counters.flush()
+    counts = counters.counted()
     assert counts["opens"] == handled
     assert added <= counts["misses"] <= attempts
     assert seen_elsewhere(path) == counts["misses"]
-    slot.close()
+    counters.close()
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -292,15 +292,15 @@ def writable_shared_maps() -> list[str]:
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="the system does not list maps")
 def test_no_writable_shared_map_exists(path):
     before = writable_shared_maps()
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.MISSES)
-    slot.note_event("refusal")
-    slot.flush()
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.MISSES)
+    counters.note_event("refusal")
+    counters.flush()
     record_event(path, "rebuild")
     assert len(read_fleet(path).events) == 2
     assert writable_shared_maps() == before
     assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if "items.mmc" in line]
-    slot.close()
+    counters.close()
     assert writable_shared_maps() == before
 
 
@@ -308,34 +308,34 @@ def test_no_writable_shared_map_exists(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"x", bytes(4096), os.urandom(4096)], ids=["empty", "byte", "zeros", "noise"])
-def test_a_slot_overwritten_in_place_is_skipped_until_it_is_written_again(path, content):
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.MISSES, 3)
-    slot.flush()
+def test_a_file_overwritten_in_place_is_skipped_until_it_is_written_again(path, content):
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.MISSES, 3)
+    counters.flush()
     file_of(path).write_bytes(content)
     assert seen_elsewhere(path) == 0
-    slot.add(metrics.MISSES)
-    slot.flush()
+    counters.add(metrics.MISSES)
+    counters.flush()
     assert seen_elsewhere(path) == 4
     file_of(path).write_bytes(content)
-    slot.close()
+    counters.close()
     assert misses(path) == 4
     assert len(os.listdir(os.path.dirname(path))) == 1
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_what_a_flush_could_not_write_is_written_by_the_next(path, error):
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.MISSES)
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.MISSES)
     with faults(FailName("pwrite", error)):
-        slot.flush()
-        slot.note_event("refusal")
+        counters.flush()
+        counters.note_event("refusal")
     assert seen_elsewhere(path) == 0
-    slot.add(metrics.MISSES)
-    slot.flush()
+    counters.add(metrics.MISSES)
+    counters.flush()
     assert seen_elsewhere(path) == 2
     assert [event.kind for event in read_fleet(path).events] == ["refusal"]
-    slot.close()
+    counters.close()
 
 
 @pytest.fixture
@@ -353,41 +353,41 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_costs_no_count_once_it_has_room_again(small_disk):
     path = str(small_disk / "items.mmc")
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.MISSES)
-    slot.flush()
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.MISSES)
+    counters.flush()
     file_of(path).write_bytes(b"")  # its page is free, and taken by another file
     ballast = small_disk / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(1024)):
             pass
-    slot.add(metrics.MISSES)
-    slot.flush()
-    slot.note_event("corruption")
+    counters.add(metrics.MISSES)
+    counters.flush()
+    counters.note_event("corruption")
     assert seen_elsewhere(path) == 0
     ballast.unlink()
-    slot.flush()
+    counters.flush()
     assert seen_elsewhere(path) == 2
     assert [event.kind for event in read_fleet(path).events] == ["corruption"]
-    slot.close()
+    counters.close()
     assert misses(path) == 2
 
 
 def test_a_flush_killed_at_any_call_counts_at_most_once(path):
-    slot = WorkerCounters.open(path)
+    counters = WorkerCounters.open(path)
     with faults() as made:
-        slot.flush()
-    slot.close()
+        counters.flush()
+    counters.close()
     assert "pwrite" in made.log
     for at in range(len(made.log)):
         for late in (False, True):
             before = misses(path)
 
             def work(at: int = at, late: bool = late) -> None:
-                slot = WorkerCounters.open(path)
-                slot.add(metrics.MISSES, 10)
+                counters = WorkerCounters.open(path)
+                counters.add(metrics.MISSES, 10)
                 with faults(Kill(at, after=late)):
-                    slot.flush()
+                    counters.flush()
 
             assert os.WIFSIGNALED(in_child(work))
             counted = misses(path) - before
@@ -404,9 +404,9 @@ def test_a_process_that_ends_without_close_has_flushed(path):
 import sys
 from mmcache.sharing import metrics
 from mmcache.sharing.counters import WorkerCounters
-slot = WorkerCounters.open(sys.argv[1])
-slot.add(metrics.MISSES, 7)
-slot.note_event("refusal")
+counters = WorkerCounters.open(sys.argv[1])
+counters.add(metrics.MISSES, 7)
+counters.note_event("refusal")
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code, path], check=True, timeout=60)
     fleet = read_fleet(path)
@@ -423,36 +423,36 @@ def test_a_process_of_a_pool_that_ends_has_flushed(path, method):
 
 
 def _count_in_a_pool(path: str) -> None:
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.MISSES, 7)
-    multiprocessing.current_process().slot = slot  # type: ignore[attr-defined]  # which lives until the end
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.MISSES, 7)
+    multiprocessing.current_process().counters = counters  # type: ignore[attr-defined]  # which lives until the end
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes fork from the C library by its name")
-def test_a_child_forked_by_c_code_leaves_its_parents_slot_alone(path):
+def test_a_child_forked_by_c_code_leaves_its_parents_counters_alone(path):
     """No hook of Python runs there. The parent's counts, file and lock stay as they are."""
-    slot = WorkerCounters.open(path)
-    slot.add(metrics.MISSES)
-    slot.flush()
+    counters = WorkerCounters.open(path)
+    counters.add(metrics.MISSES)
+    counters.flush()
     pid = ctypes.PyDLL(None).fork()
     if pid == 0:
         code = 70
         try:
-            assert slot.pid != os.getpid()
-            slot.add(metrics.MISSES, 100)
-            slot.flush()
-            assert (slot.pid, slot.is_shared) == (os.getpid(), False)
-            slot.share(path)
-            slot.add(metrics.MISSES, 10)
-            slot.close()
+            assert counters.pid != os.getpid()
+            counters.add(metrics.MISSES, 100)
+            counters.flush()
+            assert (counters.pid, counters.is_shared) == (os.getpid(), False)
+            counters.share(path)
+            counters.add(metrics.MISSES, 10)
+            counters.close()
             code = 0
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
     assert [shared.is_held(str(file)) for file in Path(path).parent.glob(".*.counts")].count(True) == 1
-    slot.add(metrics.MISSES)
+    counters.add(metrics.MISSES)
     assert misses(path) == 12
-    slot.close()
+    counters.close()
     assert misses(path) == 12
 
 
@@ -460,15 +460,15 @@ def test_a_descriptor_that_was_closed_and_used_again_is_left_alone(path, tmp_pat
     """Case: a daemon closes all descriptors that it does not know, and opens files of its own under their numbers."""
 
     def work() -> None:
-        slot = WorkerCounters.open(path)
-        slot.add(metrics.MISSES)
-        slot.flush()
+        counters = WorkerCounters.open(path)
+        counters.add(metrics.MISSES)
+        counters.flush()
         os.closerange(3, 256)
         mine = [(tmp_path / f"mine{i}").open("wb") for i in range(64)]
-        slot.add(metrics.MISSES)
-        slot.flush()
-        slot.close()
-        slot.flush()
+        counters.add(metrics.MISSES)
+        counters.flush()
+        counters.close()
+        counters.flush()
         for file in mine:
             assert os.fstat(file.fileno()).st_size == 0
 
