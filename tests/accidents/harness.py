@@ -13,6 +13,9 @@ import mmap
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +32,9 @@ READERS: Final = 4
 ITEMS: Final = 12
 SCHEMA: Final = Schema("items", index=("kind",))
 LONGEST: Final = 5.0
-"""Seconds from the end of an accident until every worker serves the newest generation, on an idle machine."""
+"""Seconds from the end of an accident until every worker serves the newest generation, on a quiet machine."""
+QUIET: Final = 0.5
+"""Seconds that a builder's process may take on a quiet machine. Where it takes longer, LONGEST grows in proportion."""
 BUILDS: Final = 10
 DURING: Final = 1.2
 """Seconds for which an accident lasts."""
@@ -38,6 +43,14 @@ _BASELINE: Final = 25.0
 
 _REFUSALS: Final = (MmcacheError, MemoryError)
 """What a read or a write may end with while there is an accident, besides a right answer."""
+
+
+_BUILDER: Final = """
+import os, sys
+os.nice(5)
+import mmcache
+mmcache.build(sys.argv[1], [{"id": "a"}], mmcache.Schema("a"))
+"""
 
 
 class Aborted(BaseException):
@@ -82,8 +95,10 @@ class Accident:
 
 @dataclass
 class Outcome:
-    """seconds: from the end of the accident until every reader served the newest generation; limit: that it had."""
+    """seconds: from the end of the accident until every reader served the newest generation; limit: that it had.
+    builder: what a builder's process took that has nothing to do with either."""
 
+    builder: float
     seconds: float
     limit: float
     reads: int
@@ -102,8 +117,8 @@ class Outcome:
 
     def __str__(self) -> str:
         return (
-            f"reads={self.reads} refused={self.refused} wrong={self.wrong} builds={self.builds} "
-            f"healed={self.seconds:.2f}s limit={self.limit:.1f}s"
+            f"healed={self.seconds:5.2f}s limit={self.limit:4.1f}s builder={self.builder:4.2f}s "
+            f"builds={self.builds:2} reads={self.reads} refused={self.refused} wrong={self.wrong}"
         )
 
 
@@ -241,10 +256,9 @@ class World:
     def changed_and_served(self, limit: float) -> float:
         """Change something; seconds until every reader serves it from the file, or the limit."""
         self.change(10)
-        return self.seconds_until_healed(limit)
+        return self.seconds_until_healed(limit, time.monotonic())
 
-    def seconds_until_healed(self, limit: float) -> float:
-        begun = time.monotonic()
+    def seconds_until_healed(self, limit: float, begun: float) -> float:
         while not self.is_healed() and time.monotonic() < begun + limit and not self._has_dead():
             time.sleep(0.02)
         return time.monotonic() - begun
@@ -255,10 +269,10 @@ class World:
     def undergo(self) -> Outcome:
         """The accident, from its begin until all is well again, or should be."""
         accident = self.accident
+        builder = seconds_of_a_builder()
         baseline = self.changed_and_served(_BASELINE)
         if not self.is_healed():
-            return self._outcome(baseline, 0.0)
-        limit = LONGEST + 3 * baseline
+            return self._outcome(builder, baseline, 0.0)
         self._command(1)
         accident.begin(self)
         self.change(10)
@@ -266,16 +280,28 @@ class World:
         while time.monotonic() < end:
             accident.step(self)
             time.sleep(0.02)
+        builder = max(builder, seconds_of_a_builder())
+        limit = LONGEST * max(1.0, builder / QUIET)
+        lifted = time.monotonic()
         accident.end(self)
         self._command(2)
         self.change(10)
-        return self._outcome(self.seconds_until_healed(limit + 0.1), limit)
+        return self._outcome(builder, self.seconds_until_healed(limit + 0.1, lifted), limit)
 
-    def _outcome(self, seconds: float, limit: float) -> Outcome:
+    def _outcome(self, builder: float, seconds: float, limit: float) -> Outcome:
         total, fault = self.words.total, self.words["fault"]
         text = f"item {fault >> 40} as version {fault & 2**40 - 1}" if fault else ""
-        builds = total("started") + self.words["rebuilds"]
-        return Outcome(seconds, limit, total("reads"), total("refused"), total("wrong"), builds, self.dead(), text)
+        return Outcome(
+            builder,
+            seconds,
+            limit,
+            reads=total("reads"),
+            refused=total("refused"),
+            wrong=total("wrong"),
+            builds=total("started") + self.words["rebuilds"],
+            dead=self.dead(),
+            first_fault=text,
+        )
 
     def _command(self, number: int) -> None:
         """Every reader enters the accident (1), or leaves it (2)."""
@@ -345,6 +371,14 @@ class _Starts(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "event", "") == "rebuild_started":
             self.reader.words.add(f"started {self.reader.number}")
+
+
+def seconds_of_a_builder() -> float:
+    """What it takes a process that gives way to others to start, and to build a file: how busy the machine is."""
+    with tempfile.TemporaryDirectory() as place:
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-c", _BUILDER, f"{place}/a.mmc"], check=True)
+        return time.monotonic() - begun
 
 
 def _kill(pid: int) -> None:

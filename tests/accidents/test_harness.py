@@ -177,22 +177,22 @@ def outcome_of(place: Path, accident: Accident, mistake: Callable[[], None] = la
 
 
 @pytest.fixture(scope="module")
-def tally() -> Iterator[list[Outcome]]:
-    outcomes: list[Outcome] = []
+def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Outcome]]:
+    """The outcome of each accident, which are printed as a table."""
+    outcomes: dict[str, Outcome] = {}
     yield outcomes
-    reads, refused = sum(one.reads for one in outcomes), sum(one.refused for one in outcomes)
-    slowest = max((one.seconds for one in outcomes), default=0.0)
-    print(f"\naccidents={len(outcomes)} reads={reads} refused={refused} slowest={slowest:.2f}s")
+    slowest = max((one.seconds for one in outcomes.values()), default=0.0)
+    lines = [f"{name:16} {outcome}" for name, outcome in outcomes.items()]
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{len(outcomes)} accidents, slowest={slowest:.2f}s", *lines, sep="\n")
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ACCIDENTS)
-def test_an_accident_leaves_no_trace_once_it_is_over(place, name, tally, capfd):
-    outcome = outcome_of(place, ACCIDENTS[name])
-    tally.append(outcome)
-    with capfd.disabled():
-        print(f"\n{name}: {outcome}")
-    assert not outcome.faults, outcome.faults
+def test_an_accident_leaves_no_trace_once_it_is_over(place, name, tally):
+    tally[name] = outcome = outcome_of(place, ACCIDENTS[name])
+    assert not outcome.faults, f"{outcome.faults} ({outcome})"
 
 
 @pytest.mark.timeout(180)

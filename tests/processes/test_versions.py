@@ -107,10 +107,11 @@ def expected_of(source: SQLiteSource) -> dict[str, Any]:
     return dict(zip(record.names, record.values, strict=True))
 
 
+@pytest.mark.parametrize("executor", ["thread", pytest.param("subprocess", marks=pytest.mark.integration)])
 @pytest.mark.parametrize("name", PAIRS)
-def test_versions_share_a_path_while_a_deploy_rolls(path: Path, db: Path, name: str, crew: Crew) -> None:
+def test_versions_share_a_path_while_a_deploy_rolls(path: Path, db: Path, name: str, executor: str, crew: Crew) -> None:
     pair = PAIRS[name]
-    options: dict[str, Any] = {"ttl": TTL, "check_interval": 0.1, "executor": "thread"}
+    options: dict[str, Any] = {"ttl": TTL, "check_interval": 0.1, "executor": executor}
     sources = [pair.source(db, schema) for schema in (pair.old, pair.new)]
     expected = [expected_of(source) for source in sources]  # opened anew in each worker, after the fork
     old = crew.hire(lambda: mmcache.open(path, sources[0], **options), 2)
@@ -137,7 +138,8 @@ def test_versions_share_a_path_while_a_deploy_rolls(path: Path, db: Path, name: 
     took, after = time.monotonic() - begun, totals(path)
     builds = sum(after[what] - before[what] for what in ("rebuilds_ok", "rebuilds_unchanged", "rebuilds_failed"))
     rates = [one.hits / max(one.reads, 1) for one in found]
-    print(f"{name}: {builds} builds in {took / TTL:.1f} ttls, hit rates {', '.join(f'{rate:.2f}' for rate in rates)}")
+    shown = ", ".join(f"{rate:.2f}" for rate in rates)
+    print(f"{name}, {executor}: {builds} builds in {took / TTL:.1f} ttls, hit rates {shown}")
     assert not [one.wrong for one in found if one.wrong]
     assert builds <= 2 * took / TTL
     assert failure_of(path) is None
