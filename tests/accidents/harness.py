@@ -13,9 +13,6 @@ import mmap
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +22,7 @@ from typing import Any, Final, Self
 import mmcache
 from mmcache import Cache, MmcacheError, Schema, Snapshot, SQLiteSource
 from tests.support.observe import rebuilders_of
-from tests.support.processes import forked, in_child
+from tests.support.processes import forked, in_child, seconds_of_a_builder
 from tests.support.waits import until
 
 READERS: Final = 4
@@ -43,14 +40,6 @@ _BASELINE: Final = 25.0
 
 _REFUSALS: Final = (MmcacheError, MemoryError)
 """What a read or a write may end with while there is an accident, besides a right answer."""
-
-
-_BUILDER: Final = """
-import os, sys
-os.nice(5)
-import mmcache
-mmcache.build(sys.argv[1], [{"id": "a"}], mmcache.Schema("a"))
-"""
 
 
 class Aborted(BaseException):
@@ -371,14 +360,6 @@ class _Starts(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "event", "") == "rebuild_started":
             self.reader.words.add(f"started {self.reader.number}")
-
-
-def seconds_of_a_builder() -> float:
-    """What it takes a process that gives way to others to start, and to build a file: how busy the machine is."""
-    with tempfile.TemporaryDirectory() as place:
-        begun = time.monotonic()
-        subprocess.run([sys.executable, "-c", _BUILDER, f"{place}/a.mmc"], check=True)
-        return time.monotonic() - begun
 
 
 def _kill(pid: int) -> None:

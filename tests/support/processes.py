@@ -10,9 +10,13 @@ import contextlib
 import os
 import pickle
 import signal
+import subprocess
+import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 FAILED = 70
 """The exit code of a child whose function raised."""
@@ -159,3 +163,19 @@ def child(work: Callable[[Child], Any]) -> Iterator[Child]:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
+
+
+_BUILDER: Final = """
+import os, sys
+os.nice(5)
+import mmcache
+mmcache.build(sys.argv[1], [{"id": "a"}], mmcache.Schema("a"))
+"""
+
+
+def seconds_of_a_builder() -> float:
+    """What it takes a process that gives way to others to start, and to build a file: how busy the machine is."""
+    with tempfile.TemporaryDirectory() as place:
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-c", _BUILDER, f"{place}/a.mmc"], check=True)
+        return time.monotonic() - begun
