@@ -87,8 +87,10 @@ class Connection:
         """Differs after each commit of others. Waits for no writer's lock."""
         timeout = self.raw.execute("PRAGMA busy_timeout").fetchone()[0]
         self.raw.execute("PRAGMA busy_timeout = 0").close()
-        version: int = self.raw.execute("PRAGMA data_version").fetchone()[0]
-        self.raw.execute(f"PRAGMA busy_timeout = {timeout}").close()
+        try:
+            version: int = self.raw.execute("PRAGMA data_version").fetchone()[0]
+        finally:
+            self.raw.execute(f"PRAGMA busy_timeout = {timeout}").close()
         return version
 
     def __enter__(self) -> Self:

@@ -44,7 +44,7 @@ from tests.support.crew import (
 )
 from tests.support.faults import FailName, faults
 from tests.support.observe import beside, children_of, failure_of, is_building, logged, mapped_files, open_files, totals
-from tests.support.waits import until
+from tests.support.waits import until, until_none
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -277,7 +277,8 @@ def test_a_disk_that_is_full_keeps_the_file_and_all_pause(path: Path, bank: Path
     assert failure.attempts <= 2
     assert path.stat().st_ino == inode
     Snapshot.open(path, verify="full").close()
-    assert not [left for left in os.listdir(path.parent) if left.endswith(".tmp")]
+    # A build that is tried after the pause may be under way.
+    until_none("nothing is left", lambda: [left for left in os.listdir(path.parent) if left.endswith(".tmp")])
     one("invalidate", hard=True)
     assert one(number) == two(number) == 1
     one(empty)
@@ -513,7 +514,7 @@ def test_a_bad_file_in_the_place_of_a_good_one_is_refused_once_and_mended_if_it_
     put(path, data)
     reads, slowest, found = worker(answers, 0.5)
     assert found == {0}
-    assert slowest < 1
+    assert slowest < (10 if executor == "inline" else 1), "a read in which it is built takes as long as that"
     stats = worker("stats")
     assert stats.refusals == 1
     assert stats.corruptions == (kind != "another major")

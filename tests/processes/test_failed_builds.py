@@ -132,7 +132,7 @@ def test_a_worker_without_a_file_gets_one_in_the_background(
 
         until("a file", is_there)
         until("no thread is left", lambda: "mmcache-rebuild" not in threads(cache))
-        assert failure_of(path) is None
+        until("the failure is taken back", lambda: failure_of(path) is None)
 
 
 def test_a_pause_grows_and_is_kept_by_a_worker_without_a_file(path: Path, bank: Path) -> None:

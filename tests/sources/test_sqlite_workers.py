@@ -181,12 +181,18 @@ def test_a_locked_database_is_a_source_error_that_helps(source, writer, journal)
 
 
 @pytest.mark.parametrize("journal", ["delete"], indirect=True)  # in WAL mode readers do not wait
-def test_a_short_lock_is_waited_for(tmp_path, writer, journal):
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_short_lock_is_waited_for(tmp_path, writer, journal, is_open):
     source = SQLiteSource(tmp_path / "items.db", *SCHEMAS, timeout=30)
+    if is_open:
+        source.fetch("b", ["one"])
+        writer.execute("INSERT INTO b VALUES ('two')")
     writer.execute("BEGIN EXCLUSIVE")
     found = []
     reader = threading.Thread(target=lambda: found.extend(source.fetch("b", ["one"])))
     reader.start()
+    reader.join(0.3)
+    assert reader.is_alive()
     writer.execute("COMMIT")
     reader.join()
     assert ids(found) == ["one"]
