@@ -111,9 +111,9 @@ class Connections:
     def __init__(self, path: str, timeout: float) -> None:
         self.path = path
         self.timeout = timeout
+        self._epoch = 0
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
-        self._epoch = 0
         _pools.add(self)
 
     def take(self) -> Connection:
@@ -185,7 +185,8 @@ class Connections:
             connection.raw.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_idle"):  # else its constructor was interrupted
+            self.close()
 
     def error(self, error: sqlite3.Error) -> SourceError:
         """What happened, in words that help, as the error that a source raises."""
