@@ -247,7 +247,7 @@ class Page:
             if len(first) < len(data):
                 self._store.write(HEAD_SIZE, data[len(first) :])
             self._store.write(COUNT, pack_record(COUNT, position + len(data), chain))
-            self._wake(_word_of(position + len(data)))
+            self._wakes.store(_word_of(position + len(data)))
         return True
 
     def panic(self) -> None:
@@ -255,7 +255,7 @@ class Page:
         self._store.write(PANIC, nonce().to_bytes(8, "little"))
         if self.shared and not self.is_current():
             raise MovedError
-        self._wake(_BLIND | nonce())
+        self._wakes.store(_BLIND | nonce())
 
     def accepts(self, woken: int, head: Head) -> bool:
         """Whether what was heard explains the word, so that it need not be heard again."""
@@ -263,20 +263,17 @@ class Page:
             return True
         return not woken & _BLIND and head.logged is not None and woken & _POSITION <= head.logged
 
-    def _wake(self, value: int) -> None:
-        self._wakes.store(value)
-
     def wake_again(self) -> None:
         """Wake every process as the last writer should have, who may have been killed before. Raises as `say`."""
         with self._lock(_PATIENCE) as is_held:
             head = self.head()
             if head is None or head.logged is None or (self.shared and not self.is_current()):
                 raise MovedError
-            self._wake(_word_of(head.logged) if is_held else _BLIND | nonce())
+            self._wakes.store(_word_of(head.logged) if is_held else _BLIND | nonce())
 
     def wake_readers(self) -> None:
         """Make readers that still compare this page's word look what became of it."""
-        self._wake(_BLIND | nonce())
+        self._wakes.store(_BLIND | nonce())
 
     def settle(self, head: Head) -> None:
         """Bring the word in line with the count, where a killed or blind writer left it behind."""
@@ -284,7 +281,7 @@ class Page:
             with self._lock(0.0) as is_held:
                 now = self.head() if is_held else None
                 if now is not None and now.logged is not None and not _is_in_line(self, now):
-                    self._wake(_word_of(now.logged))
+                    self._wakes.store(_word_of(now.logged))
 
     def _lock(self, timeout: float) -> Any:
         if isinstance(self._store, PageFile):
