@@ -34,7 +34,7 @@ from typing import Any
 
 import mmcache
 from mmcache import cache as cache_module
-from mmcache.sharing.page import Page
+from mmcache.storage.pagefile import Wake
 
 from .common import (
     Report,
@@ -236,17 +236,17 @@ def hearing(items: int) -> Iterator[Hearing]:
 @contextlib.contextmanager
 def stamped() -> Iterator[Callable[[], int]]:
     """Gives when this process last stored what makes the others look; in ns."""
-    stamp, wake = [0], Page._wake
+    stamp, store = [0], Wake.store
 
-    def noted(self: Page, value: int) -> None:
+    def noted(self: Wake, value: int) -> None:
         stamp[0] = time.perf_counter_ns()
-        wake(self, value)
+        store(self, value)
 
-    Page._wake = noted  # type: ignore[method-assign]
+    Wake.store = noted  # type: ignore[method-assign]
     try:
         yield lambda: stamp[0]
     finally:
-        Page._wake = wake  # type: ignore[method-assign]
+        Wake.store = store  # type: ignore[method-assign]
 
 
 def time_to_hear(settings: Settings, report: Report, *, quick: bool) -> None:
