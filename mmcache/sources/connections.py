@@ -9,9 +9,11 @@ which SQLite answers from pages that it remembers if both files count as many co
 time a connection is lent. One whose file was written, though SQLite knows of no commit, is closed.
 
 Fork: SQLite's rule (howtocorrupt.html, 2.6) is that a child neither uses nor closes what its parent opened. The child's
-hook drops the pools' books and keeps the inherited objects alive for ever; new connections are opened on demand. One
-case has no cure: SQLite counts its locks per process in memory, so a child forked *while a read was under way* would
-believe that it holds a lock which it does not. There, connecting is refused and the error says what to do.
+hook drops the pools' books and keeps the inherited objects alive for ever; new connections are opened on demand. But
+SQLite counts its locks per process, in memory: a child forked *while a read was under way* would believe that it holds
+a lock which it does not, and one forked inside a call would wait for a mutex for ever. So a fork waits a moment until
+all connections are idle, and none is lent meanwhile. After a read that took longer, connecting is refused in the child,
+and the error says what to do.
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.parse import quote
 from weakref import WeakSet
 
 from ..errors import SourceError
 from ..forks import in_child, renew_if_forked
+from ..owner import Within
 from ..words import open_files
 from .fingerprint import Stamp, stamp_of
 
@@ -37,6 +41,11 @@ MAX_IDLE = 8
 
 _FILES_OF_A_CONNECTION = 4
 """Database, journal or WAL, its index, and a directory that is synced."""
+
+_QUIET: Final = 0.2
+"""Seconds that a fork waits for reads to end, and that a read waits for a fork."""
+
+_PAUSE: Final = 0.0005
 
 
 class Connection:
@@ -114,11 +123,20 @@ class Connections:
         self._epoch = 0
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
+        self._inside: set[int] = set()
         _pools.add(self)
 
     def take(self) -> Connection:
         """An exclusive connection, outside any transaction. Raises SourceError."""
         renew_if_forked()
+        with Within(self._inside):
+            if not _forks:
+                return self._take()
+        _wait_until(lambda: not _forks)
+        with Within(self._inside):
+            return self._take()
+
+    def _take(self) -> Connection:
         home, now = self._idle, self._look()
         while home:
             try:
@@ -176,13 +194,18 @@ class Connections:
 
     def _close(self, idle: list[Connection], keep: int) -> None:
         """By `pop`, which gives a connection to one thread alone, as another may be in `take` or here."""
-        while len(idle) > keep:
-            try:
-                connection = idle.pop()
-            except IndexError:
-                return
-            self._open.discard(connection)
-            connection.raw.close()
+        with Within(self._inside):
+            while len(idle) > keep:
+                try:
+                    connection = idle.pop()
+                except IndexError:
+                    return
+                self._open.discard(connection)
+                connection.raw.close()
+
+    def is_idle(self) -> bool:
+        """Whether no thread is inside SQLite, or in a read, by this pool."""
+        return len(self._open) <= len(self._idle) and not self._inside
 
     def __del__(self) -> None:
         if hasattr(self, "_idle"):  # else its constructor was interrupted
@@ -234,10 +257,9 @@ class Connections:
 
     def abandon(self) -> list[set[Connection]]:
         """In a forked child: forget every connection without touching it. The caller keeps them from being dropped."""
-        if not self._open:
-            return []
-        if len(self._open) > len(self._idle):
+        if not self.is_idle():
             _tainted.add(self.path)
+            self._inside = set()
         for connection in self._open:
             connection.abandoned = True
         inherited, self._open, self._idle = self._open, set(), []
@@ -267,3 +289,21 @@ def _abandon_all(keep: list[set[Connection]]) -> None:
 
 # The interpreter never lets go of a hook, not even as it ends, and so never closes what the hook keeps.
 in_child(partial(_abandon_all, []))
+
+_forks: list[None] = []
+"""One for each thread that forks. Every change is one call of C code."""
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + _QUIET
+    while not is_so() and time.monotonic() < end:
+        time.sleep(_PAUSE)
+
+
+def _are_idle() -> bool:
+    return all(pool.is_idle() for pool in list(_pools))
+
+
+# Of the functions to be called before a fork, the last to be registered comes first.
+os.register_at_fork(before=partial(_wait_until, _are_idle))
+os.register_at_fork(before=partial(_forks.append, None), after_in_parent=_forks.pop, after_in_child=_forks.clear)

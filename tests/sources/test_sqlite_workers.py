@@ -584,6 +584,27 @@ def test_a_child_forked_during_a_read_is_refused(source):
     assert ids(source.fetch("a", ["k1"])) == ["k1"]
 
 
+def test_children_of_a_busy_process_read(source):
+    """SQLite is inside a call in one of four threads at nearly any moment; a fork waits for one when it is in none."""
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            source.fetch("a", ["k1"])
+            source.close()  # so that connections are opened and closed, too
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        found = [ask_child(lambda: ids(source.fetch("a", ["k1"]))) for _ in range(60)]
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert found == [["k1"]] * 60
+
+
 def test_the_end_of_a_child_does_not_close_what_it_inherits(source):
     script = """
 import os, sqlite3, sys
