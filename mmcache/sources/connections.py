@@ -121,9 +121,9 @@ class Connections:
         self.path = path
         self.timeout = timeout
         self._epoch = 0
-        self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._inside: set[int] = set()
+        self._idle: list[Connection] = []
         _pools.add(self)
 
     def take(self) -> Connection:
