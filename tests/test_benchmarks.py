@@ -76,6 +76,7 @@ def test_scan_compares_ids_records_and_embeddings(data_sets, tmp_path):
     assert contenders_of(told) >= {"mmcache", "LMDB", "SQLite, tuned", "npy + pickle"}
 
 
+@pytest.mark.nightly
 def test_open_compares_sizes(data_sets, tmp_path):
     told = told_by("open", data_sets, tmp_path, "--sizes", f"{SIZE},{2 * SIZE}")
     lines = {(line["operation"], line["contender"], line["n"]) for line in told["results"]}
@@ -93,6 +94,7 @@ def test_build_tells_times_memory_and_floors(data_sets, tmp_path):
     assert len(told["goals"]) == 3
 
 
+@pytest.mark.nightly
 def test_load_tells_what_readers_had_before_and_meanwhile(data_sets, tmp_path):
     told = told_by("load", data_sets, tmp_path, "--quick", "--repetitions", "1")
     assert contenders_of(told) == {"mmcache, subprocess", "LMDB", "SQLite, WAL"}
@@ -109,6 +111,7 @@ def test_memory_counts_workers(data_sets, tmp_path):
     assert by_kind["mmcache", 2]["total_pss_of_file"] > 0
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 def test_cold_tells_what_each_step_waits_for(data_sets, tmp_path):
     told = told_by("cold", data_sets, tmp_path, "--repetitions", "1")
@@ -148,6 +151,7 @@ def test_dirty_tells_ratios_and_what_the_source_is_asked(data_sets, tmp_path):
     }
 
 
+@pytest.mark.nightly
 def test_tracking_tells_what_a_tracked_database_costs(data_sets, tmp_path):
     told = told_by("tracking", data_sets, tmp_path, "--repetitions", "1")
     assert told["results"]

@@ -71,7 +71,7 @@ def test_a_slowdown_is_found(small, monkeypatch):
 
     def slow(self, ids):
         for _ in ids:
-            sum(range(1_000))
+            sum(range(20_000))
         return get(self, ids)
 
     with guard.pairs(*small) as found:

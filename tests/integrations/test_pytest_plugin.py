@@ -411,6 +411,7 @@ def test_a_persistent_cache_whose_build_failed_is_tried_again_by_the_next_run(pr
     assert project.builds == 2
 
 
+@pytest.mark.nightly
 def test_a_persistent_cache_that_was_damaged_is_built_again(project):
     project.write(options='scope="persistent", key="one"')
     project.run("-n2")

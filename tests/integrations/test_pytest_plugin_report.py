@@ -36,6 +36,7 @@ def test_the_line_has_the_hit_rate_over_all_workers(project):
     assert "\n  90 hits, 0 fallbacks, 10 misses\n" in out
 
 
+@pytest.mark.nightly
 def test_a_persistent_cache_reports_the_reads_of_this_run_alone(project):
     project.write(tests=READS, options='scope="persistent", key="one"')
     project.run("-n2")
