@@ -70,6 +70,8 @@ def _left_out(code: CodeType) -> frozenset[int]:
         before = instructions[max(i - 3, 0) : i]
         if one.opname == "CALL" and one.arg == 2 and all((b.opname, b.argval) == ("LOAD_CONST", None) for b in before):
             found |= {each.offset for each in before} | {one.offset, one.offset - 4}
+            if i > 3 and names[i - 4] == "SWAP":  # of a `return` out of the block
+                found.add(instructions[i - 4].offset)
     return frozenset(found)
 
 
