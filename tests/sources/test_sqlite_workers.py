@@ -585,7 +585,9 @@ def test_a_child_forked_during_a_read_is_refused(source):
 
 
 def test_children_of_a_busy_process_read(source):
-    """SQLite is inside a call in one of four threads at nearly any moment; a fork waits for one when it is in none."""
+    """SQLite is inside a call in one of four threads at nearly any moment; a fork waits for one when it is in none.
+
+    On a busy machine a read may take longer than a fork waits; then the child is refused, and none hangs."""
     ended = threading.Event()
 
     def read() -> None:
@@ -597,12 +599,15 @@ def test_children_of_a_busy_process_read(source):
     for thread in threads:
         thread.start()
     try:
-        found = [ask_child(lambda: ids(source.fetch("a", ["k1"]))) for _ in range(20)]
+        found = [ask_child(lambda: source.fetch("a", ["k1"])) for _ in range(20)]
     finally:
         ended.set()
         for thread in threads:
             thread.join()
-    assert found == [["k1"]] * 20
+    refused = [one for one in found if isinstance(one, SourceError)]
+    assert all("forked while its parent was reading" in str(one) for one in refused)
+    assert [ids(one) for one in found if one not in refused] == [["k1"]] * (20 - len(refused))
+    assert len(refused) <= 5
 
 
 def test_the_end_of_a_child_does_not_close_what_it_inherits(source):
