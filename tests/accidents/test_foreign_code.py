@@ -233,7 +233,7 @@ def call_from_a_handler(path: Path, db: Path, call: str) -> list[str]:
 
 
 def test_log_handlers_may_call_the_cache_in_every_thread(path, db):
-    assert apart(log_from_threads, path, db) == ([], [])
+    assert apart(log_from_threads, path, db, within=100.0) == ([], [])
 
 
 def log_from_threads(path: Path, db: Path) -> tuple[list[str], list[str]]:
@@ -245,7 +245,7 @@ def log_from_threads(path: Path, db: Path) -> tuple[list[str], list[str]]:
         mmcache.build(path, source(db))
 
     with threads(lambda: app.info("x"), lambda: app.info("y"), lambda: note_of(cache, "k9"), rebuild) as errors:
-        until("many lines are logged", lambda: handler.lines > 300 or errors)
+        until("many lines are logged", lambda: handler.lines > 300 or errors, 90.0)
     cache.close()
     return errors, meddler.wrong
 

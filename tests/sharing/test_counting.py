@@ -257,7 +257,7 @@ def test_signal_handlers_that_count_and_raise_lose_nothing(path):
         counters.add(metrics.OPENS)
         handled += 1
         counters.flush()
-        if handled % 3 == 0:
+        if handled % 3 == 0 and handled < 200:  # and not while the timer is stopped
             raise Interrupted
 
     before = signal.signal(signal.SIGALRM, handle)
