@@ -20,6 +20,7 @@ from tests.support import inside
 from tests.support.bank import make_bank
 from tests.support.clock import Clock
 from tests.support.observe import await_polls, mapped_files, open_files
+from tests.support.profile import PROFILE
 
 settings.register_profile("quick", max_examples=60, stateful_step_count=30, derandomize=True, deadline=None)
 settings.register_profile(
@@ -29,7 +30,7 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+settings.load_profile(PROFILE)
 
 # A developer's own settings must not decide how a test ends.
 for _name in [name for name in os.environ if name.startswith("MMCACHE_")] + ["NO_COLOR", "FORCE_COLOR"]:

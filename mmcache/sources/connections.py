@@ -43,9 +43,13 @@ _FILES_OF_A_CONNECTION = 4
 """Database, journal or WAL, its index, and a directory that is synced."""
 
 _QUIET: Final = 0.2
-"""Seconds that a fork waits for reads to end, and that a read waits for a fork."""
+"""Seconds that a fork waits for reads to end."""
+
+_PATIENCE: Final = 0.02
+"""Seconds that a read waits for a fork, as for anything but its source."""
 
 _PAUSE: Final = 0.0005
+"""Seconds between two looks of whichever waits."""
 
 
 class Connection:
@@ -132,7 +136,7 @@ class Connections:
         with Within(self._inside):
             if not _forks:
                 return self._take()
-        _wait_until(lambda: not _forks)
+        _wait_until(lambda: not _forks, _PATIENCE)
         with Within(self._inside):
             return self._take()
 
@@ -294,16 +298,19 @@ _forks: list[None] = []
 """One for each thread that forks. Every change is one call of C code."""
 
 
-def _wait_until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + _QUIET
+def _wait_until(is_so: Callable[[], bool], patience: float) -> None:
+    end = time.monotonic() + patience
     while not is_so() and time.monotonic() < end:
         time.sleep(_PAUSE)
 
 
 def _are_idle() -> bool:
-    return all(pool.is_idle() for pool in list(_pools))
+    try:
+        return all(pool.is_idle() for pool in list(_pools))
+    except RuntimeError:  # another thread makes a pool at this moment
+        return False
 
 
 # Of the functions to be called before a fork, the last to be registered comes first.
-os.register_at_fork(before=partial(_wait_until, _are_idle))
+os.register_at_fork(before=partial(_wait_until, _are_idle, _QUIET))
 os.register_at_fork(before=partial(_forks.append, None), after_in_parent=_forks.pop, after_in_child=_forks.clear)

@@ -33,6 +33,7 @@ from tests.support.crew import Crew, SlowSource, look_around, noted, number, sta
 from tests.support.faults import Kill, faults
 from tests.support.observe import children_of, failure_of, is_building, rebuilders_of, totals
 from tests.support.processes import ask_child, ended, forked
+from tests.support.profile import NIGHTLY
 from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -42,7 +43,7 @@ CHANGES = {"open", "pwrite", "unlink", "rename", "link", "fchmod", "posix_falloc
 """Calls that may change something outside this process; the others change nothing, and what a page is told between two
 calls is the matter of tests of its own."""
 
-STEP = 1 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 5
+STEP = 1 if NIGHTLY else 5
 """Of the calls before which a process is killed, which differ from those after a change by what was read."""
 
 

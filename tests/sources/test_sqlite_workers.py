@@ -610,6 +610,24 @@ def test_children_of_a_busy_process_read(source):
     assert len(refused) <= 5
 
 
+def test_a_read_does_not_wait_as_long_as_a_fork_that_waits_for_another(source):
+    """A long read, such as a build's, keeps a fork waiting for 0.2 s; reads of other threads go on after 20 ms."""
+    most = 0
+    with source.read():
+        for _ in range(20):  # one is enough, where the machine is not busy
+            thread = threading.Thread(target=ask_child, args=(lambda: None,))
+            thread.start()
+            answered = 0
+            while thread.is_alive():
+                is_forking = inside.is_forking()
+                assert ids(source.fetch("a", ["k1"])) == ["k1"]
+                answered += is_forking and inside.is_forking()
+            most = max(most, answered)
+            if most > 1:
+                break
+    assert most > 1, "a read waits until the fork is over"
+
+
 def test_the_end_of_a_child_does_not_close_what_it_inherits(source):
     script = """
 import os, sqlite3, sys

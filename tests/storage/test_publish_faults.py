@@ -32,11 +32,11 @@ from mmcache.storage import publish as storage
 from tests.support.faults import Ends, Fail, FailName, Kill, Short, faults
 from tests.support.observe import open_files
 from tests.support.processes import in_child
+from tests.support.profile import NIGHTLY
 
 SCHEMA = Schema("items", index=("kind",), embedding="v", dim=4)
 ONCE = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EMFILE", "ENOMEM")
 PERSISTENT = ("EIO", "ENOSPC", "EMFILE")
-NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 
 def items(generation: int):

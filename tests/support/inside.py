@@ -366,6 +366,11 @@ def idle_connections(source: SQLiteSource) -> list[Any]:
     return list(source._connections._idle)
 
 
+def is_forking() -> bool:
+    """Whether a thread waits for connections to be idle, in order to fork."""
+    return bool(connections._forks)
+
+
 @contextlib.contextmanager
 def no_connections(source: SQLiteSource) -> Iterator[None]:
     """Whatever asks the database fails."""
