@@ -19,6 +19,10 @@ ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# What is compiled once serves every process of the tests, and lies in the virtual environment, not between the sources.
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check integration bench bench-full guard nightly clean distclean
 
@@ -30,7 +34,7 @@ demo: $(VENV)/.demo  ## see it work: a bank of test patterns, four workers, one 
 
 test: check  ## check, then the tests: what continuous integration runs, with the guard
 	@echo "==> tests"
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 check: $(VENV)/.dev  ## format, lint, types, import layers and words
 	@echo "==> format"
@@ -44,7 +48,7 @@ check: $(VENV)/.dev  ## format, lint, types, import layers and words
 	@echo "==> words"
 	@! grep -rniwIE "nobody|somebody|whoever|whom|he|his" mmcache docs README.md || { echo "name the component" >&2; exit 1; }
 
-integration: $(VENV)/.integration  ## tests that need a server, root or a download (torch); what the machine lacks is skipped, and listed
+integration: $(VENV)/.integration  ## tests that need a server, root or a download (torch, programs); what the machine lacks is skipped, and listed
 	@echo "==> integration"
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "integration and not nightly"
 
@@ -86,9 +90,14 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 	@touch $@ $(VENV)/.demo $(VENV)/.bench
 
 $(VENV)/.integration: pyproject.toml | $(VENV)/.dev
-	@for group in integration torch; do \
+	@for group in integration torch programs; do \
 	    echo "==> installing the group $$group into $(VENV)"; \
-	    $(INSTALL) --group $$group || echo "the group $$group cannot be installed: its tests are skipped" >&2; \
+	    $(INSTALL) --group $$group && continue; \
+	    echo "the group $$group cannot be installed as a whole" >&2; \
+	    $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]], sep="\n")' $$group | \
+	    while read -r package; do \
+	        $(INSTALL) "$$package" || echo "$$package cannot be installed: its tests are skipped" >&2; \
+	    done; \
 	done
 	@touch $@
 

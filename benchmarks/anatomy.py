@@ -1,9 +1,9 @@
 """Where does the time of a look-up go, and what of it could other code save?
 
 Every part of a get, of a batch of 100 and of an embedding view is done by itself, for the same ids, as the hot path in
-`mmcache/storage/snapshot.py` does it: the least of many turns, less that of an empty loop. What the parts do not add up
-to is the interpreter's own: calls, attributes, comparisons, and, of a batch, numpy's. The floor is what any reader pays
-that hands out records as Python objects: decode the bytes and make one; of an embedding, to make an array.
+`mmcache/storage/collection.py` does it: the least of many turns, less that of an empty loop. What the parts do not add
+up to is the interpreter's own: calls, attributes, comparisons, and, of a batch, numpy's. The floor is what a reader
+pays that hands out records as Python objects: decode the bytes and make one; of an embedding, to make an array.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from msgpack import unpackb
 from xxhash import xxh3_64_intdigest
 
 import mmcache
+from mmcache.format.keys import header_size
 from mmcache.format.layout import ROW_SIZE
-from mmcache.format.records import key_offset
-from mmcache.storage import snapshot as hot
+from mmcache.storage import collection as hot
 from mmcache.storage.record import Record
 
 from .common import Report, Settings, dim_of, parser, settings_of, time_text
@@ -49,18 +49,19 @@ class Loops:
     def __init__(self, snapshot: mmcache.Snapshot) -> None:
         collection: Any = snapshot.default
         self.snapshot, self.collection = snapshot, collection
-        self.ids = random.Random("anatomy").choices(list(snapshot), k=IDS)
+        self.file, self.look = collection.file, collection._lookup
+        self.ids = random.Random("anatomy").choices(list(map(str, snapshot)), k=IDS)
         self.batches = [self.ids[i : i + BATCH] for i in range(0, IDS, BATCH)]
-        self.hashes = [collection._digest(id_.encode()) for id_ in self.ids]
+        self.hashes = [xxh3_64_intdigest(id_.encode()) for id_ in self.ids]
         self.rows = [collection.row(id_) for id_ in self.ids]
-        entries = [collection._row_entry(row) for row in self.rows]
+        entries = [self.file.row_entry(row) for row in self.rows]
         self.extents = [(begin, begin + length) for begin, length, _, _, _ in entries]
-        begins = [begin + key_offset(collection._prefixes[shape], key) for begin, _, key, shape, _ in entries]
+        ends = [begin + self.look.prefixes[shape] + key for begin, _, key, shape, _ in entries]
         self.keys = [
-            (begin, begin + key, id_.encode())
-            for begin, (_, _, key, _, _), id_ in zip(begins, entries, self.ids, strict=True)
+            (end - key + header_size(key), end, id_.encode())
+            for end, (_, _, key, _, _), id_ in zip(ends, entries, self.ids, strict=True)
         ]
-        self.raw = [collection._buffer[begin:end] for begin, end in self.extents]
+        self.raw = [self.file.buffer[begin:end] for begin, end in self.extents]
         self.values = [unpackb(raw) for raw in self.raw]
         header = b"\xdd" + BATCH.to_bytes(4, "big")
         self.joined = [header + b"".join(self.raw[i : i + BATCH]) for i in range(0, IDS, BATCH)]
@@ -71,12 +72,12 @@ class Loops:
             pass
 
     def hash(self) -> None:
-        digest = self.collection._digest
+        encode = self.look.encode
         for id_ in self.ids:
-            digest(id_.encode())
+            xxh3_64_intdigest(encode(id_))
 
     def probe(self) -> None:
-        table, rows, shift = self.collection._hash, self.collection._row, self.collection._shift
+        table, rows, shift = self.look.hash, self.look.row, self.look.shift
         for hashed in self.hashes:
             slot = hashed >> shift
             while table[slot] < hashed:
@@ -84,12 +85,12 @@ class Loops:
             rows[slot]
 
     def entry(self) -> None:
-        buffer, at = self.collection._buffer, self.collection._rows_at
+        buffer, at = self.file.buffer, self.file.rows_at
         for row in self.rows:
             hot._unpack_record(buffer, at + ROW_SIZE * row)
 
     def copy(self) -> None:
-        buffer = self.collection._buffer
+        buffer = self.file.buffer
         for begin, end in self.extents:
             buffer[begin:end]
 
@@ -106,7 +107,7 @@ class Loops:
             unpackb(joined)
 
     def make(self) -> None:
-        shape, owner, new = self.collection._shapes[0], self.collection, object.__new__
+        shape, owner, new = self.file.shapes[0], self.collection, object.__new__
         for values in self.values:
             record = new(Record)
             record._shape = shape
@@ -115,7 +116,7 @@ class Loops:
             record._row = 0
 
     def key(self) -> None:
-        buffer = self.collection._buffer
+        buffer = self.file.buffer
         for begin, end, key in self.keys:
             assert buffer[begin:end] == key
 

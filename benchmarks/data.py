@@ -59,7 +59,7 @@ class DataSet:
             db.executescript(_INDEXES)
             db.close()
 
-        return self._made("bank", ".db", _digest(bank.__file__), write)
+        return self._made("bank", ".db", digest_of(bank.__file__), write)
 
     def store(self, peer: type[Peer]) -> str:
         """Where a peer keeps these records, made if it is not there. Raises AbsentError."""
@@ -68,24 +68,29 @@ class DataSet:
         modules = [bank.__file__, __file__, str(sys.modules[peer.__module__].__file__)]
         if peer.__module__.endswith(".mmcache_file"):
             modules += sorted(glob.glob(os.path.join(ROOT, "mmcache", "**", "*.py"), recursive=True))
-        return self._made(peer.__name__.lower(), peer.suffix, _digest(*modules), lambda path: peer.write(self, path))
+        return self._made(peer.__name__.lower(), peer.suffix, digest_of(*modules), lambda path: peer.write(self, path))
 
     def ids(self) -> list[str]:
         with contextlib.closing(sqlite3.connect(self.bank)) as db:
             return [row[0] for row in db.execute("SELECT id FROM patterns ORDER BY rowid")]
 
     def _made(self, form: str, suffix: str, digest: str, write: Callable[[str], None]) -> str:
-        stem = os.path.join(self.home, f"{self.n}x{self.dim}-{form}-")
-        path = f"{stem}{digest}{suffix}"
-        if not os.path.exists(path):
-            os.makedirs(self.home, mode=0o755, exist_ok=True)
-            for outdated in glob.glob(f"{glob.escape(stem)}*"):
-                _remove(outdated)
-            write(f"{path}.part")
-            os.rename(f"{path}.part", path)
-            for shared in glob.glob(f"{glob.escape(path)}.part.*"):  # lock, control page and metrics of that name
-                _remove(shared)
-        return path
+        return made(os.path.join(self.home, f"{self.n}x{self.dim}-{form}-"), digest, suffix, write)
+
+
+def made(stem: str, digest: str, suffix: str, write: Callable[[str], None]) -> str:
+    """The path of a file that was made by code of this digest: made now, and others of the stem removed, if it is not
+    there."""
+    path = f"{stem}{digest}{suffix}"
+    if not os.path.exists(path):
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        for outdated in glob.glob(f"{glob.escape(stem)}*"):
+            _remove(outdated)
+        write(f"{path}.part")
+        os.rename(f"{path}.part", path)
+        for shared in glob.glob(f"{glob.escape(path)}.part.*"):  # lock, control page and metrics of that name
+            _remove(shared)
+    return path
 
 
 def read_bank(path: str, order: str = "rowid") -> Iterator[tuple[Any, ...]]:
@@ -101,7 +106,8 @@ def record_of(row: tuple[Any, ...]) -> dict[str, Any]:
     return record
 
 
-def _digest(*modules: str) -> str:
+def digest_of(*modules: str) -> str:
+    """Of the code that makes a form."""
     digest = hashlib.sha256()
     for module in modules:
         with open(module, "rb") as file:

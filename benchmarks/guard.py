@@ -1,11 +1,12 @@
-"""Has anything become slower? Ratios of this run beside the recorded ones, in less than a minute.
+"""Has anything become slower? Ratios of this run beside the recorded ones, in a minute or two.
 
 Every operation takes turns with its like kind in another store: with a dict of msgpack bytes, which like mmcache is
 Python around msgpack and numpy, and with SQLite, which like mmcache searches, opens and writes files. A machine that is
 slower, or busy, slows both. The ratio fails that is a third above the recorded one in this measurement and in two more.
 
-A cache with dirty ids takes turns with one that has none. Its ratio fails beyond the goal of `benchmarks.dirty`, which
-stands in the record as it is, and is never measured anew.
+A cache with dirty ids takes turns with one that has none, int keys with text keys, and a range and an order with
+SQLite. Their ratios fail beyond the goals of `benchmarks.dirty` and `benchmarks.keys`, which stand in the record as
+they are, and are never measured anew.
 
     python -m benchmarks.guard             measure and judge; exit 1 where something has become slower
     python -m benchmarks.guard --record    keep what is measured now as the truth, in `guard.json`
@@ -36,7 +37,7 @@ from typing import Any
 
 import mmcache
 
-from . import dirty
+from . import dirty, keys
 from .common import ROOT, Noise, Turn, Work, environment, interleave, table_text
 from .data import DataSet
 from .peers.base import Peer
@@ -52,6 +53,8 @@ SMALL, LARGE = (2_000, 768), (20_000, 64)
 
 BATCH = 100
 DIRTY = (1, 100, 2_000)
+KEYS = 100_000
+"""Records of the tables with int and with text keys."""
 IDS, DOMAINS, FACETS, OPENS = 1_000, 5, 50, 20
 REPETITIONS, BUILDS = 41, 9
 
@@ -161,8 +164,19 @@ def dirty_pairs(caches: dirty.Caches) -> dict[str, Pair]:
     }
 
 
+def key_pairs(tables: Mapping[str, keys.Table]) -> dict[str, Pair]:
+    """Look-ups by int keys beside the same by text keys; ranges and orders by ids beside SQLite's."""
+    ints, texts = (keys.key_works(tables[kind]) for kind in ("int", keys.TEXT))
+    found = {f"{name}, int keys": Pair("text", (ints[name], texts[name]), goal=keys.KEY_GOAL) for name in ints}
+    for name, asked in keys.questions().items():
+        if name in keys.GUARDED:
+            works = keys.order_works(tables[keys.TEXT], asked)
+            found[name] = Pair("SQLite", (works[keys.OURS], works[keys.PLAIN]), goal=asked.goal)
+    return found
+
+
 @contextlib.contextmanager
-def pairs(small: DataSet, large: DataSet) -> Iterator[dict[str, Pair]]:
+def pairs(small: DataSet, large: DataSet, records: int = KEYS) -> Iterator[dict[str, Pair]]:
     """By operation. Everything is opened once, and warm."""
     with contextlib.ExitStack() as stack:
 
@@ -198,6 +212,7 @@ def pairs(small: DataSet, large: DataSet) -> Iterator[dict[str, Pair]]:
         opens = opening(Lazy, small.store(Mmcache), ids), opening(SqliteTuned, small.store(SqliteTuned), ids)
         builds = building(Mmcache, small, directory), building(SqliteTuned, small, directory)
         caches = stack.enter_context(dirty.opened(large, DIRTY))
+        tables = stack.enter_context(keys.opened(records, small.home, ("int", keys.TEXT)))
         gc.freeze()  # what is collected before every turn is then little
         stack.callback(gc.unfreeze)
         yield {
@@ -210,6 +225,7 @@ def pairs(small: DataSet, large: DataSet) -> Iterator[dict[str, Pair]]:
             "open lazily, a get": Pair("SQLite", opens),
             "build": Pair("SQLite", builds, BUILDS),
             **dirty_pairs(caches),
+            **key_pairs(tables),
         }
 
 

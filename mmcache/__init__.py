@@ -20,10 +20,13 @@ __all__ = [
     "Collection",
     "CorruptFileError",
     "EmbeddingRef",
+    "EmbeddingReport",
     "GenerationGoneError",
     "IncompatibleFormatError",
+    "Invalid",
     "IterableSource",
     "JSONLinesSource",
+    "LeftOut",
     "LockTimeoutError",
     "MissingFileError",
     "MmcacheError",
@@ -42,8 +45,15 @@ __all__ = [
     "UntrustedPathError",
     "UnusableFileError",
     "__version__",
+    "above",
+    "at_least",
+    "at_most",
+    "below",
+    "between",
     "build",
+    "excluding",
     "open",
+    "startswith",
 ]
 
 if TYPE_CHECKING:
@@ -64,15 +74,17 @@ if TYPE_CHECKING:
         UntrustedPathError,
         UnusableFileError,
     )
+    from .format.leftout import LeftOut
+    from .query import above, at_least, at_most, below, between, excluding, startswith
     from .schema import Schema
     from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
     from .sources.arrow import ParquetSource
-    from .sources.base import Source, SourceRecord
+    from .sources.base import Invalid, Source, SourceRecord
     from .sources.iterable import IterableSource, JSONLinesSource
     from .sources.sqlite import SQLiteSource
-    from .storage.publish import BuildReport
+    from .storage.publish import BuildReport, EmbeddingReport
     from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
 else:  # hidden from type checkers, which would otherwise take any misspelt name for one of ours
 
@@ -107,15 +119,17 @@ _HOMES = {
             "UntrustedPathError",
             "UnusableFileError",
         ),
+        ".query": ("above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".schema": ("Schema",),
         ".sources.arrow": ("ParquetSource",),
-        ".sources.base": ("Source", "SourceRecord"),
+        ".format.leftout": ("LeftOut",),
+        ".sources.base": ("Invalid", "Source", "SourceRecord"),
         ".sources.iterable": ("IterableSource", "JSONLinesSource"),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
-        ".storage.publish": ("BuildReport",),
+        ".storage.publish": ("BuildReport", "EmbeddingReport"),
         ".storage.snapshot": ("Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"),
     }.items()
     for name in names

@@ -2,7 +2,9 @@
 
 Two schemas of a collection are *additive* if they differ in indexes and columns alone. Two sets of schemas are additive
 if those of each collection that both know are. Then one file serves both versions, while a deploy rolls: a builder
-keeps what the file has, and adds what it needs itself. Pure.
+keeps what the file has, and adds what it needs itself. What becomes of bad rows is each builder's own choice, and a
+file in which some were left out answers only for those that chose so. A schema that leaves its key to a source which
+cannot be asked now agrees with any key. Pure.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ def covers(found: Iterable[Schema], ours: Iterable[Schema]) -> bool:
     """
     there = _by_name(found)
     return all(
-        schema.name in there and _is_alike(there[schema.name], schema) and _has_columns(there[schema.name], schema)
+        schema.name in there
+        and _is_alike(there[schema.name], schema)
+        and _has_columns(there[schema.name], schema)
+        and there[schema.name].on_invalid in ("raise", schema.on_invalid)
+        and there[schema.name].on_duplicate in ("raise", schema.on_duplicate)
         for schema in ours
     )
 
@@ -57,7 +63,7 @@ def missing_in(found: Iterable[Schema], ours: Iterable[Schema]) -> list[str]:
 
 def seen_in(found: Schema, ours: Schema) -> Schema:
     """What a worker with the schema `ours` is shown of a collection of a file: what it asked for and the file has."""
-    return replace(ours, index=tuple(field for field in ours.index if field in found.index))
+    return replace(ours, key=found.key, index=tuple(field for field in ours.index if field in found.index))
 
 
 def _by_name(schemas: Iterable[Schema]) -> dict[str, Schema]:
@@ -65,19 +71,31 @@ def _by_name(schemas: Iterable[Schema]) -> dict[str, Schema]:
 
 
 def _is_alike(one: Schema, other: Schema) -> bool:
+    if one.key is None or other.key is None:
+        one, other = replace(one, key=None), replace(other, key=None)
     return _without_fields(one) == _without_fields(other)
 
 
 def _without_fields(schema: Schema) -> Schema:
     table = None if schema.query is not None else schema.table or schema.name
-    return replace(schema, index=(), columns=None, table=table)
+    return replace(
+        schema, index=(), columns=None, table=table, on_invalid="raise", max_invalid=None, on_duplicate="raise"
+    )
 
 
 def _wider(found: Schema, ours: Schema) -> Schema:
     columns = None
     if found.columns is not None and ours.columns is not None:
         columns = tuple(dict.fromkeys((*found.columns, *ours.columns)))
-    return replace(found, index=tuple(dict.fromkeys((*found.index, *ours.index))), columns=columns)
+    return replace(
+        found,
+        key=found.key or ours.key,
+        index=tuple(dict.fromkeys((*found.index, *ours.index))),
+        columns=columns,
+        on_invalid=ours.on_invalid,
+        max_invalid=ours.max_invalid,
+        on_duplicate=ours.on_duplicate,
+    )
 
 
 def _has_columns(found: Schema, ours: Schema) -> bool:

@@ -16,10 +16,12 @@ from .cached import CachedCollection
 from .callbacks import CacheEvent
 from .errors import SourceError, UnusableFileError
 from .options import Executor, OpenOptions, Options, Profile, is_disabled
+from .schema import OnDuplicate, OnInvalid
 from .sharing.alerts import WINDOW, Alert, Rules
 from .sharing.metrics import stats_of
 from .sharing.operate import resume
 from .sharing.status import Status, check, status_of
+from .sources import closing, with_rules
 from .sources.base import Source
 from .storage import fs
 from .storage.publish import LOCK_TIMEOUT, BuildReport
@@ -41,7 +43,8 @@ class Stats:
     corruptions: damage met, in a file or in a record. opens: files opened; adoptions: those in the place of another;
     refusals: files that were not right. load_seconds: how long the last opening took. fallback_seconds: spent in the
     source, all together. rebuilds, build_failures: builds that this cache ran itself, in a get or a thread.
-    invalidations: said here. slow_lookups: beyond `slow_after`. generation: of the file; None while there is none.
+    invalidations: said here. slow_lookups: beyond `slow_after`. invalid: rows that the file left out, as they could not
+    be taken. generation: of the file; None while there is none.
     state: as in `Status`; "starting" before the first read. counters: each counter by its name in the table of metrics.
     """
 
@@ -57,6 +60,7 @@ class Stats:
     build_failures: int
     invalidations: int
     slow_lookups: int
+    invalid: int
     load_seconds: float
     fallback_seconds: float
     generation: int | None
@@ -77,6 +81,9 @@ class Cache(CachedCollection):
     spawn and forkserver too. A context manager.
     """
 
+    _made: Source | None = None
+    """The source that this cache made of the given one, for its rules about bad rows."""
+
     def __init__(
         self, path: str | os.PathLike[str], source: Source | None = None, **options: Unpack[OpenOptions]
     ) -> None:
@@ -88,6 +95,11 @@ class Cache(CachedCollection):
             )
         if source is None and options.get("rollout", 1.0) != 1.0:
             raise ValueError("rollout sends some processes to the source, and there is none")
+        given = source
+        if source is not None:
+            rules = {name: options.get(name) for name in ("on_invalid", "max_invalid", "on_duplicate")}
+            source = with_rules(source, **rules)
+        self._made = source if source is not given else None
         super().__init__(Watch(os.path.abspath(os.fspath(path)), source, Options(**options)), None)
 
     def collection(self, name: str) -> CachedCollection:
@@ -223,6 +235,8 @@ class Cache(CachedCollection):
         The source is the caller's, and stays as it is.
         """
         self._watch.close()
+        with closing(self._made):
+            pass
 
     def __enter__(self) -> Self:
         return self
@@ -255,6 +269,9 @@ def open(
     rollout: float = 1.0,
     trust: str | int | Iterable[str | int] = (),
     on_event: Callable[[CacheEvent], object] | None = None,
+    on_invalid: OnInvalid | None = None,
+    max_invalid: int | None = None,
+    on_duplicate: OnDuplicate | None = None,
 ) -> Cache:
     """Open a cache: the file at `path`, and the source that answers for whatever the file cannot.
 
@@ -284,6 +301,8 @@ def open(
     on_event: is called with a `CacheEvent` for what happens to the cache, in this process or heard from another: as
         soon as a read or a poll notices, in its thread, which should not be kept. No lock is held, so it may use the
         cache. An exception is logged, and changes nothing. It pickles with the cache.
+    on_invalid, max_invalid, on_duplicate: which rows of the source are left out, of the file and of every answer but
+        `get`: see `Schema`. For all collections; None leaves it as the source's schemas have it.
 
     The directory is made where it is missing, unless the cache builds nothing; PublishError where it cannot be.
     Raises UnusableFileError (missing, corrupt, incompatible, unreadable, untrusted) only without a source.
@@ -311,6 +330,9 @@ def open(
         rollout=rollout,
         trust=trust,
         on_event=on_event,
+        on_invalid=on_invalid,
+        max_invalid=max_invalid,
+        on_duplicate=on_duplicate,
     )
     if source is not None and build:
         fs.make_directory(os.path.dirname(cache.path))

@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .errors import SourceError, UnusableFileError
-from .format.keys import Key
+from .format.keys import Key, check_key, check_keys, is_key
 from .options import OpenOptions, Options
-from .schema import Schema, parse_query
+from .query import Query, Term, parse_query
+from .schema import Schema, check_width
 from .sharing import metrics
 from .sharing.invalidation import Kind
+from .sharing.widening import schemas_of
 from .sources.base import Source
 from .sourcetier import SourceTier
 from .storage.overlay import Overlay
 from .storage.record import Record, RecordItems, RecordValues
 from .storage.selection import Selection
 from .storage.snapshot import Collection, DirtyError, EmbeddingRef, Snapshot
+from .storage.vectors import presence_of, stacked
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -53,12 +56,13 @@ _NOT_HERE = KeyError, DirtyError, UnusableFileError
 """Raised by a reader of the file for a record that the source has to answer."""
 
 
-class CachedCollection(Mapping[str, Record]):
+class CachedCollection(Mapping[Key, Record]):
     """One collection of a cache: a read-only mapping over both tiers. Made by `Cache.collection`.
 
     What the file cannot answer, or may not because it was invalidated or has expired, is answered by the source.
     Raises KeyError where no tier has the key, SourceError where the source fails or is missing, ClosedError after the
-    cache was closed.
+    cache was closed. What is no key is a TypeError, as in `Collection`; that a key of a type was asked for which no key
+    has is logged once.
     """
 
     def __init__(self, watch: Watch, name: str | None) -> None:
@@ -70,7 +74,7 @@ class CachedCollection(Mapping[str, Record]):
     # --- lookups by key
     # `__getitem__` and `embedding` repeat the path of a hit: a function that both call makes each hit 2 % slower.
 
-    def __getitem__(self, key: str) -> Record:
+    def __getitem__(self, key: Key) -> Record:
         watch = self._watch
         begun = time.monotonic()
         if begun >= watch.due or watch.word[0] != watch.seen:
@@ -95,22 +99,22 @@ class CachedCollection(Mapping[str, Record]):
         return found
 
     @overload
-    def get(self, key: str) -> Record | None: ...
+    def get(self, key: Key) -> Record | None: ...
     @overload
-    def get(self, key: str, default: Record | T) -> Record | T: ...
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: Key, default: Record | T) -> Record | T: ...
+    def get(self, key: Key, default: Any = None) -> Any:
         """The record, or a default where no tier has it."""
         try:
             return self[key]
         except KeyError:
             return default
 
-    def get_many(self, keys: Iterable[str]) -> list[Record | None]:
+    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
         """The records of these keys, in their order, None where no tier has it."""
-        return self._read(list(keys))
+        return self._read(check_keys(keys))
 
     def __contains__(self, key: object) -> bool:
-        if not isinstance(key, str):
+        if not is_key(key):
             return False
         reader, cause = self._reader()
         if reader is not None:
@@ -121,10 +125,14 @@ class CachedCollection(Mapping[str, Record]):
                 cause = "absent"
             except (DirtyError, UnusableFileError) as error:
                 cause = self._why_not(error)
-        return self._tier.fetch([key], cause)[0] is not None
+        plain = check_key(key)
+        return self._tier.takes(plain) and self._tier.fetch([plain], cause)[0] is not None
 
-    def embedding(self, key: str) -> NDArray[np.float32] | None:
-        """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one."""
+    def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
+        """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one.
+
+        field: which, of several embeddings; by default the first. Raises ValueError for a field that is none.
+        """
         watch = self._watch
         begun = time.monotonic()
         if begun >= watch.due or watch.word[0] != watch.seen:
@@ -134,7 +142,7 @@ class CachedCollection(Mapping[str, Record]):
             reader, cause = self._reader()
         if reader is not None:
             try:
-                embedding = reader.embedding(key)
+                embedding = reader.embedding(key, field)
             except _NOT_HERE as error:
                 cause = self._why_not(error)
             else:
@@ -143,35 +151,41 @@ class CachedCollection(Mapping[str, Record]):
                 if not hits & counting.mask:
                     watch.sample(begun, hits)
                 return embedding
+        if field is not None:
+            self._check_embedding(field)
         record = self._tier.fetch([key], cause)[0]
         if record is None:
             raise KeyError(key)
-        return record.embedding
+        return record.embedding if field is None else record.embedding_of(field)
 
-    def get_embeddings(self, keys: Iterable[str]) -> NDArray[np.float32]:
+    def get_embeddings(self, keys: Iterable[Key], field: str | None = None) -> NDArray[np.float32]:
         """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.
 
-        Gathered from the file at the speed of memory, if that may answer all of them; else read one by one. Raises
-        KeyError for a key that no tier has.
+        Gathered from the file at the speed of memory, if that may answer all of them; else read one by one. field: as
+        for `embedding`. Raises KeyError for a key that no tier has, SourceError for embeddings of two lengths.
         """
-        wanted = list(keys)
+        wanted = check_keys(keys)
         reader, _ = self._reader()
         if reader is not None:
             with contextlib.suppress(KeyError, DirtyError, UnusableFileError):
-                found = reader.get_embeddings(wanted)
+                found = reader.get_embeddings(wanted, field)
                 self._counting.add(metrics.BATCH_HITS, len(wanted))
                 return found
-        return _matrix(
-            [None if (one := self.embedding(key)) is None else one.tobytes() for key in wanted], self.schema.dim
-        )
+        dim = self._check_embedding(field)
+        return stacked(wanted, [self.embedding(key, field) for key in wanted], dim)
 
-    def embedding_ref(self, key: str) -> EmbeddingRef:
+    def embedding_ref(self, key: Key, field: str | None = None) -> EmbeddingRef:
         """What to send to another process in place of an embedding. Raises KeyError; SourceError while only the source
-        may answer for this id: send the embedding itself."""
+        may answer for this id: send the embedding itself. field: as for `embedding`."""
         reader, _ = self._reader()
-        with contextlib.suppress(DirtyError):
+        try:
             if reader is not None:
-                return reader.embedding_ref(key)
+                return reader.embedding_ref(key, field)
+        except DirtyError:
+            pass
+        except UnusableFileError as error:
+            self._watch.damaged(error)
+        self._check_embedding(field)
         raise SourceError("the source answers now, and only a file has rows: send the embedding itself")
 
     # --- all of it
@@ -180,7 +194,7 @@ class CachedCollection(Mapping[str, Record]):
         whole, cause = self._whole()
         return self._tier.count(cause) if whole is None else len(whole)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Key]:
         whole, cause = self._whole()
         if whole is None:
             yield from (record.id for record in self._tier.records(cause))
@@ -193,7 +207,7 @@ class CachedCollection(Mapping[str, Record]):
         """The records, decoded in batches."""
         return RecordValues(self)
 
-    def items(self) -> ItemsView[str, Record]:
+    def items(self) -> ItemsView[Key, Record]:
         """Keys and records, decoded in batches."""
         return RecordItems(self)
 
@@ -208,16 +222,41 @@ class CachedCollection(Mapping[str, Record]):
     def embeddings(self) -> NDArray[np.float32]:
         """float32, (n, dim), read-only: the file's block, as of its generation, whatever single ids were invalidated.
 
-        A copy made from the source while the file may not answer at all.
+        A copy made from the source while the file may not answer at all. Of several embeddings the first.
         """
-        view = self._watch.current()
-        cause = view.cause
+        return self._block(lambda whole: whole.embeddings)
+
+    def embeddings_of(self, field: str) -> NDArray[np.float32]:
+        """The same of one of several embeddings. Raises ValueError for a field that is none."""
+        self._check_embedding(field)
+        return self._block(lambda whole: whole.embeddings_of(field))
+
+    @property
+    def has_embedding(self) -> NDArray[np.bool_]:
+        """bool, (n,): which rows of `embeddings` are those of records that have one; the others are zeros. O(n)."""
+        return self._block(lambda whole: _presence(whole, None))
+
+    def has_embedding_of(self, field: str) -> NDArray[np.bool_]:
+        """The same of one of several embeddings."""
+        self._check_embedding(field)
+        return self._block(lambda whole: _presence(whole, field))
+
+    def _block(self, read: Callable[[Collection | Selection], T]) -> T:
+        """What one array of all records is: the file's, if it may answer at all, else made from the source."""
+        reader, cause = self._reader()
         try:
-            if view.snapshot is not None and view.decision.serves:
-                return self._collection_of(view.snapshot).embeddings
+            if reader is not None:
+                return read(reader)
         except UnusableFileError as error:
             cause = self._watch.damaged(error)
-        return self._tier.everything(cause).embeddings
+        return read(self._tier.everything(cause))
+
+    def _check_embedding(self, field: str | None) -> int | None:
+        """Numbers in an embedding, by default the first; None where that is not known. Raises ValueError for a field
+        that is none, naming those that there are."""
+        schema, snapshot = self.schema, self._watch.view.snapshot
+        dim = schema.first_dim if field is None else schema.dim_of(field)
+        return dim or (None if snapshot is None else self._collection_of(snapshot).dim_of(field))
 
     def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
         """A pyarrow.Table of all records: see `Collection.to_arrow`.
@@ -253,6 +292,9 @@ class CachedCollection(Mapping[str, Record]):
     ) -> Selection:
         """The records whose indexed fields have these values: AND over fields, a list means OR within one.
 
+        A value may be a range: `between` and its like, `startswith`, a `range` of ints; or `excluding`. The answer can
+        be ordered and cut: `where(...).order_by(field).limit(10)`.
+
         From the file; for ids that were invalidated, or while the file may not answer, or where its index is damaged,
         from the source. Order: file rows ascending, a dirty record that still matches at its old row, then records
         without a row in the source's order. snapshot: the answer of the file's generation alone, if there is a file. (A
@@ -260,9 +302,7 @@ class CachedCollection(Mapping[str, Record]):
         """
         query = parse_query(self.schema, terms, more)
         held = self._watch.current().snapshot if snapshot else None
-        whole, cause = (self._collection_of(held), "") if held is not None else self._whole()
-        if whole is not None and not set(query).issubset(_schema_of(whole).index):
-            whole, cause = None, "incompatible"  # another version of the program built the file without this index
+        whole, cause = self._indexed(query, None if held is None else self._collection_of(held))
         if whole is not None:
             try:
                 selection = whole.find(query)
@@ -272,6 +312,24 @@ class CachedCollection(Mapping[str, Record]):
                 self._counting.add(metrics.BATCH_HITS)
                 return selection
         return self._tier.find(query, cause)
+
+    def terms(self, field: str) -> dict[Term, int]:
+        """The values of an indexed field and how many records have each, in the order of terms: null, numbers, text.
+
+        From the file, with the source's answer for ids that were invalidated; O(terms). While the file may not answer,
+        all records of the source are read.
+        """
+        query = parse_query(self.schema, {field: None}, {})
+        whole, cause = self._indexed(query)
+        if whole is not None:
+            try:
+                terms = whole.terms(field)
+            except UnusableFileError as error:
+                cause = self._watch.damaged(error)
+            else:
+                self._counting.add(metrics.BATCH_HITS)
+                return terms
+        return self._tier.terms(field, cause)
 
     # --- invalidation
 
@@ -297,12 +355,32 @@ class CachedCollection(Mapping[str, Record]):
 
         Some microseconds, and a few system calls. Commit first, then invalidate. Raises PublishError where the others
         cannot be told, since nothing may be written beside the file or they would not see it: see `mmcache doctor`.
+        Raises TypeError for what is no key of the collection, such as a part of one, and SourceError for ids for which
+        no source is known: neither to this cache nor to its file.
         """
         if collection is None:
             collection = self.schema.name if ids is not None or self._name is not None else None
         else:
             collection = self._known(collection)
+        if ids is not None and not isinstance(ids, (str, bytes)):
+            ids = self._answerable(str(collection), list(ids))
         return self._watch.invalidate(collection, ids, reason=reason, hard=hard)
+
+    def _answerable(self, collection: str, ids: list[Key]) -> list[Key]:
+        """The ids, if they can be keys of a collection, and a source may know better than the file."""
+        source, snapshot = self._watch.source, self._watch.files.snapshot
+        if source is None and snapshot is not None and snapshot.layout.source is None:
+            raise SourceError(
+                "nothing can answer for single ids: this cache was opened without a source, and its file was built "
+                "from none that it could name; open it with its source, or build the file anew",
+                path=self._watch.path,
+            )
+        schemas = source.schemas if source is not None else [] if snapshot is None else schemas_of(snapshot.layout)
+        schema = next((schema for schema in schemas if schema.name == collection), None)
+        if schema is not None and schema.key is not None:
+            for key in ids:
+                check_width(schema, key)
+        return ids
 
     def _known(self, name: str) -> str:
         """The name of a collection, if there is one. Raises KeyError naming those that there are."""
@@ -342,10 +420,19 @@ class CachedCollection(Mapping[str, Record]):
         except UnusableFileError as error:
             return None, self._watch.damaged(error)
 
+    def _indexed(
+        self, query: Query, whole: Collection | Overlay | None = None
+    ) -> tuple[Collection | Overlay | None, str]:
+        """The same, where all fields of a query have an index in the file."""
+        whole, cause = (whole, "") if whole is not None else self._whole()
+        if whole is not None and not set(query).issubset(_schema_of(whole).index):
+            return None, "incompatible"  # another version of the program built the file without this index
+        return whole, cause
+
     def _collection_of(self, snapshot: Snapshot) -> Collection:
         return snapshot.default if self._name is None else snapshot.collection(self._name)
 
-    def _read(self, keys: list[str]) -> list[Record | None]:
+    def _read(self, keys: list[Key]) -> list[Record | None]:
         """From the file what it has and may answer, from the source the rest."""
         reader, cause = self._reader()
         if reader is None:
@@ -364,7 +451,7 @@ class CachedCollection(Mapping[str, Record]):
                 found[i] = record
         return found
 
-    def _read_around(self, reader: Collection, keys: list[str]) -> list[Record | None]:
+    def _read_around(self, reader: Collection, keys: list[Key]) -> list[Record | None]:
         """The same, where some of the ids are dirty."""
         dirty = [i for i, key in enumerate(keys) if reader.is_dirty(key)]
         clean = sorted(set(range(len(keys))).difference(dirty))
@@ -399,10 +486,7 @@ def _schema_of(whole: Collection | Overlay) -> Schema:
     return whole.collection.schema if isinstance(whole, Overlay) else whole.schema
 
 
-def _matrix(vectors: Sequence[bytes | None], dim: int | None) -> NDArray[np.float32]:
-    """Little-endian float32 bytes as a matrix, read-only; a row of zeros for None."""
-    import numpy as np
-
-    dim = dim or next((len(vector) // 4 for vector in vectors if vector is not None), 0)
-    data = b"".join(bytes(4 * dim) if vector is None else vector for vector in vectors)
-    return np.frombuffer(data, "<f4").reshape(len(vectors), dim)
+def _presence(whole: Collection | Selection, field: str | None) -> NDArray[np.bool_]:
+    if isinstance(whole, Collection):
+        return whole.has_embedding if field is None else whole.has_embedding_of(field)
+    return presence_of([record.embedding if field is None else record.embedding_of(field) for record in whole])

@@ -142,7 +142,9 @@ class Counting:
 
     # --- by upkeep
 
-    def add_opening(self, seconds: float) -> None:
+    def add_opening(self, seconds: float, invalid: int) -> None:
+        """invalid: rows that the file left out."""
+        self.counters.set(metrics.INVALID, invalid)
         self.counters.set(metrics.LOAD_NS, int(seconds * 1e9))
         self.counters.observe(LOAD, seconds)
         self.counters.add(metrics.OPENS)

@@ -16,7 +16,7 @@ from .options import Options
 from .schema import Schema
 from .sharing.decide import Trouble
 from .sharing.page import Page
-from .sharing.widening import schemas_of, still_there
+from .sharing.widening import promised_by, schemas_of, still_there
 from .sources.base import Source
 from .storage.fs import Identity, identity_of
 from .storage.snapshot import Snapshot, UnverifiedError
@@ -103,7 +103,7 @@ class FileTier:
     def _shown(self, layout: Layout) -> tuple[Schema, ...]:
         """The schemas with which a file is used: the source's own, less what the source no longer has."""
         assert self._source is not None
-        found, ours = schemas_of(layout), self._source.schemas
+        found, ours = promised_by(layout), self._source.schemas
         if not covers(found, ours):
             ours = still_there(self._source)
             if not ours or ours[0].name != self._source.schemas[0].name or not covers(found, ours):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from .callbacks import CacheEvent
 from .freshness import Policy, policy
+from .schema import OnDuplicate, OnInvalid
 from .sharing.decide import Rules
 from .storage.trust import uids_of
 
@@ -46,6 +47,9 @@ class OpenOptions(TypedDict, total=False):
     rollout: float
     trust: str | int | Iterable[str | int]
     on_event: Callable[[CacheEvent], object] | None
+    on_invalid: OnInvalid | None
+    max_invalid: int | None
+    on_duplicate: OnDuplicate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,9 @@ class Options:
     rollout: float = 1.0
     trust: str | int | Iterable[str | int] = ()
     on_event: Callable[[CacheEvent], object] | None = None
+    on_invalid: OnInvalid | None = None
+    max_invalid: int | None = None
+    on_duplicate: OnDuplicate | None = None
     policy: Policy = field(init=False)
     uids: tuple[int, ...] = field(init=False)
 

@@ -1,61 +1,93 @@
 """What a collection is, and what may be asked of it.
 
-A `Schema` is plain data: it is stored in the file, so that the file alone can say how to rebuild itself.
-`terms_of` and `parse_query` are the one definition of equality in lookups by field; the builder, the
-snapshot and every source use them, so that all tiers give the same answer.
+A `Schema` is plain data: it is stored in the file, so that the file alone can say how to rebuild itself. What `where`
+may ask is in `query`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-__all__ = ["Query", "Schema", "Term", "parse_query", "terms_of"]
+from .query import Query, Term, matches, parse_query, terms_of
 
-Term = str | int | bool | None
-"""A value that can be looked up. True and 1 are one term, as they are one key of a dict and one value in SQL."""
+__all__ = ["Query", "Schema", "Term", "check_width", "matches", "parse_query", "terms_of"]
 
-Query = dict[str, tuple[Term, ...]]
-"""Field -> the values asked for: OR within a field, AND over fields."""
-
-MAX_COLLECTION_BYTES = 24
-MAX_FIELD_BYTES = 40
+MAX_KEY_FIELDS = 8
+MAX_NAME_BYTES = 255
 MAX_DIM = 65_536
 METRICS = ("cosine", "dot", "euclidean")
+ON_INVALID = ("raise", "skip")
+ON_DUPLICATE = ("raise", "first", "last")
+
+Metric = Literal["cosine", "dot", "euclidean"]
+OnInvalid = Literal["raise", "skip"]
+OnDuplicate = Literal["raise", "first", "last"]
+Dtype = Literal["f4", "f8", "f2", "bf2", ">f4", ">f8", ">f2", ">bf2", "i1", "u1", "bits"]
+DTYPES: dict[str, str] = {
+    "f4": "float32",
+    "f8": "float64",
+    "f2": "float16",
+    "bf2": "bfloat16",
+    ">f4": "big-endian float32",
+    ">f8": "big-endian float64",
+    ">f2": "big-endian float16",
+    ">bf2": "big-endian bfloat16",
+    "i1": "int8",
+    "u1": "uint8",
+    "bits": "8 numbers of 0 or 1 a byte, the first in its highest bit",
+}
+"""What the numbers in the bytes of an embedding may be, and how messages call it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One collection: its key, its indexed fields, its embedding.
+    """One collection: its key, its indexed fields, its embeddings.
 
-    name: of the collection; at most 24 bytes of UTF-8, no "/".
-    key: the field whose value (a non-empty str) identifies a record.
-    index: fields that `where` can ask for, at most 40 bytes each. A record may hold one term or a list of them.
-    embedding: the field that holds the embedding; it is kept apart from the record's other fields.
+    name: of the collection; printable text of at most 255 bytes of UTF-8.
+    key: the field whose value identifies a record: a str, an int of 64 bits or bytes; or 2 to 8 fields, whose values
+        together do, as a tuple. None leaves it to the source: of a SQLite table its primary key, else its rowid (as a
+        field `rowid`); of anything else the field `id`. `Source.schemas` and files have it *resolved*: not None.
+    index: fields that `where` can ask for, at most 255 bytes each, or paths into a field: `metadata.s`, `tags[*]`,
+        `a.b[*].c`. A record may hold one term or a list of them. A field literally of that name wins over a path.
+    embedding: the field that holds the embedding, or a tuple of several; kept apart from the record's other fields. Of
+        several, `dim`, `dtype` and `metric` are one for all, or a tuple of as many.
     dim: numbers in an embedding; None takes it from the first one.
     metric: what distance the embeddings are meant for; stored for the reader, not used in a build.
     allow_nan: accept embeddings with NaN or infinite numbers, which are refused otherwise.
+
+    Which rows of the source are its records, in the file and in every answer of the source as a whole:
+    on_invalid: a row that cannot be taken is an error ("raise"), or is left out ("skip"): of `where`, `len` and
+        iteration. A build counts and names it, and a lookup by its key gives it as the source has it.
+    max_invalid: more rows than this that cannot be taken are an error; None: any number is left out.
+    on_duplicate: a key of several rows is an error ("raise"), or the "first" or "last" of them in the source's order is
+        its record. The choice comes first: if that row cannot be taken, the key has no record.
 
     How to read it from a source of rows (SQLite):
     table: the table, by default the collection's name; or query: a SELECT that gives the records.
     columns: the columns to take; None takes all. Key and embedding are always taken.
     json: columns of JSON text to decode.
-    dtype: of the numbers in embedding BLOBs: "f4" (little-endian float32) or "f8", which is converted.
+    dtype: of the numbers in embeddings that are bytes, converted to float32 where it is another (see `DTYPES`). None:
+        float32, unless `dim` and the bytes leave no doubt that they are another. JSON text, lists, arrays and the bytes
+        of .npy files say themselves what they are.
     """
 
     name: str
-    key: str = "id"
+    key: str | tuple[str, ...] | None = None
     index: tuple[str, ...] = ()
-    embedding: str | None = None
-    dim: int | None = None
-    metric: Literal["cosine", "dot", "euclidean"] = "cosine"
+    embedding: str | tuple[str, ...] | None = None
+    dim: int | tuple[int | None, ...] | None = None
+    metric: Metric | tuple[Metric, ...] = "cosine"
     allow_nan: bool = False
     table: str | None = None
     query: str | None = None
     columns: tuple[str, ...] | None = None
     json: tuple[str, ...] = ()
-    dtype: Literal["f4", "f8"] = "f4"
+    dtype: Dtype | tuple[Dtype | None, ...] | None = None
+    on_invalid: OnInvalid = "raise"
+    max_invalid: int | None = None
+    on_duplicate: OnDuplicate = "raise"
 
     def __post_init__(self) -> None:
         for name in ("index", "json", "columns"):
@@ -64,25 +96,109 @@ class Schema:
                 raise TypeError(f"Schema({name}=...) takes a sequence of names; write ({value!r},)")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
-        _check_name("collection", self.name, MAX_COLLECTION_BYTES)
+        _check_name("collection", self.name)
         for field in self.index:
-            _check_name("indexed field", field, MAX_FIELD_BYTES)
+            _check_name("indexed field", field)
         if len(set(self.index)) != len(self.index):
             raise ValueError(f"Schema {self.name!r}: a field is listed twice in index={self.index!r}")
-        if not isinstance(self.key, str) or not self.key:
-            raise ValueError(f"Schema {self.name!r}: key must be a field name, not {self.key!r}")
-        if self.embedding is not None and (self.embedding == self.key or self.embedding in self.index):
-            raise ValueError(f"Schema {self.name!r}: {self.embedding!r} is the embedding, not a key or index too")
-        if self.dim is not None and not (isinstance(self.dim, int) and 1 <= self.dim <= MAX_DIM):
-            raise ValueError(f"Schema {self.name!r}: dim must be an int in 1..{MAX_DIM}, not {self.dim!r}")
-        if self.dim is not None and self.embedding is None:
-            raise ValueError(f"Schema {self.name!r}: dim={self.dim} without an embedding field")
-        if self.metric not in METRICS:
-            raise ValueError(f"Schema {self.name!r}: metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
-        if self.dtype not in ("f4", "f8"):
-            raise ValueError(f"Schema {self.name!r}: dtype must be 'f4' or 'f8', not {self.dtype!r}")
+        if self.key is not None:
+            object.__setattr__(self, "key", _key(self.name, self.key))
+        self._check_embeddings()
         if self.table is not None and self.query is not None:
             raise ValueError(f"Schema {self.name!r}: give table= or query=, not both")
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        for name, known in (("on_invalid", ON_INVALID), ("on_duplicate", ON_DUPLICATE)):
+            if (value := getattr(self, name)) not in known:
+                choice = ", ".join(map(repr, known))
+                raise ValueError(f"Schema {self.name!r}: {name} must be one of {choice}, not {value!r}")
+        most = self.max_invalid
+        if most is not None and not (type(most) is int and 0 <= most < 2**63):
+            raise ValueError(f"Schema {self.name!r}: max_invalid must be an int, 0 or more, or None, not {most!r}")
+        if most is not None and self.on_invalid == "raise":
+            raise ValueError(f"Schema {self.name!r}: max_invalid={most} goes with on_invalid='skip'")
+
+    def _check_embeddings(self) -> None:
+        """And bring them into one form: one value instead of a tuple wherever that says the same."""
+        if isinstance(self.embedding, (list, tuple)):
+            object.__setattr__(self, "embedding", _one_or_several(tuple(self.embedding)) if self.embedding else None)
+        fields, keys = self.embeddings, () if self.key is None else self.key_fields
+        for field in fields:
+            if not isinstance(field, str) or not field:
+                raise ValueError(f"Schema {self.name!r}: embedding must be a field name or several, not {field!r}")
+            if field in keys or field in self.index:
+                raise ValueError(f"Schema {self.name!r}: {field!r} is the embedding, not a key or index too")
+        if len(set(fields)) != len(fields):
+            raise ValueError(f"Schema {self.name!r}: a field is listed twice in embedding={self.embedding!r}")
+        for name in ("dim", "dtype", "metric"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)):
+                if len(value) != len(fields):
+                    raise ValueError(
+                        f"Schema {self.name!r}: {name} has {len(value)} values for {len(fields)} embeddings; "
+                        "give one for all, or one for each"
+                    )
+                same = all(item == value[0] for item in value)
+                object.__setattr__(self, name, value[0] if same else tuple(value))
+        for dim in _each(self.dim):
+            if dim is not None and not (type(dim) is int and 1 <= dim <= MAX_DIM):
+                raise ValueError(f"Schema {self.name!r}: dim must be an int in 1..{MAX_DIM}, not {dim!r}")
+        if self.dim is not None and not fields:
+            raise ValueError(f"Schema {self.name!r}: dim={self.dim} without an embedding field")
+        for metric in _each(self.metric):
+            if metric not in METRICS:
+                raise ValueError(f"Schema {self.name!r}: metric must be one of {', '.join(METRICS)}, not {metric!r}")
+        for dtype in _each(self.dtype):
+            if dtype is not None and dtype not in DTYPES:
+                known = ", ".join(f"{name!r} ({what})" for name, what in DTYPES.items())
+                raise ValueError(f"Schema {self.name!r}: dtype must be one of {known}, or None, not {dtype!r}")
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """The fields of the key, one or more. Raises ValueError for a schema that is not resolved."""
+        if self.key is None:
+            raise ValueError(f"Schema {self.name!r}: only the source knows its key, and has not been asked")
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+    def resolved(self, key: str | tuple[str, ...] = "id") -> Schema:
+        """With this key, if it has none of its own."""
+        return self if self.key is not None else replace(self, key=key)
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """The fields that hold embeddings, in the order of `embedding`."""
+        if self.embedding is None:
+            return ()
+        return (self.embedding,) if isinstance(self.embedding, str) else self.embedding
+
+    @property
+    def first_embedding(self) -> str | None:
+        """The one that is meant where none is named; None without embeddings."""
+        return self.embeddings[0] if self.embeddings else None
+
+    @property
+    def first_dim(self) -> int | None:
+        """`dim` of `first_embedding`."""
+        return self.dim[0] if isinstance(self.dim, tuple) else self.dim
+
+    def dim_of(self, field: str) -> int | None:
+        """`dim` of one embedding. Raises ValueError for another field."""
+        return self._of_embedding(field, self.dim)  # type: ignore[no-any-return]
+
+    def dtype_of(self, field: str) -> Dtype | None:
+        """`dtype` of one embedding. Raises ValueError for another field."""
+        return self._of_embedding(field, self.dtype)  # type: ignore[no-any-return]
+
+    def metric_of(self, field: str) -> Metric:
+        """`metric` of one embedding. Raises ValueError for another field."""
+        return self._of_embedding(field, self.metric)  # type: ignore[no-any-return]
+
+    def _of_embedding(self, field: str, value: Any) -> Any:
+        if field not in self.embeddings:
+            known = ", ".join(self.embeddings) or "none"
+            raise ValueError(f"collection {self.name!r} has no embedding {field!r}; there are: {known}")
+        return value[self.embeddings.index(field)] if isinstance(value, tuple) else value
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `from_dict` makes the same schema; defaults are left out."""
@@ -104,53 +220,43 @@ class Schema:
 _DEFAULTS = {f.name: f.default for f in fields(Schema)}
 
 
-def _check_name(what: str, name: object, limit: int) -> None:
+def _key(name: str, key: object) -> str | tuple[str, ...]:
+    """A key of one field is that field, not a tuple of it."""
+    fields = tuple(key) if isinstance(key, (list, tuple)) else (key,)
+    if not all(isinstance(field, str) and field for field in fields):
+        raise ValueError(f"Schema {name!r}: key must be a field name, or a tuple of them, not {key!r}")
+    for field in fields:
+        _check_name("key field", field)
+    if not 1 <= len(fields) <= MAX_KEY_FIELDS or len(set(fields)) != len(fields):
+        raise ValueError(f"Schema {name!r}: key must name 1 to {MAX_KEY_FIELDS} fields, each once, not {key!r}")
+    return fields if len(fields) > 1 else fields[0]
+
+
+def check_width(schema: Schema, key: object) -> None:
+    """Raises TypeError for a key with more or fewer values than those of a collection have."""
+    width = len(schema.key_fields)
+    if width != (len(key) if isinstance(key, tuple) else 1):
+        expected = "one value" if width == 1 else f"a tuple of {width} values ({', '.join(schema.key_fields)})"
+        raise TypeError(f"a key of collection {schema.name!r} is {expected}, not {key!r}; keys are given as a list")
+
+
+def _one_or_several(fields: tuple[str, ...]) -> str | tuple[str, ...]:
+    return fields[0] if len(fields) == 1 else fields
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _check_name(what: str, name: object) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{what} name must be a non-empty str, not {name!r}")
     size = len(name.encode("utf-8", "surrogatepass"))
-    if size > limit or "/" in name or not name.isprintable():
-        raise ValueError(f"{what} name {name!r}: at most {limit} bytes of printable text without '/'; it has {size}")
+    if size > MAX_NAME_BYTES or not name.isprintable():
+        way = _WAYS.get(what, "give it another by query='SELECT ... AS ...'")
+        raise ValueError(
+            f"{what} name {name!r:.300}: at most {MAX_NAME_BYTES} bytes of printable text; it has {size}: {way}"
+        )
 
 
-def _term(value: object) -> Term:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**64:
-            raise TypeError(f"{value} is out of range: an indexed int takes 64 bits")
-        return int(value)
-    raise TypeError(
-        f"{value!r} is of type {type(value).__name__}; an indexed value is a str, int, bool or None, or a list of them"
-    )
-
-
-def terms_of(value: object) -> tuple[Term, ...]:
-    """The terms under which a field's value is indexed: one, or those of a list without repeats.
-
-    A record that lacks the field is indexed as if it held None. Raises TypeError for any other type.
-    """
-    if isinstance(value, (list, tuple)):
-        return tuple(dict.fromkeys(_term(item) for item in value))
-    return (_term(value),)
-
-
-def parse_query(schema: Schema, terms: Mapping[str, object] | None, more: Mapping[str, object]) -> Query:
-    """Check what `where` was asked and give it one form.
-
-    Raises ValueError for a field without an index (naming those that have one), TypeError for a value that
-    cannot be a term.
-    """
-    query: Query = {}
-    for field, value in {**(terms or {}), **more}.items():
-        if field not in schema.index:
-            known = ", ".join(schema.index) or "none"
-            raise ValueError(f"collection {schema.name!r} has no index on {field!r}; indexed fields: {known}")
-        if isinstance(value, (set, frozenset)):
-            value = list(value)
-        query[field] = terms_of(value)
-    return query
-
-
-def matches(terms: Mapping[str, Iterable[Term]], query: Query) -> bool:
-    """Whether a record, given as field -> its terms, answers the query."""
-    return all(not set(wanted).isdisjoint(terms[field]) for field, wanted in query.items())
+_WAYS = {"collection": "name it otherwise, and its table apart: Schema('short', table='long')"}

@@ -6,14 +6,20 @@ RFC 5861), but never for an id that was invalidated.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from .errors import SourceError
-from .format.keys import Key
-from .schema import Query, Schema
+from .errors import BuildError, SourceError
+from .format.keys import Key, check_keys, check_length, type_of
+from .logs import log_once
+from .query import Query, Term, order_key, terms_in
+from .schema import Schema
 from .sharing import metrics
-from .sources.base import Source, SourceRecord, ordered
+from .sources.base import Invalid, Source, SourceRecord, ordered
+from .sources.plain import plain_rows
+from .storage.admission import admitted
 from .storage.overlay import Overlay
 from .storage.record import Record, detached
 from .storage.selection import Selection
@@ -48,24 +54,96 @@ class SourceTier:
         schema = self.schema
         return "" if schema is None else schema.name
 
-    def fetch(self, keys: Sequence[str], cause: str) -> list[Record | None]:
-        """The records of these keys, in their order. Without a source, an id that the file lacks is a miss."""
-        watch = self._watch
-        if cause == "absent" and (watch.source is None or getattr(watch.source, "is_constant", False)):
-            watch.counting.add(metrics.MISSES, len(keys))
-            return [None] * len(keys)
+    def _embeddings(self) -> tuple[str, ...]:
+        schema = self.schema
+        return () if schema is None else schema.embeddings
+
+    def _admitted(self, rows: Iterable[SourceRecord | Invalid], *, chosen: bool = False) -> Iterator[SourceRecord]:
+        """The records that a build takes; embeddings fit those of the file."""
+        schema, snapshot = self.schema, self._watch.files.snapshot
+        assert schema is not None
+        dims: dict[str, int] = {}
+        if schema.on_invalid == "skip" and snapshot is not None and schema.name in snapshot.layout.collections:
+            layout = snapshot.layout.collections[schema.name]
+            dims = {name: embedding.dim for name, embedding in layout.embeddings.items()}
+        return admitted(schema, self._plain(rows), dims, chosen=chosen)
+
+    def _plain(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """See `plain_rows`. Raises SourceError where that refuses a row."""
+        schema = self.schema
+        assert schema is not None
+        try:
+            yield from plain_rows(self.source, schema, rows)
+        except BuildError as error:
+            raise SourceError(error.message, path=error.path) from error
+
+    def fetch(self, keys: Sequence[Key], cause: str) -> list[Record | None]:
+        """The records of these keys, in their order. Without a source, an id that the file lacks is a miss.
+
+        Raises TypeError for what is no key, or none of this collection.
+        """
+        watch, keys = self._watch, check_keys(keys)
+        if cause == "absent":  # which the file says of what may be a key
+            if watch.source is None or getattr(watch.source, "is_constant", False):
+                self._missed(keys)
+                return [None] * len(keys)
+        elif (length := self._length) > 1:
+            for key in keys:
+                check_length(key, length)
         begun = time.perf_counter()
         try:
-            answers = self.source.fetch(self._collection(), [key for key in keys if isinstance(key, str)])
+            answers = list(self._plain(self.source.fetch(self._collection(), keys)))
         except Exception as error:  # noqa: BLE001 (raised again by `stand_in` unless the file may answer)
             return self._from_file(keys, cause, error)
-        found = {record.values[0]: detached(*record) for record in answers if record is not None}
-        if absent := sum(key not in found for key in keys):
-            watch.counting.add(metrics.MISSES, absent)
+        # A row that is left out of all else is given to a lookup as the source has it.
+        raw: list[SourceRecord | None] = [row.record if isinstance(row, Invalid) else row for row in answers]
+        fields = self._embeddings()
+        found = {record.values[0]: detached(*record, fields) for record in raw if record is not None}
+        if absent := [key for key in keys if key not in found]:
+            self._missed(absent)
         watch.counting.add_fallback(cause, sum(key in found for key in keys), time.perf_counter() - begun)
         return [found.get(key) for key in keys]
 
-    def _from_file(self, keys: Sequence[str], cause: str, error: Exception) -> list[Record | None]:
+    def takes(self, key: Key) -> bool:
+        """Whether it may be a key of this collection: see `check_length`."""
+        try:
+            check_length(key, self._length)
+        except TypeError:
+            return False
+        return True
+
+    @property
+    def _length(self) -> int:
+        """Of the keys, where they are tuples; else 1."""
+        schema, collection = self.schema, self._in_file
+        key = None if schema is None else schema.key
+        if key is None and collection is not None:
+            key = collection.schema.key
+        return len(key) if isinstance(key, tuple) else 1
+
+    @property
+    def _in_file(self) -> Collection | None:
+        """The collection of the file that is open, whether it may answer or not."""
+        snapshot = self._watch.files.snapshot
+        if snapshot is None:
+            return None
+        return snapshot.default if self._name is None else snapshot.collection(self._name)
+
+    def _missed(self, keys: Sequence[Key]) -> None:
+        """Count keys that no tier has; a line, once a collection, for one of a type that no key in the file has."""
+        watch, collection = self._watch, self._in_file
+        watch.counting.add(metrics.MISSES, len(keys))
+        types = None if collection is None else collection.key_types
+        if collection is None or not types:  # of a file without records, or with keys of very many types
+            return
+        for key in keys:
+            if (found := type_of(key)) not in types:
+                name, expected = collection.name, ", ".join(types)
+                text = f"collection {name!r} was asked for a key of type {found}; its keys are of type {expected}"
+                log_once("key_type", watch.path, text, about=name, collection=name, expected=expected, found=found)
+                return
+
+    def _from_file(self, keys: Sequence[Key], cause: str, error: Exception) -> list[Record | None]:
         try:
             return self.stand_in(cause, error, whole=False).get_many(keys)
         except DirtyError:
@@ -78,7 +156,7 @@ class SourceTier:
             source = self.source
             schema = self.schema
             assert schema is not None
-            found = Selection.from_source(source.find(schema.name, query), schema)
+            found = Selection.from_source(self._admitted(source.find(schema.name, query), chosen=True), schema)
         except Exception as error:
             reader = self.stand_in(cause, error)
             if not set(query).issubset(reader.schema.index):
@@ -93,7 +171,7 @@ class SourceTier:
             with self.source.read() as reading:
                 schema = self.schema
                 assert schema is not None
-                return Selection.from_source(reading.records(schema.name), schema)
+                return Selection.from_source(self._admitted(reading.records(schema.name)), schema)
         except Exception as error:  # noqa: BLE001 (as in `fetch`)
             return self.stand_in(cause, error)
 
@@ -101,8 +179,12 @@ class SourceTier:
         """How many records there are."""
         try:
             with self.source.read() as reading:
-                count = reading.count(self._collection())
-                return count if count is not None else sum(1 for _ in reading.records(self._collection()))
+                schema = self.schema
+                is_plain = schema is None or (schema.on_invalid == "raise" and schema.on_duplicate == "raise")
+                count = reading.count(self._collection()) if is_plain else None
+                return (
+                    count if count is not None else sum(1 for _ in self._admitted(reading.records(self._collection())))
+                )
         except Exception as error:  # noqa: BLE001 (as in `fetch`)
             return len(self.stand_in(cause, error))
 
@@ -110,18 +192,36 @@ class SourceTier:
         """All records, streamed. The file stands in only before the first was given."""
         given = 0
         try:
+            fields = self._embeddings()
             with self.source.read() as reading:
-                for given, record in enumerate(reading.records(self._collection()), 1):  # noqa: B007
-                    yield detached(*record)
+                for given, record in enumerate(self._admitted(reading.records(self._collection())), 1):  # noqa: B007
+                    yield detached(*record, fields)
         except Exception as error:
             if given:
                 raise
             yield from self.stand_in(cause, error).all_records()
 
+    def terms(self, field: str, cause: str) -> dict[Term, int]:
+        """The values of an indexed field and how many records have each, in the order of terms. Reads all records."""
+        counts: dict[Term, int] = {}
+        try:
+            with self.source.read() as reading:
+                for record in self._admitted(reading.records(self._collection())):
+                    with contextlib.suppress(TypeError):  # a value that is no term is in no index
+                        for term in terms_in(detached(*record), field):
+                            counts[term] = counts.get(term, 0) + 1
+        except Exception as error:
+            reader = self.stand_in(cause, error)
+            if field not in reader.schema.index:
+                raise
+            return reader.terms(field)
+        return {term: counts[term] for term in sorted(counts, key=order_key)}
+
     def overlay(self, collection: Collection, keys: list[Key]) -> Overlay:
         """A collection of the file with the source's answers for these keys. One fetch."""
         begun = time.perf_counter()
-        records = {found.values[0]: found for found in self.source.fetch(collection.name, keys) if found is not None}
+        there = [row for row in self.source.fetch(collection.name, keys) if isinstance(row, SourceRecord)]
+        records = {found.values[0]: found for found in self._admitted(there, chosen=True)}
         new = [key for key in records if key not in collection]
         if len(new) > 1:
             new = ordered(self.source, collection.name, new)

@@ -23,6 +23,7 @@ from .errors import ClosedError, SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
+from .format.layout import left_out_of
 from .known import Known
 from .lines import Lines
 from .options import Options
@@ -326,11 +327,16 @@ class Watch:
             if self._known.is_closed or self.files.snapshot is not old:
                 return False
             self.files.take(snapshot)
-            self.counting.add_opening(snapshot.opened_in)
+            left_out = left_out_of(snapshot.layout)
+            self.counting.add_opening(snapshot.opened_in, sum(one.invalid for one in left_out.values()))
             self.hearing.forget_own(snapshot.created)
             self._rebase(snapshot)
             self.seen = None  # a newer one may have been published since this one was opened
             self._decide()
+        for name, rows in left_out.items():
+            if rows.invalid:
+                text, what = "%s: generation %d leaves out rows of collection %r: %s", (name, str(rows))
+                self._known.lines.note(logging.WARNING, "left_out", text, self.path, snapshot.generation, *what)
         if old is None:
             return True
         self.counting.add(metrics.ADOPTIONS)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.programs import summary
 from tests.support import inside
 from tests.support.bank import make_bank
 from tests.support.clock import Clock
@@ -56,6 +57,10 @@ def collect() -> None:
 
 def pytest_collection_finish() -> None:
     collect()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    summary.write(terminalreporter)
 
 
 @pytest.fixture

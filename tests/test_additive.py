@@ -57,10 +57,19 @@ def test_the_union_of_additive_schemas_has_what_either_names(found, ours, expect
     ],
 )
 def test_schemas_that_differ_in_more_than_fields_are_not_additive(changes):
-    other = replace(A, **changes)
-    assert union((A,), (other,)) is None
-    assert union((other, NOTES), (NOTES, A)) is None
-    assert not covers((A,), (other,))
+    ours = A.resolved()
+    other = replace(ours, **changes)
+    assert union((ours,), (other,)) is None
+    assert union((other, NOTES), (NOTES, ours)) is None
+    assert not covers((ours,), (other,))
+
+
+def test_a_schema_whose_source_cannot_be_asked_agrees_with_any_key():
+    found = Schema("items", key=("a", "b"), index=("kind",))
+    assert covers((found,), (ADDED,))
+    assert union((found,), (ADDED,)) == (replace(found, index=("kind", "note")),)
+    assert seen_in(found, A) == found
+    assert not covers((found,), (Schema("items", key="a", index=("kind",)),))
 
 
 def test_a_file_without_a_collection_or_a_column_does_not_cover():

@@ -18,7 +18,7 @@ for library in ("lmdb", "matplotlib"):
     pytest.importorskip(library, reason="the bench group is not installed")
 
 import benchmarks  # noqa: E402 (it needs these libraries)
-from benchmarks import build, charts, common, dirty, lookup, summary  # noqa: E402
+from benchmarks import build, charts, common, dirty, keys, lookup, summary  # noqa: E402
 from benchmarks.__main__ import QUESTIONS  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)  # on a busy machine they take many times as long
@@ -149,6 +149,13 @@ def test_dirty_tells_ratios_and_what_the_source_is_asked(data_sets, tmp_path):
         1: True,
         100: True,
     }
+
+
+def test_keys_tells_ratios_of_keys_ranges_and_orders(data_sets, tmp_path):
+    told = told_by("keys", data_sets, tmp_path)
+    assert operations_of(told) >= {"hit", "miss in the file", "miss in file and source", "dirty id", *keys.questions()}
+    assert contenders_of(told) == {*keys.KINDS, keys.OURS, keys.PLAIN, keys.TUNED}
+    assert [goal["limit"] for goal in told["goals"]] == [keys.KEY_GOAL] * 4
 
 
 @pytest.mark.nightly

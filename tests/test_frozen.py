@@ -252,7 +252,7 @@ def json_keys() -> Iterator[str]:
             ("status", tour.file, "--check", "--max-load-ms", 0),
             ("verify", tour.file),
             ("inspect", tour.file),
-            *(("inspect", tour.file, "--section", name) for name in ("meta", "items/index.kind", "items/records")),
+            *(("inspect", tour.file, "--section", name) for name in ("meta", "0/index.0", "0/records")),
             ("invalidate", tour.file, "k1"),
             ("rebuild", tour.file, "--if-stale"),
             ("rebuild", tour.file, "--if-stale"),

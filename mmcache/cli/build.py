@@ -15,10 +15,10 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..schema import Schema
+from ..schema import DTYPES, Schema
 from .options import FILE_COMPLETION, OK, UsageError, count, file_argument, names, setting
 from .output import Output
-from .rebuild import add_timeout, report
+from .rebuild import add_rules, add_timeout, report, rules_of
 
 if TYPE_CHECKING:
     from ..sources import Source
@@ -27,8 +27,19 @@ __all__ = ["add_arguments", "run"]
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _PARQUET = ".parquet"
-_SQLITE_ONLY = ("table", "query", "json_columns", "columns")
-_OF_SCHEMA = ("collection", "key", "index", "embedding", "dim", "dtype", "metric", "allow_nan", *_SQLITE_ONLY)
+_SQLITE_ONLY = ("table", "query", "json_columns")
+_OF_SCHEMA = (
+    "collection",
+    "key",
+    "index",
+    "columns",
+    "embedding",
+    "dim",
+    "dtype",
+    "metric",
+    "allow_nan",
+    *_SQLITE_ONLY,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     records.add_argument("--table", help="the table (default: the only one)")
     records.add_argument("--query", metavar="SQL", help="a SELECT that gives the records, in place of a table")
     records.add_argument("--collection", metavar="NAME", help="what to call them (default: as the table or the source)")
-    records.add_argument("--key", metavar="FIELD", help="the field that identifies a record (default: id)")
+    records.add_argument(
+        "--key",
+        type=names,
+        metavar="A,B",
+        help="the field that identifies a record, or several (default: the table's primary key, else its rowid; id)",
+    )
     records.add_argument(
         "--index", type=names, action="extend", metavar="A,B", help="fields that `find` can ask for; lists are possible"
     )
@@ -56,12 +72,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="columns of JSON text to decode; without names: print the report as JSON",
     )
     records.add_argument(
+        "--default",
+        metavar="MODULE:FUNCTION",
+        help="what makes of a value that a record cannot hold one that it can; of Parquet files",
+    )
+    records.add_argument(
         "--preset", choices=("patterns", "llm"), help="a known kind of database, with all its collections"
     )
     vectors = parser.add_argument_group("embeddings")
-    vectors.add_argument("--embedding", metavar="FIELD", help="the field that holds the embedding")
-    vectors.add_argument("--dim", type=count, metavar="N", help="numbers in an embedding (default: as in the first)")
-    vectors.add_argument("--dtype", choices=("f4", "f8"), help="of the numbers in BLOBs (default: f4, float32)")
+    vectors.add_argument(
+        "--embedding", type=names, action="extend", metavar="A,B", help="the fields that hold embeddings, mostly one"
+    )
+    vectors.add_argument(
+        "--dim", type=_dims, metavar="N", help="numbers in an embedding (default: as in the first); of several: 384,768"
+    )
+    vectors.add_argument(
+        "--dtype",
+        type=names,
+        metavar="TYPE",
+        help=f"of the numbers in BLOBs: {', '.join(DTYPES)} (default: f4, float32, unless they are clearly others)",
+    )
     vectors.add_argument("--metric", choices=("cosine", "dot", "euclidean"), help="what they are compared by; stored")
     vectors.add_argument("--allow-nan", action="store_true", default=None, help="accept NaN and infinite numbers")
     file = parser.add_argument_group("the file")
@@ -76,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="words of your own to keep in the file; KEY:=JSON for what is not text",
     )
+    add_rules(parser)
     add_timeout(parser)
 
 
@@ -93,6 +124,10 @@ class _JSONOrColumns(argparse.Action):
             namespace.json = True
         else:
             namespace.json_columns = (*(namespace.json_columns or ()), *values)
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(map(count, names(text)))
 
 
 def _metadata(text: str) -> tuple[str, Any]:
@@ -121,6 +156,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             metadata=dict(arguments.metadata),
             progress=progress,
             timeout=setting(arguments, "timeout"),
+            **rules_of(arguments),
         )
     report(done, arguments.file, output)
     return OK
@@ -139,12 +175,14 @@ def _source(arguments: argparse.Namespace) -> Source:
         from ..presets.llm import llm_source
 
         return llm_source(path)
+    if arguments.default is not None and not path.lower().endswith(_PARQUET):
+        raise UsageError(f"--default is for Parquet files: every value of {path} is one that a record can hold")
     if path.lower().endswith((*_JSON_LINES, _PARQUET)):
         if wrong := [name for name in _SQLITE_ONLY if name in given]:
             kind = "is a Parquet file" if path.lower().endswith(_PARQUET) else "holds JSON lines"
             raise UsageError(f"{_flags(wrong)} is for SQLite, and {path} {kind}")
         if path.lower().endswith(_PARQUET):
-            return _parquet_source(path, _schema(arguments, {}, _stem(path)))
+            return _parquet_source(path, _schema(arguments, {}, _stem(path)), arguments.default)
         from ..sources import JSONLinesSource
 
         return JSONLinesSource(path, _schema(arguments, {}, _stem(path)))
@@ -154,16 +192,19 @@ def _source(arguments: argparse.Namespace) -> Source:
 
     if arguments.query is not None:
         return SQLiteSource(path, _schema(arguments, {"query": arguments.query}, _stem(path)))
-    table = arguments.table or _only_table(path)
+    table = _only_table(path) if arguments.table is None else _spelled(path, arguments.table)
     return SQLiteSource(path, _schema(arguments, {"table": table}, table))
 
 
-def _parquet_source(path: str, schema: Schema) -> Source:
+def _parquet_source(path: str, schema: Schema, default: str | None) -> Source:
     try:
         from ..sources import ParquetSource
     except ImportError as error:
         raise UsageError(f"{path} is a Parquet file, which needs pip install 'mmcache[arrow]' ({error})") from None
-    return ParquetSource(path, schema)
+    try:
+        return ParquetSource(path, schema, default=default)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _schema(arguments: argparse.Namespace, origin: dict[str, Any], name: str) -> Schema:
@@ -175,6 +216,9 @@ def _schema(arguments: argparse.Namespace, origin: dict[str, Any], name: str) ->
         for field in ("key", "index", "columns", "embedding", "dim", "dtype", "metric", "allow_nan")
         if (value := getattr(arguments, field)) is not None
     }
+    for field in ("dim", "dtype"):  # one for all embeddings
+        if len(options.get(field, ())) == 1:
+            (options[field],) = options[field]
     if arguments.json_columns is not None:
         options["json"] = arguments.json_columns
     try:
@@ -182,6 +226,24 @@ def _schema(arguments: argparse.Namespace, origin: dict[str, Any], name: str) ->
     except ValueError as error:
         hint = "" if arguments.collection or not str(error).startswith("collection name") else "; name it: --collection"
         raise UsageError(f"{error}{hint}") from None
+
+
+def _spelled(path: str, table: str) -> str:
+    """The table as the database writes it. What is wrong, the build says."""
+    import sqlite3
+
+    from ..errors import SourceError
+    from ..sources.connections import Connections
+    from ..sources.names import find_table
+
+    connections = Connections(os.path.abspath(path), timeout=5.0)
+    try:
+        with connections.take() as connection:
+            return find_table(connection, table)[0]
+    except (ValueError, SourceError, sqlite3.Error):
+        return table
+    finally:
+        connections.close()
 
 
 def _only_table(path: str) -> str:

@@ -156,7 +156,7 @@ def _private_copy(source: PatternsSource) -> dict[str, tuple[dict[str, Any], Any
         return {
             record.values[0]: (
                 dict(zip(record.names, record.values, strict=True)),
-                None if record.vector is None else np.frombuffer(record.vector, "<f4"),
+                np.frombuffer(record.vector, "<f4") if isinstance(record.vector, bytes) else None,
             )
             for record in reading.records("patterns")
         }
@@ -184,10 +184,10 @@ def _read(cache: Cache, pipe: Connection, hot: str) -> dict[str, Any]:
             is_right = max(before, newest) <= revision if key == hot else before <= revision <= generation
             if record.id != key or not is_right:
                 failed += 1
-                reason = f"{key}: revision {revision}, in generation {before} to {generation}"
+                reason = f"{key!r}: revision {revision}, in generation {before} to {generation}"
         except Exception as error:  # noqa: BLE001 (whatever it is, it is a failed read)
             failed += 1
-            reason = f"{key}: {error!r}"
+            reason = f"{key!r}: {error!r}"
             continue
         if generation != before:
             before = generation

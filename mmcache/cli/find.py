@@ -2,9 +2,15 @@
 
   mmcache find packages.mmc section=games tags=role::program        both
   mmcache find packages.mmc section=games section=editors           either
+  mmcache find packages.mmc section!=games                          no such value
+  mmcache find packages.mmc size:1000..2000                         a range, both ends included; 1000.. and ..2000
+  mmcache find packages.mmc 'size:>1000'                            and >=, <, <=
+  mmcache find packages.mmc 'name:lib*'                             text that begins with lib
+  mmcache find packages.mmc --order-by size --desc --limit 10       the largest
   mmcache find packages.mmc priority:=null                          JSON, where text will not do
 
-A value is text. If no record has that text and it spells an int, null, true or false that one has, it is that.
+A value is text. If no record has that text and it spells a number, null, true or false that one has, it is that. Bounds
+that spell numbers are numbers, unless no record has one in that field; in double quotes they are text.
 On a terminal the records are a table, elsewhere one JSON document a line; with --json, one list.
 """
 
@@ -14,12 +20,15 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..errors import MmcacheError
+from ..query import follow, path_of
 from ..words import number, plural, short
 from .get import add_reading, collection_of, fields_of, open_snapshot
-from .options import OK, count, file_argument
+from .options import OK, UsageError, count, file_argument
 from .output import Output
 
 if TYPE_CHECKING:
+    from ..format.keys import Key
     from ..storage.record import Record
     from ..storage.selection import Selection
     from ..storage.snapshot import Collection
@@ -30,22 +39,28 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_argument(parser)
     parser.add_argument(
-        "terms", nargs="*", metavar="FIELD=VALUE", help="what they have in common (default: all records)"
+        "terms", nargs="*", metavar="FIELD=VALUE", help="what they have in common, or a range (default: all records)"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ids", action="store_true", help="print ids only, one a line")
     what.add_argument("--count", action="store_true", help="print only how many there are")
+    parser.add_argument("--order-by", metavar="FIELD", help="smallest first: null, then numbers, then text")
+    parser.add_argument("--desc", action="store_true", help="with --order-by: largest first")
     parser.add_argument("--limit", type=count, metavar="N", help="print at most N")
     add_reading(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from .queries import parse_terms
+    from .queries import selected
 
+    if arguments.desc and arguments.order_by is None:
+        raise UsageError("--desc needs --order-by FIELD")
     with open_snapshot(arguments) as snapshot:
         collection = collection_of(snapshot, arguments.collection)
-        found = collection.where(parse_terms(collection, arguments.terms))
-        shown = found[: arguments.limit] if arguments.limit is not None else found
+        found = selected(collection, arguments.terms)
+        if arguments.order_by is not None:
+            found = _ordered(found, arguments.order_by, descending=arguments.desc)
+        shown = found.limit(arguments.limit) if arguments.limit is not None else found
         if arguments.count:
             output.document(len(found))
             return OK
@@ -64,25 +79,38 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return OK
 
 
-def _print_ids(ids: Iterable[str], output: Output) -> None:
+def _ordered(found: Selection, field: str, *, descending: bool) -> Selection:
+    try:
+        return found.order_by(field, descending=descending)
+    except MmcacheError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"--order-by: {error}") from None
+
+
+def _print_ids(ids: Iterable[Key], output: Output) -> None:
+    """As text, each is what `mmcache get` and `invalidate` take for it."""
+    from .keys import text_of
+
     if output.json:
         output.document(list(ids))
         return
     for key in ids:
-        output.text(key)
+        output.text(text_of(key))
 
 
 def _print_table(collection: Collection, records: Selection, output: Output) -> None:
     """Key and indexed fields: what was asked for, and what could be asked next."""
     schema = collection.schema
-    columns = [schema.key, *(field for field in schema.index if field != schema.key)]
+    columns = list(dict.fromkeys((*schema.key_fields, *schema.index)))
     rows = [[_cell(record, field) for field in columns] for record in records]
     if rows:
         output.table([short(column, 24) for column in columns], rows)
 
 
 def _cell(record: Record, field: str) -> str:
-    value: Any = record.get(field)
+    root, steps = path_of(field)
+    value: Any = record[field] if field in record else follow(record.get(root), steps)
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     return "" if value is None else short(str(value), 48)

@@ -1,4 +1,7 @@
-"""Print records by id, as JSON.
+"""Print records by their keys, as JSON.
+
+A key is a text; or, where the keys of the collection are, an int (7), bytes in hexadecimal (0xc0ffee), or a JSON list
+of several values ('["EPSG", 4326]').
 
 One record is one JSON document: indented on a terminal, else on a line of its own. With --json, all of them are one
 list, in the order asked, null for an id that the file does not have (exit code 1). The file is asked, not its source.
@@ -7,12 +10,15 @@ list, in the order asked, null for an id that the file does not have (exit code 
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .options import ERROR, OK, UsageError, file_argument, one_of, setting
 from .output import Output
 
 if TYPE_CHECKING:
+    from ..format.keys import Key
     from ..storage.record import Record
     from ..storage.snapshot import Collection, Snapshot
 
@@ -57,29 +63,42 @@ def fields_of(collection: Collection, record: Record, *, embedding: bool) -> dic
     """The record's fields, and its embedding under the name that it has in the source."""
     fields = record.asdict()
     if embedding:
-        vector = record.embedding
-        # The shortest decimal that gives the same float32 again.
-        numbers = None if vector is None else [float(str(number)) for number in vector]
-        fields[collection.schema.embedding or "embedding"] = numbers
+        for field in collection.embedding_fields:
+            vector = record.embedding_of(field)
+            # The shortest decimal that gives the same float32 again.
+            fields[field] = None if vector is None else [float(str(number)) for number in vector]
     return fields
 
 
+def _found(collection: Collection, keys: Iterable[Key]) -> Record | None:
+    """The record of the first of these keys that has one. One that can be no key of this collection has none."""
+    for key in keys:
+        with contextlib.suppress(TypeError):
+            record: Record | None = collection.get(key)
+            if record is not None:
+                return record
+    return None
+
+
 def run(arguments: argparse.Namespace, output: Output) -> int:
+    from .keys import keys_of, types_in
+
     with open_snapshot(arguments) as snapshot:
         collection = collection_of(snapshot, arguments.collection)
         if arguments.embedding and collection.schema.embedding is None:
             raise UsageError(f"collection {collection.name!r} has no embeddings")
         found: list[dict[str, Any] | None] = []
         missing = False
-        for key in arguments.ids:
-            record = collection.get(key)
+        types = types_in(snapshot.layout.collections[collection.name])
+        for word in arguments.ids:
+            record = _found(collection, keys_of(word, types))
             fields = None if record is None else fields_of(collection, record, embedding=arguments.embedding)
             if output.json:
                 found.append(fields)
             elif fields is not None:
                 (output.document if output.is_terminal else output.row)(fields)
             if fields is None:
-                output.error(f"mmcache get: {arguments.file}: no {key!r} in collection {collection.name!r}")
+                output.error(f"mmcache get: {arguments.file}: no {word!r} in collection {collection.name!r}")
                 missing = True
         if output.json:
             output.document(found)

@@ -15,6 +15,7 @@ from ..words import number, plural, printable, short
 from .jsontext import dumps
 from .options import CORRUPT, OK, UsageError, count, file_argument
 from .output import Output
+from .sections import part_of, summary
 
 if TYPE_CHECKING:
     from ..format.layout import Layout
@@ -25,7 +26,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_argument(parser)
-    parser.add_argument("--section", metavar="NAME", help="sum up one section")
+    parser.add_argument("--section", metavar="NAME", help="sum up one section, such as items/index.kind or 0/index.0")
     parser.add_argument("--top", type=count, default=5, metavar="N", help="values shown of an index (default: 5)")
 
 
@@ -35,11 +36,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     with Snapshot.open(arguments.file, verify="lazy") as snapshot:
         layout = snapshot.layout
         if arguments.section is not None:
-            if arguments.section not in layout.sections:
-                raise UsageError(f"no section {arguments.section!r}; there are: {', '.join(layout.sections)}")
-            from .sections import summary
-
-            output.document(summary(snapshot, arguments.section, arguments.top))
+            asked = arguments.section
+            name = next((name for name in layout.sections if asked in (name, part_of(layout, name))), None)
+            if name is None:
+                known = ", ".join(part_of(layout, name) or name for name in layout.sections)
+                raise UsageError(f"no section {asked!r}; there are: {known}")
+            output.document(summary(snapshot, name, arguments.top))
             return OK
         collections = {name: _indexes(c, arguments.top) for name, c in snapshot.collections.items()}
         if output.json:
@@ -74,6 +76,7 @@ def _plain(path: str, layout: Layout, indexes: dict[str, dict[str, Any]]) -> dic
     sections = [
         {
             "name": section.name,
+            "of": part_of(layout, section.name),
             "kind": KINDS.get(section.kind, str(section.kind)),
             "offset": section.offset,
             "length": section.length,
@@ -86,6 +89,7 @@ def _plain(path: str, layout: Layout, indexes: dict[str, dict[str, Any]]) -> dic
         name: {
             "records": c.n,
             "dim": c.dim or None,
+            "key_types": c.key_types,
             "schema": c.schema.to_dict(),
             "shapes": [shape.to_plain() for shape in c.shapes],
             "indexes": indexes[name],
@@ -106,12 +110,12 @@ def _plain(path: str, layout: Layout, indexes: dict[str, dict[str, Any]]) -> dic
 def _print(path: str, layout: Layout, collections: dict[str, dict[str, dict[str, Any]]], output: Output) -> None:
     plain = _plain(path, layout, collections)
     output.heading(f"{printable(path)}, generation {plain['generation']}: {plural(len(plain['sections']), 'section')}")
-    columns = ("name", "kind", "offset", "length", "count", "checksum")
+    columns = ("name", "of", "kind", "offset", "length", "count", "checksum")
     rows = [
         [number(section[c]) if isinstance(section[c], int) else printable(section[c]) for c in columns]
         for section in plain["sections"]
     ]
-    output.table(columns, rows, right=(2, 3, 4))
+    output.table(columns, rows, right=(3, 4, 5))
     for name, indexes in collections.items():
         described = layout.collections[name]
         output.heading(f"{printable(name)}: {plural(described.n, 'record')}, {plural(len(described.shapes), 'shape')}")
@@ -128,8 +132,10 @@ def _print(path: str, layout: Layout, collections: dict[str, dict[str, dict[str,
 
 
 def _field(plain: str | list[Any]) -> str:
-    """A field of a shape; of a map, its own fields too."""
-    return plain if isinstance(plain, str) else f"{plain[0]} {{{', '.join(plain[1])}}}"
+    """A field of a shape; of a map, its own fields too; of a key of several fields, these."""
+    if isinstance(plain, str):
+        return plain
+    return f"{plain[0]} {{{', '.join(plain[1])}}}" if isinstance(plain[1], list) else f"({', '.join(plain)})"
 
 
 def _index_row(item: tuple[str, dict[str, Any]]) -> list[str]:

@@ -4,7 +4,8 @@ With IDs: exactly these, new and deleted ones too, are answered by the source un
 them. Without: everything, as the reason says: softly (the file goes on answering while it is built again) for
 record_stored and ttl_expired, hard (the source answers until it is built again) for the others, unless --hard or --soft
 decides. With --collection and no IDs, hard means that collection only. When the command ends, no get that begins later
-overlooks it.
+overlooks it. An ID is what `mmcache get` takes for a key; one that can be read as several keys of the collection
+means all of them.
 
   mmcache invalidate patterns.mmc pattern-7 pattern-9 --reason record_stored
   changed-ids | mmcache invalidate patterns.mmc --ids-from -
@@ -21,10 +22,12 @@ from ..errors import CorruptFileError
 from ..presets.reasons import ALIASES
 from ..words import plural, printable
 from .files import described, layout_of
+from .keys import keys_of, types_in
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, one_of
 from .output import Output
 
 if TYPE_CHECKING:
+    from ..format.keys import Key
     from ..format.layout import Layout
 
 __all__ = ["add_arguments", "run"]
@@ -57,10 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     path: str = arguments.file
-    ids = _ids(arguments)
-    if ids is not None and arguments.hard is not None:
+    words = _words(arguments)
+    if words is not None and arguments.hard is not None:
         raise UsageError("--hard and --soft are for everything: single ids are always answered by the source")
-    collection = _collection(_layout(path), arguments.collection, has_ids=ids is not None)
+    layout = _layout(path)
+    collection = _collection(layout, arguments.collection, has_ids=words is not None)
+    ids = None
+    if words is not None and collection is not None:
+        types = types_in(layout.collections[collection])
+        ids = list(dict.fromkeys(key for word in words for key in keys_of(word, types)))
 
     from ..sharing.counters import read_fleet
     from ..sharing.invalidation import invalidate_file
@@ -92,7 +100,7 @@ def _layout(path: str) -> Layout:
         return described(path)
 
 
-def _ids(arguments: argparse.Namespace) -> list[str] | None:
+def _words(arguments: argparse.Namespace) -> list[str] | None:
     """All that were named, each once; None where none was asked for."""
     if not arguments.ids and arguments.ids_from is None:
         return None
@@ -124,7 +132,7 @@ def _collection(layout: Layout, wanted: str | None, *, has_ids: bool) -> str | N
     return names[0] if wanted is None and has_ids else wanted
 
 
-def _told(kind: str, collection: str | None, ids: list[str] | None) -> str:
+def _told(kind: str, collection: str | None, ids: list[Key] | None) -> str:
     if kind == "soft":
         return "everything, softly: the file goes on answering while it is built again"
     if kind == "hard":

@@ -132,9 +132,12 @@ def _run(arguments: Sequence[str] | None, output: Output) -> int:
     if rest:
         # Ids after an option, which argparse does not take for more of those before it.
         end = rest.index("--") if "--" in rest else len(rest)
-        if "ids" not in parsed or any(word.startswith("-") for word in rest[:end]):
+        words = next(
+            (found for name in ("ids", "terms") if isinstance(found := getattr(parsed, name, None), list)), None
+        )
+        if words is None or any(word.startswith("-") for word in rest[:end]):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        parsed.ids += rest[:end] + rest[end + 1 :]
+        words += rest[:end] + rest[end + 1 :]
     if parsed.command is None:
         parser.print_help()
         return OK

@@ -39,8 +39,13 @@ class UsageError(Exception):
 
 
 def names(text: str) -> tuple[str, ...]:
-    """`a,b` as ("a", "b")."""
-    parts = tuple(part.strip() for part in text.split(","))
+    """`a,b` as ("a", "b"); a name that has a comma is quoted, as in CSV: `"a,b",c`."""
+    found = text.split(",")
+    if '"' in text:
+        import csv
+
+        found = next(csv.reader([text], skipinitialspace=True), [])
+    parts = tuple(part.strip() for part in found)
     if not all(parts):
         raise argparse.ArgumentTypeError(f"expected names separated by commas, found {text!r}")
     return parts

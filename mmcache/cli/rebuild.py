@@ -15,17 +15,18 @@ import argparse
 import os
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..schema import DTYPES, ON_DUPLICATE, ON_INVALID
 from ..words import bytes_of, plural, printable, span
-from .options import FILE_COMPLETION, OK, UsageError, add_policy, file_argument, policy_of, seconds, setting
+from .options import FILE_COMPLETION, OK, UsageError, add_policy, count, file_argument, policy_of, seconds, setting
 from .output import Output
 
 if TYPE_CHECKING:
     from ..storage.publish import BuildReport
     from .status import Seen
 
-__all__ = ["add_arguments", "add_timeout", "report", "run"]
+__all__ = ["add_arguments", "add_rules", "add_timeout", "report", "rules_of", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", metavar="PATH", help="where the source is now, if it moved; the new file names this one"
     )
     source.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument("--default", metavar="MODULE:FUNCTION", help="as for `mmcache build`; a file cannot import it")
     parser.add_argument("--exact", action="store_true", help="drop what the file has for other versions of the program")
     parser.add_argument("--if-stale", action="store_true", help="only if it is due: for cron")
     add_policy(parser)
+    add_rules(parser)
     add_timeout(parser)
 
 
@@ -44,6 +47,29 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=seconds, metavar="SECONDS", help="how long to wait for another build of it (default: 600)"
     )
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """What becomes of bad rows; kept in the file."""
+    group = parser.add_argument_group("bad rows")
+    group.add_argument(
+        "--on-invalid",
+        choices=ON_INVALID,
+        help="a row that cannot be taken is an error, or is left out (default: raise)",
+    )
+    group.add_argument("--max-invalid", type=count, metavar="N", help="more rows left out than this are an error")
+    group.add_argument(
+        "--on-duplicate",
+        choices=ON_DUPLICATE,
+        help="a key of several rows is an error, or the first or last of them counts (default: raise)",
+    )
+
+
+def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments for them. Raises UsageError."""
+    if arguments.max_invalid is not None and arguments.on_invalid == "raise":
+        raise UsageError("--max-invalid goes with --on-invalid skip")
+    return {name: getattr(arguments, name) for name in ("on_invalid", "max_invalid", "on_duplicate")}
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
@@ -67,7 +93,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             timeout=timeout,
             asked_ns=asked_ns,
             source=moved,
+            default=arguments.default,
             exact=arguments.exact,
+            **rules_of(arguments),
         )
     report(done, arguments.file, output)
     return OK
@@ -99,3 +127,11 @@ def report(done: BuildReport, path: str, output: Output) -> None:
     held = ", ".join(f"{printable(name)}: {plural(n, 'record')}" for name, n in done.records.items())
     what = f"generation {done.generation}" if done.changed else f"unchanged, generation {done.generation} stays"
     output.say(f"{printable(path)}: {what} ({held}, {bytes_of(done.size)}, {span(done.seconds)})")
+    for collection, fields in done.embeddings.items():
+        for field, one in fields.items():
+            place = f"{printable(collection)}.{printable(field)}"
+            source = f", read from {DTYPES[one.dtype]}" if one.dtype not in (None, "f4") else ""
+            ends = "" if one.shortest is None else f", norms {one.shortest:.4g} to {one.longest:.4g}"
+            output.say(f"  embeddings {place}: {plural(one.records, 'record')}, {one.dim} x float32{source}{ends}")
+    for collection, rows in done.left_out.items():
+        output.say(f"  left out of {printable(collection)}: {printable(str(rows))}")

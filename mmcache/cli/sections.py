@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from .files import opened
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..format.keys import Key
+    from ..format.layout import CollectionLayout, Layout
     from ..storage.snapshot import Collection, Snapshot
 
-__all__ = ["summary"]
+__all__ = ["part_of", "summary"]
 
 _ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("key_length", "<u2"), ("shape", "<u2"), ("checksum", "<u8")])
 
@@ -27,39 +30,66 @@ def summary(snapshot: Snapshot, name: str, top: int) -> dict[str, Any]:
     section = snapshot.layout.sections[name]
     plain: dict[str, Any] = {
         "name": name,
+        "of": part_of(snapshot.layout, name),
         "kind": h.KINDS.get(section.kind, str(section.kind)),
         "offset": section.offset,
         "length": section.length,
     }
-    collection = snapshot.collections.get(name.partition("/")[0])
     if section.kind == h.META:
         return plain | _meta(snapshot)
     if section.kind == h.BLOCKS:
         return plain | {"blocks": section.count, "bytes_a_block": h.BLOCK}
-    if collection is None:
+    if section.kind == h.CHUNKS:
+        return plain | {"digests": section.count, "bytes_a_digest": h.LEAF}
+    found = _owner(snapshot.layout, name)
+    if found is None:
         return plain
-    layout = snapshot.layout.collections[collection.name]
+    layout, part = found
+    field = part.partition(".")[2]
+    collection = snapshot.collection(layout.schema.name)
     if section.kind == h.IDS:
         slots = {"slots": section.count, "filled": layout.n, "load": round(layout.n / section.count, 4)}
-        return plain | slots | {"bits": layout.ids.bits, "max_probe": layout.ids.max_probe, "seed": layout.ids.seed}
+        return plain | slots | {"bits": layout.ids.bits}
     if section.kind == h.ROWS:
         return plain | _rows(snapshot, name)
     if section.kind == h.RECORDS:
         return plain | {"records": layout.n, "first_ids": _first_ids(collection, top)}
     if section.kind == h.INDEX:
-        return plain | _index(collection, name.partition("/index.")[2], top)
+        return plain | _index(collection, field, top)
     if section.kind == h.PRESENCE:
-        return plain | {"records": layout.n, "with_embedding": int(collection.has_embedding.sum())}
+        return plain | {"records": layout.n, "with_embedding": int(collection.has_embedding_of(field).sum())}
     if section.kind in (h.EMBEDDINGS, h.NORMS):
-        shape = {"records": layout.n, "dim": layout.dim, "without_embedding": layout.missing}
-        return plain | shape | {"norms": _spread(collection.norms[collection.has_embedding])}
+        dim, missing = layout.embeddings[field]
+        shape = {"records": layout.n, "dim": dim, "without_embedding": missing}
+        norms = collection.norms_of(field)[collection.has_embedding_of(field)]
+        return plain | shape | {"norms": _spread(norms)}
     return plain
+
+
+def part_of(layout: Layout, name: str) -> str:
+    """The name of a section with those of collection and field in place of their ordinals; "" for one of none."""
+    found = _owner(layout, name)
+    return "" if found is None else f"{found[0].schema.name}/{found[1]}"
+
+
+def _owner(layout: Layout, name: str) -> tuple[CollectionLayout, str] | None:
+    """The collection that a section belongs to, and which part of it the section is."""
+    for collection in layout.collections.values():
+        for part, section in collection.sections.items():
+            if section.name == name:
+                return collection, part
+    return None
 
 
 def _meta(snapshot: Snapshot) -> dict[str, Any]:
     layout = snapshot.layout
     collections = {
-        name: {"schema": c.schema.to_dict(), "dim": c.dim, "shapes": [shape.to_plain() for shape in c.shapes]}
+        name: {
+            "schema": c.schema.to_dict(),
+            "key_types": c.key_types,
+            "embeddings": {field: {"dim": e.dim, "missing": e.missing} for field, e in c.embeddings.items()},
+            "shapes": [shape.to_plain() for shape in c.shapes],
+        }
         for name, c in layout.collections.items()
     }
     return {
@@ -95,11 +125,13 @@ def _index(collection: Collection, field: str, top: int) -> dict[str, Any]:
         "postings": sum(terms.values()),
         "types": dict(types),
         "records_a_value": _spread(np.fromiter(terms.values(), np.int64, len(terms))),
+        "first": list(islice(terms, top)),
+        "last": list(islice(terms, max(0, len(terms) - top), None)),
         "top": [{"value": term, "records": n} for term, n in frequent],
     }
 
 
-def _first_ids(collection: Collection, top: int) -> list[str]:
+def _first_ids(collection: Collection, top: int) -> list[Key]:
     return collection.ids_at(np.arange(min(top, len(collection)), dtype=np.uint32))
 
 

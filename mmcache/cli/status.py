@@ -336,6 +336,7 @@ def _plain_collection(collection: CollectionLayout) -> dict[str, Any]:
         "without_embedding": collection.missing,
         "cluster_by": collection.cluster_by,
         "shapes": len(collection.shapes),
+        "left_out": dataclasses.asdict(collection.left_out),
     }
 
 
@@ -425,12 +426,12 @@ def _failure(status: Status) -> str:
 def _collection(collection: CollectionLayout) -> list[tuple[str, str]]:
     schema = collection.schema
     terms = (f"{printable(name)} ({plural(index.terms, 'value')})" for name, index in collection.index.items())
-    rows = [("key", printable(schema.key)), ("indexes", ", ".join(terms) or "none")]
-    if schema.embedding is not None:
-        absent = f", {plural(collection.missing, 'record')} without" if collection.missing else ""
-        rows.append(
-            ("embeddings", f"{printable(schema.embedding)}: {collection.dim} x float32, {schema.metric}{absent}")
-        )
+    rows = [("key", ", ".join(map(printable, schema.key_fields))), ("indexes", ", ".join(terms) or "none")]
+    for name, embedding in collection.embeddings.items():
+        absent = f", {plural(embedding.missing, 'record')} without" if embedding.missing else ""
+        rows.append(("embeddings", f"{printable(name)}: {embedding.dim} x float32, {schema.metric_of(name)}{absent}"))
+    if collection.left_out:
+        rows.append(("left out", printable(str(collection.left_out))))
     if collection.cluster_by is not None:
         rows.append(("clustered", f"by {printable(collection.cluster_by)}"))
     return rows

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..schema import Schema
 from ..words import number, plural, printable
-from .options import FILE_COMPLETION, OK, UsageError, count
+from .options import FILE_COMPLETION, OK, UsageError, count, names
 from .output import Output
 
 if TYPE_CHECKING:
@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="a table to track; repeatable (default: the only one)",
     )
-    parser.add_argument("--key", metavar="COLUMN", help="the column that identifies a record (default: id)")
+    parser.add_argument(
+        "--key",
+        type=names,
+        metavar="A,B",
+        help="the columns that identify a record (default: the primary key, else the rowid)",
+    )
     parser.add_argument("--preset", choices=("patterns",), help="a known kind of database, with all its tables")
     like = parser.add_argument("--like", metavar="FILE.mmc", help="take database, tables and keys from a cache file")
     like.complete = FILE_COMPLETION  # type: ignore[attr-defined]
@@ -61,7 +66,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     name = printable(path)
     output.say(f"{name}: {'tracked from now on' if done.changed else 'tracked already, nothing changed'}")
     for table in done.tables:
-        output.say(f"  {printable(table.table)}, by {printable(table.key)}: {plural(len(table.triggers), 'trigger')}")
+        key = table.key if isinstance(table.key, str) else ", ".join(table.key)
+        output.say(f"  {printable(table.table)}, by {printable(key)}: {plural(len(table.triggers), 'trigger')}")
     output.say(f"  in two tables: _mmcache_changes (the log, about {number(done.limit)} changes) and _mmcache_tracking")
     output.say("Every row that is written to a tracked table now adds one to the log; docs/tracking.md has the cost.")
     output.say(f"To remove it: mmcache track {shlex.quote(name)} --remove")
@@ -113,7 +119,7 @@ def _from_words(arguments: argparse.Namespace) -> tuple[str, Sequence[Schema]]:
         return path, (PATTERNS, AGENT_CONFIGS)
     tables = arguments.tables or [_only_table(path, arguments.database)]
     # The collection's name means nothing here, and a table's may be longer than one can be.
-    return path, [Schema(f"table {i}", key=arguments.key or "id", table=table) for i, table in enumerate(tables, 1)]
+    return path, [Schema(f"table {i}", key=arguments.key, table=table) for i, table in enumerate(tables, 1)]
 
 
 def _only_table(path: str, given: str) -> str:

@@ -1,6 +1,6 @@
 """The fixed header and the section table.
 
-    0 header, 256 bytes | 256 section table, 128 bytes a row | sections ... | end == header.file_size
+    0 header, 256 bytes | 256 section table, 96 bytes a row | sections ... | end == header.file_size
 
 The header says how long the file is, the table covers every byte of it, and the build id is a hash of the
 table: header -> table -> sections is a chain of checksums without a gap. `parse_header` and `parse_table`
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
@@ -20,26 +21,34 @@ from ..errors import CorruptFileError, IncompatibleFormatError
 MAGIC: Final = b"\x89MMC\r\n\x1a\n"
 """As PNG's: a high bit, CR LF, end-of-file and LF, so that a text-mode transfer or a 7-bit channel shows at once."""
 
-VERSION: Final = (1, 1, 0)
+VERSION: Final = (2, 0, 0)
 """Of the format, not of the package. Another major: refused. A newer minor: read."""
 
 HEADER_SIZE: Final = 256
-TABLE_ROW_SIZE: Final = 128
+TABLE_ROW_SIZE: Final = 96
 ALIGN: Final = 64
 """Of every section: a cache line, and what numpy and SIMD loads like best."""
 PAGE: Final = 4096
 """Of records and embeddings, so that the kernel can be advised about them apart from the rest."""
 BLOCK: Final = 65_536
 """Bytes under one checksum of the `blocks` section."""
+LEAF: Final = 131_072
+"""Bytes under one SHA-256 of the `chunks` section, counted from the start of each section."""
+DIGEST: Final = 32
+"""Bytes of a SHA-256."""
 MAX_SECTIONS: Final = 4096
+MAX_SECTION_NAME: Final = 32
+"""Bytes; `4095/embeddings.4095` has 20."""
 
-MAX_GENERATION: Final = 2**40
-"""A thousand publishes a second reach it in 34 years; beyond it the next one could not be stored."""
+MAX_GENERATION: Final = 2**63 - 1
 
 REQUIRED: Final = 1
 """Section flag: a reader that does not know this kind must refuse the file."""
+DERIVED: Final = 2
+"""Section flag: the section can be made again from the others."""
 
 META, IDS, ROWS, RECORDS, INDEX, EMBEDDINGS, NORMS, PRESENCE, BLOCKS = range(1, 10)
+CHUNKS, SKETCH = 11, 12  # 10 is not used
 KINDS: Final = {
     META: "meta",
     IDS: "ids",
@@ -50,12 +59,20 @@ KINDS: Final = {
     NORMS: "norms",
     PRESENCE: "presence",
     BLOCKS: "blocks",
+    CHUNKS: "chunks",
+    SKETCH: "sketch",
 }
+"""`sketch` is reserved for a quantized copy of an embedding block; nothing writes or reads one yet."""
 ALIGNMENT: Final = {RECORDS: PAGE, EMBEDDINGS: PAGE}
+OPTIONAL: Final = frozenset({NORMS, SKETCH})
+"""Kinds that a reader need not understand."""
+MADE_AGAIN: Final = frozenset({IDS, INDEX, NORMS, BLOCKS, CHUNKS, SKETCH})
+"""Kinds that follow from the other sections."""
 
 _HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 4Q 72x Q")
-_ROW = struct.Struct("<72s II 5Q 8x")
+_ROW = struct.Struct("<32s II 5Q 16s")
 _CHECKED = HEADER_SIZE - 8
+_RESERVED = 176
 assert _HEADER.size == HEADER_SIZE
 assert _ROW.size == TABLE_ROW_SIZE
 
@@ -63,6 +80,11 @@ assert _ROW.size == TABLE_ROW_SIZE
 def align(offset: int, alignment: int = ALIGN) -> int:
     """The first multiple of `alignment` (a power of two) that is not below `offset`."""
     return (offset + alignment - 1) & -alignment
+
+
+def flags_of(kind: int) -> int:
+    """The flags of a section of a known kind."""
+    return (0 if kind in OPTIONAL else REQUIRED) | (DERIVED if kind in MADE_AGAIN else 0)
 
 
 class Tokens(NamedTuple):
@@ -80,9 +102,9 @@ class Header:
 
     generation: grows by one per publish. created_ns: wall clock when the source was about to be read, so that
     the file holds everything committed before it. elapsed_ns: how long the build took. build_id: xxh3_128 of the
-    section table; equal for equal content. sha256: of all bytes after the table. fingerprint: the source's, zeros
-    if it has none. soft, hard, ring, page: what the control page said before the source was read, and which page that
-    was; 0 where there was none.
+    section table; equal for equal content. sha256: of the section table and the `chunks` section. fingerprint: the
+    source's, zeros if it has none. soft, hard, ring, page: what the control page said before the source was read, and
+    which page that was; 0 where there was none.
     """
 
     file_size: int
@@ -165,11 +187,7 @@ def parse_header(data: bytes, actual_size: int, *, older: bool = False) -> Heade
         raise _corrupt("header", f"the section table of {section_count} rows does not fit into {file_size} bytes")
     if not 0 < header.generation <= MAX_GENERATION:
         raise _corrupt("header", f"generation {header.generation} was never published")
-    if (
-        major == VERSION[0]
-        and minor <= VERSION[1]
-        and (data[14:16] != b"\0\0" or any(data[176 if minor else 168 : _CHECKED]))
-    ):
+    if major == VERSION[0] and minor <= VERSION[1] and (data[14:16] != b"\0\0" or any(data[_RESERVED:_CHECKED])):
         raise _corrupt("header", "reserved bytes are not zero")
     return header
 
@@ -205,12 +223,18 @@ class Section:
             self.payload,
             self.count,
             self.checksum,
+            b"",
         )
 
 
 def build_id_of(table: bytes) -> bytes:
     """The build id: xxh3_128 of the section table, and so of every section's name, place, length and digest."""
     return xxh3_128_digest(table)
+
+
+def sha256_of(table: bytes, chunks: bytes) -> bytes:
+    """The header's SHA-256: of the section table and of the digests of all sections, and so of the whole content."""
+    return sha256(table + chunks).digest()
 
 
 def parse_table(header: Header, data: bytes) -> dict[str, Section]:
@@ -225,7 +249,8 @@ def parse_table(header: Header, data: bytes) -> dict[str, Section]:
         raise _corrupt("table", "checksum does not match the build id")
     sections: dict[str, Section] = {}
     end = HEADER_SIZE + len(data)
-    for raw_name, kind, flags, offset, length, payload, count, checksum in _ROW.iter_unpack(data):
+    is_ours = header.version[:2] <= VERSION[:2]
+    for raw_name, kind, flags, offset, length, payload, count, checksum, reserved in _ROW.iter_unpack(data):
         try:
             name = raw_name.rstrip(b"\0").decode()
         except UnicodeDecodeError:
@@ -239,6 +264,8 @@ def parse_table(header: Header, data: bytes) -> dict[str, Section]:
                 found=".".join(map(str, header.version)),
                 supported=".".join(map(str, VERSION)),
             )
+        if is_ours and (any(reserved) or (kind in KINDS and flags != flags_of(kind))):
+            raise _corrupt("table", f"section {name!r}: flags {flags:#x} or reserved bytes are none of a writer's")
         if offset % ALIGNMENT.get(kind, ALIGN):
             raise _corrupt(name, f"offset {offset} is not aligned to {ALIGNMENT.get(kind, ALIGN)}")
         if not end <= offset < end + PAGE:

@@ -3,11 +3,13 @@
 `meta` is a msgpack map, the only section that is decoded at open:
 
     {"writer": "mmcache 0.1.0", "source": {...} or nil, "metadata": {...}, "collections": [
-        {"schema": {...}, "dim": 768, "shapes": [[...]], "ids": [bits, max_probe, seed],
-         "index": {"domain": [slots, bits, max_probe, seed, terms, terms_size, rows_size]},
-         "missing": 3, "cluster_by": "domain"}]}
+        {"schema": {...}, "key_types": ["str"], "shapes": [[...]], "ids": [bits],
+         "index": {"domain": [slots, bits, terms, terms_size, rows_size]},
+         "embeddings": [[dim, missing]], "cluster_by": "domain",
+         "left_out": [invalid, duplicates, [[key, reason]]]}]}           only where rows were left out
 
-Sections of a collection are named `<collection>/ids`, `<collection>/index.<field>` and so on.
+Sections are named by ordinals, `<collection>/index.<indexed field>`; here and in `CollectionLayout.sections` they are
+known by the names of the fields.
 """
 
 from __future__ import annotations
@@ -22,20 +24,36 @@ from xxhash import xxh3_64_intdigest
 from ..errors import CorruptFileError
 from ..schema import MAX_DIM, Schema
 from .frame import place_arrays
-from .header import BLOCK, HEADER_SIZE, KINDS, Header, Section, align, parse_header, parse_table
+from .header import (
+    BLOCK,
+    DIGEST,
+    HEADER_SIZE,
+    KINDS,
+    LEAF,
+    VERSION,
+    Header,
+    Section,
+    align,
+    parse_header,
+    parse_table,
+)
+from .leftout import NOTHING_LEFT_OUT, LeftOut
+from .older import meta_of
 from .records import MAX_SHAPES, Shape
 
 META_NAME = "meta"
 BLOCKS_NAME = "blocks"
-MAX_META_BYTES = 2**20
-"""Decoded at every open, of files of unknown origin too: at worst, 1 MiB of msgpack becomes 73 MiB of objects."""
+CHUNKS_NAME = "chunks"
+MAX_META_BYTES = 4 * 2**20
+"""Decoded at every open, of files of unknown origin too: at worst, it becomes 80 MiB of objects."""
+MAX_META_PARTS = 2**18
+"""Arrays and maps in `meta`: empty ones take the most memory for a byte."""
+MAX_KEY_TYPES = 16
 ROW_SIZE = 24
 """Of a row entry: offset u64, length u32, key length u16, shape u16, checksum u64."""
 
 MAX_ROWS = 2**32 - 2
 """Rows are u32, and 2^32-1 means none."""
-MAX_PROBE = 1024
-"""Slots that a look-up may walk: bounds the time of one on hostile bytes."""
 INDEX_ENTRY_SIZE = 32
 
 Read = Callable[[int, int], bytes]
@@ -46,8 +64,6 @@ class IdsLayout(NamedTuple):
     """What `meta` says about an `ids` section, beside the number of slots that the section table has."""
 
     bits: int
-    max_probe: int
-    seed: int
 
 
 class IndexLayout(NamedTuple):
@@ -55,8 +71,6 @@ class IndexLayout(NamedTuple):
 
     slots: int
     bits: int
-    max_probe: int
-    seed: int
     terms: int
     terms_size: int
     rows_size: int
@@ -71,23 +85,45 @@ class IndexLayout(NamedTuple):
         }
 
 
+class EmbeddingLayout(NamedTuple):
+    """dim: numbers in each, 0 where no record has one. missing: records without, where dim > 0."""
+
+    dim: int
+    missing: int
+
+
 @dataclass(frozen=True, slots=True)
 class CollectionLayout:
     """One collection of a file: what it is, and the sections it is in.
 
-    n: records. dim: numbers in an embedding, 0 without. missing: records without an embedding.
-    sections: by the part of the name after the slash.
+    n: records. key_types: of its keys, as `keys.type_of` names them; None where there are more than fit. embeddings: by
+    field. sections: by part, which is `ids`, `rows`, `records`, or index, norms, presence or embeddings with a dot and
+    the field. Norms, which are not REQUIRED, may be missing.
     """
 
     schema: Schema
     n: int
-    dim: int
-    missing: int
+    key_types: tuple[str, ...] | None
     shapes: tuple[Shape, ...]
     ids: IdsLayout
     index: Mapping[str, IndexLayout]
+    embeddings: Mapping[str, EmbeddingLayout]
     cluster_by: str | None
     sections: Mapping[str, Section] = field(default_factory=dict)
+    left_out: LeftOut = NOTHING_LEFT_OUT
+
+    @property
+    def dim(self) -> int:
+        """Of the first embedding; 0 without."""
+        return next(iter(self.embeddings.values()), _NO_EMBEDDING).dim
+
+    @property
+    def missing(self) -> int:
+        """Records without the first embedding, where others have one."""
+        return next(iter(self.embeddings.values()), _NO_EMBEDDING).missing
+
+
+_NO_EMBEDDING = EmbeddingLayout(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +136,32 @@ class Layout:
     header: Header
     sections: Mapping[str, Section]
     collections: Mapping[str, CollectionLayout]
-    blocks: Section
     writer: str
     source: dict[str, Any] | None
     metadata: dict[str, Any]
     asked: tuple[Schema, ...] = ()
 
+    @property
+    def blocks(self) -> Section:
+        return self.sections[BLOCKS_NAME]
 
-def section_name(collection: str, part: str) -> str:
-    return f"{collection}/{part}"
+    @property
+    def chunks(self) -> Section:
+        return self.sections[CHUNKS_NAME]
+
+
+def left_out_of(layout: Layout) -> dict[str, LeftOut]:
+    """Of each collection of which rows were left out."""
+    return {name: collection.left_out for name, collection in layout.collections.items() if collection.left_out}
+
+
+def section_name(collection: int, part: str, ordinal: int | None = None) -> str:
+    return f"{collection}/{part}" if ordinal is None else f"{collection}/{part}.{ordinal}"
+
+
+def most_sections(schemas: Iterable[Schema]) -> int:
+    """How many sections a file with these collections has at most."""
+    return 3 + sum(3 + len(schema.index) + 3 * len(schema.embeddings) for schema in schemas)
 
 
 def ids_sizes(slots: int) -> dict[str, int]:
@@ -126,6 +179,11 @@ def block_count(blocks_offset: int) -> int:
     return -(-blocks_offset // BLOCK)
 
 
+def leaf_count(lengths: Iterable[int]) -> int:
+    """How many SHA-256 there are for sections of these lengths."""
+    return sum(-(-length // LEAF) for length in lengths)
+
+
 def encode_meta(
     writer: str,
     source: Mapping[str, Any] | None,
@@ -141,12 +199,13 @@ def encode_meta(
         "collections": [
             {
                 "schema": c.schema.to_dict(),
-                "dim": c.dim,
-                "missing": c.missing,
+                "key_types": None if c.key_types is None else list(c.key_types),
+                "embeddings": [list(embedding) for embedding in c.embeddings.values()],
                 "cluster_by": c.cluster_by,
                 "ids": list(c.ids),
                 "index": {name: list(layout) for name, layout in c.index.items()},
                 "shapes": [shape.to_plain() for shape in c.shapes],
+                **({"left_out": c.left_out.to_plain()} if c.left_out else {}),
             }
             for c in collections
         ],
@@ -155,7 +214,7 @@ def encode_meta(
         plain["asked"] = [schema.to_dict() for schema in asked]
     try:
         data: bytes = msgpack.packb(plain)
-        msgpack.unpackb(data)  # not all that packs unpacks: a map with keys that are not text
+        _unpack_meta(data)  # not all that packs unpacks: a map with keys that are not text
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"metadata does not encode: {error}") from None
     if len(data) > MAX_META_BYTES:
@@ -172,24 +231,51 @@ def validate(read: Read, size: int, *, older: bool = False) -> Layout:
     """
     head = read(0, 16_384)
     header = parse_header(head, size, older=older)
+    if header.version[0] < VERSION[0]:
+        return _older(header, read)
     end = HEADER_SIZE + header.table_size
     table = head[HEADER_SIZE:end] if end <= len(head) else read(HEADER_SIZE, header.table_size)
     sections = parse_table(header, table)
     meta = _required(sections, META_NAME)
-    blocks = _required(sections, BLOCKS_NAME)
     if meta.length > MAX_META_BYTES:
         raise _corrupt(META_NAME, f"{meta.length} bytes; at most {MAX_META_BYTES} are read")
-    if blocks.length != 8 * block_count(blocks.offset) or blocks.count != block_count(blocks.offset):
-        raise _corrupt(BLOCKS_NAME, f"expected {block_count(blocks.offset)} block checksums, found {blocks.count}")
-    if blocks.end != size:
-        raise _corrupt(BLOCKS_NAME, f"expected to be last, but the file goes on to {size}")
+    _check_ends(sections)
     raw = head[meta.offset : meta.end] if meta.end <= len(head) else read(meta.offset, meta.length)
-    plain = _decode_meta(raw, meta)
+    if len(raw) != meta.length or xxh3_64_intdigest(raw) != meta.checksum:
+        raise _corrupt(META_NAME, "checksum does not match")
+    return _described(header, sections, raw, _collection)
+
+
+def _older(header: Header, read: Read) -> Layout:
+    """What a file of an older major version says of itself."""
+    raw = meta_of(header, read)
+
+    def collection(plain: dict[str, Any], *_: object) -> CollectionLayout:
+        schema = Schema.from_dict(plain["schema"])
+        cluster_by = plain.get("cluster_by")
+        return CollectionLayout(
+            schema, 0, None, (), IdsLayout(1), {}, {}, cluster_by if cluster_by in schema.index else None
+        )
+
+    return _described(header, {}, raw, collection)
+
+
+def _described(
+    header: Header,
+    sections: dict[str, Section],
+    raw: bytes,
+    collection: Callable[[dict[str, Any], int, Mapping[str, Section]], CollectionLayout],
+) -> Layout:
     try:
-        parts = _by_collection(sections)
+        plain = _unpack_meta(raw)
+    except (ValueError, msgpack.UnpackException, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise _corrupt(META_NAME, f"does not decode ({error})") from None
+    if not isinstance(plain, dict):
+        raise _corrupt(META_NAME, f"expected a map, found {type(plain).__name__}")
+    try:
         collections: dict[str, CollectionLayout] = {}
-        for item in plain["collections"]:
-            layout = _collection(item, parts)
+        for i, item in enumerate(plain["collections"]):
+            layout = collection(item, i, sections)
             if layout.schema.name in collections:
                 raise ValueError(f"collection {layout.schema.name!r} stands twice")
             collections[layout.schema.name] = layout
@@ -204,75 +290,135 @@ def validate(read: Read, size: int, *, older: bool = False) -> Layout:
         if isinstance(error, CorruptFileError):
             raise
         raise _corrupt(META_NAME, f"not as a writer writes it ({type(error).__name__}: {error!s:.200})") from None
-    return Layout(header, sections, collections, blocks, writer, source, metadata, asked)
+    return Layout(header, sections, collections, writer, source, metadata, asked)
 
 
-def _decode_meta(raw: bytes, section: Section) -> dict[str, Any]:
-    if len(raw) != section.length or xxh3_64_intdigest(raw) != section.checksum:
-        raise _corrupt(META_NAME, "checksum does not match")
-    try:
-        plain = msgpack.unpackb(raw)
-    except (ValueError, msgpack.UnpackException, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise _corrupt(META_NAME, f"does not decode ({error})") from None
-    if not isinstance(plain, dict):
-        raise _corrupt(META_NAME, f"expected a map, found {type(plain).__name__}")
-    return plain
+def _check_ends(sections: Mapping[str, Section]) -> None:
+    """The last two sections are the checksums of the others."""
+    blocks, chunks = _required(sections, BLOCKS_NAME), _required(sections, CHUNKS_NAME)
+    if list(sections)[-2:] != [BLOCKS_NAME, CHUNKS_NAME]:
+        raise _corrupt(BLOCKS_NAME, f"expected to be the last but {CHUNKS_NAME!r}")
+    if blocks.length != 8 * block_count(blocks.offset) or blocks.count != block_count(blocks.offset):
+        raise _corrupt(BLOCKS_NAME, f"expected {block_count(blocks.offset)} block checksums, found {blocks.count}")
+    leaves = leaf_count(section.length for section in sections.values() if section is not chunks)
+    if chunks.length != DIGEST * leaves or chunks.count != leaves:
+        raise _corrupt(CHUNKS_NAME, f"expected {leaves} digests, found {chunks.count}")
 
 
-def _by_collection(sections: Mapping[str, Section]) -> dict[str, dict[str, Section]]:
-    """Collection -> the part of the name after the slash -> section."""
-    parts: dict[str, dict[str, Section]] = {}
-    for name, section in sections.items():
-        collection, slash, part = name.partition("/")
-        if slash:
-            parts.setdefault(collection, {})[part] = section
-    return parts
+def _unpack_meta(raw: bytes) -> Any:
+    left = MAX_META_PARTS
+
+    def count(part: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {MAX_META_PARTS} arrays and maps")
+        return part
+
+    return msgpack.unpackb(raw, list_hook=count, object_hook=count)
 
 
-def _collection(plain: dict[str, Any], parts: Mapping[str, Mapping[str, Section]]) -> CollectionLayout:
+class _Found(NamedTuple):
+    """The sections of one collection, by its number."""
+
+    sections: Mapping[str, Section]
+    number: int
+
+    def required(self, part: str, ordinal: int | None = None) -> Section:
+        """Raises CorruptFileError where there is none."""
+        return _required(self.sections, section_name(self.number, part, ordinal))
+
+    def optional(self, part: str, ordinal: int) -> Section | None:
+        """None where there is none, or one of a kind that is not known: of a writer that has retired ours."""
+        section = self.sections.get(section_name(self.number, part, ordinal))
+        return None if section is None or section.kind not in KINDS else self.required(part, ordinal)
+
+
+def _collection(plain: dict[str, Any], number: int, sections: Mapping[str, Section]) -> CollectionLayout:
     schema = Schema.from_dict(plain["schema"])
-    if not all(isinstance(name, (str, type(None))) for name in (schema.embedding, schema.table, schema.query)):
+    if not all(isinstance(name, (str, type(None))) for name in (schema.table, schema.query)):
         raise TypeError("expected names in the schema")
-    if not all(isinstance(name, str) for name in (*(schema.columns or ()), *schema.json)):
+    if not all(isinstance(name, str) for name in (*(schema.columns or ()), *schema.json, *schema.embeddings)):
         raise TypeError("expected names of columns in the schema")
-    own = parts.get(schema.name, {})
-    rows = _required(own, "rows", schema.name)
+
+    found = _Found(sections, number)
+    parts = {part: found.required(part) for part in ("ids", "rows", "records")}
+    rows, ids = parts["rows"], parts["ids"]
     n = rows.count
     if n > MAX_ROWS or rows.length != ROW_SIZE * n:
         raise _corrupt(rows.name, f"expected {ROW_SIZE} bytes for each of {n} rows, found {rows.length}")
-    ids = _required(own, "ids", schema.name)
-    ids_layout = IdsLayout(*_counts(plain["ids"], 3))
-    _check_slots(ids.name, ids.count, ids_layout.bits, ids_layout.max_probe)
+    ids_layout = IdsLayout(*_counts(plain["ids"], 1))
+    _check_slots(ids.name, ids.count, ids_layout.bits)
     _check_frame(ids, ids_sizes(ids.count))
-    _required(own, "records", schema.name)
-    dim, missing = _counts([plain["dim"], plain["missing"]], 2)
-    if dim > MAX_DIM or missing > n:
-        raise _corrupt(META_NAME, f"collection {schema.name!r}: dim {dim}, {missing} of {n} embeddings missing")
-    if dim:
-        for part, length in ("embeddings", 4 * dim * n), ("norms", 4 * n):
-            section = _required(own, part, schema.name)
-            if section.length != length or section.count != n:
-                raise _corrupt(section.name, f"expected {length} bytes for {n} x {dim}, found {section.length}")
-        if missing and _required(own, "presence", schema.name).length != bitmap_size(n):
-            raise _corrupt(f"{schema.name}/presence", f"expected {bitmap_size(n)} bytes for {n} rows")
     if len(plain["shapes"]) > MAX_SHAPES:
         raise _corrupt(META_NAME, f"{len(plain['shapes'])} shapes; there can be {MAX_SHAPES}")
     shapes = tuple(Shape.from_plain(shape) for shape in plain["shapes"])
-    if any(shape.names[0] != schema.key for shape in shapes):
+    key = schema.key_fields
+    if any(shape.names[: len(key)] != key or len(shape.key or "1") != len(key) for shape in shapes):
         raise _corrupt(META_NAME, f"a shape does not begin with the key {schema.key!r}")
+    cluster_by = plain["cluster_by"]
+    if not (cluster_by is None or cluster_by in schema.index):
+        raise _corrupt(META_NAME, f"clustered by {cluster_by!r:.80}, which is not an indexed field")
+    return CollectionLayout(
+        schema,
+        n,
+        _key_types(plain["key_types"]),
+        shapes,
+        ids_layout,
+        _indexes(schema, plain["index"], found, parts),
+        _embeddings(schema, plain["embeddings"], found, parts, n),
+        cluster_by,
+        parts,
+        LeftOut.from_plain(plain["left_out"]) if "left_out" in plain else NOTHING_LEFT_OUT,
+    )
+
+
+def _key_types(plain: object) -> tuple[str, ...] | None:
+    if plain is None:
+        return None
+    if not isinstance(plain, list) or len(plain) > MAX_KEY_TYPES or not all(isinstance(name, str) for name in plain):
+        raise TypeError(f"expected the types of keys, found {plain!r:.80}")
+    return tuple(plain)
+
+
+def _indexes(
+    schema: Schema, plain: Mapping[str, object], found: _Found, parts: dict[str, Section]
+) -> dict[str, IndexLayout]:
     index = {}
-    for name in schema.index:
-        layout = IndexLayout(*_counts(plain["index"][name], 7))
-        section = _required(own, f"index.{name}", schema.name)
-        _check_slots(section.name, layout.slots, layout.bits, layout.max_probe)
+    for i, name in enumerate(schema.index):
+        layout = IndexLayout(*_counts(plain[name], 5))
+        section = found.required("index", i)
+        _check_slots(section.name, layout.slots, layout.bits)
         _check_frame(section, layout.sizes())
         if section.count != layout.terms:
             raise _corrupt(section.name, f"expected {layout.terms} terms, found {section.count}")
         index[name] = layout
-    cluster_by = plain["cluster_by"]
-    if not (cluster_by is None or cluster_by in schema.index):
-        raise _corrupt(META_NAME, f"clustered by {cluster_by!r:.80}, which is not an indexed field")
-    return CollectionLayout(schema, n, dim, missing, shapes, ids_layout, index, cluster_by, own)
+        parts[f"index.{name}"] = section
+    return index
+
+
+def _embeddings(
+    schema: Schema, plain: object, found: _Found, parts: dict[str, Section], n: int
+) -> dict[str, EmbeddingLayout]:
+    if not isinstance(plain, list) or len(plain) != len(schema.embeddings):
+        raise TypeError(f"expected {len(schema.embeddings)} embeddings, found {plain!r:.80}")
+    embeddings = {}
+    for i, (name, counts) in enumerate(zip(schema.embeddings, plain, strict=True)):
+        dim, missing = _counts(counts, 2)
+        if dim > MAX_DIM or missing > n:
+            raise _corrupt(META_NAME, f"collection {schema.name!r}: dim {dim}, {missing} of {n} embeddings missing")
+        embeddings[name] = EmbeddingLayout(dim, missing)
+        wanted = {"embeddings": 4 * dim * n, "norms": 4 * n} if dim else {}
+        if dim and missing:
+            wanted["presence"] = bitmap_size(n)
+        for part, length in wanted.items():
+            section = found.optional(part, i) if part == "norms" else found.required(part, i)
+            if section is None:
+                continue
+            parts[f"{part}.{name}"] = section
+            if section.length != length or section.count != n:
+                raise _corrupt(section.name, f"expected {length} bytes for {n} x {dim}, found {section.length}")
+    return embeddings
 
 
 def _counts(plain: object, expected: int) -> list[int]:
@@ -283,9 +429,9 @@ def _counts(plain: object, expected: int) -> list[int]:
     return plain
 
 
-def _check_slots(name: str, slots: int, bits: int, max_probe: int) -> None:
-    if max_probe > MAX_PROBE or not 1 <= bits < 64 or not 1 << bits < slots or slots % 8:
-        raise _corrupt(name, f"a table of {slots} slots, {bits} bits and probes of {max_probe} is none of ours")
+def _check_slots(name: str, slots: int, bits: int) -> None:
+    if not 1 <= bits < 64 or not 1 << bits < slots or slots % 8:
+        raise _corrupt(name, f"a table of {slots} slots and {bits} bits is none of ours")
 
 
 def _check_frame(section: Section, sizes: dict[str, int]) -> None:
@@ -294,13 +440,12 @@ def _check_frame(section: Section, sizes: dict[str, int]) -> None:
         raise _corrupt(section.name, f"expected {length} bytes for its arrays, found {section.length}")
 
 
-def _required(sections: Mapping[str, Section], part: str, collection: str = "") -> Section:
-    section = sections.get(part)
+def _required(sections: Mapping[str, Section], name: str) -> Section:
+    section = sections.get(name)
     if section is None:
-        name = section_name(collection, part) if collection else part
         raise _corrupt(name, "is missing")
-    if KINDS.get(section.kind) != part.partition(".")[0]:
-        raise _corrupt(section.name, f"is of kind {section.kind}, which is not that of its name")
+    if KINDS.get(section.kind) != name.rpartition("/")[2].partition(".")[0]:
+        raise _corrupt(name, f"is of kind {section.kind}, which is not that of its name")
     return section
 
 

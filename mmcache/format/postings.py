@@ -2,10 +2,12 @@
 
 A framed msgpack map (see `frame`) of five arrays:
 
-    hash u64[slots], term u32[slots]   the gapped table over xxh3_64 of the encoded terms
+    hash u64[slots], term u32[slots]   the gapped table over xxh3_64 of the encoded terms (see `slots`)
     entries                            32 bytes a term: where its bytes and its rows are
-    terms                              the terms, each one msgpack object, end to end
+    terms                              the terms, each one msgpack object, end to end, as they ascend
     rows                               posting lists: u32 rows, or a bitmap
+
+Terms ascend as null, numbers, text, and their ordinals are their places in that order. So a range is a run of ordinals.
 
 A posting list is a RANGE (its rows are first..first+count-1, nothing is stored), a BITMAP (bit i & 7 of byte
 i >> 3; chosen when more than one row in 32 has the term, where it is the smaller) or a LIST of u32 rows.
@@ -14,22 +16,25 @@ i >> 3; chosen when more than one row in 32 has the term, where it is the smalle
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
+from msgpack import UnpackException, unpackb
 from xxhash import xxh3_64_intdigest
 
 from ..errors import CorruptFileError
+from ..query import Term, canonical, order_key
 from .frame import place_arrays
 from .layout import INDEX_ENTRY_SIZE, IndexLayout, bitmap_size
-from .slots import EMPTY, seeded_slots
+from .slots import build_slots, find_ordinal, in_order
+from .terms import PackedTerms, term_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..schema import Query, Term
 
 LIST: Final = 0
 BITMAP: Final = 1
@@ -37,6 +42,14 @@ RANGE: Final = 2
 
 REMEMBERED: Final = 256
 """Terms of a field whose posting lists a reader keeps at hand: a view of the file each."""
+PIVOTS: Final = 10
+"""Steps of a bisection whose terms are kept at hand: 2^10 terms of a field at most."""
+TOGETHER: Final = 64
+"""Terms from which on a bisection reads all that are left at once."""
+_TOGETHER_BYTES: Final = 8192
+"""Of such terms; longer ones are read one by one."""
+_HEADERS: Final = [b"\xdc" + size.to_bytes(2, "big") for size in range(TOGETHER + 1)]
+"""With which msgpack has an array of so many objects."""
 
 ENTRY: Final = np.dtype(
     [
@@ -66,56 +79,70 @@ class Entry(NamedTuple):
 
 
 def encode_term(term: Term) -> bytes:
-    """One msgpack object; True and False are 1 and 0, since they are equal."""
-    return msgpack.packb(int(term) if isinstance(term, bool) else term)  # type: ignore[no-any-return]
+    """One msgpack object, in its shortest form; of equal terms the same: 1 for True and 1.0."""
+    return msgpack.packb(canonical(term))  # type: ignore[no-any-return]
 
 
 class EncodedIndex(NamedTuple):
-    """An index section, ready to be written: its layout for `meta`, and the bytes of its arrays by name."""
+    """An index section, ready to be written: the layout for `meta`, and the bytes of the arrays by name."""
 
     layout: IndexLayout
-    arrays: dict[str, bytes | NDArray[Any]]
+    arrays: dict[str, bytes | bytearray | NDArray[Any]]
 
 
-def encode_index(terms: list[bytes], codes: NDArray[np.uint32], rows: NDArray[np.uint32], n: int) -> EncodedIndex:
-    """The index of one field: rows[i] carries terms[codes[i]]; rows ascend; n rows in the collection.
+def encode_index(terms: PackedTerms, codes: NDArray[np.uint32], rows: NDArray[np.uint32], n: int) -> EncodedIndex:
+    """The index of one field: rows[i] carries the term of ordinal codes[i]; rows ascend; n rows in the collection.
 
     O(p log p) for p postings.
     """
-    order = np.argsort(codes, kind="stable")
-    rows = rows[order]
-    counts = np.bincount(codes, minlength=len(terms)).astype(np.int64)
-    ends = np.cumsum(counts)
-    begins = ends - counts
-    first, last = rows[begins].astype(np.int64), rows[ends - 1].astype(np.int64)
-    kinds = np.where(last - first + 1 == counts, RANGE, np.where(counts > n // 32, BITMAP, LIST))
-    stored = np.where(kinds == LIST, 4 * counts, np.where(kinds == BITMAP, bitmap_size(n), 0))
+    ascending = term_order(terms)  # first, as it takes most besides
+    if (ascending[1:] < ascending[:-1]).any():
+        terms, codes = terms.taken(ascending), np.argsort(ascending).astype(np.uint32)[codes]
+    entries = np.zeros(len(terms.lengths), ENTRY)
+    entries["term_at"] = terms.begins()
+    entries["term_length"] = terms.lengths
+    entries["count"] = np.bincount(codes, minlength=len(entries))
+    payload = _place_rows(entries, codes, rows, n)
+    data = memoryview(terms.data)
 
-    # Bitmaps first, so that every list is 4-byte aligned and every bitmap 8-byte aligned.
-    by_kind = np.argsort(kinds != BITMAP, kind="stable")
-    rows_at = np.empty(len(terms), np.int64)
-    rows_at[by_kind] = np.cumsum(stored[by_kind]) - stored[by_kind]
-    payload = [_bitmap(rows[begins[t] : ends[t]], n) for t in np.flatnonzero(kinds == BITMAP)]
-    payload.append(rows[np.repeat(kinds == LIST, counts)].astype("<u4").tobytes())
+    def raw(term: int) -> bytes:
+        at = int(entries["term_at"][term])
+        return bytes(data[at : at + int(terms.lengths[term])])
 
-    lengths = np.fromiter(map(len, terms), np.int64, len(terms))
-    entries = np.zeros(len(terms), ENTRY)
-    entries["term_at"] = np.cumsum(lengths) - lengths
-    entries["rows_at"] = np.where(kinds == RANGE, first, rows_at)
-    entries["count"] = counts
-    entries["term_length"] = lengths
-    entries["kind"] = kinds
-    slots, seed = seeded_slots(lambda seed: [xxh3_64_intdigest(term, seed) for term in terms])
-    names, rows_bytes = b"".join(terms), b"".join(payload)
-    layout = IndexLayout(len(slots.hash), slots.bits, slots.max_probe, seed, len(terms), len(names), len(rows_bytes))
-    arrays: dict[str, bytes | NDArray[Any]] = {
+    slots = build_slots(terms.hashes, in_order(terms.hashes, raw))
+    layout = IndexLayout(len(slots.hash), slots.bits, len(entries), len(terms.data), len(payload))
+    arrays: dict[str, bytes | bytearray | NDArray[Any]] = {
         "hash": slots.hash,
         "term": slots.ordinal,
         "entries": entries,
-        "terms": names,
-        "rows": rows_bytes,
+        "terms": terms.data,
+        "rows": payload,
     }
     return EncodedIndex(layout, arrays)
+
+
+def _place_rows(entries: NDArray[Any], codes: NDArray[np.uint32], rows: NDArray[np.uint32], n: int) -> bytes:
+    """The array of rows; its places, and the kinds of the lists, are noted in the entries."""
+    if not (codes[1:] >= codes[:-1]).all():
+        rows = rows[np.argsort(codes, kind="stable")]
+    counts = entries["count"].astype(np.int64)
+    ends = np.cumsum(counts)
+    begins = ends - counts
+    first = rows[begins].astype(np.int64)
+    is_range = rows[ends - 1] - first + 1 == counts
+    is_bitmap = ~is_range & (counts > n // 32)
+    is_list = ~is_range & ~is_bitmap
+    entries["kind"] = np.where(is_range, RANGE, np.where(is_bitmap, BITMAP, LIST))
+
+    # Bitmaps first, so that every list is 4-byte aligned and every bitmap 8-byte aligned.
+    bitmaps = np.flatnonzero(is_bitmap)
+    payload = [_bitmap(rows[begins[t] : ends[t]], n) for t in bitmaps]
+    payload.append(rows[np.repeat(is_list, counts)].astype("<u4").tobytes())
+    places = np.cumsum(np.where(is_list, 4 * counts, 0)) - 4 * counts + len(bitmaps) * bitmap_size(n)
+    places[bitmaps] = np.arange(len(bitmaps)) * bitmap_size(n)
+    # What nothing is stored of lies where lists begin; a RANGE has its first row there.
+    entries["rows_at"] = np.where(is_range, first, places)
+    return b"".join(payload)
 
 
 def _bitmap(rows: NDArray[np.uint32], n: int) -> bytes:
@@ -127,37 +154,49 @@ def _bitmap(rows: NDArray[np.uint32], n: int) -> bytes:
 class Postings(NamedTuple):
     """The rows of one term, `size` of them, in the form in which they are stored.
 
-    data: u32 rows, bitmap bytes, or nothing for a RANGE, which begins at `first`.
+    data: u32 rows, bitmap bytes, or nothing for a RANGE, which begins at `first_row`.
     """
 
     kind: int
     size: int
-    first: int
+    first_row: int
     data: NDArray[Any] | None
 
     def rows(self, n: int) -> NDArray[np.uint32]:
         """Ascending rows, checked to be below n. A LIST is a view of the file. O(count), of a BITMAP O(n)."""
         if self.kind == RANGE:
-            return np.arange(self.first, self.first + self.size, dtype=np.uint32)
+            return np.arange(self.first_row, self.first_row + self.size, dtype=np.uint32)
         assert self.data is not None
         if self.kind == BITMAP:
-            return _rows_of_bitmap(self.data, n)
+            return rows_of_bitmap(self.data, n)
         return self.data
+
+    def first(self, count: int, n: int) -> list[int]:
+        """The first rows, as many as are asked for. O(count), of a BITMAP as far as they are in it."""
+        if self.kind == RANGE:
+            return list(range(self.first_row, self.first_row + min(count, self.size)))
+        assert self.data is not None
+        if self.kind == LIST:
+            return self.data[:count].tolist()  # type: ignore[no-any-return]
+        size = _FEW_BYTES
+        wanted = min(count, self.size)
+        while (rows := rows_of_bitmap(self.data[:size], min(n, 8 * size))).size < wanted and size < len(self.data):
+            size *= 8
+        return rows[:count].tolist()  # type: ignore[no-any-return]
 
     def mask(self, rows: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Which of these rows carry the term. O(len(rows)), of a LIST O(len(rows) log count)."""
         if self.kind == RANGE:
-            return (rows >= self.first) & (rows < self.first + self.size)
+            return (rows >= self.first_row) & (rows < self.first_row + self.size)
         assert self.data is not None
         if self.kind == BITMAP:
             byte: NDArray[np.uint8] = self.data[rows >> np.uint32(3)]
             return np.asarray(byte >> (rows & np.uint32(7)).astype(np.uint8) & 1, np.bool_)
         at = np.searchsorted(self.data, rows)
-        at[at == len(self.data)] = 0
-        return np.asarray(self.data[at] == rows, np.bool_)
+        return np.asarray(self.data.take(at, mode="clip") == rows, np.bool_)
 
 
-def _rows_of_bitmap(bitmap: NDArray[np.uint8], n: int) -> NDArray[np.uint32]:
+def rows_of_bitmap(bitmap: NDArray[np.uint8], n: int) -> NDArray[np.uint32]:
     if len(bitmap) <= _FEW_BYTES:
         return np.flatnonzero(np.unpackbits(bitmap, count=n, bitorder="little").view(np.bool_)).astype(np.uint32)
     # Bytes without a bit cost no more than a look.
@@ -172,9 +211,26 @@ class IndexReader:
 
     `buffer` is the section's bytes, `n` the rows of its collection. Costs nothing that grows with the section
     to make; a look-up reads a slot or two, one entry, and the term itself, and checks the list. Some are remembered.
+
+    Terms that do not ascend, in a file that no writer made, give wrong ranges; `terms` finds them.
+
+    single: whether each row has one term, once that was found out. ends: descending or not -> what `ordering` remembers
+    of the first rows, and the ordinals of their terms.
     """
 
-    __slots__ = ("_entries", "_hash", "_known", "_layout", "_n", "_rows", "_term", "_terms")
+    __slots__ = (
+        "_entries",
+        "_hash",
+        "_known",
+        "_layout",
+        "_n",
+        "_pivots",
+        "_rows",
+        "_term",
+        "_terms",
+        "ends",
+        "single",
+    )
 
     def __init__(self, buffer: memoryview, layout: IndexLayout, n: int) -> None:
         sizes = layout.sizes()
@@ -191,6 +247,87 @@ class IndexReader:
         self._terms = array("terms")
         self._rows = array("rows")
         self._known: dict[Term, Postings | None] = {}
+        self._pivots: dict[int, tuple[int, Any]] = {}
+        self.single: bool | None = None
+        self.ends: dict[bool, tuple[NDArray[np.uint32], NDArray[np.int64]]] = {}
+
+    @property
+    def n(self) -> int:
+        """Rows of the collection."""
+        return self._n
+
+    @property
+    def size(self) -> int:
+        """Terms."""
+        return self._layout.terms
+
+    @property
+    def entries(self) -> NDArray[Any]:
+        """ENTRY[terms], by ordinal of a term. A view of the file."""
+        return np.frombuffer(self._entries, ENTRY)
+
+    @property
+    def lists(self) -> memoryview:
+        """The array in which LISTs and BITMAPs are."""
+        return self._rows
+
+    @property
+    def term_bytes(self) -> memoryview:
+        """The array of terms."""
+        return self._terms
+
+    def first_not_before(self, key: tuple[int, Any], *, after: bool = False, begin: int = 0) -> int:
+        """The first term, from `begin` on, whose `order_key` is not less than this; after: nor equal.
+
+        Reads log(terms) terms, and remembers those of the first steps.
+        """
+        pivots = self._pivots
+        low, high = 0, self._layout.terms
+        remembered = max(high >> PIVOTS, TOGETHER)
+        while high - low > TOGETHER:
+            middle = (low + high) >> 1
+            if middle >= begin:
+                found = pivots.get(middle)
+                if found is None:
+                    found = order_key(self.term(middle))
+                    if high - low > remembered:
+                        pivots[middle] = found
+                if found > key if after else found >= key:
+                    high = middle
+                    continue
+            low = middle + 1
+        search = bisect_right if after else bisect_left
+        if low < high and key[0]:
+            try:  # terms of one kind compare as they are; of two kinds they do not
+                return max(begin, low + search(unpackb(_HEADERS[high - low] + self._together(low, high)), key[1]))
+            except (ValueError, TypeError, UnpackException):
+                pass
+        return max(begin, low + search([order_key(self.term(code)) for code in range(low, high)], key))
+
+    def _together(self, begin: int, end: int) -> bytes:
+        """The bytes of the terms from one ordinal to another; cut off where they are more than is read at once."""
+        at = _unpack_entry(self._entries, INDEX_ENTRY_SIZE * begin)[0]
+        last, _, _, length, _ = _unpack_entry(self._entries, INDEX_ENTRY_SIZE * (end - 1))
+        return bytes(self._terms[at : min(last + length, at + _TOGETHER_BYTES)])
+
+    def first_rows(self, codes: range, count: int) -> tuple[list[int], list[int]]:
+        """The first so many rows, each once, of the terms of these ordinals, and the ordinal of each one's term.
+
+        Term by term: for a few rows that is less than numpy needs to begin.
+        """
+        found: dict[int, int] = {}
+        for code in codes:
+            if len(found) >= count:
+                break
+            for row in self._first_rows(code, count + len(found)):
+                found.setdefault(row, code)
+        return [*found][:count], [*found.values()][:count]
+
+    def _first_rows(self, code: int, count: int) -> Sequence[int]:
+        _, at, size, _, kind = _unpack_entry(self._entries, INDEX_ENTRY_SIZE * code)
+        if kind == RANGE and size == 1 and at < self._n:
+            return (at,)
+        return self.postings(code).first(count, self._n)
 
     def lookup(self, term: Term) -> Postings | None:
         """The posting list of a term, or None if no record carries it."""
@@ -205,98 +342,87 @@ class IndexReader:
 
     def _lookup(self, term: Term) -> Postings | None:
         raw = encode_term(term)
-        hashed = xxh3_64_intdigest(raw, self._layout.seed)
-        at = hashed >> 64 - self._layout.bits
+        hashed = xxh3_64_intdigest(raw)
         try:
-            for slot in range(at, at + self._layout.max_probe + 2):
-                found = self._hash[slot]
-                if found > hashed:
-                    return None
-                if found == hashed:
-                    code = self._term[slot]
-                    if code == EMPTY:
-                        return None
-                    entry = self._entry(code)
-                    if self._term_bytes(entry) == raw:
-                        return self._postings(code, entry)
+            code = find_ordinal(self._hash, self._term, self._layout.bits, hashed, raw=raw, key=self._raw_term)
         except IndexError:
-            raise _corrupt("a slot or term lies outside of its array") from None
-        return None
+            raise corrupt("a slot or term lies outside of its array") from None
+        return None if code is None else self.postings(code)
 
     def terms(self) -> Iterator[tuple[Term, int]]:
-        """Every term and how many records carry it, in the order of first appearance. O(terms)."""
-        entries = np.frombuffer(self._entries, ENTRY)
-        lengths = entries["term_length"].astype(np.uint64)
-        if not np.array_equal(entries["term_at"], np.cumsum(lengths) - lengths):
-            raise _corrupt("the terms do not stand end to end")
-        for code in range(self._layout.terms):
-            entry = self._entry(code)
-            try:
-                term = msgpack.unpackb(self._term_bytes(entry))
-            except (ValueError, msgpack.UnpackException) as error:
-                raise _corrupt(f"term {code} does not decode ({error})") from None
-            if not (term is None or isinstance(term, (str, int))):
-                raise _corrupt(f"term {code} is of type {type(term).__name__}")
-            yield term, entry.size
+        """Every term and how many records carry it, checked to ascend. O(terms)."""
+        self._check_terms()
+        before: tuple[int, Any] = -1, None
+        for code, size in enumerate(self.entries["count"].tolist()):
+            term = self.term(code)
+            if (key := order_key(term)) <= before:
+                raise corrupt(f"the terms do not ascend: {term!r:.80}")
+            before = key
+            yield term, size
+
+    def _check_terms(self) -> None:
+        """All terms together must not be more than their array, or reading all takes memory without a bound."""
+        lengths = self.entries["term_length"].astype(np.uint64)
+        if not np.array_equal(self.entries["term_at"], np.cumsum(lengths) - lengths):
+            raise corrupt("the terms do not stand end to end")
+
+    def term(self, code: int) -> Term:
+        """The term of an ordinal."""
+        raw = self._raw_term(code)
+        try:
+            term = unpackb(raw)
+        except (ValueError, UnpackException) as error:
+            raise corrupt(f"term {code} does not decode ({error})") from None
+        kind = type(term)
+        # Of floats only those that are no other term; so no NaN, either.
+        if kind is int or kind is str or term is None or (kind is float and type(canonical(term)) is float):
+            return term  # type: ignore[no-any-return]
+        raise corrupt(f"term {code} is {term!r:.80}, which is none")
+
+    def postings(self, code: int) -> Postings:
+        """The posting list of a code."""
+        return self._postings(code, self._entry(code))
+
+    def _raw_term(self, code: int) -> bytes:
+        if code >= self._layout.terms:
+            raise corrupt(f"term {code} of {self._layout.terms}")
+        at, _, _, length, _ = _unpack_entry(self._entries, INDEX_ENTRY_SIZE * code)
+        raw = bytes(self._terms[at : at + length])
+        if len(raw) != length:
+            raise corrupt("a term lies outside of its array")
+        return raw
 
     def _entry(self, code: int) -> Entry:
         if code >= self._layout.terms:
-            raise _corrupt(f"term {code} of {self._layout.terms}")
+            raise corrupt(f"term {code} of {self._layout.terms}")
         return Entry._make(_unpack_entry(self._entries, INDEX_ENTRY_SIZE * code))
-
-    def _term_bytes(self, entry: Entry) -> bytes:
-        raw = bytes(self._terms[entry.term_at : entry.term_at + entry.term_length])
-        if len(raw) != entry.term_length:
-            raise _corrupt("a term lies outside of its array")
-        return raw
 
     def _postings(self, code: int, entry: Entry) -> Postings:
         """The posting list of a term, every number in it checked against what it is used for."""
         at, count, kind = entry.rows_at, entry.size, entry.kind
         if not 1 <= count <= self._n:
-            raise _corrupt(f"term {code} has {count} of {self._n} rows")
+            raise corrupt(f"term {code} has {count} of {self._n} rows")
         if kind == RANGE:
             if at > self._n - count:
-                raise _corrupt(f"term {code} has rows {at}..{at + count - 1} of {self._n}")
+                raise corrupt(f"term {code} has rows {at}..{at + count - 1} of {self._n}")
             return Postings(kind, count, at, None)
         size = {LIST: 4 * count, BITMAP: bitmap_size(self._n)}.get(kind)
         if size is None or size > len(self._rows) or at > len(self._rows) - size or at % 4:
-            raise _corrupt(f"the rows of term {code} lie outside of their array")
+            raise corrupt(f"the rows of term {code} lie outside of their array")
         raw = self._rows[at : at + size]
         if kind == BITMAP:
-            return Postings(kind, count, 0, np.frombuffer(raw, np.uint8))
+            bits = np.frombuffer(raw, np.uint8)
+            if int(np.bitwise_count(bits.view(np.uint64)).sum()) != count:
+                raise corrupt(f"term {code} has {count} rows, but not as many bits")
+            return Postings(kind, count, 0, bits)
         rows = np.frombuffer(raw, "<u4")
         if rows[-1] >= self._n or not (rows[1:] > rows[:-1]).all():
-            raise _corrupt(f"the rows of term {code} do not ascend within 0..{self._n - 1}")
+            raise corrupt(f"the rows of term {code} do not ascend within 0..{self._n - 1}")
         return Postings(kind, count, 0, rows)
 
 
-def _corrupt(reason: str) -> CorruptFileError:
+def corrupt(reason: str) -> CorruptFileError:
     return CorruptFileError(f"section 'index': {reason}", section="index")
-
-
-def select(readers: dict[str, IndexReader], query: Query, n: int) -> NDArray[np.uint32]:
-    """The ascending rows that answer a query: OR within a field, AND over fields, all n for an empty query.
-
-    Starts from the rarest field and tests the others against what is left.
-    """
-    fields: list[tuple[int, list[Postings]]] = []
-    for field, terms in query.items():
-        found = [postings for term in terms if (postings := readers[field].lookup(term)) is not None]
-        if not found:
-            return np.empty(0, np.uint32)
-        fields.append((sum(postings.size for postings in found), found))
-    if not fields:
-        return np.arange(n, dtype=np.uint32)
-    fields.sort(key=lambda field: field[0])
-    rows, rest = _start(fields, n)
-    for alternatives in rest:
-        if len(rows):
-            keep = alternatives[0].mask(rows)
-            for postings in alternatives[1:]:
-                keep |= postings.mask(rows)
-            rows = rows[keep]
-    return rows
 
 
 def distinct(values: NDArray[Any]) -> NDArray[Any]:
@@ -307,23 +433,3 @@ def distinct(values: NDArray[Any]) -> NDArray[Any]:
     keep = np.ones(len(values), np.bool_)
     np.not_equal(values[1:], values[:-1], out=keep[1:])
     return values[keep]
-
-
-def _start(fields: list[tuple[int, list[Postings]]], n: int) -> tuple[NDArray[np.uint32], list[list[Postings]]]:
-    """The rows of the rarest field, and the fields that they have still to be tested against. Where the rarest is a
-    bitmap, all fields that are bitmaps are ANDed word by word."""
-    rarest, *rest = [found for _, found in fields]
-    if len(rarest) > 1:
-        return distinct(np.concatenate([postings.rows(n) for postings in rarest])), rest
-    if rarest[0].kind != BITMAP:
-        return rarest[0].rows(n), rest
-    both = rarest[0].data
-    assert both is not None
-    left = []
-    for found in rest:
-        if len(found) == 1 and found[0].kind == BITMAP:
-            assert found[0].data is not None
-            both = both & found[0].data
-        else:
-            left.append(found)
-    return _rows_of_bitmap(both, n), left

@@ -2,7 +2,8 @@
 
 The names of the fields are kept once per file, in *shapes*: arrays decode about three times faster than maps
 and take less room. A shape may also name the fields of a map that stands directly in a record (`metadata`),
-which is then an array of values too. Maps further down, and maps that a shape does not name, stay maps.
+which is then an array of values too. Maps further down, and maps that a shape does not name, stay maps. The first value
+is the key; of a key of several fields it is an array, and the shape's first entry lists these fields.
 
 The records section is a plain sequence of msgpack arrays; a stock `Unpacker` reads it.
 """
@@ -16,6 +17,8 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from ..errors import CorruptFileError
+from ..values import MAX_DEPTH
+from .keys import MAX_PARTS
 
 MAX_KEY_BYTES = 65_535
 MAX_RECORD_BYTES = 16 * 2**20
@@ -26,61 +29,83 @@ MAX_NESTED_SHAPES = 256
 
 Nested = dict[int, tuple[str, ...]]
 
+Names = tuple[Any, ...]
+"""The fields of a record: texts, but for the first of a key of several fields, which is the tuple of these."""
+
 
 class Shape:
-    """The field names of a record: of its values, and of the values of maps directly in it."""
+    """The field names of a record: of its values, and of the values of maps directly in it.
 
-    __slots__ = ("count", "index", "names", "nested", "prefix")
+    names: of all fields, those of the key first. key: the fields of a key of several, else (). index: where a field's
+    value is; a field of such a key is at a negative place: see `part`.
+    """
 
-    def __init__(self, names: tuple[str, ...], nested: Nested) -> None:
-        self.names = names
-        self.nested = nested
+    __slots__ = ("count", "index", "key", "names", "nested", "prefix")
+
+    def __init__(self, names: Names, nested: Nested) -> None:
+        self.key: tuple[str, ...] = names[0] if isinstance(names[0], tuple) else ()
+        self.names: tuple[str, ...] = (*self.key, *names[1:]) if self.key else names
+        self.nested: dict[int, tuple[str, ...]] = nested
         self.count = len(names)
-        self.index = {name: i for i, name in enumerate(names)}
-        self.prefix = 1 if len(names) < 16 else 3 if len(names) < 65_536 else 5
-        """Bytes of the msgpack array header, after which the key's own header stands."""
+        if self.key:
+            self.index = {name: i for i, name in enumerate(names) if i}
+            self.index |= {name: -1 - i for i, name in enumerate(self.key)}
+            self.nested = nested | dict.fromkeys(range(-len(self.key), 0), ())
+        else:
+            self.index = {name: i for i, name in enumerate(names)}
+        self.prefix = 1 if self.count < 16 else 3 if self.count < 65_536 else 5
+        """Bytes of the msgpack array header, after which the key stands."""
+
+    def inner(self, i: int, values: list[Any]) -> Any:
+        """The value at a place that `nested` has: a map, or a field of the key."""
+        try:
+            if i < 0:
+                return values[0][-1 - i]
+            return dict(zip(self.nested[i], values[i], strict=True))
+        except (TypeError, ValueError, LookupError):
+            raise CorruptFileError("section 'records': a value does not match its shape", section="records") from None
 
     def narrowed(self, fields: Iterable[str]) -> Shape:
         """The same values, of which only these fields show, besides the key; in this order."""
-        shape = Shape(self.names, self.nested)
-        shape.names = tuple(name for name in dict.fromkeys((self.names[0], *fields)) if name in self.index)
+        shape = object.__new__(Shape)
+        shape.key, shape.nested, shape.count, shape.prefix = self.key, self.nested, self.count, self.prefix
+        key = self.key or self.names[:1]
+        shape.names = tuple(name for name in dict.fromkeys((*key, *fields)) if name in self.index)
         shape.index = {name: self.index[name] for name in shape.names}
         return shape
 
     def to_plain(self) -> list[Any]:
-        """As it stands in `meta`: a list of names, a nested map as [name, [names]]."""
-        return [[name, list(self.nested[i])] if i in self.nested else name for i, name in enumerate(self.names)]
+        """As it stands in `meta`: the key's name, or a list of names; names, a nested map as [name, [names]]."""
+        plain: list[Any] = [list(self.key)] if self.key else [self.names[0]]
+        for name in self.names[max(1, len(self.key)) :]:
+            inner = self.nested.get(self.index[name])
+            plain.append(name if inner is None else [name, list(inner)])
+        return plain
 
     @classmethod
     def from_plain(cls, data: object) -> Shape:
         """Raises CorruptFileError for anything that `to_plain` would not give."""
-        if not isinstance(data, list):
+        if not isinstance(data, list) or not data:
             raise _bad_shape(data)
-        names: list[str] = []
+        first, *rest = data
+        names: list[Any] = [tuple(first) if isinstance(first, list) and 2 <= len(first) <= MAX_PARTS else first]
         nested: Nested = {}
-        for i, item in enumerate(data):
+        for i, item in enumerate(rest, 1):
+            name = item
             if isinstance(item, list) and len(item) == 2 and isinstance(item[1], list):
                 name, inner = item
                 if not all(isinstance(field, str) for field in inner) or len(set(inner)) != len(inner):
                     raise _bad_shape(data)
                 nested[i] = tuple(inner)
-            else:
-                name = item
-            if not isinstance(name, str):
-                raise _bad_shape(data)
             names.append(name)
-        if not names or len(set(names)) != len(names):
+        flat = [*(names[0] if isinstance(names[0], tuple) else names[:1]), *names[1:]]
+        if not all(isinstance(name, str) for name in flat) or len(set(flat)) != len(flat):
             raise _bad_shape(data)
         return cls(tuple(names), nested)
 
 
 def _bad_shape(data: object) -> CorruptFileError:
     return CorruptFileError(f"section 'meta': {data!r:.80} is not the shape of a record", section="meta")
-
-
-def key_offset(prefix: int, key_length: int) -> int:
-    """Where in a record its key's bytes begin: after the array's header and the string's."""
-    return prefix + (1 if key_length < 32 else 2 if key_length < 256 else 3)
 
 
 def checksum(record: bytes, shape: int) -> int:
@@ -117,11 +142,21 @@ class Encoder:
     def __init__(self) -> None:
         self.shapes: list[Shape] = []
         self._pack: Callable[[Any], bytes] = msgpack.Packer(strict_types=True, default=self._unusual).pack
-        self._numbers: dict[tuple[tuple[str, ...], tuple[tuple[str, ...] | None, ...]], int] = {}
-        self._maps_at: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self._numbers: dict[tuple[Names, tuple[tuple[str, ...] | None, ...]], int] = {}
+        self._maps_at: dict[Names, tuple[int, ...]] = {}
         self._saw_unusual = False
 
-    def encode_run(self, names: tuple[str, ...], rows: Iterable[Sequence[Any]]) -> tuple[list[bytes], list[int]]:
+    def mark(self) -> tuple[int, int, int]:
+        """What `restore` needs to forget all that was learned since."""
+        return len(self.shapes), len(self._numbers), len(self._maps_at)
+
+    def restore(self, mark: tuple[int, int, int]) -> None:
+        shapes, numbers, maps_at = mark
+        del self.shapes[shapes:]
+        _shorten(self._numbers, numbers)
+        _shorten(self._maps_at, maps_at)
+
+    def encode_run(self, names: Names, rows: Iterable[Sequence[Any]]) -> tuple[list[bytes], list[int]]:
         """Encoded records and their shape numbers. Raises whatever msgpack raises for a value that it cannot carry;
         `encode_one` tells which record and why."""
         self._saw_unusual = False
@@ -139,9 +174,12 @@ class Encoder:
         if self._saw_unusual:
             for values in lists:
                 _check_keys(values)
+        for data, values in zip(packed, lists, strict=True):
+            if len(data) > MAX_DEPTH and len(data) - len(data.translate(None, _CONTAINERS)) > MAX_DEPTH:
+                _check_depth(values)
         return packed, shapes
 
-    def encode_one(self, names: tuple[str, ...], values: Sequence[Any]) -> tuple[bytes, int]:
+    def encode_one(self, names: Names, values: Sequence[Any]) -> tuple[bytes, int]:
         """One record. Raises ValueError with a reason for people."""
         try:
             packed, shapes = self.encode_run(names, [values])
@@ -149,7 +187,7 @@ class Encoder:
             raise ValueError(_reason(names, values, error)) from None
         return packed[0], shapes[0]
 
-    def _split_column(self, names: tuple[str, ...], lists: list[list[Any]], at: int) -> list[int]:
+    def _split_column(self, names: Names, lists: list[list[Any]], at: int) -> list[int]:
         """`_split_maps` for many records with one map each, quick where all of them have the same fields."""
         column = [values[at] for values in lists]
         if {dict}.issuperset(map(type, column)) and len(set(map(tuple, column))) == 1:
@@ -160,7 +198,7 @@ class Encoder:
             return [number] * len(lists)
         return [self._split_maps(names, values, (at,)) for values in lists]
 
-    def _split_maps(self, names: tuple[str, ...], values: list[Any], maps_at: tuple[int, ...]) -> int:
+    def _split_maps(self, names: Names, values: list[Any], maps_at: tuple[int, ...]) -> int:
         """Replace the maps at these places by lists of their values, and tell which shape that makes."""
         inner = tuple([tuple(values[i]) if type(values[i]) is dict else None for i in maps_at])
         number = self._numbers.get((names, inner))
@@ -177,9 +215,7 @@ class Encoder:
                 values[i] = list(values[i].values())
         return number
 
-    def _number(
-        self, names: tuple[str, ...], inner: tuple[tuple[str, ...] | None, ...], maps_at: tuple[int, ...] = ()
-    ) -> int:
+    def _number(self, names: Names, inner: tuple[tuple[str, ...] | None, ...], maps_at: tuple[int, ...] = ()) -> int:
         number = self._numbers.get((names, inner))
         if number is None:
             number = len(self.shapes)
@@ -206,6 +242,29 @@ class Encoder:
         raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not a type that msgpack carries")
 
 
+def _shorten(learned: dict[Any, Any], size: int) -> None:
+    while len(learned) > size:
+        learned.popitem()
+
+
+_CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+"""The bytes with which an array or a map begins. A record nests no deeper than it has of these."""
+
+
+def _check_depth(values: object) -> None:
+    level = [values]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)  # type: ignore[attr-defined]
+            if isinstance(inner, (dict, list, tuple)) and not isinstance(inner, msgpack.ExtType)
+        ]
+        if not level:
+            return
+    raise ValueError(f"arrays and maps nest deeper than {MAX_DEPTH} levels")
+
+
 def _check_keys(value: object) -> None:
     """Refuse a map with a tuple for a key: it would be written as an array, which no reader can use as a key."""
     left = [value]  # a stack: values may nest deeper than Python functions do
@@ -220,7 +279,7 @@ def _check_keys(value: object) -> None:
             left.extend(value)
 
 
-def _reason(names: tuple[str, ...], values: Sequence[Any], error: Exception) -> str:
+def _reason(names: Names, values: Sequence[Any], error: Exception) -> str:
     """Which field of a record cannot be encoded."""
     for name, value in zip(names, values, strict=False):
         try:
@@ -230,5 +289,7 @@ def _reason(names: tuple[str, ...], values: Sequence[Any], error: Exception) -> 
                 return f"field {name!r} has an int beyond 64 bits; store it as text"
             if isinstance(inner, UnicodeEncodeError):
                 return f"field {name!r} has text that is not valid Unicode ({inner.reason})"
+            if "recursion limit" in str(inner):
+                return f"field {name!r}: arrays and maps nest deeper than {MAX_DEPTH} levels"
             return f"field {name!r}: {inner}"
     return str(error)

@@ -20,7 +20,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..options import OpenOptions
     from ..schema import Query, Schema
     from ..sharing.fleet import Fleet
-    from ..sources.base import Key, Reading, Source, SourceRecord
+    from ..sources.base import Key, Reading, Row, Source, SourceRecord
     from ..sources.iterable import IterableSource
 
 __all__ = ["CacheFactory", "Run", "Scope", "isolating", "summary"]
@@ -139,6 +139,8 @@ class CacheFactory:
         A build that fails is tried once, and raises the same error in every worker. Raises LockTimeoutError, naming the
         process that builds, after `mmcache_wait` seconds (an ini option).
         """
+        from ..sources import with_rules
+
         if (build is None) == (source is None):
             raise TypeError("give build=, a function that gives the records, or source=")
         if not re.fullmatch(r"\w[\w.-]*", name) or len(os.fsencode(name)) > _LONGEST_NAME:
@@ -151,6 +153,8 @@ class CacheFactory:
         if source is None:
             assert build is not None
             source = _called(build, schema)
+        rules = {rule: options.pop(rule, None) for rule in ("on_invalid", "max_invalid", "on_duplicate")}
+        source = with_rules(source, **rules)
         settings: dict[str, Any] = {**_SETTINGS, "label": self._run.who, **options}
         digest = _digest(source, key) if scope == "persistent" else None
         directory = self._run.make_directory()
@@ -286,7 +290,7 @@ def _is_there(path: Path, source: Source) -> bool:
             schemas = tuple(collection.schema for collection in snapshot.collections.values())
     except UnusableFileError:
         return False
-    if schemas != source.schemas:
+    if schemas != tuple(schema.resolved() for schema in source.schemas):
         raise ValueError(f"there is a cache {path.stem!r} with other schemas in this run: give this one another name")
     return True
 
@@ -303,11 +307,15 @@ def _called(build: Callable[[], Iterable[Any]], schema: Schema | Iterable[Schema
 class _Called:
     """A source whose records a function gives, called when they are needed."""
 
-    is_constant = True
+    _gives_plain = True
 
     def __init__(self, build: Callable[[], Iterable[Any]], schemas: tuple[Schema, ...]) -> None:
         self._build = build
-        self.schemas = schemas
+        self.schemas = tuple(schema.resolved() for schema in schemas)
+        self.is_constant = all(schema.on_invalid == "raise" for schema in self.schemas)
+
+    def with_rules(self, **rules: Any) -> _Called:
+        return _Called(self._build, tuple(replace(schema, **rules) for schema in self.schemas))
 
     def _made(self, *, again: bool) -> IterableSource:
         """again: to look something up in, for which a generator will not do."""
@@ -321,7 +329,7 @@ class _Called:
     def read(self) -> contextlib.AbstractContextManager[Reading]:
         return self._made(again=False).read()
 
-    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> Sequence[Row | None]:
         return self._made(again=True).fetch(collection, ids)
 
     def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:

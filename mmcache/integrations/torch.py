@@ -70,7 +70,7 @@ class MmcacheDataset(Dataset[Any]):
             raise TypeError("give columns= or transform=, not both: a transform gets the whole record")
         collection, rows = _rows_of(of)
         schema, layout = collection.schema, collection.layout
-        embedding = schema.embedding if collection.dim else None
+        embedding = schema.first_embedding if collection.dim else None
         if columns is None and transform is None:
             if embedding is None:
                 raise ValueError(f"collection {schema.name!r} has no embeddings: give columns= or transform=")

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from ..errors import SourceError
-from ..schema import MAX_COLLECTION_BYTES, Schema
+from ..schema import MAX_NAME_BYTES, Schema
 from ..sources.connections import Connections
 from ..sources.sqlite import SQLiteSource
 
@@ -28,9 +28,9 @@ def llm_source(path: str | os.PathLike[str], collections: Iterable[str] | None =
     """The source of an llm database, with one schema for each of its collections that is not empty, in their order.
 
     collections: only these, by the names that llm has for them, the first of them the default one. Here a name that
-    has a `/` in it, or is not printable, is written with percent signs, as in a URL: `a%2Fb`; and one of more than 24
-    bytes is cut off and ends with the number that llm has for it: `a-collection-of-many-n~7`. What is embedded later
-    shows in a rebuild; a collection that is made later, once the source is made again.
+    is not printable is written with percent signs, as in a URL: `a%0Ab`; and one of more than 255 bytes is cut off and
+    ends with the number that llm has for it: `a-collection-of-many-n~7`. What is embedded later shows in a rebuild; a
+    collection that is made later, once the source is made again.
 
     Raises SourceError for a file that is not such a database, that has nothing embedded, or lacks one of `collections`.
     """
@@ -58,11 +58,11 @@ def _schema(name: str, number: int) -> Schema:
 
 
 def _storable(name: str, number: int) -> str:
-    name = name if name.isprintable() and "/" not in name else quote(name, safe=" ")
-    if 0 < len(name.encode()) <= MAX_COLLECTION_BYTES:
+    name = name if name.isprintable() else quote(name, safe=" ")
+    if 0 < len(name.encode()) <= MAX_NAME_BYTES:
         return name
     end = f"~{number}"
-    return name.encode()[: MAX_COLLECTION_BYTES - len(end)].decode(errors="ignore") + end
+    return name.encode()[: MAX_NAME_BYTES - len(end)].decode(errors="ignore") + end
 
 
 def _collections(path: str) -> dict[str, int]:

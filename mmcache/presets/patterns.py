@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from ..errors import BuildError
+from ..query import Query
 from ..schema import Schema
-from ..sources.base import Reading, SourceRecord
+from ..sources.base import Invalid, Key, Reading, Row, SourceRecord, refused
 from ..sources.sqlite import SQLiteSource
 from .bank import DDL, generate, generate_agents, write_bank
 
@@ -102,10 +103,12 @@ class PatternsSource(SQLiteSource):
     schemas: by default PATTERNS and AGENT_CONFIGS. A collection of either name is checked by that name's rules. For
         embeddings of other than 768 numbers: `dataclasses.replace(PATTERNS, dim=384)`.
 
-    Lookups (`fetch`, `find`) give what is there, unchecked.
+    Lookups (`fetch`, `find`) give what is there, unchecked; where invalid records are to be left out, `find` leaves
+    them out, too.
     """
 
     kind: ClassVar[str] = "patterns"
+    _gives_plain: ClassVar[bool] = True
 
     def __init__(self, path: str | os.PathLike[str], *schemas: Schema, timeout: float = 5.0) -> None:
         super().__init__(path, *(schemas or (PATTERNS, AGENT_CONFIGS)), timeout=timeout)
@@ -113,25 +116,46 @@ class PatternsSource(SQLiteSource):
     @contextmanager
     def read(self) -> Iterator[Reading]:
         with super().read() as reading:
-            yield _CheckedReading(reading, self.path)
+            yield _CheckedReading(reading, self.path, self._catalog)
+
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
+        schema = self._catalog[collection]
+        found = super().fetch(collection, ids)
+        return found if schema.on_invalid == "raise" else [row and _checked(schema, row) for row in found]
+
+    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
+        schema = self._catalog[collection]
+        for record in super().find(collection, query):
+            if schema.on_invalid == "raise" or not isinstance(_checked(schema, record), Invalid):
+                yield record
+
+
+def _checked(schema: Schema, row: SourceRecord | Invalid) -> SourceRecord | Invalid:
+    """The row, if it is valid. Raises BuildError where the schema does not let it be left out."""
+    check = _CHECKS.get(schema.name)
+    if check is None or isinstance(row, Invalid):
+        return row
+    try:
+        check(dict(zip(row.names, row.values, strict=True)))
+    except ValueError as error:
+        return refused(schema, row.values[0], str(error), row, cause=error)
+    return row
 
 
 class _CheckedReading:
-    def __init__(self, reading: Reading, path: str) -> None:
+    def __init__(self, reading: Reading, path: str, schemas: Mapping[str, Schema]) -> None:
         self._reading = reading
         self._path = path
+        self._schemas = schemas
 
     def count(self, collection: str) -> int | None:
         return self._reading.count(collection)
 
-    def records(self, collection: str) -> Iterator[SourceRecord]:
-        check = _CHECKS.get(collection)
-        for record in self._reading.records(collection):
-            if check is not None:
-                try:
-                    check(dict(zip(record.names, record.values, strict=True)))
-                except ValueError as error:
-                    failure = BuildError.of(collection, record.values[0], str(error))
-                    failure.path = self._path
-                    raise failure from error
-            yield record
+    def records(self, collection: str) -> Iterator[Row]:
+        schema = self._schemas[collection]
+        for row in self._reading.records(collection):
+            try:
+                yield _checked(schema, row)
+            except BuildError as error:
+                error.path = self._path
+                raise

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from ..errors import MissingFileError, MmcacheError, UnusableFileError
+from ..logs import log_once
 from ..storage import fs, shared
 from .fleet import History, Sample
 from .metrics import (
@@ -43,7 +44,7 @@ from .metrics import (
 )
 from .tally import U64
 
-__all__ = ["RING", "SIZE", "Block", "CounterFile", "Found", "log_once", "names", "read", "remove", "sample_of"]
+__all__ = ["RING", "SIZE", "Block", "CounterFile", "Found", "names", "read", "remove", "sample_of"]
 
 log = logging.getLogger("mmcache")
 
@@ -334,12 +335,3 @@ def remove(path: str, *, dry_run: bool = False) -> list[str]:
                     directory.unlink(os.path.basename(where))
                 removed.append(where)
     return removed
-
-
-_logged: set[tuple[str, str]] = set()
-
-
-def log_once(event: str, path: str, text: str, level: int = logging.WARNING) -> None:
-    if (event, path) not in _logged:
-        _logged.add((event, path))
-        log.log(level, "%s: %s", path, text, extra={"event": event, "path": path})

@@ -25,9 +25,10 @@ from typing import Final
 
 from ..errors import MmcacheError, UnusableFileError
 from ..forks import in_child
+from ..logs import log_once
 from ..storage import shared
 from . import counter_files, metrics
-from .counter_files import RING, CounterFile, Found, log_once, sample_of
+from .counter_files import RING, CounterFile, Found, sample_of
 from .fleet import STATES, Event, Fleet, Histogram, Worker
 from .metrics import BUCKETS, COUNTED, COUNTERS, EVENTS, FIRST_BUCKET, FIRST_COUNTER, HISTOGRAM, HISTOGRAMS, WORDS
 from .tally import U64, Tally

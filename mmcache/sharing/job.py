@@ -39,4 +39,4 @@ class Job(NamedTuple):
 
     def source(self) -> Source:
         """Raises SourceError."""
-        return from_spec(self.spec, map(Schema.from_dict, self.schemas))
+        return from_spec(self.spec, map(Schema.from_dict, self.schemas), default=self.spec.get("default"))

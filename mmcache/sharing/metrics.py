@@ -154,6 +154,14 @@ PRIVATE_BYTES: Final = _gauge(
     unit="bytes",
     panel=_MEMORY,
 )
+INVALID: Final = _gauge(
+    "invalid",
+    "invalid_rows",
+    "Rows that the file left out, as they could not be taken; in the worker with the most.",
+    merge="max",
+    stats="invalid",
+    panel=Panel("Rows left out", "none", "now"),
+)
 LOAD_NS: Final = _gauge(
     "load_ns",
     "last_load_seconds",

@@ -15,8 +15,8 @@ from typing import Any
 from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
-from ..schema import Schema
-from ..sources import Source, as_source, closing, from_spec
+from ..schema import OnDuplicate, OnInvalid, Schema
+from ..sources import Source, as_source, closing, from_spec, with_rules
 from ..sources.iterable import Records
 from ..storage import describe, publish as storage
 from ..storage.descriptors import Descriptor
@@ -44,6 +44,9 @@ def build(
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     trust: str | int | Iterable[str | int] = (),
+    on_invalid: OnInvalid | None = None,
+    max_invalid: int | None = None,
+    on_duplicate: OnDuplicate | None = None,
 ) -> BuildReport:
     """Build a file from a source or from records, and publish it at `path`.
 
@@ -54,6 +57,8 @@ def build(
     progress: called as progress(stage, done, total).
     timeout: seconds to wait for another build of this file.
     trust: owners, by name or uid, who are trusted with the directory besides this user and root: see `mmcache.open`.
+    on_invalid, max_invalid, on_duplicate: which rows are left out: see `Schema`. For all collections; None leaves it as
+        their schemas have it. What was left out, `BuildReport.left_out` counts and names.
 
     The directory is made where it is missing. What was held by a rollback is not held any more.
     The same records give the same bytes, and then the published file stays in place and counts as built now. Workers
@@ -62,14 +67,10 @@ def build(
     PublishError for what the system refuses; after any of them the published file is as it was.
     """
     name_owners(os.fspath(path), uids_of(trust))
-    return build_once(
-        path,
-        as_source(records, schemas),
-        cluster_by=cluster_by,
-        metadata=metadata,
-        progress=progress,
-        timeout=timeout,
-    )
+    given = as_source(records, schemas)
+    source = with_rules(given, on_invalid=on_invalid, max_invalid=max_invalid, on_duplicate=on_duplicate)
+    with closing(None if source is given else source):
+        return build_once(path, source, cluster_by=cluster_by, metadata=metadata, progress=progress, timeout=timeout)
 
 
 def rebuild(
@@ -79,19 +80,27 @@ def rebuild(
     timeout: float = LOCK_TIMEOUT,
     asked_ns: int | None = None,
     source: str | os.PathLike[str] | None = None,
+    default: str | None = None,
     exact: bool = False,
+    on_invalid: OnInvalid | None = None,
+    max_invalid: int | None = None,
+    on_duplicate: OnDuplicate | None = None,
 ) -> BuildReport:
     """Build a file anew from the source that is named in it, with the same schemas, clustering and metadata, so far as
     the source still has what they name.
 
     asked_ns: wall clock; a file that was built from what the source held after that is left as it is. source: path of
-    the source, if it was moved. exact: without what builders kept for other versions of their program: what remains is
-    what the last one asked for itself.
+    the source, if it was moved. default: of a source that was built with one. exact:
+    without what builders kept for other versions of their program: what remains is what the last one asked for itself.
+    on_invalid, max_invalid, on_duplicate: of all collections from now on; None: as the file says. Workers that do not
+    leave out what this file leaves out are answered by their source.
     Where the file itself is missing or damaged, its backup says how; a file of an older format describes itself, too.
     Raises what `build` raises; SourceError for a file that was built from records in memory; UnusableFileError where
     neither file nor backup can be read."""
     layout = _described(os.fspath(path))
-    return _build_as(layout, path, source=source, exact=exact, progress=progress, timeout=timeout, asked_ns=asked_ns)
+    options: dict[str, Any] = {"progress": progress, "timeout": timeout, "asked_ns": asked_ns}
+    rules = {"on_invalid": on_invalid, "max_invalid": max_invalid, "on_duplicate": on_duplicate}
+    return _build_as(layout, path, source=source, default=default, exact=exact, rules=rules, **options)
 
 
 def _described(path: str) -> Layout:
@@ -118,18 +127,21 @@ def _build_as(
     path: str | os.PathLike[str],
     *,
     source: str | os.PathLike[str] | None = None,
+    default: str | None = None,
     exact: bool = False,
+    rules: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> BuildReport:
     """Build what a file describes, so far as the source still has it."""
     assert layout.source is not None
     spec = layout.source if source is None else {**layout.source, "path": os.path.abspath(os.fspath(source))}
     schemas = layout.asked if exact and layout.asked else schemas_of(layout)
-    with closing(from_spec(spec, schemas)) as described:
+    with closing(from_spec(spec, schemas, default=default)) as described:
         assert described is not None
         schemas = still_there(described) or schemas
-    with closing(from_spec(spec, schemas)) as again:
+    with closing(from_spec(spec, schemas, default=default)) as again:
         assert again is not None
+        again = with_rules(again, **(rules or {}))
         order = as_found(Order(again), layout)
         asked = () if exact else layout.asked
         return build_once(path, again, cluster_by=order.cluster_by, metadata=order.metadata, asked=asked, **options)
@@ -212,6 +224,8 @@ def build_once(
             operate.release(name, page)
         if not served:  # else by another's build, which is counted there
             _count(name, report, counts, begun)
+            if counters is None:  # else a cache says so, as it moves to the file
+                _tell_left_out(name, report)
             if control.superseded:
                 counts.add(metrics.REBUILDS_SUPERSEDED)
     return report
@@ -271,6 +285,19 @@ def _count(path: str, report: BuildReport, counters: WorkerCounters, begun: floa
         report.generation,
         extra={"event": "revalidated", "path": path, "generation": report.generation, "seconds": took},
     )
+
+
+def _tell_left_out(path: str, report: BuildReport) -> None:
+    for collection, rows in report.left_out.items():
+        if rows.invalid:
+            log.warning(
+                "%s: generation %d leaves out rows of collection %r: %s",
+                path,
+                report.generation,
+                collection,
+                str(rows),
+                extra={"event": "left_out", "path": path, "generation": report.generation},
+            )
 
 
 def clear_and_rebuild(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..additive import covers
 from ..errors import UnusableFileError
 from ..format.header import HEADER_SIZE, Header, parse_header
-from ..format.layout import validate
+from ..format.layout import Layout, left_out_of, validate
+from ..format.leftout import LeftOut
 from ..freshness import Freshness, Policy
 from ..sources.base import Source
 from ..storage import shared
@@ -25,7 +27,7 @@ from .head import Builder, Failure
 from .hearing import Hearing
 from .levers import BY_ENVIRONMENT, look as look_at_levers
 from .page import MovedError, private_page
-from .widening import schemas_of, still_there
+from .widening import promised_by, still_there
 
 __all__ = ["Status", "check", "status_of"]
 
@@ -40,7 +42,7 @@ class Status:
     whether a rebuild found it unchanged. dirty: ids that the source answers, as far as they can be told apart; -1 for
     more than can. control: None where workers share a control page, else why they cannot. building: whether a process
     holds the build lock, and builder: who said so. failure: of the last build, if it failed. fleet: the workers, and
-    what they counted."""
+    what they counted. left_out: of each collection of which the file leaves rows out, how many, and the first ones."""
 
     path: str
     state: str
@@ -54,6 +56,7 @@ class Status:
     builder: Builder | None
     failure: Failure | None
     fleet: Fleet
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
 
     @property
     def generation(self) -> int | None:
@@ -78,7 +81,7 @@ def status_of(
     control = None if found is not None else "there is no control page: no worker has made one, or none can"
     page = found or private_page(path, control)
     hearing = Hearing(path, page)
-    header, trouble = _header(path, source)
+    header, layout, trouble = _header(path, source)
     with contextlib.suppress(MovedError):
         hearing.rebase(header)
     monotonic = time.monotonic()
@@ -117,11 +120,13 @@ def status_of(
         builder=builder,
         failure=failure,
         fleet=read_fleet(path),
+        left_out={} if layout is None else left_out_of(layout),
     )
 
 
-def _header(path: str, source: Source | None) -> tuple[Header | None, Trouble | None]:
-    """The header of the file, where it has one; and why the file cannot be used, where it cannot."""
+def _header(path: str, source: Source | None) -> tuple[Header | None, Layout | None, Trouble | None]:
+    """The header of the file and what it says of itself, where they can be read; and why the file cannot be used, where
+    it cannot."""
     header = None
     try:
         file = ReadFile(path)
@@ -131,10 +136,11 @@ def _header(path: str, source: Source | None) -> tuple[Header | None, Trouble | 
         finally:
             file.close()
     except UnusableFileError as error:
-        return header, Trouble(error.cause, error.message)
-    if source is not None and not covers(schemas_of(layout), still_there(source)):
-        return header, Trouble("incompatible", "was built with other schemas than the source has now: rebuild it")
-    return header, None
+        return header, None, Trouble(error.cause, error.message)
+    if source is not None and not covers(promised_by(layout), still_there(source)):
+        other = "was built with other schemas than the source has now: rebuild it"
+        return header, layout, Trouble("incompatible", other)
+    return header, layout, None
 
 
 def check(status: Status, rules: Rules, now: float) -> list[Alert]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..additive import missing_in, union
@@ -20,7 +21,7 @@ from ..sources.base import Source
 if TYPE_CHECKING:  # else it would take numpy to ask for a status
     from ..storage.publish import Order
 
-__all__ = ["as_found", "schemas_of", "still_there", "widened"]
+__all__ = ["as_found", "promised_by", "schemas_of", "still_there", "widened"]
 
 log = logging.getLogger("mmcache")
 
@@ -28,6 +29,19 @@ log = logging.getLogger("mmcache")
 def schemas_of(layout: Layout) -> tuple[Schema, ...]:
     """Of a file, the default collection first."""
     return tuple(collection.schema for collection in layout.collections.values())
+
+
+def promised_by(layout: Layout) -> tuple[Schema, ...]:
+    """The same as readers need to compare them: where no row was left out, any choice of what to leave out is met."""
+    return tuple(
+        replace(
+            one.schema,
+            on_invalid=one.schema.on_invalid if one.left_out.invalid else "raise",
+            max_invalid=None,
+            on_duplicate=one.schema.on_duplicate if one.left_out.duplicates else "raise",
+        )
+        for one in layout.collections.values()
+    )
 
 
 def widened(order: Order, found: Layout | None) -> Order:
@@ -72,4 +86,4 @@ def _with(source: Source, schemas: tuple[Schema, ...]) -> Source:
     gone = [schema.name for schema in source.schemas if schema.name not in {one.name for one in schemas}]
     if gone:  # the build says what is missing
         return source
-    return from_spec(spec, schemas)
+    return from_spec(spec, schemas, default=getattr(source, "default", None))

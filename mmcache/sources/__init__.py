@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..schema import Schema
-from .base import Changes, EvolvingSource, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
+from .base import Changes, EvolvingSource, Invalid, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
 
 if TYPE_CHECKING:
     from .arrow import ParquetSource
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Changes",
+    "Invalid",
     "IterableSource",
     "JSONLinesSource",
     "OrderedSource",
@@ -36,6 +37,7 @@ __all__ = [
     "from_spec",
     "is_remakable",
     "ordered",
+    "with_rules",
 ]
 
 _HOMES = {
@@ -83,6 +85,29 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
     return source
 
 
+def with_rules(source: Source, **rules: Any) -> Source:
+    """A source like this one that treats bad rows so: on_invalid, max_invalid, on_duplicate as of `Schema`, for all its
+    collections. A rule that is None stays as the schemas have it, but max_invalid alone means to skip. The source
+    itself, if they have it so already.
+
+    Raises TypeError for a source that cannot be given other rules: one of your own has no method `with_rules`.
+    """
+    given = {name: rule for name, rule in rules.items() if rule is not None}
+    if "max_invalid" in given:
+        given.setdefault("on_invalid", "skip")
+    if all(getattr(schema, name) == rule for schema in source.schemas for name, rule in given.items()):
+        return source
+    if given.get("on_invalid") == "raise":
+        given.setdefault("max_invalid", None)
+    make = getattr(source, "with_rules", None)
+    if make is None:
+        raise TypeError(
+            f"{type(source).__name__} takes {', '.join(given)} in the Schema of each collection, and not here"
+        )
+    changed: Source = make(**given)
+    return changed
+
+
 @contextlib.contextmanager
 def closing(source: Source | None) -> Iterator[Source | None]:
     """A source that is needed for a while: what it holds open, if it is one that does, is closed then."""
@@ -111,8 +136,12 @@ def is_remakable(source: Source) -> bool:
     return spec is not None and spec.get("kind") in _KINDS and type(source) is _load(_KINDS[spec["kind"]])
 
 
-def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema]) -> Source:
-    """The source that `Source.spec` described. Raises SourceError for a kind that this version does not know."""
+def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], *, default: Any = None) -> Source:
+    """The source that `Source.spec` described. Raises SourceError for a kind that this version does not know.
+
+    default: the argument of that name, from a program or a command line. What the spec says of it is not imported, as
+    that may come from a file: without `default`, values that need the function are refused.
+    """
     kind, path = spec.get("kind"), spec.get("path")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise SourceError(f"unknown kind of source {kind!r}; this version knows: {', '.join(_KINDS)}")
@@ -120,8 +149,13 @@ def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema]) -> Source:
         path = os.fsdecode(path)
     if not isinstance(path, str) or not path:
         raise SourceError(f"a source of kind {kind!r} needs a path, found {path!r}")
+    options: dict[str, Any] = {}
+    if default is not None or "default" in spec:
+        from ..values import Unimported
+
+        options["default"] = default or Unimported(str(spec["default"]))
     try:
-        source: Source = _load(_KINDS[kind])(path, *schemas)
+        source: Source = _load(_KINDS[kind])(path, *schemas, **options)
     except (TypeError, ValueError) as error:
         raise SourceError(f"the source of kind {kind!r} cannot be made again: {error}", path=path) from error
     return source

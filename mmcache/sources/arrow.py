@@ -1,16 +1,15 @@
 """Arrow's record batches and Parquet files as records. Needs the extra `arrow`.
 
-A row becomes a mapping from column to value, as `to_pylist` has it, but for two. Dates, times and timestamps become
-text, `2026-01-31 23:59:59.123456Z`, with all the digits of their unit, which `fromisoformat` and SQLite understand. A
-column that is the schema's embedding stays an array, whose rows are taken without making a number of Python of any of
-them.
+A row becomes a mapping from column to value, by the rule of `values` (see `columns`). A column that is an embedding of
+the schema stays an array, whose rows are taken without making a number of Python of any of them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +17,12 @@ from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
 from ..schema import Schema
-from .base import Reading, SourceRecord
+from ..values import Default, Values, importable
+from .base import Reading, Row
+from .columns import values_of
 from .iterable import FileSource
 from .mappings import shape_records
+from .vectors import Decoders
 
 __all__ = ["ParquetSource", "rows_of"]
 
@@ -39,9 +41,30 @@ def rows_of(stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
 
 
 class ParquetSource(FileSource):
-    """A Parquet file, one record a row. See `FileSource` for lookups. Needs the extra `arrow`."""
+    """A Parquet file, one record a row. See `FileSource` for lookups. Needs the extra `arrow`.
+
+    default: as of `IterableSource`; of a value that has no text, such as a date beyond the year 9999, it is given the
+        scalar of pyarrow. What is built with a function that cannot be imported by name is not rebuilt by other
+        processes; by name, `mmcache rebuild` must be told it again, as nothing that a file names is imported.
+    """
 
     kind = "parquet"
+    _gives_plain: ClassVar[bool] = True
+
+    def __init__(self, path: str | os.PathLike[str], schema: Schema, *, default: Default | str | None = None) -> None:
+        super().__init__(path, schema)
+        function, self._default = importable(default)
+        self._values = Values(function)
+
+    @property
+    def default(self) -> Default | None:
+        """The function, if there is one."""
+        return self._values.default
+
+    def spec(self) -> dict[str, Any] | None:
+        if self.default is None:
+            return super().spec()
+        return None if self._default is None else {**(super().spec() or {}), "default": self._default}
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -60,16 +83,27 @@ class ParquetReading:
         self._source = source
         self._file = file
         self._table = table
+        self._decoders = {schema.name: Decoders(schema) for schema in source.schemas}
+
+    def dtypes(self, collection: str) -> Mapping[str, str]:
+        """See `IterableSource.dtypes`."""
+        return self._decoders[collection].dtypes
 
     def count(self, collection: str) -> int | None:
         self._source._catalog[collection]
         return int(self._table.metadata.num_rows)
 
-    def records(self, collection: str) -> Iterator[SourceRecord]:
+    def records(self, collection: str) -> Iterator[Row]:
         schema = self._source._catalog[collection]
         try:
             with self._source._unchanged(self._file):
-                yield from shape_records(schema, self._rows(schema), "row {}".format)
+                yield from shape_records(
+                    schema,
+                    self._rows(schema),
+                    "row {}".format,
+                    decoders=self._decoders[collection],
+                    values_by=self._source._values,
+                )
         except BuildError as error:
             error.path = self._source.path
             raise
@@ -77,7 +111,9 @@ class ParquetReading:
             raise self._source._error(error) from error
 
     def _rows(self, schema: Schema) -> Iterator[Mapping[str, Any]]:
-        for batch in self._table.iter_batches(_BATCH_ROWS):
+        wanted = schema.columns and [*schema.key_fields, *schema.columns, *schema.embeddings]
+        there = None if wanted is None else [name for name in self._table.schema_arrow.names if name in wanted]
+        for batch in self._table.iter_batches(_BATCH_ROWS, columns=there):
             yield from _rows(batch, schema)
 
 
@@ -87,20 +123,11 @@ def _rows(batch: pa.RecordBatch, schema: Schema) -> Iterator[dict[str, Any]]:
         try:
             if name in columns:
                 raise ValueError("two columns are called so")
-            columns[name] = _vectors(column) if name == schema.embedding else _values(column)
+            columns[name] = _vectors(column) if name in schema.embeddings else values_of(column)
         except (ValueError, pa.ArrowException) as error:
             raise BuildError.of(schema.name, None, f"column {name!r}: {error}") from error
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
-        column = column.cast(pa.string())
-    elif pa.types.is_decimal(kind) or pa.types.is_duration(kind) or pa.types.is_interval(kind):
-        raise ValueError(f"a record cannot hold values of type {kind}; cast it to text, an integer or a float")
-    return column.to_pylist()  # type: ignore[no-any-return]
 
 
 def _vectors(column: pa.Array) -> Iterable[Any]:

@@ -11,20 +11,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ..format.keys import Key
-from ..schema import Query, Schema
+from ..errors import BuildError
+from ..format.keys import Key, is_key
+from ..query import Query
+from ..schema import Schema
 
 __all__ = [
     "Changes",
     "EvolvingSource",
+    "Invalid",
     "Key",
     "OrderedSource",
     "Reading",
+    "Row",
     "Source",
     "SourceRecord",
     "TrackedSource",
+    "flat",
     "ordered",
     "plain_path",
+    "refused",
 ]
 
 
@@ -40,16 +46,51 @@ def plain_path(path: str) -> str | bytes:
 class SourceRecord(NamedTuple):
     """One record as a source gives it.
 
-    names: the fields, the key first, the embedding not among them. The same tuple object for records of one
-        shape where that costs nothing: the builder recognises a shape by identity first.
-    values: as many values as names. Values may be anything msgpack carries; the builder checks them.
+    names: the fields, the key first, the embeddings not among them. For a key of several fields the first name is the
+        tuple of these, which stand nowhere else. The same tuple object for records of one shape where that costs
+        nothing: the builder recognises a shape by identity first.
+    values: as many values as names, the first of them a `Key`. A source of one's own may give any that the rule of
+        `values` takes; builder and cache apply it, and the builder checks the rest.
     vector: the embedding as little-endian float32 bytes, checked to be whole numbers of 4 bytes and, where the
-        schema gives `dim`, of that length; or None. The builder checks that all have one length and are finite.
+        schema gives `dim`, of that length; or None. Of several embeddings a tuple of these, in the schema's order. A
+        source of one's own may give lists and arrays. The builder checks that all have one length and are finite.
     """
 
-    names: tuple[str, ...]
+    names: tuple[Any, ...]
     values: Sequence[Any]
-    vector: bytes | None
+    vector: bytes | tuple[bytes | None, ...] | None
+
+
+class Invalid(NamedTuple):
+    """A row that cannot be a record, in the place of one.
+
+    key: if it has a valid one; else raw_key says what there is instead, for messages. record: what a lookup of the key
+    gives all the same, as far as the source can read it; None where it cannot.
+    """
+
+    key: Key | None
+    raw_key: Any
+    reason: str
+    record: SourceRecord | None = None
+
+
+Row = SourceRecord | Any
+"""A `SourceRecord`; or an `Invalid`, which a caller need not expect whose schema does not let bad rows be left out."""
+
+
+def refused(
+    schema: Schema, key: Any, reason: str, record: SourceRecord | None = None, *, cause: Exception | None = None
+) -> Invalid:
+    """What a source gives for a bad row where the schema lets it be left out. Raises BuildError where it does not."""
+    if schema.on_invalid == "raise":
+        raise BuildError.of(schema.name, key, reason) from cause
+    return Invalid(key if is_key(key) else None, key, reason, record)
+
+
+def flat(names: Sequence[Any]) -> tuple[str, ...]:
+    """All fields of a record with these `names`, those of the key one by one."""
+    first, *others = names
+    return (*((first,) if isinstance(first, str) else first), *others)
 
 
 class Changes(NamedTuple):
@@ -70,8 +111,11 @@ class Reading(Protocol):
         """How many records there are, or None where only reading them would tell. For progress, not for layout."""
         ...
 
-    def records(self, collection: str) -> Iterator[SourceRecord]:
-        """Every record once, in the source's own stable order. Streams; raises BuildError naming collection and key."""
+    def records(self, collection: str) -> Iterator[Row]:
+        """Every record once, in the source's own stable order. Streams; raises BuildError naming collection and key.
+
+        A row that cannot be a record may be given as `Invalid` in its place: what becomes of it, the schema says.
+        """
         ...
 
 
@@ -85,20 +129,22 @@ class Source(Protocol):
 
     @property
     def schemas(self) -> tuple[Schema, ...]:
-        """One per collection, the default collection first."""
+        """One per collection, the default collection first; resolved, unless the source cannot be asked now."""
         ...
 
     def read(self) -> AbstractContextManager[Reading]:
         """One consistent read of all collections: later writers do not show in it."""
         ...
 
-    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> Sequence[Row | None]:
         """The records with these ids, in their order, None where there is none, as for a key of a type that no record
-        of the source has. Raises SourceError."""
+        of the source has. Of several rows with one key the one that `Schema.on_duplicate` chooses. Raises
+        SourceError."""
         ...
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
-        """The records that answer the query, in the order of `Reading.records`. Raises SourceError."""
+        """The records that answer the query, in the order of `Reading.records`, without those that `records` gives as
+        `Invalid`. Raises SourceError."""
         ...
 
     def fingerprint(self) -> bytes:

@@ -59,7 +59,7 @@ class Connection:
     pool closes what is idle; the garbage collector might come to the sqlite3 connection first, which warns since 3.13.
     """
 
-    __slots__ = ("_lender", "_seen", "_version", "abandoned", "cursors", "epoch", "raw")
+    __slots__ = ("_lender", "_seen", "_version", "abandoned", "cursors", "epoch", "notes", "raw")
 
     def __init__(self, raw: sqlite3.Connection, epoch: int, seen: Stamp | None) -> None:
         """epoch: another one than that of any connection to a file that was there before. seen: the file, before."""
@@ -70,6 +70,8 @@ class Connection:
         with contextlib.suppress(sqlite3.Error):  # the read that follows says what is wrong
             self._version = self._data_version()
         self.cursors: list[sqlite3.Cursor] = []
+        self.notes: dict[str, Any] = {}
+        """What a source keeps of what it read by this connection."""
         self.abandoned = False
         self._lender: tuple[Connections, list[Connection]] | None = None
 
@@ -184,6 +186,7 @@ class Connections:
         connection.cursors.clear()
         if connection.raw.in_transaction:
             connection.raw.rollback()
+        connection.raw.text_factory = str  # see `tolerant`
         home.append(connection)
         if home is not self._idle:  # closed since it was lent, or at this moment
             self._close(home, 0)

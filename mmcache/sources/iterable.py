@@ -7,16 +7,21 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Any, ClassVar, Protocol
+from contextlib import AbstractContextManager, contextmanager, suppress
+from copy import copy
+from dataclasses import replace
+from itertools import islice
+from typing import IO, Any, ClassVar, Protocol, Self
 
 from ..errors import BuildError, SourceError
-from ..schema import Query, Schema
-from .base import Key, Reading, SourceRecord, plain_path
+from ..query import Query
+from ..schema import Schema
+from ..values import Default, Values, importable
+from .base import Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
 from .catalog import Catalog
 from .fingerprint import fingerprint_of, stamp_of
-from .mappings import Keyed, shape_records
-from .vectors import float32_bytes
+from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
+from .vectors import Decoders, Vector, float32_bytes
 
 __all__ = ["FileSource", "IterableSource", "JSONLinesSource"]
 
@@ -39,14 +44,25 @@ class IterableSource:
     records: the records of the one schema; or, for several collections, a mapping {collection: records}. A mapping is
         always taken for the latter, so pass `records.values()` of a dict of records.
     embeddings: an (n, dim) array of any integer or floating dtype whose row i is the embedding of record i, in place of
-        embeddings inside the records; or, for several collections, {collection: array}.
+        embeddings inside the records; or, for several collections, {collection: array}; or, for a collection of several
+        embeddings, {collection: {field: array}}.
+    default: makes of a value that the rule of `values` does not know one that it does, and of a record that is no
+        mapping one; a function, or its name "module:function", which every process can import.
 
     A list can be read again and looked up; an iterator such as a generator can be read once. An iterable cannot tell
     that it changed, so the fingerprint is constant: after a change, rebuild, and use a new source for lookups.
     """
 
-    def __init__(self, records: Records | Mapping[str, Records], *schemas: Schema, embeddings: Any = None) -> None:
-        self._catalog = Catalog(schemas)
+    _gives_plain: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        records: Records | Mapping[str, Records],
+        *schemas: Schema,
+        embeddings: Any = None,
+        default: Default | str | None = None,
+    ) -> None:
+        self._catalog = Catalog(schemas, key="id")
         self._records = self._by_collection(records, "records")
         self._embeddings = {} if embeddings is None else self._by_collection(embeddings, "embeddings")
         missing = [name for name in self._catalog if name not in self._records]
@@ -54,18 +70,26 @@ class IterableSource:
             known = ", ".join(self._records) or "none"
             raise ValueError(f"no records for collection {', '.join(missing)}; records= has: {known}")
         for name in self._embeddings:
-            if self._catalog[name].embedding is None:
+            if not self._catalog[name].embeddings:
                 raise ValueError(f"embeddings= for collection {name!r}, whose Schema names no embedding field")
+        self._values = Values(importable(default)[0])
+        self._decoders: dict[str, Decoders] = {}
         self._spent: set[str] = set()
         self._streamed: set[str] = set()
         self._lookup: dict[str, Keyed] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lookup": {}}
+        return self.__dict__ | {"_lookup": {}, "_decoders": {}}
 
     @property
     def schemas(self) -> tuple[Schema, ...]:
         return tuple(self._catalog.values())
+
+    def with_rules(self, **rules: Any) -> Self:
+        """See `sources.with_rules`. An iterator that was read once was read for both."""
+        other = copy(self)
+        other._catalog = Catalog(replace(schema, **rules) for schema in self._catalog.values())
+        return other
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -76,7 +100,7 @@ class IterableSource:
         records = self._records[self._catalog[collection].name]
         return len(records) if isinstance(records, Sized) else None
 
-    def records(self, collection: str) -> Iterator[SourceRecord]:
+    def records(self, collection: str) -> Iterator[Row]:
         schema = self._catalog[collection]
         records = self._records[collection]
         try:
@@ -95,8 +119,13 @@ class IterableSource:
             self._spent.add(collection)
         vectors = None
         if collection in self._embeddings:
-            vectors = _rows(self._embeddings[collection], schema)
-        return shape_records(schema, iterator, "record {}".format, vectors)
+            vectors = _vectors(self._embeddings[collection], schema)
+        decoders = self._decoders[collection] = Decoders(schema)
+        return shape_records(schema, iterator, "record {}".format, vectors, decoders=decoders, values_by=self._values)
+
+    def dtypes(self, collection: str) -> Mapping[str, str]:
+        """Embedding -> what its bytes were read as, in the last read; of those that were bytes."""
+        return self._decoders[collection].dtypes if collection in self._decoders else {}
 
     def _arrow_rows(self, stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
         try:
@@ -115,7 +144,7 @@ class IterableSource:
                 "there are none: it can be read once, or was emptied; give a table, or a new source for each build"
             )
 
-    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
         return self._by_key(collection).fetch(ids)
 
     def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
@@ -156,7 +185,7 @@ class IterableSource:
                 "nothing can be looked up; give a list"
             )
         if collection not in self._lookup:
-            self._lookup[collection] = Keyed(self.records(collection))
+            self._lookup[collection] = Keyed(self._catalog[collection], self.records(collection))
         return self._lookup[collection]
 
 
@@ -170,8 +199,8 @@ class FileSource:
 
     def __init__(self, path: str | os.PathLike[str], schema: Schema) -> None:
         self.path = os.path.abspath(os.fspath(path))
-        self._catalog = Catalog([schema])
-        self._schema = schema
+        self._catalog = Catalog([schema], key="id")
+        self._schema = self._catalog[schema.name]
         self._lookup: tuple[bytes, Keyed] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -180,6 +209,13 @@ class FileSource:
     @property
     def schemas(self) -> tuple[Schema, ...]:
         return (self._schema,)
+
+    def with_rules(self, **rules: Any) -> Self:
+        """See `sources.with_rules`."""
+        other = copy(self)
+        other._schema = replace(self._schema, **rules)
+        other._catalog = Catalog([other._schema])
+        return other
 
     def read(self) -> AbstractContextManager[Reading]:
         """The file as it is now, held open; that it does not change while it is read is checked at its end."""
@@ -203,7 +239,7 @@ class FileSource:
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise SourceError("the file changed while it was being read; read it again", path=self.path)
 
-    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
         return self._by_key(collection).fetch(ids)
 
     def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
@@ -221,8 +257,24 @@ class FileSource:
             raise self._error(error) from error
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
-        """See `EvolvingSource`. A file has one collection, whose records may lack any field."""
-        return tuple(schema for schema in schemas if schema.name == self._schema.name)
+        """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
+        asked = [schema for schema in schemas if schema.name == self._schema.name]
+        unknown = {field for schema in asked for field in schema.index} - set(self._schema.index)
+        if not unknown:
+            return tuple(asked)
+        lacking = self._lacking(unknown)
+        return tuple(
+            replace(schema, index=tuple(field for field in schema.index if field not in lacking)) for schema in asked
+        )
+
+    def _lacking(self, fields: set[str]) -> set[str]:
+        """Which of these fields, of other versions of a program, would be taken for misspelt."""
+        sought = Sought(self._schema, fields)
+        with self.read() as reading, suppress(BuildError):  # which the build raises again
+            for record in islice(reading.records(self._schema.name), LOOKED_AT - 1):
+                if not isinstance(record, Invalid):
+                    sought.see(flat(record.names), record.names, record.values)
+        return set(sought.fields)
 
     def spec(self) -> dict[str, Any] | None:
         return {"kind": self.kind, "path": plain_path(self.path)}
@@ -232,7 +284,7 @@ class FileSource:
         now = self.fingerprint()
         if self._lookup is None or self._lookup[0] != now:
             with self.read() as reading:
-                self._lookup = now, Keyed(reading.records(collection))
+                self._lookup = now, Keyed(self._schema, reading.records(collection))
         return self._lookup[1]
 
     def _error(self, error: Exception) -> SourceError:
@@ -248,6 +300,7 @@ class JSONLinesSource(FileSource):
     """
 
     kind = "jsonl"
+    _gives_plain: ClassVar[bool] = True
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -262,15 +315,25 @@ class JSONLinesReading:
         self._source = source
         self._file = file
         self._line = 0
+        self._decoders = {schema.name: Decoders(schema) for schema in source.schemas}
+
+    def dtypes(self, collection: str) -> Mapping[str, str]:
+        """See `IterableSource.dtypes`."""
+        return self._decoders[collection].dtypes
 
     def count(self, collection: str) -> int | None:  # noqa: ARG002 (only reading would tell)
         return None
 
-    def records(self, collection: str) -> Iterator[SourceRecord]:
+    def records(self, collection: str) -> Iterator[Row]:
         schema = self._source._catalog[collection]
         try:
             with self._source._unchanged(self._file):
-                yield from shape_records(schema, self._objects(schema), lambda _: f"line {self._line}")
+                yield from shape_records(
+                    schema,
+                    self._objects(schema),
+                    lambda _: f"line {self._line}",
+                    decoders=self._decoders[collection],
+                )
         except BuildError as error:
             error.path = self._source.path
             raise
@@ -288,20 +351,42 @@ class JSONLinesReading:
                 if not text.isspace():
                     yield json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise BuildError.of(schema.name, None, f"line {self._line} is not JSON: {error}") from error
+                reason = f"line {self._line} is not JSON: {error}"
+                if schema.on_invalid == "raise":
+                    raise BuildError.of(schema.name, None, reason) from error
+                yield Unread(reason)
 
 
-def _rows(embeddings: Any, schema: Schema) -> Iterator[bytes]:
+def _vectors(embeddings: Any, schema: Schema) -> Iterator[Vector]:
+    """The vectors of records, from an array for each embedding."""
+    fields = schema.embeddings
+    if len(fields) == 1 and not isinstance(embeddings, Mapping):
+        return _rows(embeddings, schema, fields[0])
+    if not isinstance(embeddings, Mapping) or {*embeddings} != {*fields}:
+        raise BuildError.of(schema.name, None, f"embeddings= must give an array for each of {', '.join(fields)}")
+    return _together(schema, [_rows(embeddings[field], schema, field) for field in fields])
+
+
+def _together(schema: Schema, columns: list[Iterator[bytes]]) -> Iterator[Vector]:
+    try:
+        yield from zip(*columns, strict=True)
+    except ValueError:
+        raise BuildError.of(schema.name, None, "embeddings= has arrays of different lengths") from None
+
+
+def _rows(embeddings: Any, schema: Schema, field: str) -> Iterator[bytes]:
     """The rows of an (n, dim) array as float32 bytes, converted a block at a time."""
     import numpy as np
 
-    array = np.asanyarray(embeddings)
-    if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] != (schema.dim or array.shape[1] or None):
+    array, dim = np.asanyarray(embeddings), schema.dim_of(field)
+    if array.dtype.name == "bfloat16":  # of ml_dtypes
+        array = array.astype("f4")
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] != (dim or array.shape[1] or None):
         raise BuildError.of(
             schema.name,
             None,
             f"embeddings= is an array of shape {array.shape} and dtype {array.dtype}, expected "
-            f"(n, {schema.dim or 'dim'}) numbers",
+            f"(n, {dim or 'dim'}) numbers",
         )
     width = 4 * array.shape[1]
     for start in range(0, len(array), _BLOCK_ROWS):

@@ -6,65 +6,246 @@ dict, which costs about as much memory as the records and stays until the source
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, repeat
+from numbers import Integral
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BuildError, SourceError
-from ..schema import Query, Schema, matches, terms_of
-from .base import Key, SourceRecord
-from .vectors import VectorDecoder
+from ..format.keys import check_key
+from ..query import Query, matcher, path_of, place_of, reaches
+from ..schema import Schema
+from ..values import Values, all_plain
+from .base import Invalid, Key, SourceRecord, refused
+from .vectors import Decoders, Vector
 
-__all__ = ["Keyed", "shape_records"]
+__all__ = ["LOOKED_AT", "Keyed", "Sought", "Unread", "replaces", "shape_records", "with_paths"]
 
 _MAX_LAYOUTS = 4096
+_RUN = 256
+"""Items that are taken together: enough to let C loops do the work."""
 
-Layout = tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]
+LOOKED_AT = 1000
+"""Records of which one must have each field that a schema names, or that is taken for misspelt."""
+
+
+class Unread(NamedTuple):
+    """In the place of an item that could not be read. reason: why, and where it is."""
+
+    reason: str
+
+
+Layout = tuple[tuple[Any, ...], Callable[[Any], tuple[Any, ...]]]
+"""The `names` of a record, and what gives its values."""
 
 
 def shape_records(
     schema: Schema,
     items: Iterable[Any],
     place: Callable[[int], str],
-    vectors: Iterator[bytes] | None = None,
-) -> Iterator[SourceRecord]:
-    """Mappings as source records. Raises BuildError.
+    vectors: Iterator[Vector] | None = None,
+    *,
+    decoders: Decoders | None = None,
+    values_by: Values | None = None,
+) -> Iterator[SourceRecord | Invalid]:
+    """Mappings as source records; a bad one as `refused`. Raises BuildError.
 
     place: says where the item of an ordinal is, for messages.
     vectors: the embeddings, one for each item, where the items do not hold them.
+    values_by: the rule for values; None where all are plain already, and each item is to be taken alone, as `place`
+        knows only the last.
 
     Records of the same fields share one `names`, whatever the order of the fields in each.
     """
-    new, record, key_field, field = tuple.__new__, SourceRecord, schema.key, schema.embedding
-    decode = VectorDecoder(schema.dim, schema.dtype)
-    layouts = _Layouts(schema)
-    vector = None
-    ordinal = -1
-    for ordinal, item in enumerate(items):
-        key: Any = None
+    shaper = _Shaper(schema, place, vectors, decoders or Decoders(schema), values_by)
+    if values_by is None:
+        for item in items:
+            yield shaper.one(item)
+    else:
+        remaining = iter(items)
+        while run := list(islice(remaining, _RUN)):
+            together: Iterator[SourceRecord | Invalid] | None = shaper.together(run)
+            yield from together or map(shaper.one, run)
+    shaper.end()
+
+
+class _Shaper:
+    """The state of one `shape_records`. ordinal: of the next item."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        place: Callable[[int], str],
+        vectors: Iterator[Vector] | None,
+        decode: Decoders,
+        values_by: Values | None,
+    ) -> None:
+        self.schema = schema
+        self.place = place
+        self.vectors = vectors
+        self.decode = decode
+        self.values_by = values_by
+        self.layouts = _Layouts(schema)
+        self.sought = Sought(schema, schema.index, schema.json, schema.embeddings if vectors is None else ())
+        self.ordinal = 0
+
+    def one(self, item: Any) -> SourceRecord | Invalid:
+        """The next item. Raises BuildError."""
+        schema, key = self.schema, None
+        vector: Vector = None
+        given = None if self.vectors is None else next(self.vectors, None)
         try:
-            if type(item) is not dict and not isinstance(item, Mapping):
-                raise ValueError(f"a record must be a mapping, not {type(item).__name__}")
-            names, values_of = layouts[tuple(item)]
-            key = item[key_field]
-            if not isinstance(key, str) or not key:
-                raise ValueError(f"the key {key_field!r} must be a non-empty str, not {key!r}")
-            if vectors is not None:
-                if field in item:
-                    raise ValueError(f"the record holds {field!r}, and embeddings= is given too; use one of them")
-                vector = next(vectors, None)
-                if vector is None:
-                    raise ValueError(f"embeddings= has {ordinal} rows and there are more records; give each a row")
-            elif field is not None:
-                vector = decode(item.get(field))
-            values = values_of(item)
+            if type(item) is Unread:
+                raise ValueError(item.reason)
+            if type(item) is not dict:
+                item = (self.values_by or Values()).record(item)
+            names, values_of = self.layouts[tuple(item)]
+            values: Sequence[Any] = values_of(item)
+            key = values[0]
+            if self.values_by is not None:
+                values = self.values_by.row(names, values)
+                key = values[0]
+            if type(key) is not str:
+                key = _checked(schema, key)
+                values = (key, *values[1:])
+            if self.sought.fields:
+                self.sought.see(item, names, values)
+            if self.vectors is not None:
+                self._check_apart(item)
+                vector = given
+            elif schema.embeddings:
+                vector = self.decode([item.get(field) for field in schema.embeddings])
+        except BuildError:
+            raise  # of the source as a whole
         except ValueError as error:
-            raise BuildError.of(schema.name, key, f"{place(ordinal)}: {error}") from error
-        yield new(record, (names, values, vector))
-    if vectors is not None and next(vectors, None) is not None:
-        raise BuildError.of(
-            schema.name, None, f"embeddings= has more rows than the {ordinal + 1} records; give one row for each"
-        )
+            reason = item.reason if type(item) is Unread else f"{self.place(self.ordinal)}: {error}"
+            row: SourceRecord | Invalid = refused(schema, key, reason, self._raw(item), cause=error)
+        else:
+            row = SourceRecord(names, values, vector)
+        if self.vectors is not None and given is None:
+            rows = f"embeddings= has {self.ordinal} rows and there are more records; give each a row"
+            raise BuildError.of(schema.name, key, f"{self.place(self.ordinal)}: {rows}")
+        self.ordinal += 1
+        return row
+
+    def _raw(self, item: Any) -> SourceRecord | None:
+        """What there is of an item that is refused, if it has a key."""
+        try:
+            names, values_of = self.layouts[tuple(item)]
+            key, *others = values_of(item)
+            return SourceRecord(names, (_checked(self.schema, key), *others), None)
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def _check_apart(self, item: Mapping[str, Any]) -> None:
+        if both := [field for field in self.schema.embeddings if field in item]:
+            raise ValueError(f"the record holds {both[0]!r}, and embeddings= is given too; use one of them")
+
+    def together(self, run: list[Any]) -> Iterator[SourceRecord] | None:
+        """The next items, where they are dicts of the same fields, with plain values; None for others, which are to be
+        taken one by one. In C, and so in half the time."""
+        if set(map(type, run)) != {dict}:
+            return None
+        fields = tuple(run[0])
+        if list(map(tuple, run)).count(fields) < len(run):
+            return None
+        try:
+            names, values_of = self.layouts[fields]
+            rows = list(map(values_of, run))
+            if set(map(type, map(itemgetter(0), rows))) != {str} or not all_plain(rows):
+                return None
+            vectors = self._vectors(run, fields)
+        except BuildError:
+            raise
+        except ValueError:
+            return None  # which of them it is shows one by one
+        for item, row in zip(run, rows, strict=True) if self.sought.fields else ():
+            self.sought.see(item, names, row)
+        self.ordinal += len(run)
+        new: Any = tuple.__new__  # without the constructor of the NamedTuple, which is Python
+        return map(new, repeat(SourceRecord), zip(repeat(names), rows, vectors, strict=False))
+
+    def _vectors(self, run: list[dict[str, Any]], fields: tuple[Any, ...]) -> Iterable[Vector]:
+        wanted, size = self.schema.embeddings, self.decode.size
+        if self.vectors is not None:
+            found = list(islice(self.vectors, len(run)))
+            if len(found) < len(run) or not {*wanted}.isdisjoint(fields):
+                self.vectors = chain(found, self.vectors)
+                raise ValueError
+            return found
+        if not wanted:
+            return repeat(None)
+        if len(wanted) == 1:
+            column: list[Any] = [item.get(wanted[0]) for item in run]
+            if set(map(type, column)) == {bytes} and set(map(len, column)) == {size}:
+                return column
+        return [self.decode([item.get(field) for field in wanted]) for item in run]
+
+    def end(self) -> None:
+        """There are no more items. Raises BuildError."""
+        self.sought.end()
+        if self.vectors is not None and next(self.vectors, None) is not None:
+            reason = f"embeddings= has more rows than the {self.ordinal} records; give one row for each"
+            raise BuildError.of(self.schema.name, None, reason)
+
+
+class Sought:
+    """The fields that a schema names and that no record has had yet.
+
+    A field that none of the first `LOOKED_AT` records has is taken for misspelt. Of a path, all steps count.
+    """
+
+    __slots__ = ("_known", "_left", "_schema", "fields")
+
+    def __init__(
+        self, schema: Schema, index: Iterable[str], json: Iterable[str] = (), other: Iterable[str] = ()
+    ) -> None:
+        self.fields = dict.fromkeys(other, "embedding") | dict.fromkeys(json, "json") | dict.fromkeys(index, "index")
+        self._schema = schema
+        self._known: dict[Any, None] = {}
+        self._left = LOOKED_AT
+
+    def see(self, fields: Collection[Any], names: tuple[Any, ...], values: Sequence[Any]) -> None:
+        """Another record: all its fields, and what a `SourceRecord` has of it. Raises BuildError."""
+        if not self._left or not self.fields:
+            return
+        self._left -= 1
+        self._known.update(dict.fromkeys(fields))
+        for field in [field for field in self.fields if field in fields or _reaches(names, values, field)]:
+            del self.fields[field]
+        if not self._left:
+            self.end()
+
+    def end(self) -> None:
+        """There is no other record. Raises BuildError, unless there was none at all."""
+        if self.fields and self._known:
+            field, argument = next(iter(self.fields.items()))
+            looked_at = LOOKED_AT - self._left
+            raise BuildError.of(
+                self._schema.name,
+                None,
+                f"{argument}: none of the first {looked_at} records has {field!r}; they have: "
+                f"{', '.join(map(str, self._known))}. If that is no misspelling, give it to one of them, as None",
+            )
+
+
+def with_paths(
+    schema: Schema, fields: Collection[str], records: Iterator[SourceRecord | Invalid]
+) -> Iterator[SourceRecord | Invalid]:
+    """The same records, all with these fields. A path, which is none of them, is an error if none of the first ones
+    has it."""
+    sought = Sought(schema, [field for field in schema.index if field not in fields])
+    for record in records:
+        if sought.fields and not isinstance(record, Invalid):
+            sought.see(fields, record.names, record.values)
+        yield record
+    sought.end()
+
+
+def _reaches(names: tuple[Any, ...], values: Sequence[Any], path: str) -> bool:
+    place = place_of(path, names)
+    return place is not None and reaches(values[place[0]], place[1])
 
 
 class _Layouts(dict[tuple[Any, ...], Layout]):
@@ -76,48 +257,84 @@ class _Layouts(dict[tuple[Any, ...], Layout]):
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         self._schema = schema
-        self._by_fields: dict[frozenset[str], Layout] = {}
+        self._by_fields: dict[frozenset[Any], Layout] = {}
+        kept = {*schema.key_fields, *(schema.columns or schema.index)}
+        if absent := [field for field in schema.index if field not in kept and path_of(field)[0] not in kept]:
+            raise BuildError.of(
+                schema.name, None, f"index: {absent[0]} not among columns={schema.columns}; add it there"
+            )
 
     def __missing__(self, fields: tuple[Any, ...]) -> Layout:
-        key, embedding = self._schema.key, self._schema.embedding
-        if key not in fields:
-            known = ", ".join(map(str, fields)) or "none"
-            raise ValueError(f"no field {key!r}, which is the key; the record has: {known}")
+        key, apart = self._schema.key, {*self._schema.key_fields, *self._schema.embeddings}
+        for name in self._schema.key_fields:
+            if name not in fields:
+                known = ", ".join(map(str, fields)) or "none"
+                part = "the key" if name == key else "of the key"
+                raise ValueError(f"no field {name!r}, which is {part}; the record has: {known}")
         odd = [name for name in fields if not isinstance(name, str)]
         if odd:
             raise ValueError(f"field names must be str, not {odd[0]!r}")
         if len(self) >= _MAX_LAYOUTS:
             self.clear()
             self._by_fields.clear()
-        names = (key, *(name for name in fields if name not in (key, embedding)))
+        columns = self._schema.columns
+        names = (key, *(name for name in fields if name not in apart and (columns is None or name in columns)))
         layout = self[fields] = self._by_fields.setdefault(frozenset(names), (names, _getter(names)))
         return layout
 
 
-def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
-    if len(names) > 1:
-        return itemgetter(*names)
-    (name,) = names
-    return lambda item: (item[name],)
+def _getter(names: tuple[Any, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    key, *others = names
+    if isinstance(key, str):
+        return itemgetter(*names) if others else lambda item: (item[key],)
+    key_of = itemgetter(*key)
+    rest_of = _getter(tuple(others)) if others else lambda _: ()
+    return lambda item: (key_of(item), *rest_of(item))
+
+
+def _checked(schema: Schema, key: Any) -> Key:
+    """The value of a key as a plain one. Raises ValueError."""
+    fields = schema.key_fields
+    parts = (key,) if len(fields) == 1 else key
+    plain: list[Any] = []
+    for field, part in zip(fields, parts, strict=True):
+        try:
+            if isinstance(part, tuple):
+                raise TypeError("a tuple; a key of several values has a field for each: key=('a', 'b')")
+            # Integers of numpy are no int.
+            number = isinstance(part, Integral) and not isinstance(part, (int, bool))
+            plain.append(check_key(int(part) if number else part))
+        except TypeError as error:
+            raise ValueError(f"the key {field!r}: {error}") from None
+    return plain[0] if len(fields) == 1 else tuple(plain)
 
 
 class Keyed:
-    """Records in their order, with the ordinal of each key. Of records with one key the first counts.
+    """Records in their order, with the ordinal of each key. Of records with one key that counts which the schema
+    chooses, the first by default; it may be one that cannot be taken, which is given to lookups alone.
 
-    Raises SourceError for one that cannot be used.
+    Raises SourceError for one that cannot be used, where the schema does not let it be left out.
     """
 
-    def __init__(self, records: Iterator[SourceRecord]) -> None:
-        self._records: list[SourceRecord] = []
+    def __init__(self, schema: Schema, records: Iterator[SourceRecord | Invalid]) -> None:
+        self._records: list[SourceRecord | Invalid | None] = []
         self._ordinals: dict[Key, int] = {}
         try:
             for record in records:
-                if self._ordinals.setdefault(record.values[0], len(self._records)) == len(self._records):
-                    self._records.append(record)
+                key = record.key if isinstance(record, Invalid) else record.values[0]
+                if key is None:
+                    continue
+                before = self._ordinals.setdefault(key, len(self._records))
+                if before < len(self._records):
+                    if not replaces(schema, self._records[before]):
+                        continue
+                    self._records[before] = None
+                    self._ordinals[key] = len(self._records)
+                self._records.append(record)
         except BuildError as error:
             raise SourceError(error.message, path=error.path) from error
 
-    def fetch(self, ids: Iterable[Key]) -> list[SourceRecord | None]:
+    def fetch(self, ids: Iterable[Key]) -> list[SourceRecord | Invalid | None]:
         ordinals, records = self._ordinals, self._records
         return [None if (ordinal := ordinals.get(key)) is None else records[ordinal] for key in ids]
 
@@ -126,11 +343,17 @@ class Keyed:
         return sorted({key for key in ids if key in ordinals}, key=ordinals.__getitem__)
 
     def find(self, query: Query) -> Iterator[SourceRecord]:
+        answers = matcher(query)
         for record in self._records:
-            fields = dict(zip(record.names, record.values, strict=True))
-            try:
-                terms = {field: terms_of(fields.get(field)) for field in query}
-            except TypeError:
-                continue  # not a term, so it is not in an index either
-            if matches(terms, query):
+            if record is None or isinstance(record, Invalid):
+                continue
+            if answers(record.names, record.values):
                 yield record
+
+
+def replaces(schema: Schema, before: SourceRecord | Invalid | None) -> bool:
+    """Whether a later row with the same key is what the key means. before: the earlier one; None if there is none."""
+    if before is None or schema.on_duplicate == "last":
+        return True
+    # Where a key may stand once only, a row that is left out counts for nothing.
+    return schema.on_duplicate == "raise" and isinstance(before, Invalid)

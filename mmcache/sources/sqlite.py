@@ -1,8 +1,8 @@
 """SQLite as the source of truth.
 
 A build is one read transaction over all collections, streamed row by row. Lookups use the same statements with a
-condition, and every row that they give is checked by the same rules as the file's (`schema.terms_of`, keys equal as
-text), so that affinities, collations and JSON1 never make the two tiers differ.
+condition, and every row that they give is checked by the same rules as the file's (`query.terms_of`, keys equal by
+type and value), so that affinities, collations and JSON1 never make the two tiers differ.
 
 The database is opened read-only and never through anything but SQLite: to open and close its file by other means in a
 process that has connections to it would drop their locks.
@@ -10,34 +10,41 @@ process that has connections to it would drop their locks.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from copy import copy
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 from ..errors import BuildError, SourceError
-from ..schema import Query, Schema, Term, terms_of
-from .base import Changes, Key, Reading, SourceRecord, plain_path
+from ..logs import escape_paths
+from ..query import Query, matcher
+from ..schema import Schema
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
 from .catalog import Catalog
+from .conditions import storable
 from .connections import Connection, Connections
+from .decoding import source_records
 from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
-from .statements import Plan, by_key, condition, keys_in_order, make_plan, reduced, storable
+from .mappings import replaces, with_paths
+from .names import NoKeyError, keys_of_view, origin_of, reduced, resolved
+from .rowkeys import key_of, keyed, lookable, of_keys
+from .statements import Plan, by_key, condition, keys_in_order, make_plan
+from .tolerant import tolerant
 from .tracking import LIMIT, Tracking, changes_since, track, tracked, untrack
-from .vectors import VectorDecoder
+from .vectors import MAX_DOUBTS, Decoders
 
 __all__ = ["SQLiteSource"]
 
 MAX_IDS = 512
 
-_RUN = 512
-"""Rows whose JSON is decoded together: enough to be quick, few enough that a lookup does not wait for many."""
-
-_TOGETHER = 8
-_TEXT_OR_NULL = {str, type(None)}
+escape_paths()
+log = logging.getLogger("mmcache")
 
 
 class _Look(NamedTuple):
@@ -55,7 +62,9 @@ class SQLiteSource:
     """The tables, views or queries of one SQLite database, one collection for each schema.
 
     path: of the database; made absolute at once, opened when first needed, never created.
-    schemas: where and how each collection is read (`table`, `query`, `columns`, `json`, `dtype`).
+    schemas: where and how each collection is read (`key`, `table`, `query`, `columns`, `json`, `dtype`). Without a
+        key a table's primary key is taken, or its rowid; of a view or query the column `id`. The case of names does not
+        matter.
     timeout: seconds to wait for a writer's lock.
 
     Records come by rowid, or by primary key from a WITHOUT ROWID table, or as a query or view gives them; `find` keeps
@@ -66,6 +75,7 @@ class SQLiteSource:
     """
 
     kind: ClassVar[str] = "sqlite"
+    _gives_plain: ClassVar[bool] = True
 
     def __init__(self, path: str | os.PathLike[str], *schemas: Schema, timeout: float = 5.0) -> None:
         self.path = os.path.abspath(os.fspath(path))
@@ -75,22 +85,38 @@ class SQLiteSource:
         self._connections = Connections(self.path, timeout)
         self._plans: dict[str, tuple[tuple[int, int], Plan]] = {}
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
+        self._resolved: dict[str, Schema] = {}
+        self._learned: dict[str, tuple[Plan, Decoders]] = {}
         self._look: _Look | None = None
         self._identity: tuple[int, int] | None = None
         self._tracked = False
+        self._told: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, {', '.join(self._catalog)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "schemas": self.schemas, "timeout": self._connections.timeout}
+        schemas = tuple(self._catalog.values())
+        return {"path": self.path, "schemas": schemas, "timeout": self._connections.timeout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         SQLiteSource.__init__(self, state["path"], *state["schemas"], timeout=state["timeout"])
 
     @property
     def schemas(self) -> tuple[Schema, ...]:
-        return tuple(self._catalog.values())
+        """With their keys, and names as the database spells them. The database is asked for that when it is first
+        needed, waiting for no writer, and again when its tables have changed; as given while it cannot be asked."""
+        if len(self._resolved) < len(self._catalog):
+            self._resolve()
+        return tuple(self._resolved.get(name, schema) for name, schema in self._catalog.items())
+
+    def _resolve(self) -> None:
+        found = {}
+        with contextlib.suppress(SourceError, _BusyError), self._at_once() as connection:
+            for name, schema in self._catalog.items():
+                with contextlib.suppress(ValueError):  # no such table yet
+                    found[name] = resolved(connection, schema)
+        self._resolved = self._resolved | found
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -98,53 +124,71 @@ class SQLiteSource:
         with self._connections.take() as connection:
             try:
                 connection.execute("BEGIN")  # locks nothing yet; looking at the tables does
-                plans = {name: self._make_plan(connection, schema) for name, schema in self._catalog.items()}
+                plans = {name: self._make_plan(connection, schema, look=True) for name, schema in self._catalog.items()}
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
+            self._tell_collations(plans)
             reading = SQLiteReading(self._connections, connection, self._catalog, plans)
             try:
                 yield reading
             finally:
                 reading.close()
 
-    def fetch(self, collection: str, ids: Sequence[Key]) -> list[SourceRecord | None]:
-        """Looked up by the key column's index, `MAX_IDS` at a time; one consistent read if there are more."""
+    def with_rules(self, **rules: Any) -> Self:
+        """See `sources.with_rules`. With connections of its own."""
+        other = copy(self)
+        other._catalog = Catalog(replace(schema, **rules) for schema in self._catalog.values())
+        return other
+
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
+        """Looked up by the index of the key's columns, `MAX_IDS` at a time; one consistent read if there are more. Of
+        several rows with one key the first or last in the order of all is looked for, where that matters; in a query or
+        view that means to run it whole."""
         schema = self._catalog[collection]
-        wanted = _lookable(ids)
-        found: dict[Key, SourceRecord] = {}
         with self._connections.take() as connection:
             try:
-                if len(wanted) > MAX_IDS:
+                if len(ids) > MAX_IDS or schema.on_invalid == "skip":
                     connection.execute("BEGIN")
-                plan = self._plan(connection, schema)
-                for start in range(0, len(wanted), MAX_IDS):
-                    rows = connection.execute(*by_key(plan, wanted[start : start + MAX_IDS], MAX_IDS))
-                    texts = (row for row in rows if type(row[0]) is str)
-                    for record in _records(schema, plan, texts):
-                        found.setdefault(record.values[0], record)
+                found = self._looked_up(connection, self._plan(connection, schema), ids)
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
             except BuildError as error:
                 raise SourceError(error.message, path=self.path) from error
         return [found.get(key) for key in ids]
 
+    def _looked_up(self, connection: Connection, plan: Plan, ids: Iterable[Key]) -> dict[Key, SourceRecord | Invalid]:
+        found: dict[Key, SourceRecord | Invalid] = {}
+        wanted, decoders = lookable(ids, plan.width), self._decoders(connection, plan)
+        for start in range(0, len(wanted), MAX_IDS):
+            some = wanted[start : start + MAX_IDS]
+            rows = tolerant(connection, plan, *by_key(plan, some, MAX_IDS * plan.width))
+            for row in source_records(plan, of_keys(plan, rows, frozenset(some)), decoders):
+                key = row.key if isinstance(row, Invalid) else row.values[0]
+                assert key is not None
+                if replaces(plan.schema, found.get(key)):
+                    found[key] = row
+        return found
+
     def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
-        """See `OrderedSource`. One statement. A table is asked by the key column's index; a query or view is run whole,
-        as is a table for more keys than one statement of SQLite takes (32,766 by default)."""
+        """See `OrderedSource`. One statement. A table is asked by the index of the key's columns; a query or view is
+        run whole, as is a table for more keys than one statement of SQLite takes (32,766 by default)."""
         schema = self._catalog[collection]
-        wanted = dict.fromkeys(_lookable(ids))
         found: dict[Key, None] = {}
-        if not wanted:
-            return []
         with self._connections.take() as connection:
             try:
                 plan = self._plan(connection, schema)
+                wanted = lookable(ids, plan.width)
+                if not wanted:
+                    return []
                 limit = connection.raw.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
-                for row in connection.execute(*keys_in_order(plan, list(wanted), limit)):
-                    if type(row[0]) is str and row[0] in wanted:  # and not only by an affinity or collation
-                        found[row[0]] = None
-                        if len(found) == len(wanted):
-                            break
+                rows = connection.execute(*keys_in_order(plan, wanted, limit))
+                is_last = schema.on_duplicate == "last"
+                for row in of_keys(plan, rows, frozenset(wanted)):
+                    if is_last:
+                        found.pop(row[0], None)
+                    found[row[0]] = None
+                    if len(found) == len(wanted) and not is_last:
+                        break
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
         return list(found)
@@ -154,20 +198,40 @@ class SQLiteSource:
         schema = self._catalog[collection]
         with self._connections.take() as connection:
             try:
+                if schema.on_invalid == "skip" or schema.on_duplicate != "raise":
+                    connection.execute("BEGIN")
                 plan = self._plan(connection, schema)
-                where = condition(schema, query)
-                if where is None:
-                    return
-                sql, parameters = where
-                cursor = connection.execute(f"{plan.select} {plan.stable} WHERE {sql} {plan.order}", parameters)
-                wanted = [(plan.names.index(field), frozenset(terms)) for field, terms in query.items()]
-                for record in _records(schema, plan, cursor):
-                    if all(_holds(record.values[position], terms) for position, terms in wanted):
-                        yield record
+                matches = self._matches(connection, plan, query)
+                yield from matches if schema.on_duplicate == "raise" else self._only_chosen(connection, plan, matches)
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
             except BuildError as error:
                 raise SourceError(error.message, path=self.path) from error
+
+    def _matches(self, connection: Connection, plan: Plan, query: Query) -> Iterator[SourceRecord]:
+        where = condition(plan, query)
+        if where is None:
+            return
+        sql, parameters = where
+        rows = tolerant(connection, plan, f"{plan.select} {plan.stable} WHERE {sql} {plan.order}", parameters)
+        answers = matcher(query)
+        for record in source_records(plan, of_keys(plan, rows), self._decoders(connection, plan)):
+            if not isinstance(record, Invalid) and answers(record.names, record.values):
+                yield record
+
+    def _only_chosen(
+        self, connection: Connection, plan: Plan, matches: Iterator[SourceRecord]
+    ) -> Iterable[SourceRecord]:
+        """Those that are what a lookup of their key gives. All are held."""
+        found = list(matches)
+        chosen = self._looked_up(connection, plan, [record.values[0] for record in found])
+        kept: dict[Key, SourceRecord] = {}
+        for record in found:
+            key = record.values[0]
+            if record == chosen.get(key) and replaces(plan.schema, kept.get(key)):
+                kept.pop(key, None)  # the last of several comes at its own place
+                kept[key] = record
+        return kept.values()
 
     def fingerprint(self) -> bytes:
         """Exact where the tables of all collections are tracked (`track`): it moves when a tracked table of the
@@ -208,7 +272,7 @@ class SQLiteSource:
         self._outside()
         try:
             with self._at_once() as connection:
-                return changes_since(connection, self.schemas, since)
+                return changes_since(connection, tuple(self._catalog.values()), since)
         except _BusyError:
             return None
 
@@ -218,7 +282,7 @@ class SQLiteSource:
 
         Raises SourceError for a view, a query, a virtual table or an odd unique index, and where it cannot write.
         """
-        return track(self.path, self.schemas, limit=limit, timeout=self._connections.timeout)
+        return track(self.path, tuple(self._catalog.values()), limit=limit, timeout=self._connections.timeout)
 
     def untrack(self) -> tuple[str, ...]:
         """Remove all that `track` installed, for whichever tables; the names. Raises SourceError."""
@@ -269,7 +333,7 @@ class SQLiteSource:
         """The fingerprint of a tracked database; None for another, or one that cannot be read and never was tracked."""
         try:
             with self._at_once() as connection:
-                position = tracked(connection, self.schemas)
+                position = tracked(connection, tuple(self._catalog.values()))
         except SourceError:
             if self._tracked:
                 raise
@@ -292,13 +356,34 @@ class SQLiteSource:
             finally:
                 connection.execute(f"PRAGMA busy_timeout = {round(1000 * self._connections.timeout)}")
 
-    def _make_plan(self, connection: Connection, schema: Schema) -> Plan:
+    def _make_plan(self, connection: Connection, schema: Schema, *, look: bool = False) -> Plan:
+        """look: at the rows of a view without a key, to name columns that could be it. Raises BuildError."""
         try:
-            return make_plan(connection, schema)
+            plan = make_plan(connection, schema)
         except ValueError as error:
-            failure = BuildError.of(schema.name, None, str(error))
+            reason = str(error)
+            if look and isinstance(error, NoKeyError):
+                reason += f"; {keys_of_view(connection, origin_of(connection, schema))}"
+            failure = BuildError.of(schema.name, None, reason)
             failure.path = self.path
             raise failure from error
+        self._resolved = self._resolved | {schema.name: plan.schema}
+        return plan
+
+    def _tell_collations(self, plans: dict[str, Plan]) -> None:
+        """Once for each collection, as it is what a database was made with."""
+        for name, plan in plans.items():
+            if plan.collations and name not in self._told:
+                self._told |= {name}
+                log.warning(
+                    "%s: collection %r: the key %s has the collation %s in the database; here keys are equal only as "
+                    "BINARY has it",
+                    self.path,
+                    name,
+                    ", ".join(plan.schema.key_fields),
+                    ", ".join(plan.collations),
+                    extra={"event": "collation", "path": self.path},
+                )
 
     def _plan(self, connection: Connection, schema: Schema) -> Plan:
         """The plan for lookups: kept for as long as the database's own schema stays as it is."""
@@ -309,6 +394,30 @@ class SQLiteSource:
         plan = self._make_plan(connection, schema)
         self._plans[schema.name] = version, plan
         return plan
+
+    def _decoders(self, connection: Connection, plan: Plan) -> Decoders:
+        """Those that have learned from the first embeddings, as those of a build do, so that both tiers read alike."""
+        if not plan.schema.embeddings:
+            return Decoders(plan.schema)
+        name = plan.schema.name
+        known = self._learned.get(name)
+        if known is not None and known[0] is plan:
+            return known[1].like()
+        version = connection.execute("PRAGMA data_version").fetchone()[0]
+        unsettled: tuple[Plan, int, Decoders] | None = connection.notes.get(name)
+        if unsettled is not None and unsettled[0] is plan and unsettled[1] == version:
+            return unsettled[2].like()
+        decoders = Decoders(plan.schema)
+        if not decoders.is_settled:
+            width = len(plan.schema.embeddings)
+            for row in connection.execute(f"{plan.all} LIMIT {MAX_DOUBTS}"):
+                with contextlib.suppress(ValueError):  # a build refuses it
+                    decoders(row[-width:])
+        if decoders.is_settled:
+            self._learned = self._learned | {name: (plan, decoders)}
+        else:
+            connection.notes[name] = plan, version, decoders
+        return decoders.like()
 
 
 class SQLiteReading:
@@ -321,6 +430,11 @@ class SQLiteReading:
         self._connection: Connection | None = connection
         self._catalog = catalog
         self._plans = plans
+        self._decoders = {name: Decoders(plan.schema) for name, plan in plans.items()}
+
+    def dtypes(self, collection: str) -> Mapping[str, str]:
+        """See `IterableSource.dtypes`."""
+        return self._decoders[self._catalog[collection].name].dtypes
 
     def close(self) -> None:
         """The connection is another reader's from now on."""
@@ -336,17 +450,20 @@ class SQLiteReading:
         except sqlite3.Error as error:
             raise self._connections.error(error) from error
 
-    def records(self, collection: str) -> Iterator[SourceRecord]:
-        schema = self._catalog[collection]
-        plan = self._plans[schema.name]
+    def records(self, collection: str) -> Iterator[Row]:
+        plan = self._plans[self._catalog[collection].name]
         try:
-            yield from _records(schema, plan, self._lent().execute(plan.all))
+            rows = keyed(plan, tolerant(self._lent(), plan, plan.all))
+            records = source_records(plan, rows, self._decoders[self._catalog[collection].name])
+            fields = flat(plan.names)
+            has_paths = not set(plan.schema.index).issubset(fields)
+            yield from with_paths(plan.schema, fields, records) if has_paths else records
         except BuildError as error:
             error.path = self._connections.path
             raise
         except sqlite3.Error as error:
             if "Could not decode" in str(error):
-                raise self._undecodable(schema, plan) from error
+                raise self._undecodable(plan) from error
             raise self._connections.error(error) from error
 
     def _lent(self) -> Connection:
@@ -354,143 +471,18 @@ class SQLiteReading:
             raise SourceError("the read is over; use it inside `with source.read()`", path=self._connections.path)
         return self._connection
 
-    def _undecodable(self, schema: Schema, plan: Plan) -> BuildError:
+    def _undecodable(self, plan: Plan) -> BuildError:
         """Whose text is not UTF-8. sqlite3 does not say, so read again, to the first row that has such text."""
-        connection = self._lent()
+        connection, schema = self._lent(), plan.schema
         connection.raw.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
         try:
             for row in connection.execute(plan.all):
-                for name, value in zip((*plan.names, schema.embedding), row, strict=False):
+                for name, value in zip((*flat(plan.names), *schema.embeddings), row, strict=False):
                     if isinstance(value, str) and not storable(value):
                         reason = f"the text of column {name!r} is not valid UTF-8; store such bytes as a BLOB"
-                        error = BuildError.of(schema.name, row[0], reason)
+                        error = BuildError.of(schema.name, key_of(row, plan.width), reason)
                         error.path = self._connections.path
                         return error
         finally:
             connection.raw.text_factory = str
         return BuildError.of(schema.name, None, "text that is not valid UTF-8")
-
-
-def _lookable(ids: Iterable[Key]) -> list[str]:
-    """Those that a record can have for its key, each once."""
-    return [key for key in dict.fromkeys(ids) if isinstance(key, str) and storable(key)]
-
-
-def _holds(value: object, wanted: frozenset[Term]) -> bool:
-    try:
-        return not wanted.isdisjoint(terms_of(value))
-    except TypeError:
-        return False  # not a term, so it is not in an index either
-
-
-def _records(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
-    """The rows of a statement, decoded and checked. Raises BuildError; sqlite3's own errors pass.
-
-    A build spends its time here. A row is handed on as a slice of the tuple that sqlite3 made; `tuple.__new__` skips
-    the Python-level constructor of the NamedTuple.
-    """
-    if plan.decode:
-        return _decoded_rows(schema, plan, rows)
-    if schema.embedding is None:
-        return _bare_rows(schema, plan, rows)
-    return _vector_rows(schema, plan, rows)
-
-
-def _bare_rows(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
-    new, record, names = tuple.__new__, SourceRecord, plan.names
-    for row in rows:
-        key = row[0]
-        if type(key) is not str or not key:
-            raise _bad_key(schema, key)
-        yield new(record, (names, row, None))
-
-
-def _vector_rows(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
-    new, record, names = tuple.__new__, SourceRecord, plan.names
-    decode = VectorDecoder(schema.dim, schema.dtype)
-    size = 4 * decode.dim if decode.dim and decode.dtype == "f4" else -1
-    for row in rows:
-        key, vector = row[0], row[-1]
-        if type(key) is not str or not key:
-            raise _bad_key(schema, key)
-        if type(vector) is not bytes or len(vector) != size:
-            try:
-                vector = decode(vector)
-            except ValueError as error:
-                raise BuildError.of(schema.name, key, str(error)) from error
-            size = 4 * decode.dim if decode.dim and decode.dtype == "f4" else -1
-        yield new(record, (names, row[:-1], vector))
-
-
-def _decoded_rows(schema: Schema, plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord]:
-    new, record, names = tuple.__new__, SourceRecord, plan.names
-    width = len(names)
-    vector_of = VectorDecoder(schema.dim, schema.dtype)
-    vector = None
-    remaining = iter(rows)
-    while run := list(islice(remaining, _RUN)):
-        columns = [(position, _decoded_together([row[position] for row in run])) for position in plan.decode]
-        for i, row in enumerate(run):
-            key = row[0]
-            if type(key) is not str or not key:
-                raise _bad_key(schema, key)
-            values = list(row)
-            position = -1
-            try:
-                if len(row) > width:
-                    vector = vector_of(values.pop())
-                for position, column in columns:
-                    values[position] = _decoded(values[position]) if column is None else column[i]
-            except (ValueError, RecursionError) as error:
-                reason = str(error) if position < 0 else f"column {names[position]!r} is not JSON text: {error}"
-                raise BuildError.of(schema.name, key, reason) from error
-            yield new(record, (names, values, vector))
-
-
-def _decoded_together(texts: list[Any]) -> list[Any] | None:
-    """What many JSON texts say, read as one array, in half the time; None if they must be looked at one by one.
-
-    Between any two stands a string that no text can contain, so what is not JSON by itself shows: it swallows that
-    string, or is an error, or shifts it from its place.
-    """
-    if len(texts) < _TOGETHER or not _TEXT_OR_NULL.issuperset(map(type, texts)):
-        return None
-    mark = os.urandom(16).hex()
-    joined = f',"{mark}",'.join(["null" if text is None else text for text in texts])
-    try:
-        items = json.loads(f"[{joined}]")
-    except (ValueError, RecursionError):
-        return None
-    if len(items) != 2 * len(texts) - 1 or items[1::2] != [mark] * (len(texts) - 1):
-        return None
-    return items[::2]  # type: ignore[no-any-return]
-
-
-def _decoded(value: Any) -> Any:
-    """What the JSON text says; a number stands for itself, as a column of type JSON turns numeric text into numbers."""
-    if type(value) is str:
-        # Faster than json.loads, which also skips leading blanks, minds what follows and says well what is wrong.
-        try:
-            found, end = _scan(value)
-        except ValueError:
-            found, end = None, -1
-        return found if end == len(value) else json.loads(value)
-    if type(value) is bytes:
-        raise ValueError(f"a BLOB of {len(value)} bytes")
-    return value
-
-
-_scan = json.JSONDecoder().raw_decode
-
-
-def _bad_key(schema: Schema, key: object) -> BuildError:
-    name = schema.key
-    if key is None or key == "":
-        found = "empty" if key == "" else "NULL"
-        reason = f"the key {name!r} is {found}; give every record a key, or leave it out by query="
-    else:
-        reason = (
-            f"non-string key: {name!r} holds {type(key).__name__}, expected text; "
-            f"give a query= that selects CAST({name} AS TEXT) AS {name}"
-        )
-    return BuildError.of(schema.name, key, reason)

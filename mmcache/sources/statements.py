@@ -5,46 +5,66 @@ Pure but for looking at what the database has. Two rules make the rest of the pa
 - Columns are always qualified (`s."name"`), because SQLite takes an unknown double-quoted name for a string.
 - A condition gives a *superset*: it takes indexes, affinities, collations and JSON1 as they are, and the caller checks
   each row. It must only never lose one.
+
+Which table, and the names of columns that a schema gives, are made out by `names`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..schema import Query, Schema, Term
+from ..format.keys import Key
+from ..query import Query, path_of, place_of
+from ..schema import Schema
+from .conditions import Column, clause
 from .connections import Connection
+from .names import Origin, listed, origin_of, quoted, resolved, rowid_of
 
-__all__ = ["Plan", "by_key", "condition", "keys_in_order", "make_plan", "reduced", "storable"]
+__all__ = ["Plan", "by_key", "condition", "keys_in_order", "make_plan"]
 
-MAX_TERMS = 500
-"""More terms than this in one field are not put into SQL; the caller's check alone finds them."""
+_MAX_EQUAL = 512
+"""More keys of several columns than this are not compared one by one; SQLite has a limit to the depth of conditions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How to read one collection; the pieces of its statements.
 
-    names: the fields of a row; the key first, the embedding not among them, though it is last in the row.
-    key: the key column, as it is written in a condition.
+    schema: resolved.
+    names: the fields of a record, as in a `SourceRecord`. The key's columns come first in a row, the embeddings last.
+    width: columns of the key.
+    keys: these columns, as they are written in a condition.
+    collations: of the key's columns, where they are not BINARY: what they make equal are different keys here.
+    indexed: whether a few keys of several columns are looked up by an index. Not asked for a key of one.
     select: "SELECT ..." up to FROM.
     lookup: FROM clause where the order does not matter, so that SQLite may use any index of a table below a query.
     stable: FROM clause whose order is that of `all` under any condition.
     order: ORDER BY clause, or "" where `stable` has its own order.
     decode: positions in `names` of columns of JSON text.
     count: statement that counts the records, or None where only reading them would.
+    sought: the columns in which indexed fields are, as they are written in a condition.
+    affinities: of the columns of a table; of a view or query nothing is known.
+    is_utf8: whether SQLite orders text as its UTF-8 bytes are.
     """
 
-    names: tuple[str, ...]
-    key: str
+    schema: Schema
+    names: tuple[Any, ...]
+    width: int
+    keys: tuple[str, ...]
+    collations: tuple[str, ...]
+    indexed: bool
     select: str
     lookup: str
     stable: str
     order: str
     decode: tuple[int, ...]
     count: str | None
+    sought: Mapping[str, str]
+    affinities: Mapping[str, str]
+    is_utf8: bool
 
     @property
     def all(self) -> str:
@@ -56,60 +76,71 @@ class Plan:
 
 def make_plan(connection: Connection, schema: Schema) -> Plan:
     """The plan for one schema, checked against what the database has. Raises ValueError with the reason."""
-    body, kind, columns = _origin(connection, schema)
-    order, count = "", None
-    if kind == "table":
-        table, _ = _find_table(connection, schema.table or schema.name)
-        order, count = _order(connection, table), f"SELECT count(*) FROM {body}"
-    names = _choose(schema, columns)
-    selected = names if schema.embedding is None else (*names, schema.embedding)
+    origin = origin_of(connection, schema)
+    schema = resolved(connection, schema, origin)
+    body, order, count = origin.body, "", None
+    if origin.kind == "table":
+        order, count = _order(connection, origin), f"SELECT count(*) FROM {body}"
+    fields = _choose(schema, origin)
+    keys = schema.key_fields
+    selected = (*keys, *fields, *schema.embeddings)
+    names = (schema.key, *fields)
     lookup = f"FROM {body} AS s"
+    columns, collations = zip(*(_written(connection, body, name) for name in keys), strict=True)
+    sought = {name: _written(connection, body, name)[0] for name in fields if name in _roots(schema, origin.columns)}
+    select = "SELECT " + ", ".join(f"s.{quoted(name)}" for name in selected)
     return Plan(
+        schema=schema,
         names=names,
-        key=f"s.{_quoted(schema.key)}",
-        select="SELECT " + ", ".join(f"s.{_quoted(name)}" for name in selected),
+        width=len(keys),
+        keys=columns,
+        collations=tuple(filter(None, collations)),
+        indexed=len(keys) > 1 and _is_indexed(connection, select, lookup, columns),
+        select=select,
         lookup=lookup,
         # LIMIT keeps SQLite from merging the inner query with the outer, and so its order as it is.
         stable=lookup if order else f"FROM (SELECT * FROM {body} LIMIT -1) AS s",
         order=order,
         decode=tuple(i for i, name in enumerate(names) if name in schema.json),
         count=count,
+        sought=sought | dict(zip(keys, columns, strict=True)),
+        affinities=_affinities(connection, origin),
+        is_utf8=connection.execute("PRAGMA encoding").fetchone()[0] == "UTF-8",
     )
 
 
-def reduced(connection: Connection, schema: Schema) -> Schema | None:
-    """The schema without the indexes and columns that the database does not have; None where it lacks more."""
-    try:
-        _, _, columns = _origin(connection, schema)
-    except ValueError:
-        return None
-    if schema.key not in columns or (schema.embedding is not None and schema.embedding not in columns):
-        return None
-
-    def kept(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in names if name in columns)
-
-    wanted = None if schema.columns is None else kept(schema.columns)
-    return replace(schema, index=kept(schema.index), json=kept(schema.json), columns=wanted)
+def _affinities(connection: Connection, origin: Origin) -> dict[str, str]:
+    if origin.kind != "table":
+        return {}
+    types = connection.execute("SELECT name, type FROM pragma_table_xinfo(?)", (origin.name,))
+    found = {name: _affinity(declared.upper()) for name, declared in types}
+    rowid = rowid_of(connection, origin)
+    return found if rowid is None else {rowid: "INTEGER"} | found
 
 
-def _origin(connection: Connection, schema: Schema) -> tuple[str, str, list[str]]:
-    """What stands behind FROM, whether that is a table, a view or a query, and its columns. Raises ValueError."""
-    if schema.query is not None:
-        body = f"(\n{schema.query}\n)"
-        return body, "query", _query_columns(connection, schema.query, body)
-    table, kind = _find_table(connection, schema.table or schema.name)
-    body = _quoted(table)
-    return body, kind, _columns(connection, f"SELECT * FROM {body} LIMIT 0")
+def _affinity(declared: str) -> str:
+    """SQLite's rules, datatype3.html 3.1."""
+    for parts, affinity in (
+        (("INT",), "INTEGER"),
+        (("CHAR", "CLOB", "TEXT"), "TEXT"),
+        (("BLOB",), "BLOB"),
+        (("REAL", "FLOA", "DOUB"), "REAL"),
+    ):
+        if any(part in declared for part in parts):
+            return affinity
+    return "NUMERIC" if declared else "BLOB"
 
 
-def by_key(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list[str]]:
-    """The statement for some ids, at most `limit`, and its parameters."""
+def by_key(plan: Plan, ids: Sequence[Key], limit: int) -> tuple[str, list[Any]]:
+    """The statement for some ids, at most `limit`, and its parameters. Where keys may stand twice, its rows come in the
+    order of all."""
     clause, parameters = _key_clause(plan, ids, limit)
+    if plan.schema.on_duplicate != "raise":
+        return f"{plan.select} {plan.stable} WHERE {clause} {plan.order}", parameters
     return f"{plan.select} {plan.lookup} WHERE {clause}", parameters
 
 
-def keys_in_order(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list[str]]:
+def keys_in_order(plan: Plan, ids: Sequence[Key], limit: int) -> tuple[str, list[Any]]:
     """The statement that gives these keys as the first values of its rows, among others, in the order of all records.
 
     limit: parameters that a statement takes; for more ids, all rows are asked for.
@@ -119,25 +150,74 @@ def keys_in_order(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list
     """
     if not plan.order:
         return plan.all, []
-    select = f"SELECT {plan.key} {plan.stable}"
-    if len(ids) > limit:
+    select = f"SELECT {', '.join(plan.keys)} {plan.stable}"
+    if len(ids) * plan.width > limit:
         return f"{select} {plan.order}", []
     clause, parameters = _key_clause(plan, ids, limit)
     return f"{select} WHERE {clause} {plan.order}", parameters
 
 
-def _key_clause(plan: Plan, ids: Sequence[str], limit: int) -> tuple[str, list[str]]:
+def _key_clause(plan: Plan, ids: Sequence[Key], limit: int) -> tuple[str, list[Any]]:
     """A condition on the key. The number of ids is filled up to a power of two, so that few statements are prepared."""
-    size = min(limit, 1 << (len(ids) - 1).bit_length())
-    return f"{plan.key} IN ({', '.join('?' * size)})", [*ids, *[ids[-1]] * (size - len(ids))]
+    size = min(limit // plan.width, 1 << (len(ids) - 1).bit_length())
+    filled: list[Any] = [*ids, *[ids[-1]] * (size - len(ids))]
+    if plan.width == 1:
+        return f"{plan.keys[0]} IN ({', '.join('?' * size)})", filled
+    parameters = [part for key in filled for part in key]
+    if plan.indexed and size <= _MAX_EQUAL:
+        return f"({_equal(plan.keys, size)})", parameters
+    # One look at each row. SQLite uses no index of several columns for this form.
+    row = f"({', '.join('?' * plan.width)})"
+    return f"({', '.join(plan.keys)}) IN (VALUES {', '.join([row] * size)})", parameters
 
 
-def condition(schema: Schema, query: Query) -> tuple[str, list[Any]] | None:
+def _equal(columns: Sequence[str], size: int) -> str:
+    return " OR ".join([f"({' AND '.join(f'{column} = ?' for column in columns)})"] * size)
+
+
+def _is_indexed(connection: Connection, select: str, lookup: str, columns: Sequence[str]) -> bool:
+    sql = f"EXPLAIN QUERY PLAN {select} {lookup} WHERE {_equal(columns, 2)}"
+    steps = connection.execute(sql, [None] * 2 * len(columns)).fetchall()
+    return not any(step[3].startswith("SCAN") for step in steps)
+
+
+def _written(connection: Connection, body: str, name: str) -> tuple[str, str]:
+    """A column as it is written in a condition, and its collation, "" if that is BINARY.
+
+    No index of a collation that this connection does not have can be used: such a column is compared by bytes.
+    """
+    column = f"s.{quoted(name)}"
+    # The column of an empty part of a compound gives the other part its collation.
+    empty = f"SELECT {column} AS k FROM {body} AS s WHERE 0"
+    try:
+        sql = f"SELECT t.k = 'A', t.k = 'a ' FROM ({empty} UNION ALL SELECT 'a') AS t"
+        is_nocase, is_rtrim = connection.execute(sql).fetchone()
+    except sqlite3.OperationalError as error:
+        unknown = str(error).partition("no such collation sequence: ")[2]
+        if not unknown:
+            raise
+        return f"{column} COLLATE BINARY", unknown
+    return column, "NOCASE" if is_nocase else "RTRIM" if is_rtrim else ""
+
+
+def condition(plan: Plan, query: Query) -> tuple[str, list[Any]] | None:
     """A condition that holds for every row that answers the query, and perhaps for others; None if none can."""
     clauses, parameters = [], []
-    for field, terms in query.items():
-        column = f"s.{_quoted(field)}"
-        found = _json_clause(column, terms) if field in schema.json else _clause(column, terms)
+    for field, wanted in query.items():
+        place = place_of(field, plan.names)
+        assert place is not None, "the plan has the columns of all indexed fields"
+        at, steps = place
+        name = plan.names[at]
+        if not isinstance(name, str):  # a key of several columns; the first step says which
+            name, steps = name[steps[0]], steps[1:]
+        column = Column(
+            sql=plan.sought[name],
+            affinity=plan.affinities.get(name),
+            is_utf8=plan.is_utf8,
+            is_json=at in plan.decode,
+            is_path=bool(steps),
+        )
+        found = clause(column, wanted)
         if found is None:
             return None
         clauses.append(found[0])
@@ -145,119 +225,43 @@ def condition(schema: Schema, query: Query) -> tuple[str, list[Any]] | None:
     return " AND ".join(clauses) or "1", parameters
 
 
-def _clause(column: str, terms: Iterable[Term]) -> tuple[str, list[Any]] | None:
-    values = [
-        term for term in terms if (term < 2**63 if isinstance(term, int) else term is not None and storable(term))
-    ]
-    if len(values) > MAX_TERMS:
-        return "1", []
-    clauses = [f"{column} IN ({_marks(values)})"] * bool(values) + [f"{column} IS NULL"] * (None in terms)
-    return (f"({' OR '.join(clauses)})", values) if clauses else None
-
-
-def _json_clause(column: str, terms: Sequence[Term]) -> tuple[str, list[Any]] | None:
-    if not terms:
-        return None
-    values = [term for term in terms if isinstance(term, int) or (term is not None and storable(term))]
-    # JSON1 cuts strings at NUL and reads integers beyond 64 bits as floats: leave such terms to the caller's check.
-    beyond = any("\0" in value if isinstance(value, str) else value >= 2**63 for value in values)
-    if beyond or len(values) > MAX_TERMS:
-        return "1", []
-    null = None in terms
-    items = [f"e.value IN ({_marks(values)})"] * bool(values) + ["e.type = 'null'"] * null
-    if not items:
-        return None
-    found = f"EXISTS (SELECT 1 FROM json_each({column}) AS e WHERE {' OR '.join(items)})"
-    # What is not JSON goes to the caller, who says whose it is.
-    return f"CASE WHEN {column} IS NULL THEN {int(null)} WHEN json_valid({column}) THEN {found} ELSE 1 END", values
-
-
-def storable(text: str) -> bool:
-    """Whether SQLite can hold the text: one with lone surrogates equals nothing there."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-def _columns(connection: Connection, sql: str) -> list[str]:
-    return [column[0] for column in connection.execute(sql).description]
-
-
-def _query_columns(connection: Connection, query: str, body: str) -> list[str]:
-    try:
-        columns = _columns(connection, f"SELECT * FROM {body} LIMIT 0")
-    except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
-        if getattr(error, "sqlite_errorname", "SQLITE_ERROR") != "SQLITE_ERROR":
-            raise
-        raise ValueError(f"query= must be one SELECT without parameters; SQLite says: {error}") from error
-    # A sub-select renames the second "id" to "id:1"; only the query itself tells that from a column of that name.
-    if any(":" in name for name in columns):
-        given = _columns(connection, query)
-        twice = sorted({name for name in given if given.count(name) > 1})
-        if twice:
-            raise ValueError(f"query= gives more than one column named {_listed(twice)}; name them apart with AS")
-    return columns
-
-
-def _find_table(connection: Connection, name: str) -> tuple[str, str]:
-    tables = connection.execute("SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1")
-    found = dict(tables.fetchall())
-    for table, kind in found.items():
-        if table.lower() == name.lower():
-            return table, kind
-    known = _listed(table for table in found if not table.startswith("sqlite_"))
-    raise ValueError(f"the database has no table {name!r}; it has: {known}. Name it with Schema(table=...)")
-
-
-def _order(connection: Connection, table: str) -> str:
+def _order(connection: Connection, origin: Origin) -> str:
     """By rowid where there is one, by primary key where that takes its place, else none."""
-    rows = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?)", (table,)).fetchall()
-    taken = {name.lower() for name, _ in rows}
-    for alias in ("rowid", "_rowid_", "oid"):
-        if alias in taken:
-            continue
-        try:
-            connection.execute(f"SELECT s.{alias} FROM {_quoted(table)} AS s LIMIT 0")
-        except sqlite3.OperationalError as error:
-            if "no such column" not in str(error):
-                raise
-            break
-        return f"ORDER BY s.{alias}"
-    key = sorted((pk, name) for name, pk in rows if pk)
-    return "ORDER BY " + ", ".join(f"s.{_quoted(name)}" for _, name in key) if key else ""
+    rowid = rowid_of(connection, origin)
+    if rowid is not None:
+        return f"ORDER BY s.{rowid}"
+    return "ORDER BY " + ", ".join(f"s.{quoted(name)}" for name in origin.primary) if origin.primary else ""
 
 
-def _choose(schema: Schema, columns: list[str]) -> tuple[str, ...]:
-    """The fields of a record: the key, then the wanted columns without the embedding."""
-    wanted = list(schema.columns if schema.columns is not None else columns)
-    asked = {"key": [schema.key], "columns": wanted, "index": schema.index, "json": schema.json}
-    if schema.embedding is not None:
-        asked["embedding"] = [schema.embedding]
+def _roots(schema: Schema, columns: Sequence[str]) -> list[str]:
+    """The columns in which indexed fields, or paths, are; a field itself where there is none."""
+    roots = [(field, path_of(field)[0]) for field in schema.index]
+    return [root if field not in columns and root in columns else field for field, root in roots]
+
+
+def _choose(schema: Schema, origin: Origin) -> tuple[str, ...]:
+    """The fields of a record besides the key: the wanted columns without the embedding."""
+    columns = origin.columns
+    asked: dict[str, Sequence[str]] = {"columns": schema.columns or (), "json": schema.json}
+    asked |= {"embedding": schema.embeddings, "index": _roots(schema, columns)}
     for argument, names in asked.items():
-        missing = [name for name in names if name not in columns]
+        missing = [name for name in names if name not in columns and name not in schema.key_fields]
         if missing:
-            raise ValueError(f"{argument}: no column named {_listed(missing)}; there are: {_listed(columns)}")
-    fields = tuple(name for name in dict.fromkeys([schema.key, *wanted]) if name != schema.embedding)
+            raise ValueError(f"{argument}: no column named {listed(missing)}; there are: {listed(columns)}")
+    apart = {*schema.key_fields, *schema.embeddings}
+    wanted = schema.columns if schema.columns is not None else columns
+    fields = tuple(name for name in dict.fromkeys(wanted) if name not in apart)
     for argument in ("index", "json"):
-        absent = [name for name in asked[argument] if name not in fields and name != schema.embedding]
+        absent = [name for name in asked[argument] if name not in fields and name not in apart]
         if absent:
-            raise ValueError(f"{argument}: {_listed(absent)} not among columns={list(fields)}; add it there")
-    if schema.key in schema.json:
-        raise ValueError(f"json: {schema.key!r} is the key, which is a str and cannot be JSON to decode")
+            known = [*schema.key_fields, *fields]
+            raise ValueError(f"{argument}: {listed(absent)} not among columns={known}; add it there")
+    for field, column in zip(schema.index, asked["index"], strict=True):
+        if field != column and column in schema.embeddings:
+            raise ValueError(f"index: {field!r} is a path into {column!r}, which is an embedding")
+        if field != column and column not in schema.json:
+            raise ValueError(f"index: {field!r} is a path into {column!r}, which is not among json=; add it there")
+    for name in schema.key_fields:
+        if name in schema.json:
+            raise ValueError(f"json: {name!r} is the key, which cannot be JSON to decode")
     return fields

@@ -23,9 +23,10 @@ from urllib.parse import quote
 
 from ..errors import SourceError
 from ..logs import escape_paths
-from ..schema import Schema
+from ..schema import MAX_KEY_FIELDS, Schema
 from .base import Changes, Key
 from .connections import Connections
+from .names import Origin, origin_of, quoted, resolved, rowid_of
 
 __all__ = [
     "LIMIT",
@@ -46,13 +47,16 @@ TRIM_EVERY = 256
 """Entries between two trims, so many of which may stand in the log beyond its limit."""
 
 _PREFIX = "_mmcache_"
-_FORMAT = 1
+_FORMAT = 2
 _MAGIC = b"\xf5mmt"
+
+_PARTS = ("key", *(f"key{i}" for i in range(2, MAX_KEY_FIELDS + 1)))
+"""Columns of the log for the values of a key; those that a key does not need hold NULL."""
 
 _TABLES = {
     "_mmcache_changes": (
         'CREATE TABLE "_mmcache_changes" (seq INTEGER PRIMARY KEY AUTOINCREMENT, mark INTEGER NOT NULL, '
-        "tbl_name TEXT NOT NULL, key_name TEXT NOT NULL, key)"
+        f"tbl_name TEXT NOT NULL, key_name TEXT NOT NULL, {', '.join(_PARTS)})"
     ),
     "_mmcache_tracking": (
         'CREATE TABLE "_mmcache_tracking" (format INTEGER NOT NULL, instance BLOB NOT NULL, kept INTEGER NOT NULL)'
@@ -67,9 +71,7 @@ END"""
 }
 
 _KEYS = frozenset({str, int, bytes})
-"""Types of logged keys that are keys of records: no record has NULL or a float for its key."""
-
-_INSERT = 'INSERT INTO "_mmcache_changes" (mark, tbl_name, key_name, key)'
+"""Types of logged values that the key of a record can have."""
 
 escape_paths()
 _log = logging.getLogger("mmcache")
@@ -80,10 +82,11 @@ class _Executes(Protocol):
 
 
 class TrackedTable(NamedTuple):
-    """A table, and the column whose values are logged when its rows are written. `triggers`: by their names."""
+    """A table, and the columns whose values are logged when its rows are written; one by its name alone. `triggers`: by
+    their names."""
 
     table: str
-    key: str
+    key: str | tuple[str, ...]
     triggers: tuple[str, ...]
 
 
@@ -147,14 +150,14 @@ def changes_since(connection: _Executes, schemas: Sequence[Schema], since: bytes
     entry = connection.execute('SELECT mark FROM "_mmcache_changes" WHERE seq = ?', (seq,)).fetchone()
     if entry is None or now._replace(seq=seq, mark=entry[0]).fingerprint != since:
         return None
-    keys: dict[tuple[str, str], set[Key]] = {}
-    entries = connection.execute('SELECT tbl_name, key_name, key FROM "_mmcache_changes" WHERE seq > ?', (seq,))
+    keys: dict[tuple[str, str], set[tuple[Any, ...]]] = {}
+    parts = ", ".join(_PARTS)
+    entries = connection.execute(f'SELECT tbl_name, key_name, {parts} FROM "_mmcache_changes" WHERE seq > ?', (seq,))
     count = 0
     try:
-        for table, column, key in entries:
+        for table, column, *key in entries:
             count += 1
-            if type(key) in _KEYS:
-                keys.setdefault((table, column), set()).add(key)
+            keys.setdefault((table, column), set()).add(tuple(key))
     except sqlite3.OperationalError as error:
         if "Could not decode" in str(error):
             return None
@@ -162,10 +165,21 @@ def changes_since(connection: _Executes, schemas: Sequence[Schema], since: bytes
     if count != now.seq - seq:
         return None  # entries were removed
     master = _Master(connection)
-    return Changes(
-        now.fingerprint,
-        {schema.name: frozenset(keys.get(_base(connection, master, schema), ())) for schema in schemas},
-    )
+    changed = {}
+    for schema in schemas:
+        origin, columns = _base(connection, master, schema)
+        logged = keys.get((origin.name or "", _key_name(columns)), ())
+        changed[schema.name] = frozenset(key for values in logged if (key := _key(values[: len(columns)])) is not None)
+    return Changes(now.fingerprint, changed)
+
+
+def _key(values: tuple[Any, ...]) -> Key | None:
+    """The key that a row had; None if it was none. What REPLACE compared as equal is logged by the new row's value, so
+    that of a whole REAL is the integer's."""
+    whole = [int(value) if type(value) is float and value.is_integer() else value for value in values]
+    if not _KEYS.issuperset(map(type, whole)):
+        return None
+    return whole[0] if len(whole) == 1 else tuple(whole)
 
 
 def _state(connection: _Executes) -> tuple[bytes, int, int, int] | None:
@@ -190,6 +204,9 @@ class _Master:
         ).fetchall()
         self._sql = {name: sql for _, name, _, sql in self.rows}
 
+    def sql(self, name: str) -> str | None:
+        return self._sql.get(name)
+
     def holds(self, wanted: Mapping[str, str]) -> bool:
         return all(self._sql.get(name) == sql for name, sql in wanted.items())
 
@@ -201,77 +218,86 @@ class _Master:
 # --- what belongs into the database -----------------------------------------------------------------------------------
 
 
-def _base(connection: _Executes, master: _Master, schema: Schema) -> tuple[str, str]:
-    """Table and key column of a schema, as the database writes them. Raises ValueError with the reason."""
+def _base(connection: _Executes, master: _Master, schema: Schema) -> tuple[Origin, tuple[str, ...]]:
+    """The table of a schema, and the columns of its key, as the database writes them. Raises ValueError."""
     if schema.query is not None:
         raise ValueError("a query cannot be tracked; track the tables that it reads, each with a schema of its own")
-    wanted = schema.table or schema.name
-    found = [row for row in master.rows if row[0] in ("table", "view") and row[1].lower() == wanted.lower()]
-    if not found:
-        raise ValueError(f"the database has no table {wanted!r}; name it with Schema(table=...)")
-    kind, name, _, sql = found[0]
-    if kind == "view":
+    origin = origin_of(connection, schema)
+    name = origin.name or ""
+    if origin.kind == "view":
         raise ValueError(f"{name!r} is a view, which cannot be tracked; track its base table: Schema(table=...)")
-    if (sql or "").upper().startswith("CREATE VIRTUAL"):
+    if (master.sql(name) or "").upper().startswith("CREATE VIRTUAL"):
         raise ValueError(f"{name!r} is a virtual table, which cannot have triggers; track the table that it indexes")
     if name.lower().startswith((_PREFIX, "sqlite_")):
         raise ValueError(f"{name!r} is not a table of records")
-    columns = [column for (column,) in connection.execute("SELECT name FROM pragma_table_xinfo(?)", (name,))]
-    if schema.key not in columns:
-        raise ValueError(f"key: table {name!r} has no column {schema.key!r}; it has: {', '.join(columns)}")
-    return name, schema.key
+    return origin, resolved(connection, schema, origin).key_fields
 
 
-def _triggers(connection: _Executes, table: str, key: str) -> dict[str, str]:
+def _triggers(connection: _Executes, origin: Origin, key: tuple[str, ...]) -> dict[str, str]:
     """Trigger name -> the statement that makes it. Raises ValueError where triggers could miss a key."""
-    name, column, values = _name(table), _name(key), f"random(), {_text(table)}, {_text(key)}"
+    table = origin.name or ""
+    name, insert = (
+        quoted(table),
+        f'INSERT INTO "_mmcache_changes" (mark, tbl_name, key_name, {", ".join(_PARTS[: len(key)])})',
+    )
+    values = f"random(), {_text(table)}, {_text(_key_name(key))}"
+
+    def columns(of: str) -> str:
+        return ", ".join(f"{of}.{quoted(column)}" for column in key)
 
     def written(which: str) -> str:
-        return f"{_INSERT}\n    VALUES ({values}, {which}.{column});"
+        return f"{insert}\n    VALUES ({values}, {columns(which)});"
 
     made = {
         "insert": (f"AFTER INSERT ON {name}", written("NEW")),
         "delete": (f"AFTER DELETE ON {name}", written("OLD")),
         "update": (f"AFTER UPDATE ON {name}", written("OLD")),
-        "rekey": (f"AFTER UPDATE ON {name} WHEN NEW.{column} IS NOT OLD.{column} COLLATE BINARY", written("NEW")),
+        "rekey": (f"AFTER UPDATE ON {name} WHEN {_differ('NEW', 'OLD', key)}", written("NEW")),
     }
-    conditions, columns = _conflicts(connection, table, key)
+    rowid = _rowid(connection, origin)
+    conditions, involved = _conflicts(connection, origin, key, rowid)
     if conditions:
         # A row that REPLACE is about to remove for another reason than its key: no trigger will tell of its going.
-        rows = (
-            f"FROM {name} AS s\n    WHERE ({' OR '.join(conditions)}) AND s.{column} IS NOT NEW.{column} COLLATE BINARY"
-        )
-        moved = f"{rows} AND s.{column} IS NOT OLD.{column} COLLATE BINARY"
-        of = ", ".join(map(_name, columns))
+        rows = f"FROM {name} AS s\n    WHERE ({' OR '.join(conditions)})"
+        # Before a row is inserted, its rowid is not known, if that is not given.
+        other = rows if _is_rowid(rowid, key) else f"{rows} AND {_differ('s', 'NEW', key)}"
+        moved = f"{rows} AND {_differ('s', 'NEW', key)} AND {_differ('s', 'OLD', key)}"
+        of = ", ".join(map(quoted, involved))
         for event, when, found in (
-            ("replace", f"BEFORE INSERT ON {name}", rows),
+            ("replace", f"BEFORE INSERT ON {name}", other),
             ("displace", f"BEFORE UPDATE OF {of} ON {name}", moved),
         ):
-            body = f"{_INSERT}\n    SELECT {values}, s.{column} {found};"
+            body = f"{insert}\n    SELECT {values}, {columns('s')} {found};"
             made[event] = f"{when} WHEN EXISTS (\n    SELECT 1 {found})", body
     return {
-        (called := _called(event, table, key)): f"CREATE TRIGGER {_name(called)} {when} BEGIN\n  {body}\nEND"
+        (called := _called(event, table, key)): f"CREATE TRIGGER {quoted(called)} {when} BEGIN\n  {body}\nEND"
         for event, (when, body) in made.items()
     }
 
 
-def _conflicts(connection: _Executes, table: str, key: str) -> tuple[list[str], list[str]]:
+def _differ(one: str, other: str, key: Sequence[str]) -> str:
+    """That two rows have different keys."""
+    parts = [f"{one}.{quoted(column)} IS NOT {other}.{quoted(column)} COLLATE BINARY" for column in key]
+    return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
+
+
+def _conflicts(
+    connection: _Executes, origin: Origin, key: tuple[str, ...], rowid: _Rowid | None
+) -> tuple[list[str], list[str]]:
     """Conditions under which a row `s` stands in the way of NEW while its key is another, and the columns in them."""
+    table = origin.name or ""
     described = connection.execute(
         'SELECT name, type, "notnull", dflt_value, pk, hidden FROM pragma_table_xinfo(?)', (table,)
     )
     columns = {row[0]: row[1:] for row in described.fetchall()}
     conditions, involved = [], {}
-    rowid = _rowid(connection, table, columns)
-    if rowid is not None:
-        conditions.append(f"s.{rowid} = NEW.{rowid}")
-        involved.update(
-            dict.fromkeys(["rowid", "oid", "_rowid_", *(name for name, about in columns.items() if about[3])])
-        )
+    if rowid is not None and not (len(key) == 1 and _is_rowid(rowid, key)):
+        conditions.append(f"s.{quoted(rowid.name)} = NEW.{quoted(rowid.name)}")
+        involved.update(dict.fromkeys(["rowid", "oid", "_rowid_", *origin.primary]))
     indexes = connection.execute('SELECT name, partial FROM pragma_index_list(?) WHERE "unique" ORDER BY 1', (table,))
     for index, partial in indexes.fetchall():
         terms = connection.execute("SELECT cid, name, coll FROM pragma_index_xinfo(?) WHERE key", (index,)).fetchall()
-        if any(name == key and collation.upper() == "BINARY" for _, name, collation in terms):
+        if set(key) <= {name for _, name, collation in terms if collation.upper() == "BINARY"}:
             continue  # rows that conflict have the same key
         if any(cid == -1 for cid, _, _ in terms):
             continue  # they have the same rowid
@@ -289,38 +315,49 @@ def _conflicts(connection: _Executes, table: str, key: str) -> tuple[list[str], 
 
 def _equal(column: str, collation: str, not_null: int, default: str | None) -> str:
     """As the unique index compares. REPLACE puts the default where NULL is given to a NOT NULL column."""
-    name = _name(column)
+    name = quoted(column)
     new = f"coalesce(NEW.{name}, ({default}))" if not_null and default is not None else f"NEW.{name}"
-    return f"s.{name} = {new} COLLATE {_name(collation)}"
+    return f"s.{name} = {new} COLLATE {quoted(collation)}"
 
 
-def _rowid(connection: _Executes, table: str, columns: Mapping[str, Sequence[Any]]) -> str | None:
-    """What a statement can call the rowid by, quoted; None if no statement can set it."""
-    taken = {name.lower() for name in columns}
-    for alias in ("rowid", "_rowid_", "oid"):
-        if alias not in taken:
-            try:
-                connection.execute(f"SELECT s.{alias} FROM {_name(table)} AS s LIMIT 0")
-            except sqlite3.OperationalError as error:
-                if "no such column" not in str(error):
-                    raise
-                return None  # WITHOUT ROWID
-            return alias
-    keys = [name for name, about in columns.items() if about[3] and about[0].upper() == "INTEGER"]
-    return _name(keys[0]) if len(keys) == 1 else None
+class _Rowid(NamedTuple):
+    """name: what a statement can call the rowid by. alias: the INTEGER PRIMARY KEY, if there is one."""
+
+    name: str
+    alias: str | None
 
 
-def _called(event: str, table: str, key: str) -> str:
-    return f"{_PREFIX}{event}_{_part(table)}.{_part(key)}"
+def _rowid(connection: _Executes, origin: Origin) -> _Rowid | None:
+    """None where no statement can set it: of a table without one, or whose columns have taken all its names."""
+    alias = None
+    if len(origin.primary) == 1:
+        (name,) = origin.primary
+        # The primary key of any other type, or with DESC in an old form, has an index of its own.
+        kind = connection.execute("SELECT upper(type) FROM pragma_table_xinfo(?) WHERE pk", (origin.name,)).fetchone()[
+            0
+        ]
+        own = connection.execute("SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", (origin.name,)).fetchone()
+        alias = name if kind == "INTEGER" and own is None else None
+    name_of = rowid_of(connection, origin) or alias
+    return None if name_of is None else _Rowid(name_of, alias)
+
+
+def _is_rowid(rowid: _Rowid | None, key: Sequence[str]) -> bool:
+    """Whether the rowid is the key, or a part of it."""
+    return rowid is not None and not {rowid.name, rowid.alias}.isdisjoint(key)
+
+
+def _called(event: str, table: str, key: Sequence[str]) -> str:
+    return f"{_PREFIX}{event}_{_part(table)}.{_key_name(key)}"
+
+
+def _key_name(key: Sequence[str]) -> str:
+    return ".".join(map(_part, key))
 
 
 def _part(name: str) -> str:
     """Without dots, so that "a.b" and "c" are not named as "a" and "b.c"."""
     return name.replace("%", "%25").replace(".", "%2E")
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _text(text: str) -> str:
@@ -349,12 +386,12 @@ def track(
         tables = []
         for schema in schemas:
             try:
-                table, key = _base(connection, master, schema)
-                triggers = _triggers(connection, table, key)
+                origin, key = _base(connection, master, schema)
+                triggers = _triggers(connection, origin, key)
             except ValueError as error:
                 raise SourceError(str(error), path=path) from error
             wanted |= triggers
-            tables.append(TrackedTable(table, key, tuple(triggers)))
+            tables.append(TrackedTable(origin.name or "", key if len(key) > 1 else key[0], tuple(triggers)))
         changed = _install(connection, master, wanted, limit)
     if changed:
         names = ", ".join(dict.fromkeys(found.table for found in tables))
@@ -371,7 +408,7 @@ def untrack(path: str | os.PathLike[str], *, timeout: float = 5.0) -> tuple[str,
         tables = [name for kind, name, _, _ in master.rows if kind == "table" and name in _TABLES]
         for kind, names in (("TRIGGER", triggers), ("TABLE", tables)):
             for name in names:
-                connection.execute(f"DROP {kind} {_name(name)}")
+                connection.execute(f"DROP {kind} {quoted(name)}")
     removed = (*triggers, *tables)
     if removed:
         _log.info("%s: changes are no longer tracked", path, extra={"event": "untrack", "path": path})
@@ -393,10 +430,10 @@ def _install(connection: sqlite3.Connection, master: _Master, wanted: Mapping[st
         connection.execute('UPDATE "_mmcache_tracking" SET kept = ?', (limit,))
         return True
     for name in stale:
-        connection.execute(f"DROP TRIGGER {_name(name)}")
+        connection.execute(f"DROP TRIGGER {quoted(name)}")
     if not tables_whole:
         for name, sql in _TABLES.items():
-            connection.execute(f"DROP TABLE IF EXISTS {_name(name)}")
+            connection.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
             connection.execute(sql)
         missing |= _TRIM  # which went with its table
     for sql in missing.values():
@@ -404,7 +441,7 @@ def _install(connection: sqlite3.Connection, master: _Master, wanted: Mapping[st
     connection.execute('DELETE FROM "_mmcache_changes"')
     connection.execute('DELETE FROM "_mmcache_tracking"')
     connection.execute('INSERT INTO "_mmcache_tracking" VALUES (?, ?, ?)', (_FORMAT, os.urandom(8), limit))
-    connection.execute(f"{_INSERT} VALUES (random(), '', '', NULL)")
+    connection.execute("INSERT INTO \"_mmcache_changes\" (mark, tbl_name, key_name) VALUES (random(), '', '')")
     return True
 
 

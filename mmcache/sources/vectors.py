@@ -2,32 +2,41 @@
 
 Every source decodes through `vector_bytes`, so that an embedding is accepted or refused for the same reasons
 wherever it comes from. What all embeddings of a collection must have in common beyond their length (NaN policy,
-one dimension) is the builder's to check. numpy is imported only for values that are arrays or float64 BLOBs.
+one dimension) is the builder's to check. numpy is imported only for values that are arrays or BLOBs to convert.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 from collections.abc import Sequence
-from typing import Any, Literal
+from copy import copy
+from typing import Any
 
-__all__ = ["VectorDecoder", "float32_bytes", "vector_bytes"]
+from ..schema import DTYPES, Dtype, Schema
+from .blobs import WIDTHS, described, foreign, prefixed, probable, scattered, sensible
 
-Dtype = Literal["f4", "f8"]
+__all__ = ["MAX_DOUBTS", "Decoders", "Vector", "VectorDecoder", "float32_bytes", "vector_bytes"]
 
-_SAMPLE_PAIRS = 64
-_MIN_PAIRS = 8
+Vector = bytes | tuple[bytes | None, ...] | None
+"""What a `SourceRecord` holds as `vector`: a tuple where the schema has several embeddings."""
+
+_NPY = b"\x93NUMPY"
+_PRINTED = re.compile(r"\[\s*[-+.\deE]+(\s+([-+.\deE]+|\.\.\.))+\s*\]")
+MAX_DOUBTS = 16
+"""So many embeddings are looked at for what their bytes are, before they count as float32."""
 
 
-def vector_bytes(value: object, *, dim: int | None, dtype: Dtype) -> bytes | None:
+def vector_bytes(value: object, *, dim: int | None, dtype: Dtype | None) -> bytes | None:
     """The embedding as `4 * dim` bytes, or None for none.
 
-    value: None, a BLOB (bytes, bytearray, memoryview of bytes) of `dtype` numbers, JSON text of a list, a sequence
-        of numbers, or a 1-D array of any integer or floating dtype. `bytes` that need no conversion are returned
-        as they are, without a copy.
-    dim: how many numbers there must be; with None any number, and a float32 BLOB is then also looked at for being
-        float64 (see `_looks_like_f8`).
+    value: None, a BLOB (bytes, bytearray, memoryview of bytes) of `dtype` numbers, or of a .npy file, or of JSON; JSON
+        text of a list, as pgvector's text is; a sequence of numbers, or a 1-D array of any integer or floating dtype.
+        `bytes` that need no conversion are returned as they are, without a copy.
+    dim: how many numbers there must be; with None any number.
+    dtype: of a BLOB's numbers. Where it or `dim` is not given, see `read_as`.
 
     Raises ValueError with the reason alone; the caller adds collection and key.
     """
@@ -54,19 +63,93 @@ def vector_bytes(value: object, *, dim: int | None, dtype: Dtype) -> bytes | Non
 
 
 class VectorDecoder:
-    """`vector_bytes` for the embeddings of one collection in turn: without `dim`, the first one sets it."""
+    """`vector_bytes` for the embeddings of one field in turn: what the first leave no doubt of holds for the rest.
 
-    __slots__ = ("dim", "dtype")
+    dim: as the first one has it where the schema says nothing. dtype: what BLOBs are read as; None before the first.
+    size: bytes of a BLOB that is taken as it is, or -1.
+    """
 
-    def __init__(self, dim: int | None, dtype: Dtype) -> None:
+    __slots__ = ("_doubts", "_given", "dim", "dtype", "size")
+
+    def __init__(self, dim: int | None, dtype: Dtype | None) -> None:
         self.dim = dim
         self.dtype = dtype
+        self._given = dim, dtype
+        self._doubts = MAX_DOUBTS if dim is None or dtype is None else 0
+        self.size = -1
+        self._settle()
 
     def __call__(self, value: object) -> bytes | None:
+        if self._doubts and isinstance(value, (bytes, bytearray, memoryview)):
+            self._look(bytes(value))
         vector = vector_bytes(value, dim=self.dim, dtype=self.dtype)
-        if self.dim is None and vector is not None:
-            self.dim = len(vector) // 4
+        if vector is not None and self.size < 0:
+            self.dim = self.dim or len(vector) // 4
+            self._settle()
         return vector
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether dim and dtype are known."""
+        return self.dim is not None and self.dtype is not None and not self._doubts
+
+    def _settle(self) -> None:
+        if self.dim and self.dtype == "f4" and not self._doubts:
+            self.size = 4 * self.dim
+
+    def _look(self, blob: bytes) -> None:
+        """By what the schema says, not by what was learned from embeddings that left doubts. Raises ValueError."""
+        if describes_itself(blob):
+            return
+        if probable(blob) is not None:
+            self.dtype = read_as(blob, *self._given)
+            self._doubts = 0
+        elif any(blob):
+            self._doubts -= 1
+            self.dtype = self.dtype or (None if self._doubts else "f4")
+
+
+class Decoders:
+    """The embeddings of one collection, whichever the form of its records."""
+
+    __slots__ = ("fields", "of")
+
+    def __init__(self, schema: Schema) -> None:
+        self.fields = schema.embeddings
+        self.of = tuple(VectorDecoder(schema.dim_of(field), schema.dtype_of(field)) for field in self.fields)
+
+    def __call__(self, values: Sequence[Any]) -> Vector:
+        """The vector of a `SourceRecord` from the values of these fields. Raises ValueError."""
+        if len(self.of) == 1:
+            return self.of[0](values[0])
+        return tuple(map(self._one, self.fields, self.of, values))
+
+    def _one(self, field: str, decode: VectorDecoder, value: object) -> bytes | None:
+        try:
+            return decode(value)
+        except ValueError as error:
+            raise ValueError(f"{field!r}: {error}") from error
+
+    def like(self) -> Decoders:
+        """Others, which know what these have learned."""
+        others = copy(self)
+        others.of = tuple(map(copy, self.of))
+        return others
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be learned."""
+        return all(decode.is_settled for decode in self.of)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a BLOB that is the vector as it is, or -1 where there is none such, or more than one embedding."""
+        return self.of[0].size if len(self.of) == 1 else -1
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """What the BLOBs of each field were read as; only of fields that had some."""
+        return {field: decode.dtype for field, decode in zip(self.fields, self.of, strict=True) if decode.dtype}
 
 
 def _check_count(count: int, dim: int | None) -> None:
@@ -76,63 +159,108 @@ def _check_count(count: int, dim: int | None) -> None:
         raise ValueError(f"the embedding has {count} numbers, expected dim={dim}")
 
 
-def _from_blob(blob: bytes, dim: int | None, dtype: Dtype) -> bytes:
-    size, width = len(blob), 4 if dtype == "f4" else 8
-    other: Dtype = "f8" if dtype == "f4" else "f4"
-    if dim is not None and size and size != width * dim:
-        if size == (12 - width) * dim:
-            raise ValueError(
-                f"the embedding BLOB has {size} bytes, which is dim={dim} numbers of float{8 * (12 - width)}, "
-                f"expected float{8 * width}; to read them, set dtype={other!r} in the Schema"
-            )
-        raise ValueError(f"the embedding BLOB has {size} bytes, expected {width * dim} (dim={dim} of {dtype})")
+def describes_itself(blob: bytes) -> bool:
+    """Whether the bytes say what they are: those of a .npy file, or JSON text."""
+    return blob.startswith(_NPY) or (blob[:1] == b"[" and blob[-1:] == b"]" and blob.isascii())
+
+
+def _from_blob(blob: bytes, dim: int | None, dtype: Dtype | None) -> bytes | None:
+    if blob.startswith(_NPY):
+        return _from_array(_npy(blob), dim)
+    if describes_itself(blob):
+        return vector_bytes(blob.decode(), dim=dim, dtype=dtype)
+    if dim is not None and dtype is None and not any(blob) and len(blob) in (2 * dim, 4 * dim, 8 * dim):
+        return bytes(4 * dim)  # zeros, as whichever numbers
+    return _converted(blob, read_as(blob, dim, dtype), dim)
+
+
+def read_as(blob: bytes, dim: int | None, dtype: Dtype | None) -> Dtype:
+    """What numbers to read the bytes as. Raises ValueError where they are not `dim` ones of `dtype`, or, where one of
+    these is not given, where they are probably others."""
+    size = len(blob)
+    _check_count(size, None)
+    if dim is None:
+        return _without_dim(blob, dtype or "f4")
+    likely = probable(blob) if dtype is None else None
+    if likely is not None and size == WIDTHS[likely] * dim:
+        return likely
+    kind: Dtype = dtype or "f4"
+    expected = (dim + 7) // 8 if kind == "bits" else WIDTHS[kind] * dim
+    if size == expected:
+        return kind
+    found = described(blob, dim)
+    raise ValueError(
+        f"the embedding BLOB has {size} bytes{found}{';' if found else ','} expected {expected} "
+        f"(dim={dim} of {kind}, {DTYPES[kind]})"
+    )
+
+
+def _without_dim(blob: bytes, kind: Dtype) -> Dtype:
+    size, width = len(blob), WIDTHS.get(kind, 1)
+    found = foreign(blob) or prefixed(blob)
+    if found is not None:
+        raise ValueError(f"the embedding BLOB of {size} bytes is not plain numbers of {DTYPES[kind]}: it is {found}")
     if size % width:
-        raise ValueError(f"the embedding BLOB has {size} bytes, which is not a multiple of {width} (dtype={dtype!r})")
-    _check_count(size // width, dim)
-    if dtype == "f8":
-        import numpy as np
-
-        return float32_bytes(np.frombuffer(blob, "<f8"))
-    if dim is None and _looks_like_f8(blob):
         raise ValueError(
-            f"the embedding BLOB of {size} bytes makes no sense as float32 and does as {size // 8} numbers of float64; "
-            f"set dtype='f8' in the Schema to convert it, or dim={size // 4} if it is float32"
+            f"the embedding BLOB has {size} bytes{described(blob, None)}, which is not a multiple of {width} "
+            f"(dtype={kind!r})"
         )
-    return blob
+    likely = probable(blob)
+    ours = f"dim={8 * size if kind == 'bits' else size // width} if it is {DTYPES[kind]}"
+    if likely is not None and likely != kind and (kind == "f4" or not sensible(blob, kind)):
+        raise ValueError(
+            f"the embedding BLOB of {size} bytes makes no sense as {DTYPES[kind]} and does as {size // WIDTHS[likely]} "
+            f"numbers of {DTYPES[likely]}; set dtype={likely!r} in the Schema to convert it, or {ours}"
+        )
+    if kind == "f4" and scattered(blob):
+        raise ValueError(
+            f"the embedding BLOB of {size} bytes makes no sense as float32; set dtype= in the Schema to 'i1' (int8), "
+            f"'u1' (uint8) or 'bits' if it is that, or {ours}"
+        )
+    return kind
 
 
-def _looks_like_f8(blob: bytes) -> bool:
-    """Whether a BLOB that is to be float32 is float64.
+def _converted(blob: bytes, kind: Dtype, dim: int | None) -> bytes:
+    if kind == "f4":
+        return blob
+    import numpy as np
 
-    A float64 read as two float32 gives the low half of its mantissa first, which is noise and spread over all
-    magnitudes from 1e-38 to 1e38 (or, of a number that was once a float32, +-0, +-2, +-1e-19 and +-4e19), and then its
-    sign, exponent and top bits: for 1e-12 < |x| < 1e12 a float32 in 0.05 .. 72. So the answer is yes when in every pair
-    (but those of two zeros, which say nothing) the second number is in that band, and in a quarter of them the first is
-    not zero and outside 2**-40 .. 2**40. Real float32 would need that pattern with period two. Undecided, and so no:
-    fewer than 8 pairs; numbers such as 0.5 whose low half is all zero.
-    """
-    pairs = min(len(blob) // 8, _SAMPLE_PAIRS)
-    if len(blob) % 8 or pairs < _MIN_PAIRS:
-        return False
-    words = struct.unpack_from(f"<{2 * pairs}I", blob)
-    telling = wild = 0
-    for low, high in zip(words[::2], words[1::2], strict=True):
-        magnitude = high & 0x7FFF_FFFF
-        if magnitude == 0 and low == 0:
-            continue
-        if not 0x3D50_0000 <= magnitude < 0x4290_0000:
-            return False
-        telling += 1
-        if low & 0x7FFF_FFFF:
-            wild += not 127 - 40 <= (low >> 23 & 0xFF) < 127 + 40
-    return telling >= _MIN_PAIRS and 4 * wild >= telling
+    if kind == "bits":
+        numbers = np.unpackbits(np.frombuffer(blob, np.uint8))
+        if dim is not None and numbers[dim:].any():
+            raise ValueError(f"the embedding has bits beyond dim={dim}; expected zeros to the end of the last byte")
+        return float32_bytes(numbers[:dim])
+    if kind in ("bf2", ">bf2"):
+        halves = np.frombuffer(blob, f"{'>' if kind[0] == '>' else '<'}u2").astype("<u4")
+        return (halves << 16).tobytes()
+    return float32_bytes(np.frombuffer(blob, kind if kind[0] == ">" else f"<{kind}"))
+
+
+def _npy(blob: bytes) -> Any:
+    """The array of a .npy file. Nothing is allocated for what its header promises and does not hold."""
+    import io
+
+    import numpy as np
+    from numpy.lib import format as npy
+
+    file = io.BytesIO(blob)
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(blob) - file.tell():
+            raise ValueError(f"its header promises {shape} numbers of {dtype}")
+        return np.frombuffer(blob, dtype, offset=file.tell()).reshape(shape)
+    except (ValueError, TypeError, SyntaxError, OverflowError) as error:
+        raise ValueError(f"the embedding begins as a .npy file, which cannot be read: {error}") from error
 
 
 def _from_json(text: str) -> list[Any] | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the embedding is text but not JSON ({error}); expected a list of numbers") from None
+        printed = "; it looks like a printed array, whose digits are cut" if _PRINTED.fullmatch(text) else ""
+        raise ValueError(f"the embedding is text but not JSON ({error}){printed}; expected a list of numbers") from None
     if value is not None and not isinstance(value, list):
         raise ValueError(f"the embedding is JSON of type {type(value).__name__}, expected a list of numbers")
     return value
@@ -166,6 +294,8 @@ def _from_array(value: Any, dim: int | None) -> bytes:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the embedding, a {type(value).__name__}, is not an array of numbers: {error}") from error
+    if array.dtype.name == "bfloat16":  # of ml_dtypes
+        array = array.astype("f4")
     if array.ndim != 1 or array.dtype.kind not in "fiu":
         raise ValueError(
             f"the embedding is an array of shape {array.shape} and dtype {array.dtype}, "

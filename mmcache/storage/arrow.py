@@ -7,7 +7,7 @@ keeps it mapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,27 +27,26 @@ Vectors = tuple["NDArray[np.float32]", "NDArray[np.uint8] | None"]
 def table_of(
     records: Iterable[Record],
     names: Sequence[str],
-    embedding: str | None,
-    vectors: Callable[[], Vectors],
+    vectors: Mapping[str, Callable[[], Vectors]],
     columns: Iterable[str] | None,
 ) -> pa.Table:
     """One record batch. A field that a record lacks is null.
 
-    embedding: what to call the column of `vectors`; None where there are none. columns: which, and in what order; None
-    for all, the embedding last. Neither records nor vectors are read that are not asked for.
+    vectors: the embeddings by field. columns: which, and in what order; None for all, the embeddings last. Neither
+    records nor vectors are read that are not asked for.
     Raises ValueError for a column that there is not, or whose values have no common Arrow type.
     """
-    there = [*names, *(() if embedding is None else (embedding,))]
+    there = [*names, *vectors]
     wanted = there if columns is None else list(dict.fromkeys(columns))
     if unknown := [name for name in wanted if name not in there]:
         raise ValueError(f"no column {unknown[0]!r}; there are: {', '.join(there)}")
-    values: dict[str, list[Any]] = {name: [] for name in wanted if name != embedding}
+    values: dict[str, list[Any]] = {name: [] for name in wanted if name not in vectors}
     if values:
         for record in records:
             for name, column in values.items():
                 column.append(record.get(name))
     return pa.table(
-        {name: _vectors(*vectors()) if name == embedding else _array(name, values[name]) for name in wanted}
+        {name: _vectors(*vectors[name]()) if name in vectors else _array(name, values[name]) for name in wanted}
     )
 
 

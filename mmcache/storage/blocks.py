@@ -26,7 +26,7 @@ class Blocks:
     def __init__(self, buffer: memoryview, layout: Layout) -> None:
         self._buffer = buffer
         self._begin = HEADER_SIZE + layout.header.table_size
-        self._section = layout.blocks
+        self._section, self._chunks = layout.blocks, layout.chunks
         self._checksums: memoryview | None = None
         self.verified = bytearray(layout.blocks.count)
         """1 for each block that was verified; hot paths look here themselves."""
@@ -68,8 +68,14 @@ class Blocks:
                 self.verified[block] = 1
 
     def verify_all(self) -> None:
-        """Every block, and with them every byte between the section table and the block checksums."""
+        """Every block, and with them every byte between the section table and the block checksums; and what follows."""
         self._verify(range(len(self.verified)))
+        self._load()
+        chunks = self._chunks
+        if xxh3_64_intdigest(self._buffer[chunks.offset : chunks.end]) != chunks.checksum:
+            raise CorruptFileError("section 'chunks': checksum does not match", section="chunks")
+        if any(self._buffer[self._section.end : chunks.offset]):
+            raise CorruptFileError("section 'chunks': the padding before it is not zero", section="chunks")
 
     def _load(self) -> memoryview:
         """The checksums, themselves verified."""

@@ -12,23 +12,64 @@ import contextlib
 import logging
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..errors import MissingFileError, MmcacheError, PublishError, UntrustedPathError, UnusableFileError
 from ..format.header import HEADER_SIZE, MAGIC, Header, Tokens, parse_header
-from ..format.layout import Layout
+from ..format.layout import Layout, left_out_of
+from ..format.leftout import LeftOut
 from . import fs
 from .verify import verify_bytes
 
-__all__ = ["MODE", "BuildReport", "Control", "Published", "check_replaceable", "commit", "next_generation", "report"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MODE",
+    "BuildReport",
+    "Control",
+    "EmbeddingReport",
+    "Published",
+    "check_replaceable",
+    "commit",
+    "next_generation",
+    "report",
+]
 
 log = logging.getLogger("mmcache")
 
 MODE = 0o444
 """Of a published file: a stray in-place write, which would pull the pages from under every reader, fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingReport:
+    """What a build took for the embeddings of one field: whether they were read right shows in their lengths.
+
+    dim: numbers in each. dtype: what their bytes were read as; None for lists, arrays, text and .npy files, which say
+    so themselves. records: that have one. shortest, longest: of their Euclidean lengths, if finite; None without any.
+    """
+
+    dim: int
+    dtype: str | None
+    records: int
+    shortest: float | None
+    longest: float | None
+
+    @classmethod
+    def of(cls, dim: int, norms: NDArray[np.float32], missing: Sequence[int], dtype: str | None) -> EmbeddingReport:
+        """norms: of all rows. missing: rows without an embedding."""
+        import numpy as np
+
+        there = np.isfinite(norms)
+        there[list(missing)] = False
+        known = norms[there].tolist()
+        records = len(norms) - len(missing) if dim else 0
+        return cls(dim, dtype, records, min(known, default=None), max(known, default=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +79,8 @@ class BuildReport:
     records: per collection. size: of the file, bytes. build_id, sha256: of the content, hexadecimal.
     seconds: that this call took. changed: whether the published file is another than before; False when the content
     was the same, or when someone else had just built it. durable: False if the file system could not promise that
-    the new name survives a power cut.
+    the new name survives a power cut. embeddings: of each collection that has some, by field; empty where another
+    process had built the file. left_out: of each collection of which rows were left out, how many, and the first ones.
     """
 
     path: str
@@ -50,6 +92,8 @@ class BuildReport:
     seconds: float
     changed: bool
     durable: bool = True
+    embeddings: Mapping[str, Mapping[str, EmbeddingReport]] = field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
 
 
 class Control(Protocol):
@@ -107,7 +151,7 @@ def _read_back(directory: fs.Directory, file: fs.WriteFile, header: Header) -> L
     try:
         written = directory.read(file.name or "")
         try:
-            layout = verify_bytes(written.read, written.size)
+            layout = verify_bytes(written.read, written.size, digests=False)
         finally:
             written.close()
     except MmcacheError as error:
@@ -144,6 +188,7 @@ def report(
         seconds=time.monotonic() - begun,
         changed=changed,
         durable=durable,
+        left_out=left_out_of(layout),
     )
 
 
@@ -179,7 +224,7 @@ class Published(NamedTuple):
         try:
             file = directory.read(directory.name)
             try:
-                return cls(verify_bytes(file.read, file.size), file.identity)
+                return cls(verify_bytes(file.read, file.size, digests=False), file.identity)
             finally:
                 file.close()
         except UnusableFileError:

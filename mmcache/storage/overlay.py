@@ -2,18 +2,31 @@
 
 It is the file's rows without the dirty ones, plus the records that the source has for the dirty ids. A look-up costs
 that of the file and set operations on the dirty ids: no record is read, and the source is not asked. Threads may share
-an overlay: after it is made it only collects the terms of a field, at the first query for that field.
+an overlay: after it is made it only collects the terms of a field, at the first query for that field or by its order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..schema import Query, Term, terms_of
-from .selection import NO_ROW, Given, Selection, row_of
+from ..query import (
+    Alternative,
+    Excluding,
+    Interval,
+    Prefix,
+    Query,
+    Term,
+    holds,
+    order_key,
+    terms_in,
+)
+from .ordering import by_terms, terms_given
+from .rows import NO_ROW, Unplaced
+from .selection import Selection, row_of, unread
+from .unread import Packed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +50,7 @@ class Overlay:
     Its selections are in canonical order: a dirty record stands at its old row, those without a row at the end.
     """
 
-    __slots__ = ("_answers", "_collection", "_dirty", "_length", "_order", "_records", "_terms")
+    __slots__ = ("_answers", "_collection", "_dirty", "_length", "_order", "_records", "_sorted", "_terms")
 
     def __init__(self, collection: Collection, keys: Iterable[Hashable], records: Iterable[SourceRecord]) -> None:
         """keys: the dirty ones; of a type that the file cannot have, they have no row. records: all that the source
@@ -56,7 +69,8 @@ class Overlay:
         self._dirty = np.array(sorted(set(rows)), np.uint32)
         self._order = places[sequence]
         self._records = [given[i] for i in sequence.tolist()]
-        self._terms: dict[str, dict[Term, set[int]]] = {}
+        self._terms: dict[str, _Carriers] = {}
+        self._sorted: dict[tuple[str, bool], NDArray[np.intp]] = {}
         self._answers: dict[tuple[Any, ...], Selection] = {}
         self._length = len(collection) - len(self._dirty) + len(given)
 
@@ -77,24 +91,34 @@ class Overlay:
         asked = tuple(query.items())
         answer = self._answers.get(asked)
         if answer is None:
-            answer = self._found(query)
-            if len(answer) <= _LONGEST_ANSWER and len(self._answers) < _ANSWERS:
+            found = unread(self._collection.find(query)).without(self._dirty)
+            is_short = found.is_within(_LONGEST_ANSWER)
+            rows = found.rows() if is_short and isinstance(found, Packed) else found
+            answer = Selection(self._collection, rows, self._given(query))
+            if is_short and len(self._answers) < _ANSWERS:
                 self._answers[asked] = answer
         return answer
 
-    def _found(self, query: Query) -> Selection:
-        rows = self._clean(self._collection.find(query).rows)
-        chosen = self._matching(query) if query else range(len(self._records))
+    def _given(self, query: Query) -> Unplaced | None:
+        if not query:
+            return Unplaced(self._records, self._order, self._ranks) if self._records else None
+        chosen = self._matching(query)
         if not chosen:
-            return Selection(self._collection, rows)
-        records = [self._records[i] for i in chosen]
-        order = self._order.take(chosen)
-        at = rows.searchsorted(order)
-        at += np.arange(len(records))
-        return Selection(self._collection, rows, Given(records, at, order))
+            return None
+        records, order = [self._records[i] for i in chosen], self._order.take(chosen)
+        return Unplaced(records, order, lambda field, descending: self._ranks(field, descending).take(chosen))
+
+    def _ranks(self, field: str, descending: bool) -> NDArray[np.intp]:  # noqa: FBT001 (a key)
+        """intp: of each of the source's records, its place in the order by a field."""
+        ranks = self._sorted.get((field, descending))
+        if ranks is None:
+            carried = [terms_given(record, field) for record in self._records]
+            which = by_terms(carried, range(len(carried)), descending=descending)
+            ranks = self._sorted[field, descending] = np.argsort(which)  # by two threads perhaps, with equal results
+        return ranks
 
     def everything(self) -> Selection:
-        """All records. 4 bytes a row."""
+        """All records. 4 bytes a row, once one of them is asked for."""
         return self.find({})
 
     def keys(self) -> Iterator[Any]:
@@ -103,48 +127,51 @@ class Overlay:
         for begin in range(0, len(everything), _BATCH):
             yield from everything[begin : begin + _BATCH].ids
 
-    def _clean(self, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Ascending rows without the dirty ones. Searches for the fewer among the more."""
-        dirty = self._dirty
-        if not len(rows) or not len(dirty):
-            return rows
-        if len(rows) <= len(dirty):
-            is_dirty = dirty.take(dirty.searchsorted(rows), mode="clip") == rows
-            return rows[~is_dirty] if is_dirty.any() else rows
-        at = rows.searchsorted(dirty)
-        is_there = rows.take(at, mode="clip") == dirty
-        if not is_there.any():
-            return rows
-        keep = np.ones(len(rows), np.bool_)
-        keep[at[is_there]] = False
-        return rows[keep]
-
     def _matching(self, query: Query) -> list[int]:
         """Which of the source's records answer a query, ascending."""
         found: set[int] | None = None
-        for field, terms in query.items():
+        for field, wanted in query.items():
             carriers = self._carriers(field)
-            carry = set[int]().union(*(carriers[term] for term in terms if term in carriers))
+            carry = set[int]().union(*(carriers.of(one) for one in wanted))
             found = carry if found is None else found & carry
             if not found:
                 return []
         return sorted(found or ())
 
-    def _carriers(self, field: str) -> dict[Term, set[int]]:
-        """Term -> the source's records that carry it."""
+    def terms(self, field: str) -> dict[Term, int]:
+        """See `Collection.terms`. Reads the records that the file has of the dirty ids."""
+        counts = self._collection.terms(field)
+        for record in self._collection.records_at(self._dirty):
+            for term in terms_in(record, field):
+                counts[term] = counts.get(term, 0) - 1
+        for term, carriers in self._carriers(field).by_term.items():
+            counts[term] = counts.get(term, 0) + len(carriers)
+        return {term: counts[term] for term in sorted(counts, key=order_key) if counts[term] > 0}
+
+    def _carriers(self, field: str) -> _Carriers:
         carriers = self._terms.get(field)
         if carriers is None:
-            carriers = {}
+            carriers = _Carriers({}, set())
             for i, record in enumerate(self._records):
-                for term in _terms_of(record, field):
-                    carriers.setdefault(term, set()).add(i)
+                terms = terms_given(record, field)
+                if terms is None:
+                    continue
+                carriers.all.add(i)
+                for term in terms:
+                    carriers.by_term.setdefault(term, set()).add(i)
             self._terms[field] = carriers  # two threads may both collect them; one of the two equal results stays
         return carriers
 
 
-def _terms_of(record: SourceRecord, field: str) -> tuple[Term, ...]:
-    value = record.values[record.names.index(field)] if field in record.names else None
-    try:
-        return terms_of(value)
-    except TypeError:
-        return ()
+class _Carriers(NamedTuple):
+    """Of one field, by ordinal: the source's records that carry each term; all whose value can be in an index."""
+
+    by_term: dict[Term, set[int]]
+    all: set[int]
+
+    def of(self, wanted: Alternative) -> set[int]:
+        if isinstance(wanted, Excluding):
+            return self.all.difference(*(self.of(one) for one in wanted.what))
+        if isinstance(wanted, (Interval, Prefix, range)):
+            return set[int]().union(*(found for term, found in self.by_term.items() if holds(wanted, (term,))))
+        return self.by_term.get(wanted, set())

@@ -14,6 +14,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..errors import BuildError, PublishError, UnusableFileError
@@ -21,16 +22,31 @@ from ..format.header import HEADER_SIZE, Header, Tokens, parse_header
 from ..format.layout import Layout
 from ..schema import Schema
 from ..sources import Source
+from ..sources.plain import plain_rows
 from . import fs
-from .builder import Digest, Progress, Staged, lay_out, stage, write
-from .commit import MODE, BuildReport, Control, Published, check_replaceable, commit, next_generation, report
+from .admission import stage
+from .commit import (
+    MODE,
+    BuildReport,
+    Control,
+    EmbeddingReport,
+    Published,
+    check_replaceable,
+    commit,
+    next_generation,
+    report,
+)
 from .describe import description_in
 from .descriptors import Descriptor
+from .planning import lay_out
+from .staging import Progress, Staged, check_count
+from .writing import Digest, write
 
 __all__ = [
     "LOCK_TIMEOUT",
     "BuildReport",
     "Control",
+    "EmbeddingReport",
     "Order",
     "Progress",
     "Revise",
@@ -132,7 +148,7 @@ def _build(
         tokens = Tokens() if control is None else control.tokens()
         fingerprint = _fingerprint(source)
         created_ns, started_ns = time.time_ns(), time.monotonic_ns()
-        digest = _write(directory, file, order, clusters, asked=asked, progress=progress)
+        digest, embeddings = _write(directory, file, order, clusters, asked=asked, progress=progress)
         current = old.layout if old.is_there(directory) else Published.of(directory).layout
         elapsed_ns = lead_ns + time.monotonic_ns() - started_ns
         as_good_as = tokens, created_ns, elapsed_ns, fingerprint
@@ -142,7 +158,7 @@ def _build(
             # Where this cannot be noted for everybody, only a new header can tell.
             and (control is None or control.revalidated(current.header, *as_good_as))
         ):
-            return report(directory, current, begun, changed=False)
+            return replace(report(directory, current, begun, changed=False), embeddings=embeddings)
         header = Header(
             file_size=digest.size,
             section_count=digest.section_count,
@@ -155,7 +171,8 @@ def _build(
             **tokens._asdict(),
         )
         keeping = _backed_up(directory, lock, there=current is not None)
-        return commit(directory, file, header, control=control, before=before, keeping=keeping, begun=begun)
+        done = commit(directory, file, header, control=control, before=before, keeping=keeping, begun=begun)
+        return replace(done, embeddings=embeddings)
 
 
 def _write(
@@ -166,18 +183,19 @@ def _write(
     *,
     asked: Sequence[Schema],
     progress: Progress | None,
-) -> Digest:
+) -> tuple[Digest, Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Read the source, and write all but the header."""
     with contextlib.ExitStack() as scratch:
+        staged, embeddings = _stage(order.source, clusters, directory, scratch, progress)
         plan = lay_out(
-            _stage(order.source, clusters, directory, scratch, progress),
+            staged,
             writer=_writer(),
             source=order.source.spec(),
             metadata=order.metadata,
             asked=asked,
         )
         file.allocate(plan.size)
-        return write(plan, file, progress)
+        return write(plan, file, progress), embeddings
 
 
 def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_run: bool = False) -> list[str]:
@@ -271,13 +289,14 @@ def _stage(
     directory: fs.Directory,
     scratch: contextlib.ExitStack,
     progress: Progress | None,
-) -> list[Staged]:
-    """Every collection of the source, read in one transaction."""
+) -> tuple[list[Staged], Mapping[str, Mapping[str, EmbeddingReport]]]:
+    """Every collection of the source, read in one transaction, and what was taken for its embeddings."""
+    check_count(source.schemas)
     with source.read() as reading:
-        return [
+        staged = [
             stage(
-                schema,
-                reading.records(schema.name),
+                schema.resolved(),
+                plain_rows(source, schema, reading.records(schema.name)),
                 lambda: scratch.enter_context(directory.scratch()),
                 cluster_by=clusters.get(schema.name),
                 total=reading.count(schema.name) if progress is not None else None,
@@ -285,6 +304,17 @@ def _stage(
             )
             for schema in source.schemas
         ]
+        dtypes: Callable[[str], Mapping[str, str]] = getattr(reading, "dtypes", lambda _: {})
+        reports = {one.schema.name: _embeddings(one, dtypes(one.schema.name)) for one in staged}
+        return staged, {name: found for name, found in reports.items() if found}
+
+
+def _embeddings(staged: Staged, dtypes: Mapping[str, str]) -> Mapping[str, EmbeddingReport]:
+    return {
+        one.name: EmbeddingReport.of(one.dim, one.norms, one.missing, dtypes.get(one.name))
+        for one in staged.vectors
+        if one.dim
+    }
 
 
 @contextlib.contextmanager

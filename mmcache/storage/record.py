@@ -5,22 +5,45 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import CorruptFileError
-from ..format.records import Shape
+from ..format.keys import Key, key_of
+from ..format.records import Names, Shape
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Record", "RecordItems", "RecordValues", "detached"]
+__all__ = [
+    "UNNAMED",
+    "Owner",
+    "Record",
+    "RecordItems",
+    "RecordValues",
+    "Vector",
+    "copied",
+    "detached",
+    "parts_of",
+    "place_of_embedding",
+]
+
+Vector = bytes | None | tuple[bytes | None, ...]
+"""Embeddings as little-endian float32 bytes: of a schema with several a tuple, in their order."""
 
 
-class _HasVectors(Protocol):
-    def vector(self, row: int) -> NDArray[np.float32] | None: ...
+UNNAMED = ("",)
+"""The fields of a record of which only is known that it has one embedding at most."""
+
+
+class Owner(Protocol):
+    """What a record came from."""
+
+    def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None: ...
+
+    @property
+    def embedding_fields(self) -> tuple[str, ...]: ...
 
 
 class Record(Mapping[str, Any]):
-    """The fields of one record as they were given, the key first, the embedding apart.
+    """The fields of one record as they were given, the key first, the embeddings apart.
 
     Equal to a dict with the same items. Lists and maps in it are this record's own; changing them changes
     nothing else. Pickles with its embedding, as bytes; a list of rows of `embeddings` is cheaper to send.
@@ -28,7 +51,7 @@ class Record(Mapping[str, Any]):
 
     __slots__ = ("_owner", "_row", "_shape", "_values")
 
-    def __init__(self, shape: Shape, values: list[Any], owner: _HasVectors, row: int) -> None:
+    def __init__(self, shape: Shape, values: list[Any], owner: Owner, row: int) -> None:
         self._shape = shape
         self._values = values
         self._owner = owner
@@ -37,7 +60,7 @@ class Record(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         i = self._shape.index[name]
         if i in self._shape.nested:
-            return _map(self._shape.nested[i], self._values[i])
+            return self._shape.inner(i, self._values)
         return self._values[i]
 
     def __iter__(self) -> Iterator[str]:
@@ -50,58 +73,92 @@ class Record(Mapping[str, Any]):
         return name in self._shape.index
 
     @property
-    def id(self) -> str:
-        """The key's value, whatever the key field is called."""
-        return self._values[0]  # type: ignore[no-any-return]
+    def id(self) -> Key:
+        """The key, whatever the key field is called; of a key of several fields the tuple of their values."""
+        return key_of(self._values[0])
 
     @property
     def embedding(self) -> NDArray[np.float32] | None:
-        """float32, (dim,), read-only: a view of the file (which stays mapped while it is referenced); None without."""
+        """float32, (dim,), read-only: a view of the file (which stays mapped while it is referenced); None without. Of
+        several embeddings the first."""
         return self._owner.vector(self._row)
+
+    def embedding_of(self, field: str) -> NDArray[np.float32] | None:
+        """The same of one of several embeddings. Raises ValueError for a field that is none."""
+        return self._owner.vector(self._row, field)
 
     def asdict(self) -> dict[str, Any]:
         """A plain dict of the fields."""
         shape = self._shape
-        if len(shape.names) < shape.count:
+        if shape.key or len(shape.names) < shape.count:
             return {name: self[name] for name in shape.names}
         fields = dict(zip(shape.names, self._values))  # noqa: B905  lengths were compared when it was decoded
-        for i, names in shape.nested.items():
-            fields[shape.names[i]] = _map(names, self._values[i])
+        for i in shape.nested:
+            fields[shape.names[i]] = shape.inner(i, self._values)
         return fields
 
     def __repr__(self) -> str:
         return f"Record({self.asdict()!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        embedding = self.embedding
-        vector = None if embedding is None else embedding.tobytes()
-        return detached, (self._shape.names, list(self.asdict().values()), vector)
+        return detached, (*parts_of(self), tuple(self._owner.embedding_fields))
 
 
-def _map(names: tuple[str, ...], values: Any) -> dict[str, Any]:
+def parts_of(record: Record) -> tuple[Names, list[Any], Vector]:
+    """Names, values and embeddings as a source gives them."""
+    shape, owner = record._shape, record._owner
+    names = (shape.key, *shape.names[len(shape.key) :]) if shape.key else shape.names
+    values = [record.id, *list(record.asdict().values())[len(shape.key) or 1 :]]
+    vectors = tuple(_packed(owner.vector(record._row, field)) for field in owner.embedding_fields)
+    return names, values, vectors if len(vectors) > 1 else vectors[0] if vectors else None
+
+
+def place_of_embedding(fields: Sequence[str], field: str) -> int:
+    """Which of the embeddings this one is. Raises ValueError naming those that there are."""
     try:
-        return dict(zip(names, values, strict=True))
-    except (TypeError, ValueError):
-        raise CorruptFileError("section 'records': a map does not match its shape", section="records") from None
+        return fields.index(field)
+    except ValueError:
+        raise ValueError(f"there is no embedding {field!r}; there are: {', '.join(fields) or 'none'}") from None
+
+
+def _packed(embedding: NDArray[np.float32] | None) -> bytes | None:
+    return None if embedding is None else embedding.tobytes()
 
 
 class _Vector:
-    """The embedding of a record that is not in a file."""
+    """The embeddings of a record that is not in a file. fields: their names, or UNNAMED."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("_data", "embedding_fields")
 
-    def __init__(self, data: bytes | None) -> None:
-        self._data = data
+    def __init__(self, data: Vector, fields: Sequence[str]) -> None:
+        self._data: tuple[bytes | None, ...] = data if isinstance(data, tuple) else (data,)
+        self.embedding_fields: tuple[str, ...] = tuple(fields)
 
-    def vector(self, _: int) -> NDArray[np.float32] | None:
+    def vector(self, _: int, field: str | None = None) -> NDArray[np.float32] | None:
         import numpy as np
 
-        return None if self._data is None else np.frombuffer(self._data, "<f4")
+        fields = self.embedding_fields
+        data = self._data[0 if field is None or fields == UNNAMED else place_of_embedding(fields, field)]
+        return None if data is None else np.frombuffer(data, "<f4")
 
 
-def detached(names: tuple[str, ...], values: Sequence[Any], vector: bytes | None) -> Record:
-    """A record of its own, not a part of a file: what a source gave. vector: little-endian float32 bytes or None."""
-    return Record(Shape(names, {}), list(values), _Vector(vector), 0)
+def detached(names: Names, values: Sequence[Any], vector: Vector, embeddings: Sequence[str] = UNNAMED) -> Record:
+    """A record of its own, not a part of a file: what a source gave. vector: little-endian float32 bytes or None; of
+    several embeddings a tuple of these. embeddings: their fields."""
+    return Record(Shape(names, {}), list(values), _Vector(vector, embeddings), 0)
+
+
+def copied(names: Names, values: Sequence[Any], vector: Vector, embeddings: Sequence[str] = UNNAMED) -> Record:
+    """The same, whose values are copies: what a caller changes in it changes no other record."""
+    return detached(names, [_copy(value) for value in values], vector, embeddings)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _copy(item) for name, item in value.items()}
+    return tuple(map(_copy, value)) if isinstance(value, tuple) else value
 
 
 class _Records(Protocol):
@@ -119,10 +176,10 @@ class RecordValues(ValuesView[Record]):
         return self._mapping.all_records()
 
 
-class RecordItems(ItemsView[str, Record]):
+class RecordItems(ItemsView[Key, Record]):
     """`items()` of a mapping that can read its records in bulk."""
 
     _mapping: _Records
 
-    def __iter__(self) -> Iterator[tuple[str, Record]]:
+    def __iter__(self) -> Iterator[tuple[Key, Record]]:
         return ((record.id, record) for record in self._mapping.all_records())

@@ -1,4 +1,4 @@
-"""What a selection asks of its collection, and `NoFile`, which answers where there is no file.
+"""What a selection asks of its collection, `NoFile`, which answers where there is no file, and `Given`.
 
 `Rows` is a collection or the place that leads to one in another process; `File` is the collection itself. Both are in
 `snapshot`, which imports the selection. Rows are uint32.
@@ -6,29 +6,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
+
+from .record import place_of_embedding
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from ..format.header import Section
+    from ..format.keys import Key
+    from ..format.postings import IndexReader
     from ..format.records import Shape
+    from ..sources.base import SourceRecord
     from .record import Record
 
-__all__ = ["File", "NoFile", "Place", "Rows"]
+__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced"]
+
+NO_ROW = 2**32
+"""Above every row. Added to a place in the source's order, it orders a key that the file does not have."""
+
+
+class Given(NamedTuple):
+    """The records of a selection that are not of its file.
+
+    records: as the source gave them; never handed out, nor changed.
+    at: intp, ascending: the place of each one in the sequence.
+    order: int64: the row of its key in the file of the selection, or NO_ROW plus its place in the source's order.
+    """
+
+    records: Sequence[SourceRecord]
+    at: NDArray[np.intp]
+    order: NDArray[np.int64]
+
+    @property
+    def keys(self) -> list[Any]:
+        return [record.values[0] for record in self.records]
+
+    def vectors(self, fields: Sequence[str], field: str | None) -> list[bytes | None]:
+        """One embedding of each record, by default the first. fields: those of all."""
+        at = 0 if field is None else place_of_embedding(fields, field)
+        vectors = (record.vector for record in self.records)
+        return [vector[at] if isinstance(vector, tuple) else vector for vector in vectors]
+
+    def others(self, n: int) -> NDArray[np.bool_]:
+        """bool, (n,): which records of n in sequence are of the file."""
+        mask = np.ones(n, np.bool_)
+        mask[self.at] = False
+        return mask
+
+
+class Unplaced(NamedTuple):
+    """The same of a selection in canonical order whose rows are not there yet; order: ascending.
+
+    ranks: field, descending -> intp, distinct: of each record, in the order of its terms; None where none remembers it.
+    """
+
+    records: Sequence[SourceRecord]
+    order: NDArray[np.int64]
+    ranks: Callable[[str, bool], NDArray[np.intp]] | None = None
+
+    @classmethod
+    def of(cls, records: Sequence[SourceRecord], order: NDArray[np.int64]) -> Self:
+        """order: see `Given`; not yet ascending."""
+        if not (order[1:] >= order[:-1]).all():
+            sequence = np.argsort(order, kind="stable")
+            records, order = [records[i] for i in sequence.tolist()], order[sequence]
+        return cls(records, order)
+
+    def among(self, rows: NDArray[np.uint32]) -> Given:
+        """rows: ascending."""
+        return Given(self.records, rows.searchsorted(self.order) + np.arange(len(self.order)), self.order)
 
 
 class Rows(Protocol):
     """The collection, or the place that leads there."""
 
-    def ids_at(self, rows: NDArray[np.uint32]) -> list[str]: ...
+    def ids_at(self, rows: NDArray[np.uint32]) -> list[Key]: ...
 
     def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]: ...
 
-    def embeddings_at(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]: ...
+    def embeddings_at(self, rows: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]: ...
 
     def table_at(self, rows: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table: ...
 
@@ -41,51 +103,92 @@ class Place(Rows, Protocol):
     def collection(self) -> File: ...
 
 
+class FilePlace(Place, Protocol):
+    """The place of a collection of a file."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def generation(self) -> int: ...
+
+
 class File(Rows, Protocol):
     """The collection itself, which a selection with records of a source asks for more."""
 
     @property
-    def schema(self) -> _Embedded: ...
+    def schema(self) -> _Indexed: ...
 
     @property
     def layout(self) -> _Shaped: ...
 
     @property
-    def dim(self) -> int: ...
+    def embedding_fields(self) -> tuple[str, ...]: ...
 
-    @property
-    def has_embedding(self) -> NDArray[np.bool_]: ...
+    def dim_of(self, field: str | None = None) -> int: ...
+
+    def has_embedding_of(self, field: str) -> NDArray[np.bool_]: ...
+
+    def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None: ...
 
     def row(self, key: Any) -> int: ...
 
+    def index(self, field: str) -> IndexReader: ...
 
-class _Embedded(Protocol):
-    @property
-    def embedding(self) -> str | None: ...
+    def rows_between(self, field: str, span: tuple[int, int]) -> NDArray[np.uint32]: ...
 
+    def __len__(self) -> int: ...
+
+
+class _Indexed(Protocol):
     @property
-    def dim(self) -> int | None: ...
+    def index(self) -> tuple[str, ...]: ...
 
 
 class _Shaped(Protocol):
     @property
     def shapes(self) -> Sequence[Shape]: ...
 
+    @property
+    def sections(self) -> Mapping[str, Section]: ...
 
-class NoFile(NamedTuple):
-    """A collection without a record, for the selections that have no file. It is its own place, schema and layout."""
 
-    embedding: str | None
-    dim: int
+@dataclass(frozen=True, slots=True)
+class _Indexes:
+    """What a selection without a file needs of its schema."""
 
-    def ids_at(self, _: NDArray[np.uint32]) -> list[str]:
+    index: tuple[str, ...]
+
+
+class NoFile:
+    """A collection without a record, for the selections that have no file. It is its own place and layout.
+
+    fields, dims: of its embeddings; a dim is 0 where it is not known. index: the fields that have one.
+    """
+
+    __slots__ = ("_dims", "embedding_fields", "schema")
+    shapes: Sequence[Shape] = ()
+    sections: Mapping[str, Section] = {}
+
+    def __init__(self, fields: tuple[str, ...], dims: tuple[int, ...], index: tuple[str, ...] = ()) -> None:
+        self.embedding_fields = fields
+        self._dims = dims
+        self.schema = _Indexes(index)
+
+    def dim_of(self, field: str | None = None) -> int:
+        return self._dims[0 if field is None else self.embedding_fields.index(field)] if self._dims else 0
+
+    def ids_at(self, _: NDArray[np.uint32]) -> list[Key]:
         return []
 
     def records_at(self, _: NDArray[np.uint32]) -> Iterator[Record]:
         return iter(())
 
-    def embeddings_at(self, _: NDArray[np.uint32]) -> NDArray[np.float32]:
-        return np.zeros((0, self.dim), np.float32)
+    def embeddings_at(self, _: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]:
+        return np.zeros((0, self.dim_of(field)), np.float32)
 
     def table_at(self, _: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table:
         raise NotImplementedError  # a selection without a file makes its own
@@ -93,24 +196,27 @@ class NoFile(NamedTuple):
     def row(self, key: Any) -> int:
         raise KeyError(key)
 
+    def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None:
+        raise NotImplementedError
+
     def place(self) -> NoFile:
         return self
 
     def collection(self) -> NoFile:
         return self
 
-    @property
-    def schema(self) -> NoFile:
-        return self
+    def index(self, field: str) -> IndexReader:
+        raise NotImplementedError  # there are no rows to be put into order
+
+    def rows_between(self, field: str, span: tuple[int, int]) -> NDArray[np.uint32]:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return 0
 
     @property
     def layout(self) -> NoFile:
         return self
 
-    @property
-    def shapes(self) -> Sequence[Shape]:
-        return ()
-
-    @property
-    def has_embedding(self) -> NDArray[np.bool_]:
+    def has_embedding_of(self, _: str) -> NDArray[np.bool_]:
         return np.zeros(0, np.bool_)

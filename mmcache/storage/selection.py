@@ -5,22 +5,28 @@ source gave are held by value (`Given`), each at its place in the sequence. With
 alone. A selection never changes, so threads may share it.
 
 The canonical order is that of a look-up: ascending by the row of the key, then the keys without a row in the order of
-the source. The rows of one selection are distinct, and ascend or descend.
+the source. The rows of one selection are distinct; unless it was ordered by a field, they ascend or descend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import compress, islice
 from operator import index
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
 from ..errors import SourceError
-from ..sources.base import SourceRecord
-from .record import Record, detached
-from .rows import File, NoFile, Place, Rows
+from ..format.keys import Key
+from ..format.records import Names, Shape
+from ..query import path_of
+from ..sources.base import SourceRecord, flat
+from .ordering import Ordering
+from .record import UNNAMED, Record, copied, parts_of
+from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced
+from .unread import Packed, Ranged
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,29 +34,9 @@ if TYPE_CHECKING:
 
     from ..schema import Schema
 
-__all__ = ["NO_ROW", "Given", "Selection", "in_order", "row_of"]
-
-NO_ROW = 2**32
-"""Above every row. Added to a place in the source's order, it orders a key that the file does not have."""
+__all__ = ["NO_ROW", "Given", "Selection", "in_order", "row_of", "unread"]
 
 _NO_ROWS = np.empty(0, np.uint32)
-
-
-class Given(NamedTuple):
-    """The records of a selection that are not of its file.
-
-    records: as the source gave them; never handed out, nor changed.
-    at: intp, ascending: the place of each one in the sequence.
-    order: int64: the row of its key in the file of the selection, or NO_ROW plus its place in the source's order.
-    """
-
-    records: Sequence[SourceRecord]
-    at: NDArray[np.intp]
-    order: NDArray[np.int64]
-
-    @property
-    def keys(self) -> list[Any]:
-        return [record.values[0] for record in self.records]
 
 
 class Selection(Sequence[Record]):
@@ -62,24 +48,34 @@ class Selection(Sequence[Record]):
     meanwhile, from its backup; GenerationGoneError if it is neither any more.
 
     `|`, `&` and `-` go by key; of a key in both, the record of the left one is taken. Of two selections of one
-    generation they read no record, and give the canonical order: rows, then records without one. Otherwise the result
-    has the left one's order, then what only the right one has, by value.
+    generation they read no record, and give the canonical order: rows, then records without one; but what `order_by`
+    gave keeps its order on the left, and what only the right one has follows. So it does in selections of two
+    generations, by value.
     """
 
-    __slots__ = ("_collection", "_given", "_rows")
+    __slots__ = ("_collection", "_found", "_held", "_is_ordered")
     __array_ufunc__ = None  # that numpy does not take `selection | array` for an operation on its elements
 
-    def __init__(self, collection: Rows, rows: NDArray[np.uint32], given: Given | None = None) -> None:
+    def __init__(
+        self,
+        collection: Rows,
+        rows: NDArray[np.uint32] | Packed | Ranged | Ordering,
+        given: Given | Unplaced | None = None,
+        is_ordered: bool = False,  # noqa: FBT001, FBT002 (as it pickles)
+    ) -> None:
         self._collection = collection
-        self._rows = rows
-        self._given = given
+        self._found = rows
+        self._held = given
+        self._is_ordered = is_ordered
 
     @classmethod
     def from_source(cls, records: Iterable[SourceRecord], schema: Schema) -> Selection:
         """What a source gave, in its order, where no file may answer."""
         found = list(records)
         places = np.arange(len(found))
-        return cls(NoFile(schema.embedding, schema.dim or 0), _NO_ROWS, Given(found, places, NO_ROW + places))
+        dims = tuple(schema.dim_of(name) or 0 for name in schema.embeddings)
+        file = NoFile(schema.embeddings, dims, schema.index)
+        return cls(file, _NO_ROWS, Given(found, places, NO_ROW + places))
 
     @property
     def rows(self) -> NDArray[np.uint32]:
@@ -94,10 +90,10 @@ class Selection(Sequence[Record]):
     @property
     def complete(self) -> bool:
         """Whether all records are of the file, so that `rows` has one for each."""
-        return self._given is None or not self._given.records
+        return not self._from_source
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> list[Key]:
         """The keys, in order. O(len)."""
         given = self._given
         if given is None:
@@ -109,10 +105,18 @@ class Selection(Sequence[Record]):
     def embeddings(self) -> NDArray[np.float32]:
         """float32, (len, dim), read-only: of consecutive rows alone (see `cluster_by`) a view of the file, else a copy.
 
-        A record without an embedding has zeros. Raises SourceError for one of another length.
+        A record without an embedding has zeros. Raises SourceError for one of another length. Of several embeddings the
+        first.
         """
+        return self._embeddings(None)
+
+    def embeddings_of(self, field: str) -> NDArray[np.float32]:
+        """The same of one of several embeddings. Raises ValueError for a field that is none."""
+        return self._embeddings(field)
+
+    def _embeddings(self, field: str | None) -> NDArray[np.float32]:
         given = self._given
-        vectors = self._collection.embeddings_at(self._rows) if given is None else self._mixed(given)
+        vectors = self._collection.embeddings_at(self._rows, field) if given is None else self._mixed(given, field)
         vectors.flags.writeable = False
         return vectors
 
@@ -123,8 +127,35 @@ class Selection(Sequence[Record]):
             return self._collection.table_at(self._rows, columns)
         return self._table(self._given, columns)
 
+    def order_by(self, field: str, *, descending: bool = False) -> Selection:
+        """The same records by the values of a field: null, then numbers, then text by its bytes; or descending.
+
+        Of a list the smallest counts, descending the largest. Records with an empty list, or a value that is no term, are
+        last, and ties are in the order of rows.
+
+        By the index, and read from the file only as far as they are asked for: `.limit(10)` of a million costs about as
+        much as of a thousand. Where that is cheaper, for few records or a field without an index, the records are read.
+        Raises ValueError for a field that no record has.
+        """
+        found = self._rows if isinstance(self._found, Ordering) else self._found
+        file, given = self._file(), self._held
+        if field not in file.schema.index:
+            names = [name for shape in file.layout.shapes for name in shape.names]
+            names += [name for record in (given.records if given else ()) for name in flat(record.names)]
+            if field not in names and path_of(field)[0] not in names:
+                known = ", ".join(dict.fromkeys((*file.schema.index, *names))) or "none"
+                raise ValueError(f"no record has a field {field!r} to be ordered by; there are: {known}")
+        return Selection(self._collection, Ordering(file, found, given, field, descending), None, True)  # noqa: FBT003
+
+    def limit(self, n: int) -> Selection:
+        """The first n records, or all where there are fewer. Raises ValueError for a number below 0."""
+        if index(n) < 0:
+            raise ValueError(f"limit({n}): a number of records is 0 or more")
+        found = self._found
+        return self._settled(*found.first(index(n))) if isinstance(found, Ordering) else self[: index(n)]
+
     def __len__(self) -> int:
-        return len(self._rows) if self._given is None else len(self._rows) + len(self._given.records)
+        return self._found.size + self._from_source
 
     def __iter__(self) -> Iterator[Record]:
         return self._collection.records_at(self._rows) if self._given is None else self._interleaved(self._given)
@@ -134,16 +165,18 @@ class Selection(Sequence[Record]):
     @overload
     def __getitem__(self, i: slice) -> Selection: ...
     def __getitem__(self, i: int | slice) -> Record | Selection:
-        given = self._given
         if isinstance(i, slice):
-            if given is None:
-                return Selection(self._collection, self._rows[i])
+            if isinstance(self._found, Ordering) and (end := _end_of(i)) is not None:
+                return self._settled(*self._found.first(end))[i]
+            if self._given is None:
+                return Selection(self._collection, self._rows[i], None, self._is_ordered)
             return self._taken(np.arange(*i.indices(len(self))))
+        given = self._given
         at = self._place_of(i)
         if given is not None:
             before = int(np.searchsorted(given.at, at))
             if before < len(given.at) and given.at[before] == at:
-                return _record_of(given.records[before])
+                return copied(*given.records[before], self._fields(given))
             at -= before
         return next(self._collection.records_at(self._rows[at : at + 1]))
 
@@ -151,30 +184,67 @@ class Selection(Sequence[Record]):
         if not isinstance(other, Selection):
             return NotImplemented
         rest = other._taken(np.flatnonzero(~_shared(other, self)))
-        return _united(self, rest) if self._is_beside(other) else _appended(self, rest)
+        return _united(self, rest) if _is_canonical(self, other) else _appended(self, rest)
 
     def __and__(self, other: Selection) -> Selection:
         if not isinstance(other, Selection):
             return NotImplemented
         kept = self._taken(np.flatnonzero(_shared(self, other)))
-        return kept._sorted() if self._is_beside(other) else kept
+        return _sorted(kept) if _is_canonical(self, other) else kept
 
     def __sub__(self, other: Selection) -> Selection:
         if not isinstance(other, Selection):
             return NotImplemented
         kept = self._taken(np.flatnonzero(~_shared(self, other)))
-        return kept._sorted() if self._is_beside(other) else kept
+        return _sorted(kept) if _is_canonical(self, other) else kept
 
     def __reduce__(self) -> tuple[Any, ...]:
-        place, given = self._collection.place(), self._given
+        place, given, ordered = self._collection.place(), self._given, (True,) if self._is_ordered else ()
         if given is None:
-            return Selection, (place, self._rows)
+            return Selection, (place, self._rows, *((None, True) if ordered else ()))
         records = list(map(tuple, given.records))
-        return _arrived, (place, self._rows, records, given.at.tolist(), given.order.tolist())
+        return _arrived, (place, self._rows, records, given.at.tolist(), given.order.tolist(), *ordered)
 
     def __repr__(self) -> str:
-        source = "" if self.complete or self._given is None else f", {len(self._given.records)} from the source"
+        source = f", {self._from_source} from the source" if self._from_source else ""
         return f"<Selection of {len(self)} records{source}>"
+
+    # --- what was put off
+
+    @property
+    def _rows(self) -> NDArray[np.uint32]:
+        found = self._found
+        if isinstance(found, Ordering):
+            # Two threads may both put it into order; the two results are equal. The rows say that all is there.
+            settled = self._settled(*found.first(len(self)))
+            self._held = settled._held
+            self._found = found = settled._rows
+        elif isinstance(found, Ranged):
+            return found.rows()  # which it remembers; to be put into order it is worth more as it is
+        elif isinstance(found, Packed):
+            self._found = found = found.rows()
+        return found
+
+    def _settled(self, rows: NDArray[np.uint32], given: Given | None) -> Selection:
+        if given is None:
+            return Selection(self._collection, rows, None, True)  # noqa: FBT003
+        return _selection(self._collection, rows, given, is_ordered=True)
+
+    @property
+    def _given(self) -> Given | None:
+        if isinstance(self._found, Ordering):
+            _ = self._rows
+        held = self._held
+        if isinstance(held, Unplaced):
+            self._held = held = held.among(self._rows)
+        return held
+
+    @property
+    def _from_source(self) -> int:
+        """How many records are not of the file."""
+        found = self._found
+        held = found.given if isinstance(found, Ordering) else self._held
+        return 0 if held is None else len(held.records)
 
     # --- with records of a source
 
@@ -195,46 +265,48 @@ class Selection(Sequence[Record]):
         """The records at these places, each below the length, in the order of the places."""
         given = self._given
         if given is None:
-            return Selection(self._collection, self._rows[places])
+            return Selection(self._collection, self._rows[places], None, self._is_ordered)
         before = np.searchsorted(given.at, places)
         is_given = given.at.take(before, mode="clip") == places
         at = np.flatnonzero(is_given)
         chosen = before[at]
         records = [given.records[i] for i in chosen.tolist()]
         rows = self._rows[(places - before)[~is_given]]
-        return _selection(self._collection, rows, Given(records, at, given.order[chosen]))
+        given = Given(records, at, given.order[chosen])
+        return _selection(self._collection, rows, given, is_ordered=self._is_ordered)
 
     def _of_file(self) -> Iterator[Record]:
         """The records of the file; without any, the file is not needed."""
         return self._collection.records_at(self._rows) if len(self._rows) else iter(())
 
     def _interleaved(self, given: Given) -> Iterator[Record]:
-        of_file = self._of_file()
+        of_file, fields = self._of_file(), self._fields(given)
         here = 0
         for at, record in zip(given.at.tolist(), given.records, strict=True):
             yield from islice(of_file, at - here)
-            yield _record_of(record)
+            yield copied(*record, fields)
             here = at + 1
         yield from of_file
 
-    def _is_of_file(self, given: Given) -> NDArray[np.bool_]:
-        """bool, (len,)."""
-        mask = np.ones(len(self), np.bool_)
-        mask[given.at] = False
-        return mask
+    def _fields(self, given: Given) -> Sequence[str]:
+        """Of the embeddings, where records of the source have several."""
+        several = len(given.records) and isinstance(given.records[0].vector, tuple)
+        return self._file().embedding_fields if several else UNNAMED
 
-    def _mixed(self, given: Given) -> NDArray[np.float32]:
+    def _mixed(self, given: Given, field: str | None) -> NDArray[np.float32]:
         """See `embeddings`. One gather of rows, where a neighbour keeps the place of each record of the source."""
         rows = self._rows
         if len(rows):
             rows = np.empty(len(self), np.uint32)
-            rows[self._is_of_file(given)] = self._rows
+            rows[given.others(len(self))] = self._rows
             rows[given.at] = self._rows.take(given.at - np.arange(len(given.at)), mode="clip")
-        vectors = self._collection.embeddings_at(rows)
-        dim = vectors.shape[1] or self._file().schema.dim or 0
-        dim = dim or next((len(record.vector) // 4 for record in given.records if record.vector is not None), 0)
+        file = self._file()
+        data = given.vectors(file.embedding_fields, field)
+        vectors = self._collection.embeddings_at(rows, field)
+        dim = vectors.shape[1] or file.dim_of(field)
+        dim = dim or next((len(vector) // 4 for vector in data if vector is not None), 0)
         zeros = bytes(4 * dim)
-        parts = [zeros if record.vector is None else record.vector for record in given.records]
+        parts = [zeros if vector is None else vector for vector in data]
         for part, key in zip(parts, given.keys, strict=True):
             if len(part) != 4 * dim:
                 raise SourceError(f"the embedding of {key!r} has {len(part) // 4} numbers, where others have {dim}")
@@ -249,19 +321,22 @@ class Selection(Sequence[Record]):
         from .arrow import Vectors, table_of
 
         file = self._file()
-        there = [record.vector is not None for record in given.records]
 
-        def vectors() -> Vectors:
+        def vectors(field: str, there: list[bool]) -> Vectors:
             presence = np.zeros(len(self), np.bool_)
             presence[given.at] = there
-            presence[self._is_of_file(given)] = file.has_embedding[self._rows]
-            return self.embeddings, None if presence.all() else np.packbits(presence, bitorder="little")
+            presence[given.others(len(self))] = file.has_embedding_of(field)[self._rows]
+            return self._embeddings(field), None if presence.all() else np.packbits(presence, bitorder="little")
 
+        columns_of_vectors = {}
+        for field in file.embedding_fields:
+            there = [vector is not None for vector in given.vectors(file.embedding_fields, field)]
+            if file.dim_of(field) or any(there):
+                columns_of_vectors[field] = partial(vectors, field, there)
         shapes = [shape.names for shape in file.layout.shapes]
-        shapes += dict.fromkeys(record.names for record in given.records)
+        shapes += [Shape(names, {}).names for names in dict.fromkeys(record.names for record in given.records)]
         names = list(dict.fromkeys(name for shape in shapes for name in shape))
-        embedding = file.schema.embedding if file.dim or any(there) else None
-        return table_of(self, names, embedding, vectors, columns)
+        return table_of(self, names, columns_of_vectors, columns)
 
     # --- and another
 
@@ -282,15 +357,27 @@ class Selection(Sequence[Record]):
             return self._rows
         order = np.empty(len(self), np.int64)
         order[given.at] = given.order
-        order[self._is_of_file(given)] = self._rows
+        order[given.others(len(self))] = self._rows
         return order
 
-    def _sorted(self) -> Selection:
-        """In canonical order."""
-        rows, given = np.sort(self._rows), self._given
-        if given is None:
-            return Selection(self._collection, rows)
-        return in_order(self._collection, rows, given.records, given.order)
+
+def _is_canonical(one: Selection, other: Selection) -> bool:
+    """Whether what an operation makes of both is in canonical order."""
+    return not one._is_ordered and one._is_beside(other)
+
+
+def _sorted(one: Selection) -> Selection:
+    """In canonical order."""
+    rows, given = np.sort(one._rows), one._given
+    if given is None:
+        return Selection(one._collection, rows)
+    return in_order(one._collection, rows, given.records, given.order)
+
+
+def unread(found: Selection) -> Packed | Ranged:
+    """The rows of what a look-up in a file has just found."""
+    assert isinstance(found._found, (Packed, Ranged))
+    return found._found
 
 
 def in_order(
@@ -299,38 +386,48 @@ def in_order(
     """A selection in canonical order. rows: ascending. records, order: see `Given`; in any order, of other keys."""
     if not len(records):
         return Selection(collection, rows)
-    if not (order[1:] >= order[:-1]).all():
-        sequence = np.argsort(order, kind="stable")
-        records, order = [records[i] for i in sequence.tolist()], order[sequence]
-    at = np.searchsorted(rows, order) + np.arange(len(order))
-    return Selection(collection, rows, Given(records, at, order))
+    return Selection(collection, rows, Unplaced.of(records, order))
 
 
 def row_of(file: File, key: Any, place: int) -> int:
     """The row of a key or, without one, what orders it by its place in the source's order."""
     try:
         return file.row(key)
-    except KeyError:
+    except (KeyError, TypeError):  # Case: another version of the program invalidated a key of another length
         return NO_ROW + place
 
 
-def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given) -> Selection:
+def _end_of(part: slice) -> int | None:
+    """Up to where a slice takes from the beginning on; None for any other."""
+    begin, end, step = part.start, part.stop, part.step
+    if end is None or any(index(one) < 0 for one in (begin, end, step) if one is not None):
+        return None
+    return index(end)
+
+
+def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given, *, is_ordered: bool) -> Selection:
     """Rows alone, where there is a file and no other record."""
     is_mixed = len(given.records) or isinstance(collection, NoFile)
-    return Selection(collection, rows, given if is_mixed else None)
+    return Selection(collection, rows, given if is_mixed else None, is_ordered)
 
 
-def _without_rows(file: File, records: Sequence[SourceRecord]) -> Selection:
+def _without_rows(file: File, records: Sequence[SourceRecord], *, is_ordered: bool) -> Selection:
     order = [row_of(file, record.values[0], i) for i, record in enumerate(records)]
-    return _selection(file, _NO_ROWS, Given(records, np.arange(len(records)), np.array(order, np.int64)))
+    given = Given(records, np.arange(len(records)), np.array(order, np.int64))
+    return _selection(file, _NO_ROWS, given, is_ordered=is_ordered)
 
 
 def _arrived(
-    place: Place, rows: NDArray[np.uint32], records: Sequence[Any], at: Sequence[int], order: Sequence[int]
+    place: Place,
+    rows: NDArray[np.uint32],
+    records: Sequence[Any],
+    at: Sequence[int],
+    order: Sequence[int],
+    *ordered: bool,
 ) -> Selection:
     """What `Selection.__reduce__` sent."""
     given = Given(list(map(SourceRecord._make, records)), np.array(at, np.intp), np.array(order, np.int64))
-    return Selection(place, rows, given)
+    return Selection(place, rows, given, *ordered)
 
 
 def _shared(one: Selection, other: Selection) -> NDArray[np.bool_]:
@@ -364,9 +461,9 @@ def _appended(one: Selection, rest: Selection) -> Selection:
     if not len(one):
         return rest
     if isinstance(one._collection, NoFile):
-        one = _without_rows(rest._file(), _values_of(one))
-    else:
-        rest = _without_rows(one._file(), _values_of(rest))
+        one = _without_rows(rest._file(), _values_of(one), is_ordered=one._is_ordered)
+    elif not one._is_beside(rest):
+        rest = _without_rows(one._file(), _values_of(rest), is_ordered=False)
     rows = np.concatenate((one._rows, rest._rows))
     records: list[SourceRecord] = []
     at, order = [], []
@@ -375,19 +472,18 @@ def _appended(one: Selection, rest: Selection) -> Selection:
             records += given.records
             at.append(given.at + begin)
             order.append(given.order)
-    return Selection(one._collection, rows, Given(records, np.concatenate(at), np.concatenate(order)))
+    both = Given(records, np.concatenate(at), np.concatenate(order)) if at else None
+    return Selection(one._collection, rows, both, one._is_ordered)
 
 
 def _values_of(selection: Selection) -> list[SourceRecord]:
     """All records by value. One tuple of names for each shape."""
     given = selection._given
-    names: dict[tuple[str, ...], tuple[str, ...]] = {}
+    names: dict[Names, Names] = {}
     values = []
     for record in selection._of_file():
-        shape = tuple(record)
-        embedding = record.embedding
-        vector = None if embedding is None else embedding.tobytes()
-        values.append(SourceRecord(names.setdefault(shape, shape), list(record.asdict().values()), vector))
+        shape, fields, vector = parts_of(record)
+        values.append(SourceRecord(names.setdefault(shape, shape), fields, vector))
     return values if given is None else _merged(values, given.records, given.at)
 
 
@@ -400,16 +496,3 @@ def _merged(of_file: list[Any], of_source: Sequence[Any], at: NDArray[np.intp]) 
         merged.append(value)
         here = place - i
     return merged + of_file[here:]
-
-
-def _record_of(record: SourceRecord) -> Record:
-    """A record of its own: what a caller changes in it changes no other."""
-    return detached(record.names, [_copy(value) for value in record.values], record.vector)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _copy(item) for name, item in value.items()}
-    return tuple(map(_copy, value)) if isinstance(value, tuple) else value

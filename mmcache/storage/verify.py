@@ -8,18 +8,22 @@ from typing import NamedTuple
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ..errors import CorruptFileError
-from ..format.header import BLOCK, HEADER_SIZE
-from ..format.layout import Layout, Read, validate
+from ..format.header import BLOCK, DIGEST, HEADER_SIZE, LEAF, sha256_of
+from ..format.layout import Layout, Read, leaf_count, validate
 from .fs import CHUNK
+from .leaves import Leaves
 
 
-def verify_bytes(read: Read, size: int) -> Layout:
-    """Every section against its checksum, every block against its own, every padding against zero."""
+def verify_bytes(read: Read, size: int, *, digests: bool = True) -> Layout:
+    """Every section against its checksum, every block against its own, every padding against zero.
+
+    digests: also every SHA-256, which shows a file that was changed and given right checksums, header apart.
+    """
     layout = validate(read, size)
     begin, blocks = HEADER_SIZE + layout.header.table_size, layout.blocks
     raw = read(blocks.offset, blocks.length)
-    checksums = memoryview(raw[: blocks.length - blocks.length % 8]).cast("Q")
-    extents = _Extents(layout, begin)
+    checksums = memoryview(raw[: len(raw) - len(raw) % 8]).cast("Q")
+    extents = _Extents(layout, begin, Leaves() if digests else None)
     damaged = None
     for offset in range(begin - begin % CHUNK, blocks.offset, CHUNK):
         low, high = max(offset, begin), min(offset + CHUNK, blocks.offset)
@@ -32,7 +36,34 @@ def verify_bytes(read: Read, size: int) -> Layout:
         raise _mismatch(blocks.name)
     if damaged is not None:  # a section says more of itself, so those were checked first
         raise CorruptFileError(f"the 64 KiB from {damaged * BLOCK} on do not match their checksum", section="blocks")
+    chunks = read(layout.chunks.offset, layout.chunks.length)
+    if xxh3_64_intdigest(chunks) != layout.chunks.checksum:
+        raise _mismatch(layout.chunks.name)
+    if any(read(blocks.end, layout.chunks.offset - blocks.end)):
+        raise _padding(layout.chunks.name)
+    if extents.leaves is not None:
+        extents.leaves.update(memoryview(raw))
+        extents.leaves.end()
+        _check_digests(layout, extents.leaves.joined(), chunks)
+        table = read(HEADER_SIZE, layout.header.table_size)
+        if sha256_of(table, chunks) != layout.header.sha256:
+            raise CorruptFileError("section 'header': SHA-256 does not match the content", section="header")
     return layout
+
+
+def _check_digests(layout: Layout, found: bytes, expected: bytes) -> None:
+    if found == expected:
+        return
+    at = next(i for i in range(0, len(expected), DIGEST) if found[i : i + DIGEST] != expected[i : i + DIGEST])
+    left = at // DIGEST
+    for section in layout.sections.values():
+        count = leaf_count([section.length])
+        if left < count:
+            raise CorruptFileError(
+                f"section {section.name!r}: SHA-256 of the 128 KiB from {left * LEAF} on does not match",
+                section=section.name,
+            )
+        left -= count
 
 
 def _damaged_block(low: int, data: memoryview, checksums: Sequence[int]) -> int | None:
@@ -59,12 +90,14 @@ class _Extent(NamedTuple):
 class _Extents:
     """Sections and paddings, checked while their bytes go by in file order. Bytes that are missing match nothing."""
 
-    def __init__(self, layout: Layout, begin: int) -> None:
+    def __init__(self, layout: Layout, begin: int, leaves: Leaves | None) -> None:
+        self.leaves = leaves
         extents = []
         for section in layout.sections.values():
             extents.append(_Extent(section.name, begin, section.offset, None))
-            if section.name != layout.blocks.name:
-                extents.append(_Extent(section.name, section.offset, section.end, section.checksum))
+            if section is layout.blocks:
+                break
+            extents.append(_Extent(section.name, section.offset, section.end, section.checksum))
             begin = section.end
         self._left = extents[::-1]
         self._digest = xxh3_64()
@@ -76,10 +109,10 @@ class _Extents:
             piece = data[max(extent.begin - low, 0) : min(extent.end, high) - low]
             if extent.checksum is not None:
                 self._digest.update(piece)
+                if self.leaves is not None:
+                    self.leaves.update(piece)
             elif any(piece):
-                raise CorruptFileError(
-                    f"section {extent.name!r}: the padding before it is not zero", section=extent.name
-                )
+                raise _padding(extent.name)
             if extent.end > high:
                 return
             self._finish()
@@ -94,7 +127,13 @@ class _Extents:
         if extent.checksum not in (None, self._digest.intdigest()):
             raise _mismatch(extent.name)
         self._digest = xxh3_64()
+        if self.leaves is not None:
+            self.leaves.end()
 
 
 def _mismatch(section: str) -> CorruptFileError:
     return CorruptFileError(f"section {section!r}: checksum does not match", section=section)
+
+
+def _padding(section: str) -> CorruptFileError:
+    return CorruptFileError(f"section {section!r}: the padding before it is not zero", section=section)

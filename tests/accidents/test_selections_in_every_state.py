@@ -266,6 +266,16 @@ def test_two_fields_and_lists_select_as_one_does(answer):
     assert chosen.ids == [key for key in ids if cache[key]["size"] in (0, 1)]
 
 
+def test_terms_and_their_counts_are_those_of_the_source_in_order(answer):
+    cache, _, db = answer
+    for field in VECTORS.index:
+        with contextlib.closing(sqlite3.connect(db)) as connection:
+            counts = connection.execute(f"SELECT {field}, count(*) FROM items GROUP BY 1 ORDER BY 1").fetchall()
+        assert list(cache.terms(field).items()) == counts
+    with pytest.raises(ValueError, match="no index on 'vector'"):
+        cache.terms("vector")
+
+
 def test_len_and_iteration_agree_with_the_selection(answer):
     cache, ids, db = answer
     with contextlib.closing(sqlite3.connect(db)) as connection:

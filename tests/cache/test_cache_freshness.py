@@ -120,15 +120,18 @@ def test_an_expired_file_answers_for_a_failing_source_and_not_for_ever(caches, b
     clock.ahead = 120
     cache[KEY]
     assert cache.stats().fallbacks == {"expired": 1}
+    terms = cache.terms("kind")
     cache.source.close()
     os.rename(bank, f"{bank}.gone")
     assert cache[KEY]["kind"] == "a"
     assert cache.get_many([KEY, "nope"])[1] is None
     assert cache.where(kind="a").ids[0] == KEY
-    assert cache.stats().stale_served == 3
+    assert list(cache.terms("kind").items()) == list(terms.items()) != []
+    assert cache.stats().stale_served == 4
     clock.ahead = 151
-    with pytest.raises(SourceError):
-        cache[KEY]
+    for ask in (lambda: cache[KEY], lambda: cache.terms("kind")):
+        with pytest.raises(SourceError):
+            ask()
     os.rename(f"{bank}.gone", bank)
     assert cache[KEY]["kind"] == "a"
 
@@ -147,6 +150,7 @@ def test_no_file_answers_for_a_failing_source_what_was_invalidated(caches, bank,
     assert cache.stats().state == why
     asks = [lambda: cache[KEY], lambda: cache.get_many([other, KEY]), lambda: cache.embedding(KEY)]
     asks += [lambda: cache.where(kind="a"), lambda: len(cache), lambda: list(cache), lambda: cache.embeddings]
+    asks += [lambda: cache.terms("kind")]
     for ask in asks:
         with pytest.raises(SourceError):
             ask()
@@ -434,6 +438,9 @@ OPTIONS: dict[str, Any] = {
     "rollout": 0.999999,
     "trust": [0, "root"],
     "on_event": print,
+    "on_invalid": "skip",
+    "max_invalid": 3,
+    "on_duplicate": "first",
 }
 
 

@@ -85,7 +85,7 @@ def damaged_files(whole: bytes) -> dict[str, bytes | None]:
         "extended": whole + b"\0",
         "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
         "not ours": b"SQLite format 3\0" + whole[16:],
-        "another major": flip_header(whole, 8, struct.pack("<H", 2)),
+        "another major": flip_header(whole, 8, struct.pack("<H", 3)),
     }
 
 
@@ -136,7 +136,7 @@ def test_a_missing_or_damaged_file_is_built_again_on_first_use(
 
 def test_a_file_of_another_major_version_is_left_to_its_owners(path: Path, source: SQLiteSource) -> None:
     mmcache.build(path, source)
-    theirs = flip_header(path.read_bytes(), 8, struct.pack("<H", 2))
+    theirs = flip_header(path.read_bytes(), 8, struct.pack("<H", 3))
     replace_with(path, theirs)
     cache = mmcache.open(path, source)
     assert cache.stats().rebuilds == 0
@@ -216,7 +216,7 @@ def test_one_damaged_record_is_answered_by_the_source_and_the_others_by_the_file
 
 def test_a_damaged_index_is_answered_by_the_source(path: Path, bank: Path, source: SQLiteSource) -> None:
     mmcache.build(path, source)
-    section = Snapshot.open(path).layout.sections["items/index.kind"]
+    section = Snapshot.open(path).layout.sections["0/index.0"]
     data = bytearray(path.read_bytes())
     data[section.offset + section.length // 2] ^= 255
     replace_with(path, bytes(data))
@@ -272,7 +272,7 @@ def test_a_file_built_with_other_schemas_is_built_again(path: Path, bank: Path, 
     assert cache.stats().rebuilds == 1
     assert cache.generation == 2
     check_equals_source(cache, bank)
-    assert cache.schema == ITEMS
+    assert cache.schema == ITEMS.resolved()
 
 
 def test_a_build_that_fails_leaves_the_answers_to_the_source(path: Path, bank: Path, source: SQLiteSource) -> None:
@@ -411,7 +411,7 @@ def test_incompatible_error_says_what_was_found(path: Path, source: SQLiteSource
     with pytest.raises(IncompatibleFormatError, match="upgrade mmcache") as raised:
         Snapshot.open(path)
     error: Any = raised.value
-    assert (error.found, error.supported) == ("3.1.4", "1.1.0")
+    assert (error.found, error.supported) == ("3.1.4", "2.0.0")
 
 
 def test_a_mistyped_path_never_replaces_what_is_not_a_cache_file(path: Path, bank: Path, source: SQLiteSource) -> None:
@@ -437,3 +437,21 @@ def test_a_mistyped_path_never_replaces_what_is_not_a_cache_file(path: Path, ban
 def test_a_cache_file_with_a_damaged_beginning_is_replaced(path: Path, source: SQLiteSource, damage: bytes) -> None:
     path.write_bytes(damage)
     assert mmcache.open(path, source).generation == 1
+
+
+def numbers(records: Any, field: str) -> list[list[float]]:
+    return [record.embedding_of(field).tolist() for record in records]
+
+
+def test_a_record_of_either_tier_has_each_embedding_by_name(path):
+    schema = Schema("items", embedding=("title", "body"), index=("kind",))
+    records = [{"id": key, "kind": 1, "title": [1, i], "body": [i, 2, 3]} for i, key in enumerate("abc")]
+    with mmcache.open(path, mmcache.IterableSource(records, schema), check_interval=3600.0) as cache:
+        cache.get("a")
+        cache.invalidate(["b"])
+        for found in ([cache[key] for key in "abc"], list(cache.values()), cache.get_many(["a", "b", "c"])):
+            assert numbers(found, "title") == [[1, 0], [1, 1], [1, 2]]
+            assert numbers(found, "body") == [[0, 2, 3], [1, 2, 3], [2, 2, 3]]
+        assert cache.where(kind=1).embeddings_of("body").tolist() == [[0, 2, 3], [1, 2, 3], [2, 2, 3]]
+        cache.invalidate()
+        assert numbers(cache.values(), "body") == [[0, 2, 3], [1, 2, 3], [2, 2, 3]]

@@ -46,7 +46,7 @@ def test_a_snapshot_shows_generation_age_collections_sizes_and_indexes(tmp_path)
     with Snapshot.open(path) as snapshot:
         texts = Text(snapshot._repr_html_()).texts
     assert str(path) in texts
-    assert {"items", "1,200", "2", "kind", "others", "1.1.0"} <= set(texts)
+    assert {"items", "1,200", "2", "kind", "others", "2.0.0"} <= set(texts)
     assert any(text.endswith("ago") for text in texts)
     assert sum(text.endswith(("kB", "bytes")) for text in texts) == 3
 

@@ -111,6 +111,23 @@ def test_output_in_ascii_is_the_same_json(shelf):
         (["kind=card=a:b"], "w"),
         (["kind=nothing"], ""),
         (["year=99999999999999999999"], ""),
+        (["year:5..2024"], "ad"),
+        (["year:5.."], "ad"),
+        (["year:..5"], "aw"),
+        (["year:>5"], "d"),
+        (["year:>=5"], "ad"),
+        (["year:<5"], "w"),
+        (["year:<=4.5"], "w"),
+        (['year:"5".."6"'], "b"),
+        (["year:5.."] * 2, "ad"),
+        (["kind:b*"], "ab"),
+        (["kind:a..book"], "ab"),
+        (["kind:card..", "year!=null"], "w"),
+        (["kind!=book"], "cdw"),
+        (["kind!=book", "kind!=null"], "dw"),
+        (["year:5..", "tags!=old"], "d"),
+        (["--order-by", "year", "--desc", "--limit", "3"], "bda"),
+        (["--order-by", "year", "--limit", "2", "kind=book"], "ab"),
     ],
 )
 def test_find_prints_what_has_these_terms(shelf, capsys, terms, ids):
@@ -152,6 +169,7 @@ def test_status_says_what_the_file_is(shelf):
         "without_embedding": 1,
         "cluster_by": None,
         "shapes": 4,
+        "left_out": {"invalid": 0, "duplicates": 0, "rows": []},
     }
 
 
@@ -195,11 +213,18 @@ def test_inspect_lists_sections_shapes_and_indexes(shelf, capsys):
 def test_every_section_has_a_summary(shelf, capsys):
     with mmcache.Snapshot.open(shelf) as snapshot:
         names = list(snapshot.layout.sections)
-    summaries = {name: json.loads(call(capsys, "inspect", shelf, "--section", name)) for name in names}
+    every = [json.loads(call(capsys, "inspect", shelf, "--section", name)) for name in names]
+    assert [one["name"] for one in every] == names
+    summaries = {one["of"] or one["name"]: one for one in every}
+    for name, one in summaries.items():
+        assert json.loads(call(capsys, "inspect", shelf, "--section", name)) == one
     assert summaries["items/rows"]["records"] == 5
-    assert summaries["items/presence"]["with_embedding"] == 4
+    assert summaries["items/presence.vector"]["with_embedding"] == 4
     assert summaries["items/index.year"]["types"] == {"int": 3, "str": 1, "NoneType": 1}
-    assert summaries["items/embeddings"]["norms"]["max"] == 1
+    assert summaries["items/embeddings.vector"]["norms"]["max"] == 1
+    assert summaries["items/index.year"]["first"] == [None, -7, 5, 2024, "5"]
+    assert summaries["items/index.year"]["last"] == [None, -7, 5, 2024, "5"]
+    assert summaries["chunks"]["digests"] == len(names) - 1
     assert summaries["meta"]["metadata"] == {"owner": "tests"}
     assert summaries["items/records"]["first_ids"][:2] == ["a", "b"]
 

@@ -247,7 +247,7 @@ def test_check_names_each_rule_that_the_workers_break(shop, status, database):
 
 def test_check_counts_damage_that_workers_met(shop, status, database):
     with mmcache.Snapshot.open(shop) as snapshot:
-        place = snapshot.layout.sections["items/records"].offset + 3
+        place = snapshot.layout.sections["0/records"].offset + 3
     data = bytearray(shop.read_bytes())
     data[place] ^= 1
     shop.with_name("damaged").write_bytes(data)

@@ -132,7 +132,8 @@ def test_what_cannot_be_done_is_1_and_a_missing_cache_file_3(tmp_path, shop, cap
     assert err == (
         f"mmcache track: {shop}: 'v' is a view, which cannot be tracked; track its base table: Schema(table=...)\n"
     )
-    assert "has no column 'id'; it has: sku, n" in fails(capsys, 1, "track", shop)
+    err = fails(capsys, 1, "track", shop, "--table", "items", "--key", "sku,nope")
+    assert "key: no column named nope; there are: sku, n" in err
     assert "there is no database at this path" in fails(capsys, 1, "track", tmp_path / "none.db")
     assert "there is no database at this path" in fails(capsys, 1, "track", tmp_path / "none.db", "--remove")
     assert "there is no such file" in fails(capsys, 3, "track", "--like", tmp_path / "none.mmc")

@@ -1,27 +1,30 @@
-"""Makes the golden file of format 1.1.0: `python -m tests.data.make_golden DIRECTORY`.
+"""Makes the golden file of format 2.0.0: `python -m tests.data.make_golden DIRECTORY`.
 
 Run once for each version of the format. The file stays as it is for ever: it must open in every later version of
-1.x. Beside it stands what it holds, as JSON.
+2.x. Beside it stands what it holds, as JSON.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
 import mmcache
-from mmcache import Schema
+from mmcache import Schema, SourceRecord
 from mmcache.sources import as_source
 from mmcache.storage.publish import publish
 from tests.support import inside
 
-NAME = "golden-1.1.0"
+NAME = "golden-2.0.0"
 SCHEMAS = (
     Schema(
         "patterns",
@@ -32,6 +35,10 @@ SCHEMAS = (
     ),
     Schema("agent_configs", key="agent_id", index=("type",)),
     Schema("empty", index=("kind",), embedding="vector", dim=5),
+    Schema(
+        "Coordinate systems / all", key=("authority", "code"), index=("code", "scale"), embedding=("area", "name_vec")
+    ),
+    Schema("keys"),
 )
 WRITER = "mmcache 0.1.0"
 """The one thing in the file that depends on the version of the package."""
@@ -85,9 +92,56 @@ def records() -> dict[str, list[dict[str, Any]]]:
     return {"patterns": patterns(), "agent_configs": agent_configs(), "empty": []}
 
 
+def systems() -> list[SourceRecord]:
+    """Keys of two fields, floats and null as terms, two embeddings of which either may be missing."""
+    names = (("authority", "code"), "scale", "note")
+    scales = [0.5, 1, 1.0, None, -0.25, float("inf"), "unknown", 2.0**63, 2**53 + 1, 1e300]
+    found = []
+    for i in range(20):
+        area = None if i % 6 == 5 else struct.pack("<3f", i, -i, 0.5)
+        name = None if i % 2 else struct.pack("<2f", 1.0, i)
+        key = ("EPSG" if i % 3 else "ESRI", 4326 + i)
+        found.append(SourceRecord(names, (key, scales[i % len(scales)], "n" * i), (area, name)))
+    return found
+
+
+def typed_keys() -> list[SourceRecord]:
+    """Of every type, and in every form that msgpack has for it."""
+    numbers = [0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**64 - 1]
+    numbers += [-1, -32, -33, -128, -129, -32_768, -32_769, -(2**31), -(2**31) - 1, -(2**63)]
+    texts = ["", "0", "x" * 31, "x" * 32, "x" * 255, "x" * 256, "\u00e9", "\U0001f9ea"]
+    found: list[Any] = [*numbers, *texts, *(b"", b"0", b"b" * 255, b"b" * 256)]
+    return [SourceRecord(("id", "n"), (key, i), None) for i, key in enumerate(found)]
+
+
+class _Golden:
+    """The records of all collections, as a source."""
+
+    schemas = SCHEMAS
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[_Golden]:
+        with as_source(records(), SCHEMAS[:3]).read() as self._reading:
+            yield self
+
+    def count(self, _: str) -> None:
+        return None
+
+    def records(self, collection: str) -> Iterator[SourceRecord]:
+        own = {SCHEMAS[3].name: systems, SCHEMAS[4].name: typed_keys}
+        return iter(own[collection]()) if collection in own else self._reading.records(collection)
+
+    def fingerprint(self) -> bytes:
+        return bytes(32)
+
+    def spec(self) -> None:
+        return None
+
+
 def build(path: str | os.PathLike[str]) -> mmcache.BuildReport:
+    source: Any = _Golden()
     with inside.writer(WRITER):
-        return publish(path, as_source(records(), SCHEMAS), cluster_by=CLUSTER_BY, metadata=METADATA)
+        return publish(path, source, cluster_by=CLUSTER_BY, metadata=METADATA)
 
 
 def jsonable(value: Any) -> Any:
@@ -121,13 +175,18 @@ def described(path: str | os.PathLike[str]) -> dict[str, Any]:
                     "records": [
                         [
                             jsonable(record.asdict()),
-                            None if record.embedding is None else [x.hex() for x in record.embedding.tolist()],
+                            *(
+                                None if one is None else [x.hex() for x in one.tolist()]
+                                for field in collection.embedding_fields
+                                for one in [record.embedding_of(field)]
+                            ),
                         ]
                         for record in collection.values()
                     ],
                     "terms": {
                         field: [
-                            [term, collection.where({field: term}).rows.tolist()] for term in collection.terms(field)
+                            [jsonable(term), collection.where({field: term}).rows.tolist()]
+                            for term in collection.terms(field)
                         ]
                         for field in collection.schema.index
                     },

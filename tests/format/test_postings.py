@@ -1,13 +1,19 @@
-"""Posting lists: what a bitmap says, dense or sparse, and lists that are remembered."""
+"""Posting lists: what a bitmap says, dense or sparse, and lists that are remembered; places in the order of terms."""
 
 from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from random import Random
 
 import numpy as np
 import pytest
 
 import mmcache
 from mmcache import Schema, Snapshot
-from mmcache.format.postings import REMEMBERED
+from mmcache.format.frame import place_arrays
+from mmcache.format.postings import REMEMBERED, IndexReader, encode_index
+from mmcache.format.terms import pack_terms
+from mmcache.query import order_key
 from tests.support import inside
 
 
@@ -40,3 +46,31 @@ def test_more_terms_than_are_remembered_and_three_fields_of_a_large_collection(t
         assert snapshot.where(a=1, b=2, c=4).rows.tolist() == [
             i for i in range(n) if (i % 3, i % 5, i % 7) == (1, 2, 4)
         ]
+
+
+@pytest.mark.parametrize("several_kinds", [False, True])
+def test_a_bisection_finds_the_ordinal_of_every_term_and_between(several_kinds):
+    numbers = [i // 3 if i % 3 == 0 else i / 3 for i in range(-1500, 1500)]
+    terms = [None, *numbers, *(f"{i:04}" for i in range(900))] if several_kinds else numbers
+    random = Random(5)
+    shuffled = random.sample(terms, len(terms))
+    n = len(terms)
+    section = encode_index(pack_terms(shuffled), np.arange(n, dtype=np.uint32), np.arange(n, dtype=np.uint32), n)
+    reader = reader_of(section, section.arrays, n)
+    keys = sorted(map(order_key, terms))
+    for key in [*random.sample(keys, 60), (1, -1e9), (1, 0.1), (1, 1e9), (2, ""), (2, "0005x"), (2, "z")]:
+        for after, bisect in ((False, bisect_left), (True, bisect_right)):
+            for begin in (0, 700, n):
+                place = max(begin, bisect(keys, key))
+                assert reader.first_not_before(key, after=after, begin=begin) == place
+    assert [term for term, _ in reader.terms()] == sorted(terms, key=order_key)
+
+
+def reader_of(section, arrays, n):
+    sizes = section.layout.sizes()
+    placed = place_arrays(sizes)
+    data = bytearray(placed.length)
+    for name, array in arrays.items():
+        raw = bytes(array) if isinstance(array, bytes) else np.ascontiguousarray(array).tobytes()
+        data[placed.offsets[name] : placed.offsets[name] + sizes[name]] = raw
+    return IndexReader(memoryview(bytes(data)), section.layout, n)

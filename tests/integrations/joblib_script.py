@@ -20,16 +20,17 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 import mmcache
 from mmcache import Cache, EmbeddingRef, GenerationGoneError, Schema, Selection, SQLiteSource
+from mmcache.format.keys import Key
 
 PATTERNS = Schema("patterns", index=("domain",), json=("metadata",), embedding="embedding", dim=768)
 
 SMALLEST = 64
 """Bytes from which on joblib puts an array into a temporary file. Unasked it does so from 1 MB on."""
 
-Look = tuple[list[str], list[str], float]
+Look = tuple[list[Key], list[str], float]
 
 
-def content(cache: Cache, key: str) -> str:
+def content(cache: Cache, key: Key) -> str:
     return cache[key]["content"]
 
 
@@ -78,7 +79,7 @@ def main(backend: str) -> None:
     assert isinstance(api, Selection)
     assert isinstance(ui, Selection)
 
-    def coverage(key: str) -> float:
+    def coverage(key: Key) -> float:
         return cache[key]["metadata"]["coverage"]
 
     with Parallel(n_jobs=2, backend=backend, max_nbytes=SMALLEST) as run:

@@ -207,7 +207,7 @@ def test_a_damaged_file_without_a_source_raises(bank, tmp_path):
 
 def test_a_source_without_any_embedding_is_a_table_without_that_column(tmp_path):
     schema = Schema("items", embedding="v")
-    for source in (IterableSource([{"id": "a"}], schema), IterableSource([], schema)):
+    for source in (IterableSource([{"id": "a", "v": None}], schema), IterableSource([], schema)):
         with mmcache.open(tmp_path / "none.mmc", source, build=False) as cache:
             assert cache.to_arrow().column_names == ["id"][: len(cache)]
 

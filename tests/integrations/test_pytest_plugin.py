@@ -58,13 +58,14 @@ def test_one_build_and_one_generation_for_all(project, workers, arguments):
     out = project.run(*arguments)
     assert f"{48 if 'each' in arguments else 24} passed" in out
     project.has_one_build()
-    opened = re.search(r"mmcache: items: 1 build in .*, (\d+) opens?, 21.3 kB shared, (.*) not duplicated", out)
+    opened = re.search(r"mmcache: items: 1 build in .*, (\d+) opens?, 21.6 kB shared, (.*) not duplicated", out)
     assert opened is not None, out
     assert int(opened[1]) == len(project.noted("generations")) == workers
-    assert opened[2] == {1: "0 bytes", 2: "21.3 kB", 8: "149 kB"}[workers]
+    assert opened[2] == {1: "0 bytes", 2: "21.6 kB", 8: "151 kB"}[workers]
     assert not list(project.home.rglob("*.mmc*"))
 
 
+@pytest.mark.nightly
 def test_workers_in_directories_of_their_own_share_it_too(project):
     """An option of xdist that needs the files sent to each worker."""
     out = project.run("-d", "--tx", "2*popen//chdir=elsewhere", "--rsyncdir", str(project.home), str(project.home))
@@ -144,7 +145,7 @@ def test_a_build_that_raises_raises_the_same_in_every_worker_and_is_tried_once(p
 
 
 def test_a_record_that_cannot_be_stored_is_named_in_every_worker(project):
-    project.write(how="return [{'id': 'good', 'n': 1}, {'id': 'bad', 'n': object()}]")
+    project.write(how="return [{'id': 'good', 'n': 1, 'v': None}, {'id': 'bad', 'n': object()}]")
     out = project.run("-n2", code=1)
     assert project.builds == 1
     assert len(re.findall(r"^E +mmcache.errors.BuildError: .*'bad'", out, re.MULTILINE)) == 24
@@ -311,6 +312,24 @@ def pytest_mmcache_prebuild(factory):
     assert project.builds == 2
     assert "24 errors" in out
     assert "RuntimeError: closed" in out
+
+
+def test_bad_rows_are_left_out_where_the_factory_is_told_so(project):
+    project.write(
+        tests="""
+from mmcache import Schema
+
+def test_them(mmcache_factory):
+    rows = [{"id": "a"}, {"id": "bad", "n": 2**70}, {"id": "b"}, {"id": "b", "n": 1}]
+    rules = {"on_invalid": "skip", "on_duplicate": "last"}
+    cache = mmcache_factory("x", build=lambda: list(rows), schema=Schema("t"), **rules)
+    assert list(cache) == ["a", "b"]
+    assert cache["b"]["n"] == 1
+    assert cache["bad"]["n"] == 2**70
+    assert cache.status().left_out["t"].invalid == 1
+"""
+    )
+    assert "1 passed" in project.run("-n0")
 
 
 def test_bad_arguments_are_told(project):

@@ -55,7 +55,7 @@ def test_each_collection_that_has_something_in_it_becomes_one(database, tmp_path
     source = llm_source(database)
     with mmcache.open(tmp_path / "e.mmc", source) as cache:
         assert cache.snapshot is not None
-        assert list(cache.snapshot.collections) == ["notes", "photos%2F2024"]
+        assert list(cache.snapshot.collections) == ["notes", "photos/2024"]
         assert cache["notes-1"] == {
             "id": "notes-1",
             "content": "text 1",
@@ -65,7 +65,7 @@ def test_each_collection_that_has_something_in_it_becomes_one(database, tmp_path
         }
         assert cache["notes-0"]["metadata"] is None
         assert cache.get_embeddings(["notes-2"]).tolist() == [[2.0, 3.0, 4.0]]
-        photos = cache.collection("photos%2F2024")
+        photos = cache.collection("photos/2024")
         assert photos.embeddings.tolist() == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
         assert source.fetch("notes", ["notes-1", "nope"])[1] is None
 
@@ -83,18 +83,19 @@ def test_a_rebuild_sees_what_was_embedded_since(database, tmp_path):
 
 
 def test_some_collections_only(database):
-    assert [schema.name for schema in llm_source(database, ["photos/2024"]).schemas] == ["photos%2F2024"]
+    assert [schema.name for schema in llm_source(database, ["photos/2024"]).schemas] == ["photos/2024"]
     with pytest.raises(SourceError, match="no collection 'empty' with embeddings; there are: 'notes', 'photos/2024'"):
         llm_source(database, ["empty"])
 
 
 def test_every_name_that_llm_allows_becomes_one_that_can_be_stored(database, tmp_path):
     names = {
-        "a collection of many notes": "a collection of many n~4",
-        "ü" * 13: "ü" * 11 + "~5",
-        "a/ü": "a%2F%C3%BC",
+        "a collection of notes, " + 300 * "n": "a collection of notes, " + 230 * "n" + "~4",
+        "ü" * 128: "ü" * 126 + "~5",
+        "a/ü": "a/ü",
         "": "~7",
-        "x" * 24: "x" * 24,
+        "x" * 255: "x" * 255,
+        "a\n/ü": "a%0A%2F%C3%BC",
     }
     with contextlib.closing(sqlite3.connect(database)) as db, db:
         for number, name in enumerate(names, 4):

@@ -24,6 +24,7 @@ import numpy as np
 
 import mmcache
 from mmcache import Cache, Record, Schema, Snapshot, SQLiteSource, UnusableFileError
+from mmcache.format.keys import Key
 from tests.processes.history import EVENT, HEAD, How, Kind, Log
 
 READERS, THREADED, WRITERS, REBUILDERS = 6, 2, 2, 2
@@ -38,7 +39,7 @@ HOT, OLD, FRESH, NEVER = range(1, 11), range(1, 121), range(121, 161), range(161
 """Registers: those that are written most; those of the first build, but for some; those that it has not seen; those
 that are only asked for."""
 KEYS = ["", *(f"item-{register}" for register in range(1, NEVER.stop))]
-REGISTERS = {key: register for register, key in enumerate(KEYS)}
+REGISTERS: dict[Key, int] = {key: register for register, key in enumerate(KEYS)}
 AT_FIRST = {register: register % KINDS for register in OLD if register % 10}
 """Register -> the kind of its record in commit 1."""
 SCHEMAS = (
@@ -99,8 +100,8 @@ def row_of(register: int, version: int, kind: int) -> tuple[Any, ...]:
     return key, kind, version, mark_of(key, version, kind), struct.pack("<2f", register, version)
 
 
-def mark_of(key: str, version: int, kind: int) -> str:
-    return f"{key}@{version}#{kind}"
+def mark_of(key: Key, version: int, kind: int) -> str:
+    return f"{key!s}@{version}#{kind}"
 
 
 # --- readers ----------------------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ def note_scan(
             log.note(Kind.UNASKED, how, REGISTERS[record.id], asked, begin, end)
 
 
-def note_keys(log: Log, keys: Sequence[str], begin: int, end: int) -> None:
+def note_keys(log: Log, keys: Sequence[Key], begin: int, end: int) -> None:
     events = about_all(How.KEYS, begin, end)
     rows = [REGISTERS[key] - 1 for key in keys]
     events["kind"] = Kind.READ
@@ -299,7 +300,7 @@ def note_keys(log: Log, keys: Sequence[str], begin: int, end: int) -> None:
         log.note(Kind.TWICE, How.KEYS, register + 1, 0, begin, end)
 
 
-def note_embeddings(log: Log, ids: Sequence[str], embeddings: np.ndarray, begin: int, end: int) -> None:
+def note_embeddings(log: Log, ids: Sequence[Key], embeddings: np.ndarray, begin: int, end: int) -> None:
     """Of a selection: row i of the one belongs to row i of the other."""
     if len(ids) != len(embeddings):
         raise AssertionError(f"{len(ids)} ids, and {len(embeddings)} embeddings")

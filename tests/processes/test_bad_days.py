@@ -485,7 +485,7 @@ def bad(kind: str, whole: bytes) -> bytes:
         "truncated": whole[: len(whole) // 2],
         "empty": b"",
         "foreign": b"SQLite format 3\0" + whole[16:],
-        "another major": sealed(whole, 8, struct.pack("<H", 2)),
+        "another major": sealed(whole, 8, struct.pack("<H", 3)),
     }[kind]
 
 

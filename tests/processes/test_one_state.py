@@ -231,7 +231,7 @@ def test_all_that_shows_a_state_shows_the_same(place, capsys, name, opened):
     if situation.with_source:
         mmcache.build(place.path, made)
     else:
-        mmcache.build(place.path, [{"sku": f"s{i}"} for i in range(10)], SHOP)
+        mmcache.build(place.path, [{"sku": f"s{i}", "kind": None} for i in range(10)], SHOP)
     source = made if situation.with_source else None
     with contextlib.ExitStack() as ending:
         ending.callback(made.close)

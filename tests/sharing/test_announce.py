@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmcache import SourceError
-from mmcache.format.header import Header, Section
+from mmcache.format.header import Header
 from mmcache.format.layout import Layout
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.attach import attach
@@ -58,7 +58,7 @@ def revalidate(builder: Announcer) -> None:
     assert builder.revalidated(HEADER, builder.tokens(), 1, 1, bytes(32))
 
 
-LAYOUT = Layout(HEADER, {}, {}, Section("blocks", 0, 0, 0, 0, 0, 0, 0), "", None, {})
+LAYOUT = Layout(HEADER, {}, {}, "", None, {})
 
 SAYINGS: dict[Kind, Callable[[Announcer], Any]] = {
     Kind.PUBLISHED: lambda builder: builder.published(LAYOUT, None),

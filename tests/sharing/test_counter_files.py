@@ -30,6 +30,7 @@ from mmcache.sharing import counter_files, metrics
 from mmcache.sharing.counters import WorkerCounters, read_fleet, record_event, remove
 from mmcache.sharing.fleet import CAUSES, STATES, Fleet, Sample
 from mmcache.storage import shared
+from tests.support import inside
 from tests.support.faults import Fail, FailName, Kill, faults
 from tests.support.observe import open_files
 from tests.support.processes import Child, child, in_child, in_children
@@ -794,7 +795,7 @@ def test_what_is_no_counter_file_is_not_counted_and_goes_without_an_owner(path, 
     for file in Path(path).parent.glob(".*.counts"):
         if file != place:
             file.unlink()
-    counter_files._logged.clear()
+    inside.forget_logged()
     assert exercise(path).totals["hits"] == 2
     assert len(files(path)) == 1
     assert not place.exists()

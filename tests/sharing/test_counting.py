@@ -302,7 +302,7 @@ def test_no_writable_shared_map_exists(path):
     record_event(path, "rebuild")
     assert len(read_fleet(path).events) == 2
     assert writable_shared_maps() == before
-    assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if "items.mmc" in line]
+    assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if path in line]
     counters.close()
     assert writable_shared_maps() == before
 

@@ -766,3 +766,33 @@ class TwoCaches(RuleBasedStateMachine):
 
 
 TestTwoCaches = TwoCaches.TestCase
+
+
+def test_ids_for_which_no_source_is_known_are_refused(tmp_path):
+    mmcache.build(tmp_path / "c.mmc", [{"id": "a"}], Schema("items"))
+    with mmcache.open(tmp_path / "c.mmc") as cache:
+        with pytest.raises(
+            SourceError, match="nothing can answer for single ids: this cache was opened without a source"
+        ):
+            cache.invalidate(["a"])
+        assert cache.invalidate(hard=False) == "soft"
+        assert cache["a"] == {"id": "a"}
+
+
+@pytest.mark.parametrize(
+    ("key", "ids", "reason"),
+    [
+        (("a", "b"), ("EPSG", 4326), r"is a tuple of 2 values \(a, b\), not 'EPSG'; keys are given as a list"),
+        (("a", "b"), [("EPSG", 4326, 1)], r"is a tuple of 2 values \(a, b\), not \('EPSG', 4326, 1\)"),
+        ("a", [("EPSG", 4326)], r"is one value, not \('EPSG', 4326\)"),
+        ("a", [None], "a key cannot be None"),
+        ("a", [1.5], "a key cannot be 1.5"),
+        ("a", "EPSG", "an iterable of ids, not one"),
+    ],
+)
+def test_what_is_no_key_of_the_collection_is_refused(tmp_path, key, ids, reason):
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as db:
+        db.execute("CREATE TABLE crs (a TEXT, b INTEGER)")
+    source = SQLiteSource(tmp_path / "s.db", Schema("crs", key=key))
+    with mmcache.open(tmp_path / "c.mmc", source, build=False) as cache, pytest.raises(TypeError, match=reason):
+        cache.invalidate(ids)

@@ -48,7 +48,7 @@ def test_a_source_is_itself(tmp_path):
 def test_anything_else_is_records():
     source = as_source([{"id": "a"}], iter([ITEMS]))
     assert isinstance(source, IterableSource)
-    assert source.schemas == (ITEMS,)
+    assert source.schemas == (ITEMS.resolved("id"),)
     several = as_source({"a": [{"id": "x"}], "b": []}, [Schema("a"), Schema("b")])
     with several.read() as reading:
         assert [record.values for record in reading.records("a")] == [("x",)]

@@ -49,10 +49,12 @@ def test_it_reads_lines_and_skips_blank_ones(file):
     assert found == records(file)
 
 
-@pytest.mark.parametrize("text", ["", "\n \n", '{"id": "a"}', '\ufeff{"id": "a"}\r\n'])
+@pytest.mark.parametrize(
+    "text", ["", "\n \n", '{"id": "a", "tags": 1, "v": null}', '\ufeff{"id": "a", "tags": 1, "v": null}\r\n']
+)
 def test_last_lines_marks_and_empty_files(file, text):
     write(file, text)
-    assert [record.values for record in records(file)] == [("a",)] * ("a" in text)
+    assert [record.values for record in records(file)] == [("a", 1)] * ("a" in text)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_last_lines_marks_and_empty_files(file, text):
         ("[" * 100_000, "line 3 is not JSON: maximum recursion"),
         ('["id", "b"]', "line 3: a record must be a mapping, not list"),
         ('{"key": "b"}', "line 3: no field 'id'"),
-        ('{"id": 5}', "line 3: the key 'id' must be a non-empty str, not 5"),
+        ('{"id": 5.5}', "line 3: the key 'id': a key cannot be 5.5"),
         ('{"id": "b", "v": [1]}', "line 3: the embedding has 1 numbers, expected dim=2"),
     ],
 )
@@ -113,7 +115,7 @@ def test_a_file_put_in_its_place_does_not_disturb_a_read(file):
     with source.read() as reading:
         rows = reading.records("items")
         assert next(rows).values[0] == "a"
-        os.replace(write(file.with_name("new" + file.suffix), '{"id": "new"}'), file)
+        os.replace(write(file.with_name("new" + file.suffix), '{"id": "new", "tags": null, "v": null}'), file)
         assert [record.values[0] for record in rows] == ["b"]
     assert [record.values[0] for record in records(file)] == ["new"]
 
@@ -144,3 +146,15 @@ def test_it_pickles_to_its_arguments_and_has_a_spec(file, monkeypatch, tmp_path)
     assert source.spec() == spec
     for again in (pickle.loads(pickle.dumps(source)), from_spec(spec, source.schemas)):
         assert again.fetch("items", ["a"]) == source.fetch("items", ["a"])
+
+
+def test_columns_are_those_that_a_record_has(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"id": "a", "v": 1, "price": "1.10"}\n{"id": "b", "price": "2"}\n')
+    with JSONLinesSource(tmp_path / "t.jsonl", Schema("t", columns=("v",))).read() as reading:
+        assert [(one.names, one.values) for one in reading.records("t")] == [(("id", "v"), ("a", 1)), (("id",), ("b",))]
+    schema = Schema("t", columns=("v",), index=("price",))
+    with (
+        JSONLinesSource(tmp_path / "t.jsonl", schema).read() as reading,
+        pytest.raises(BuildError, match="add it there"),
+    ):
+        list(reading.records("t"))

@@ -36,11 +36,11 @@ TABLES = {
     "a covering index": "CREATE TABLE items (kind, id); CREATE INDEX covering ON items (id)",
 }
 QUERIES = {
-    "table": Schema("items"),
-    "query": Schema("items", query="SELECT * FROM items"),
-    "ordered query": Schema("items", query="SELECT * FROM items ORDER BY kind DESC, id DESC"),
-    "only the key": Schema("items", query="SELECT * FROM items", columns=()),
-    "view": Schema("items", table="seen"),
+    "table": Schema("items", key="id"),
+    "query": Schema("items", key="id", query="SELECT * FROM items"),
+    "ordered query": Schema("items", key="id", query="SELECT * FROM items ORDER BY kind DESC, id DESC"),
+    "only the key": Schema("items", key="id", query="SELECT * FROM items", columns=()),
+    "view": Schema("items", key="id", table="seen"),
 }
 
 
@@ -93,7 +93,7 @@ def test_more_keys_than_a_statement_takes_come_in_one_order(tmp_path, closed, ta
     path = database(tmp_path / "items.db", TABLES[table], KEYS[:5])
     with contextlib.closing(sqlite3.connect(path)) as db:
         limit = db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
-    source = closed(SQLiteSource(path, Schema("items")))
+    source = closed(SQLiteSource(path, Schema("items", key="id")))
     for count in (limit, limit + 1):
         asked = [*itertools.islice((f"no{i}" for i in itertools.count()), count - 3), "k12", "k7", "k1"]
         assert source.in_order("items", asked) == as_built(source, {"k12", "k7", "k1"})
@@ -106,7 +106,7 @@ def test_keys_are_equal_as_text_only(tmp_path, closed):
         "CREATE TABLE nocase (id TEXT COLLATE NOCASE); INSERT INTO nocase VALUES ('Ab'), ('x'), ('aB');"
     )
     path = database(tmp_path / "items.db", script, [5, 6])
-    source = closed(SQLiteSource(path, *map(Schema, ("items", "free", "nocase"))))
+    source = closed(SQLiteSource(path, *(Schema(name, key="id") for name in ("items", "free", "nocase"))))
     asked = ["5.0", "5", "ab", "aB", "Ab", "6"]
     assert source.in_order("items", asked) == []
     assert source.in_order("free", asked) == ["Ab", "5", "5.0"]
@@ -130,7 +130,7 @@ def test_a_union_of_columns_of_any_affinity_loses_no_key(tmp_path_factory, one, 
         db.executemany("INSERT INTO b VALUES (?)", [(key,) for key in other])
         rows = [key for (key,) in db.execute("SELECT * FROM a UNION ALL SELECT * FROM b")]
     with contextlib.closing(
-        SQLiteSource(path, Schema("u", query="SELECT * FROM a UNION ALL SELECT * FROM b"))
+        SQLiteSource(path, Schema("u", key="id", query="SELECT * FROM a UNION ALL SELECT * FROM b"))
     ) as source:
         there = dict.fromkeys(key for key in rows if type(key) is str and key in asked)
         assert source.in_order("u", asked) == list(there)
@@ -141,7 +141,7 @@ def test_the_index_of_the_key_is_used_and_not_the_whole_table(tmp_path, closed):
     path = database(tmp_path / "items.db", TABLES["rowid"], [f"k{i}" for i in range(1000)])
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT INTO items VALUES (0, CAST(x'ff' AS TEXT))")
-    source = closed(SQLiteSource(path, Schema("items")))
+    source = closed(SQLiteSource(path, Schema("items", key="id")))
     with pytest.raises(BuildError, match="is not valid UTF-8"):
         as_built(source, ["k1"])
     assert source.in_order("items", ["k5", "k900", "k1", "no"]) == ["k1", "k5", "k900"]
@@ -149,11 +149,11 @@ def test_the_index_of_the_key_is_used_and_not_the_whole_table(tmp_path, closed):
 
 def test_a_lookup_in_a_database_that_is_gone_is_a_source_error(tmp_path, closed):
     with pytest.raises(SourceError, match="there is no database"):
-        closed(SQLiteSource(tmp_path / "no.db", Schema("items"))).in_order("items", ["a"])
+        closed(SQLiteSource(tmp_path / "no.db", Schema("items", key="id"))).in_order("items", ["a"])
 
 
 def test_threads_share_a_source(tmp_path, closed):
-    source = closed(SQLiteSource(database(tmp_path / "items.db", TABLES["rowid"], KEYS), Schema("items")))
+    source = closed(SQLiteSource(database(tmp_path / "items.db", TABLES["rowid"], KEYS), Schema("items", key="id")))
     barrier, wrong = threading.Barrier(8), []
 
     def work():
@@ -188,20 +188,20 @@ def check(source, collection="items"):
 
 
 def test_keys_of_an_iterable_come_as_they_are_iterated():
-    source = IterableSource(RECORDS, Schema("items"))
+    source = IterableSource(RECORDS, Schema("items", key="id"))
     check(source)
     check(pickle.loads(pickle.dumps(source)))
 
 
 def test_of_records_with_one_key_the_first_counts():
-    source = IterableSource([{"id": "b"}, {"id": "a"}, {"id": "b", "n": 1}, {"id": "c"}], Schema("items"))
+    source = IterableSource([{"id": "b"}, {"id": "a"}, {"id": "b", "n": 1}, {"id": "c"}], Schema("items", key="id"))
     assert source.in_order("items", ["c", "b", "a"]) == ["b", "a", "c"]
     assert source.fetch("items", ["b", "c"]) == [(("id",), ("b",), None), (("id",), ("c",), None)]
 
 
 def test_an_iterator_has_no_order_to_look_up():
     with pytest.raises(SourceError, match="nothing can be looked up"):
-        IterableSource(iter(RECORDS), Schema("items")).in_order("items", ["a"])
+        IterableSource(iter(RECORDS), Schema("items", key="id")).in_order("items", ["a"])
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
@@ -209,7 +209,7 @@ def test_keys_of_lines_come_by_line(tmp_path, suffix):
     path = tmp_path / f"items.{suffix}"
     with gzip.open(path, "wb") if suffix.endswith("gz") else open(path, "wb") as file:
         file.writelines(json.dumps(record).encode() + b"\n" for record in RECORDS)
-    source = JSONLinesSource(path, Schema("items"))
+    source = JSONLinesSource(path, Schema("items", key="id"))
     check(source)
     with gzip.open(path, "wb") if suffix.endswith("gz") else open(path, "wb") as file:
         file.write(b'{"id": "k1"}\n{"id": "k3"}\n{"id": "k7"}\n')
@@ -224,8 +224,8 @@ def test_keys_of_parquet_and_arrow_come_by_row(tmp_path):
 
     table = pa.Table.from_pylist(RECORDS)
     parquet.write_table(table, tmp_path / "items.parquet")
-    check(ParquetSource(tmp_path / "items.parquet", Schema("items")))
-    check(IterableSource(table, Schema("items")))
+    check(ParquetSource(tmp_path / "items.parquet", Schema("items", key="id")))
+    check(IterableSource(table, Schema("items", key="id")))
 
 
 def test_keys_of_a_bank_of_patterns_come_by_rowid(tmp_path, closed):
@@ -263,7 +263,7 @@ class Plain:
     """A source that is no `OrderedSource`."""
 
     def __init__(self):
-        self._inner = IterableSource(RECORDS, Schema("items"))
+        self._inner = IterableSource(RECORDS, Schema("items", key="id"))
         self.schemas = self._inner.schemas
         self.read, self.find = self._inner.read, self._inner.find
         self.fetch, self.fingerprint, self.spec = self._inner.fetch, self._inner.fingerprint, self._inner.spec
@@ -277,4 +277,7 @@ def test_without_an_order_of_the_source_keys_stay_as_they_are_given():
 
 
 def test_with_an_order_of_the_source_keys_come_in_it():
-    assert ordered(IterableSource(RECORDS, Schema("items")), "items", ["k1", "no", "k7", "k1"]) == ["k7", "k1"]
+    assert ordered(IterableSource(RECORDS, Schema("items", key="id")), "items", ["k1", "no", "k7", "k1"]) == [
+        "k7",
+        "k1",
+    ]

@@ -10,10 +10,11 @@ import sqlite3
 import pytest
 from hypothesis import example, given, strategies as st
 
-from mmcache.errors import SourceError
+from mmcache import above, at_least, at_most, between, startswith
+from mmcache.errors import BuildError, SourceError
 from mmcache.schema import Query, Schema, parse_query, terms_of
 from mmcache.sources import SQLiteSource
-from mmcache.sources.statements import MAX_TERMS
+from mmcache.sources.conditions import MAX_TERMS
 from tests.support import inside
 
 PLAIN = ("as_text", "as_int", "as_num", "as_real", "as_any", "nocase")
@@ -248,3 +249,55 @@ def test_an_abandoned_search_gives_its_connection_back(fresh):
     del found
     assert len(inside.idle_connections(source)) == 2
     source.close()
+
+
+@pytest.mark.parametrize(
+    "asked", [between(3, 5), range(3, 9), above(4.5), [2, at_most(-(2**70))], startswith("a"), at_least("b")]
+)
+def test_a_range_is_answered_by_the_index_of_its_column(fresh, asked):
+    path = fresh()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executescript("CREATE TABLE items (id TEXT PRIMARY KEY, n, more TEXT); CREATE INDEX by_n ON items (n)")
+    schema = Schema("items", index=("n",))
+    with contextlib.closing(SQLiteSource(path, schema)) as source:
+        plan = inside.plan_of_find(source, parse_query(schema, {"n": asked}, {}))
+    assert any("USING INDEX by_n" in step for step in plan), plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+def test_text_of_another_encoding_is_found_by_ranges_too(fresh):
+    """Case: SQLite orders the bytes of UTF-16."""
+    path = fresh()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA encoding = 'UTF-16le'")
+        db.execute("CREATE TABLE items (id TEXT PRIMARY KEY, n TEXT)")
+        words = ["a", "b", "\u0101", "\u0200", "z", "\ue000", "\U0001f600"]
+        db.executemany("INSERT INTO items VALUES (?, ?)", [(word, word) for word in words])
+    schema = Schema("items", index=("n",))
+    with contextlib.closing(SQLiteSource(path, schema)) as source:
+        for asked, ids in (
+            (between("b", "z"), "bz"),
+            (above("z"), "\u0101\u0200\ue000\U0001f600"),
+            (startswith("\ue000"), "\ue000"),
+        ):
+            found = source.find("items", parse_query(schema, {"n": asked}, {}))
+            assert sorted(record.values[0] for record in found) == sorted(ids)
+
+
+NOT_PATHS = {
+    "doc.s.nope": "none of the first 1 records has 'doc.s.nope'",
+    "dok.s": "no column named dok.s",
+}
+
+
+@pytest.mark.parametrize("json_fields", [("doc",), ()])
+def test_a_path_leads_into_a_column_of_json_and_nowhere_else(fresh, json_fields):
+    path = fresh()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE items (id TEXT PRIMARY KEY, doc TEXT)")
+        db.execute("""INSERT INTO items VALUES ('a', '{"s": {"t": [1, {"u": 2}]}}')""")
+    for field, reason in NOT_PATHS.items():
+        source = SQLiteSource(path, Schema("items", index=(field,), json=json_fields))
+        reason = reason if json_fields or field == "dok.s" else "is a path into 'doc', which is not among json="
+        with contextlib.closing(source), pytest.raises(BuildError, match=reason), source.read() as reading:
+            list(reading.records("items"))

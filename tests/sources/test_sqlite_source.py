@@ -18,7 +18,7 @@ from mmcache.sources.base import Reading, Source, SourceRecord
 from tests.support import inside
 
 V = struct.pack("<2f", 0.5, -1.0)
-ITEMS = Schema("items", embedding="v", dim=2)
+ITEMS = Schema("items", key="id", embedding="v", dim=2)
 
 
 def write(path: Path, script: str, *rows: tuple[object, ...], into: str = "items") -> Path:
@@ -75,7 +75,7 @@ def test_a_record_has_its_key_first_and_its_embedding_apart(source):
 
 
 def test_without_an_embedding_field_the_blob_is_a_value(db):
-    assert records(db, Schema("items"))[0] == (
+    assert records(db, Schema("items", key="id"))[0] == (
         ("id", "v", "kind", "size", "data"),
         ("b", V, "x", 1, '{"n": [1, 2.5, null]}'),
         None,
@@ -83,10 +83,10 @@ def test_without_an_embedding_field_the_blob_is_a_value(db):
 
 
 def test_json_columns_are_decoded(db):
-    found = records(db, Schema("items", embedding="v", json=("data",)))
+    found = records(db, Schema("items", key="id", embedding="v", json=("data",)))
     assert [record.values[3] for record in found] == [{"n": [1, 2.5, None]}, None, []]
     assert [record.vector for record in found] == [V, None, V]
-    assert found == records(db, Schema("items", embedding="v", dim=2, json=("data",)))
+    assert found == records(db, Schema("items", key="id", embedding="v", dim=2, json=("data",)))
 
 
 def test_a_column_of_type_json_may_hold_numbers(tmp_path):
@@ -96,15 +96,15 @@ def test_a_column_of_type_json_may_hold_numbers(tmp_path):
         "CREATE TABLE items (id TEXT, j JSON)",
         *[(key, text) for key, text in zip("abcd", ["5", "1.50", '"5"', "true"], strict=True)],
     )
-    assert [record.values[1] for record in records(path, Schema("items", json=("j",)))] == [5, 1.5, "5", True]
+    assert [record.values[1] for record in records(path, Schema("items", key="id", json=("j",)))] == [5, 1.5, "5", True]
 
 
 def test_columns_are_chosen_and_key_and_embedding_always_taken(db):
-    (first, *_) = records(db, Schema("items", columns=("size", "kind"), embedding="v"))
+    (first, *_) = records(db, Schema("items", key="id", columns=("size", "kind"), embedding="v"))
     assert first == (("id", "size", "kind"), ("b", 1, "x"), V)
-    (first, *_) = records(db, Schema("items", columns=("v", "id"), embedding="v"))
+    (first, *_) = records(db, Schema("items", key="id", columns=("v", "id"), embedding="v"))
     assert first == (("id",), ("b",), V)
-    (first, *_) = records(db, Schema("items", columns=()))
+    (first, *_) = records(db, Schema("items", key="id", columns=()))
     assert first == (("id",), ("b",), None)
 
 
@@ -123,19 +123,22 @@ def test_embeddings_in_other_forms(tmp_path):
         ("f4", V),
         ("json null", "null"),
     )
-    for schema in (Schema("items", embedding="v"), Schema("items", embedding="v", dim=2)):
+    for schema in (Schema("items", key="id", embedding="v"), Schema("items", key="id", embedding="v", dim=2)):
         assert [record.vector for record in records(path, schema)] == [V, None, V, None]
     path = write(
         tmp_path / "f8.db", "CREATE TABLE items (id TEXT, v)", ("a", struct.pack("<2d", 0.5, -1.0)), ("b", None)
     )
-    assert [record.vector for record in records(path, Schema("items", embedding="v", dtype="f8"))] == [V, None]
+    assert [record.vector for record in records(path, Schema("items", key="id", embedding="v", dtype="f8"))] == [
+        V,
+        None,
+    ]
 
 
 def test_values_keep_their_storage_classes(tmp_path):
     values = (None, -(2**63), 2**63 - 1, 1.5, "", "a\0b", "😀", b"", b"\xff\0")
     columns = [f"c{i}" for i in range(len(values))]
     path = write(tmp_path / "v.db", f"CREATE TABLE items (id TEXT, {', '.join(columns)})", ("a", *values))
-    assert records(path, Schema("items"))[0].values == ("a", *values)
+    assert records(path, Schema("items", key="id"))[0].values == ("a", *values)
 
 
 # ---- order -----------------------------------------------------------------------------------------------------------
@@ -149,7 +152,7 @@ def test_rowid_tables_come_by_rowid_whatever_index_would_do(tmp_path):
         ("a",),
         ("b",),
     )
-    assert keys(path, Schema("items")) == ["c", "a", "b"]
+    assert keys(path, Schema("items", key="id")) == ["c", "a", "b"]
 
 
 def test_tables_with_columns_named_like_the_rowid_come_by_rowid(tmp_path):
@@ -160,7 +163,7 @@ def test_tables_with_columns_named_like_the_rowid_come_by_rowid(tmp_path):
         ("a", "3", "2"),
         ("b", "2", "1"),
     )
-    assert keys(path, Schema("items")) == ["c", "a", "b"]
+    assert keys(path, Schema("items", key="id")) == ["c", "a", "b"]
 
 
 def test_tables_without_rowid_come_by_primary_key(tmp_path):
@@ -171,17 +174,17 @@ def test_tables_without_rowid_come_by_primary_key(tmp_path):
         ("a", 2),
         ("b", 1),
     )
-    assert keys(path, Schema("items")) == ["b", "c", "a"]
+    assert keys(path, Schema("items", key="id")) == ["b", "c", "a"]
 
 
 @pytest.mark.parametrize("order", ["size DESC", "id"])
 def test_queries_and_views_come_as_they_order(tmp_path, db, order):
     query = f"SELECT * FROM items ORDER BY {order}"
     expected = {"size DESC": ["a", "b", "ü"], "id": ["a", "b", "ü"]}[order]
-    assert keys(db, Schema("items", query=query)) == expected
+    assert keys(db, Schema("items", key="id", query=query)) == expected
     with contextlib.closing(sqlite3.connect(db)) as other, other:
         other.execute(f"CREATE VIEW seen AS {query}")
-    assert keys(db, Schema("seen")) == expected
+    assert keys(db, Schema("seen", key="id")) == expected
 
 
 # ---- queries ---------------------------------------------------------------------------------------------------------
@@ -204,7 +207,9 @@ def test_a_query_is_any_select(db, query):
 
 def test_a_query_has_no_count(db):
     with (
-        contextlib.closing(SQLiteSource(db, Schema("q", query="SELECT id FROM items"), Schema("items"))) as source,
+        contextlib.closing(
+            SQLiteSource(db, Schema("q", key="id", query="SELECT id FROM items"), Schema("items", key="id"))
+        ) as source,
         source.read() as reading,
     ):
         assert reading.count("q") is None
@@ -225,13 +230,13 @@ def test_a_query_has_no_count(db):
 )
 def test_a_query_that_cannot_be_read_is_refused(db, query, reason):
     with pytest.raises(BuildError, match=reason) as caught:
-        records(db, Schema("q", query=query))
+        records(db, Schema("q", key="id", query=query))
     assert caught.value.collection == "q"
     assert caught.value.path == str(db)
 
 
 def test_a_column_named_like_a_renamed_duplicate_is_none(db):
-    (first, *_) = records(db, Schema("q", query='SELECT id, kind AS "id:1" FROM items'))
+    (first, *_) = records(db, Schema("q", key="id", query='SELECT id, kind AS "id:1" FROM items'))
     assert first == (("id", "id:1"), ("b", "x"), None)
 
 
@@ -244,7 +249,7 @@ ODD_NAMES = ['a"b', "select", "s", "a b", "a.b", "it's", "[x]", "a,b", "naïve",
 def test_any_name_of_a_table_or_column_works(tmp_path, name):
     quoted = '"' + name.replace('"', '""') + '"'
     path = write(tmp_path / "n.db", f"CREATE TABLE {quoted} (id TEXT, {quoted} TEXT)", ("a", "x"), into=quoted)
-    schema = Schema("items", table=name, index=(name,), columns=(name,))
+    schema = Schema("items", key="id", table=name, index=(name,), columns=(name,))
     assert records(path, schema)[0] == (("id", name), ("a", "x"), None)
     with contextlib.closing(SQLiteSource(path, schema)) as source:
         assert [record.values for record in source.find("items", {name: ("x",)})] == [("a", "x")]
@@ -306,16 +311,20 @@ def test_the_path_is_made_absolute_at_once(db, monkeypatch, tmp_path):
     ("schema", "reason"),
     [
         (Schema("nope"), "no table 'nope'; it has: items"),
-        (Schema("x", table="ITEM"), "no table 'ITEM'; it has: items"),
-        (Schema("x", table="sqlite_master"), "no table 'sqlite_master'"),
-        (Schema("items", key="ID"), "key: no column named ID; there are: v, id, kind, size, data"),
-        (Schema("items", embedding="w"), "embedding: no column named w; there are"),
-        (Schema("items", columns=("w", "u", "id")), "columns: no column named w, u; there are"),
-        (Schema("items", index=("w",)), "index: no column named w; there are"),
-        (Schema("items", json=("w",)), "json: no column named w; there are"),
-        (Schema("items", index=("kind",), columns=("size",)), r"index: kind not among columns=\['id', 'size'\]"),
-        (Schema("items", json=("data",), columns=("size",)), "json: data not among columns"),
-        (Schema("items", json=("id",)), "'id' is the key"),
+        (Schema("x", key="id", table="ITEM"), "no table 'ITEM'; it has: items"),
+        (Schema("x", key="id", table="sqlite_master"), "no table 'sqlite_master'"),
+        (Schema("items", key="no"), "key: no column named no; there are: v, id, kind, size, data"),
+        (Schema("items", key=("id", "no")), "key: no column named no; there are: v, id, kind, size, data"),
+        (Schema("items", key="id", embedding="w"), "embedding: no column named w; there are"),
+        (Schema("items", key="id", columns=("w", "u", "id")), "columns: no column named w, u; there are"),
+        (Schema("items", key="id", index=("w",)), "index: no column named w; there are"),
+        (Schema("items", key="id", json=("w",)), "json: no column named w; there are"),
+        (
+            Schema("items", key="id", index=("kind",), columns=("size",)),
+            r"index: kind not among columns=\['id', 'size'\]",
+        ),
+        (Schema("items", key="id", json=("data",), columns=("size",)), "json: data not among columns"),
+        (Schema("items", key="id", json=("id",)), "'id' is the key"),
     ],
 )
 def test_a_schema_the_database_cannot_meet_is_refused_everywhere(db, schema, reason):
@@ -334,11 +343,8 @@ def test_a_schema_the_database_cannot_meet_is_refused_everywhere(db, schema, rea
 @pytest.mark.parametrize(
     ("row", "reason", "key"),
     [
-        ((None, 5, "x"), "non-string key: 'id' holds int.*CAST", "5"),
-        ((None, 1.5, "x"), "non-string key: 'id' holds float", "1.5"),
-        ((None, b"k", "x"), "non-string key: 'id' holds bytes", "b'k'"),
-        ((None, None, "x"), "key 'id' is NULL; give every record a key", None),
-        ((None, "", "x"), "key 'id' is empty", ""),
+        ((None, 1.5, "x"), "the key 'id' is the real number 1.5; a key is text, an integer or a BLOB", "1.5"),
+        ((None, None, "x"), "the key 'id' is NULL; a key is text, an integer or a BLOB", None),
         ((b"", "k", "x"), "empty", "k"),
         ((b"1234567", "k", "x"), "7 bytes, expected 8", "k"),
         ((struct.pack("<2d", 1, 2), "k", "x"), "float64.*dtype='f8'", "k"),
@@ -352,7 +358,10 @@ def test_a_schema_the_database_cannot_meet_is_refused_everywhere(db, schema, rea
 def test_a_record_that_cannot_be_used_is_named(tmp_path, row, reason, key, json):
     script = "CREATE TABLE items (v, id, kind, data)"
     path = write(tmp_path / "r.db", script, (V, "ok", "x", "1"), (*row, "2"), (V, "later", "x", "3"))
-    for schema in (Schema("items", embedding="v", dim=2, json=json), Schema("items", embedding="v", json=json)):
+    for schema in (
+        Schema("items", key="id", embedding="v", dim=2, json=json),
+        Schema("items", key="id", embedding="v", json=json),
+    ):
         with pytest.raises(BuildError, match=reason.replace("bytes, expected 8", "bytes")) as caught:
             records(path, schema)
         error = caught.value
@@ -373,7 +382,7 @@ def test_a_record_that_cannot_be_used_is_named(tmp_path, row, reason, key, json)
 def test_json_columns_that_do_not_decode_are_named(tmp_path, text, reason):
     path = write(tmp_path / "j.db", "CREATE TABLE items (id TEXT, j)", ("a", "1"), ("k", text))
     with pytest.raises(BuildError, match=f"key 'k': column 'j' is not JSON text.*{reason.split(': ')[-1]}"):
-        records(path, Schema("items", json=("j",)))
+        records(path, Schema("items", key="id", json=("j",)))
 
 
 @pytest.mark.parametrize("bad", ["ff41", "eda080"], ids=["no UTF-8", "lone surrogate"])
@@ -381,9 +390,9 @@ def test_text_that_is_not_utf8_is_named(tmp_path, bad):
     script = f"CREATE TABLE items (id TEXT, t TEXT); INSERT INTO items VALUES ('a', 'x'), ('k', CAST(x'{bad}' AS TEXT))"
     path = write(tmp_path / "u.db", script)
     with pytest.raises(BuildError, match="the text of column 't' is not valid UTF-8") as caught:
-        records(path, Schema("items"))
+        records(path, Schema("items", key="id"))
     assert (caught.value.collection, caught.value.key, caught.value.path) == ("items", "k", str(path))
-    source = SQLiteSource(path, Schema("items"))
+    source = SQLiteSource(path, Schema("items", key="id"))
     assert [record and record.values for record in source.fetch("items", ["a"])] == [("a", "x")]
     with pytest.raises(SourceError, match="not valid UTF-8"):
         source.fetch("items", ["k"])
@@ -395,7 +404,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path, bad):
 def test_a_key_that_is_not_utf8_is_named_too(tmp_path):
     path = write(tmp_path / "u.db", "CREATE TABLE items (id TEXT); INSERT INTO items VALUES (CAST(x'ff41' AS TEXT))")
     with pytest.raises(BuildError, match=r"key '\\udcffA': the text of column 'id'"):
-        records(path, Schema("items"))
+        records(path, Schema("items", key="id"))
 
 
 def test_what_is_no_database_is_said(tmp_path):
@@ -418,7 +427,7 @@ def test_a_damaged_database_is_a_source_error(tmp_path):
     damaged[4096:12288] = os.urandom(8192)
     path.write_bytes(damaged)
     with pytest.raises(SourceError, match="not a whole SQLite database") as caught:
-        records(path, Schema("items"))
+        records(path, Schema("items", key="id"))
     assert caught.value.path == str(path)
 
 
@@ -428,7 +437,7 @@ def test_arguments_are_checked_when_the_source_is_made(db):
     with pytest.raises(TypeError, match="takes Schema objects, not str"):
         SQLiteSource(db, "items")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two schemas are named 'items'"):
-        SQLiteSource(db, ITEMS, Schema("items"))
+        SQLiteSource(db, ITEMS, Schema("items", key="id"))
     with pytest.raises(ValueError, match="NUL"):
         SQLiteSource("a\0b", ITEMS)
 
@@ -458,7 +467,10 @@ def test_fetch_answers_in_the_order_asked_with_none_for_none(source):
     assert source.fetch("items", []) == []
 
 
-@pytest.mark.parametrize("schema", [Schema("items"), Schema("items", query="SELECT * FROM items"), Schema("seen")])
+@pytest.mark.parametrize(
+    "schema",
+    [Schema("items", key="id"), Schema("items", key="id", query="SELECT * FROM items"), Schema("seen", key="id")],
+)
 def test_fetch_of_thousands_is_chunked(tmp_path, schema):
     rows = [(f"k{i}",) for i in range(3000)]
     path = write(tmp_path / "m.db", "CREATE TABLE items (id TEXT); CREATE VIEW seen AS SELECT * FROM items", *rows)
@@ -478,7 +490,7 @@ def test_keys_are_equal_as_text_only(tmp_path):
         "CREATE TABLE free (id, n); INSERT INTO free VALUES (x'4162', 1), ('Ab', 2), (5, 3), ('5', 4);",
     )
     names = ("nocase", "rtrim", "number", "free")
-    source = SQLiteSource(path, *map(Schema, names))
+    source = SQLiteSource(path, *(Schema(name, key="id") for name in names))
     asked = ["ab", "Ab", "Ab ", "5", "05", "5.0"]
     found = {name: [record and record.values[1] for record in source.fetch(name, asked)] for name in names}
     assert found == {
@@ -495,7 +507,7 @@ def test_keys_are_equal_as_text_only(tmp_path):
 )
 def test_a_key_from_a_union_is_found_whatever_the_affinity_of_the_other_part(tmp_path, query):
     script = "CREATE TABLE a (id INTEGER); CREATE TABLE b (id TEXT); INSERT INTO b VALUES ('5'), ('05')"
-    source = SQLiteSource(write(tmp_path / "u.db", script), Schema("u", query=query))
+    source = SQLiteSource(write(tmp_path / "u.db", script), Schema("u", key="id", query=query))
     for asked in (["5"], ["05"], ["5", "05", "x"]):
         assert [record and record.values[0] for record in source.fetch("u", asked)] == [
             *asked[:2],
@@ -513,7 +525,11 @@ def test_ids_that_sqlite_cannot_hold_are_not_found(source):
 def test_fetch_uses_the_index_of_the_key_below_a_query_too(tmp_path, db):
     with contextlib.closing(sqlite3.connect(db)) as other, other:
         other.execute("CREATE VIEW seen AS SELECT id, kind FROM items")
-    for schema in (Schema("items"), Schema("seen"), Schema("q", query="SELECT id, kind FROM items ORDER BY kind")):
+    for schema in (
+        Schema("items", key="id"),
+        Schema("seen", key="id"),
+        Schema("q", key="id", query="SELECT id, kind FROM items ORDER BY kind"),
+    ):
         assert any("SEARCH items" in step or "SEARCH s" in step for step in plan_of(db, schema, "fetch")), schema
 
 
@@ -536,23 +552,50 @@ def test_find_uses_the_index_of_a_field(tmp_path):
     path = write(
         tmp_path / "i.db", "CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT); CREATE INDEX k ON items (kind)"
     )
-    schema = Schema("items", index=("kind",))
+    schema = Schema("items", key="id", index=("kind",))
     for terms in [("a",), ("a", "b"), (None,), ("a", 5, None), (True,)]:
         assert any("USING INDEX k" in step for step in plan_of(path, schema, {"kind": terms})), terms
 
 
-def test_a_collation_of_the_applications_own_stops_lookups_but_not_a_build(tmp_path):
+def vectors(source, *ids):
+    return [record.vector for record in source.fetch("items", ids)]
+
+
+def test_a_lookup_looks_for_the_kind_of_embeddings_once_while_the_data_stay(tmp_path):
+    """Also where the first ones do not tell it."""
+    path = write(tmp_path / "v.db", "CREATE TABLE items (id TEXT PRIMARY KEY, v BLOB)")
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executemany("INSERT INTO items VALUES (?, ?)", [("a", None), ("b", None)])
+    statements: list[str] = []
+    with contextlib.closing(SQLiteSource(path, Schema("items", embedding="v", dim=20))) as source:
+        with inside.connection(source) as connection:
+            connection.raw.set_trace_callback(statements.append)
+        for _ in range(3):
+            assert vectors(source, "b") == [None]
+        assert sum("LIMIT 16" in statement for statement in statements) == 1
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("INSERT INTO items VALUES ('c', ?)", (struct.pack("<20d", *(i / 7 for i in range(20))),))
+        vector = struct.pack("<20f", *(i / 7 for i in range(20)))
+        assert vectors(source, "c") == [vector]
+        assert sum("LIMIT 16" in statement for statement in statements) == 2
+        with inside.connection(source) as connection:
+            connection.raw.set_trace_callback(None)
+
+
+def test_keys_with_a_collation_of_the_applications_own_are_found_by_bytes(tmp_path):
     path = tmp_path / "c.db"
     with contextlib.closing(sqlite3.connect(path)) as other, other:
         other.create_collation("OWN", lambda a, b: (a > b) - (a < b))
         other.executescript(
             "CREATE TABLE items (id TEXT PRIMARY KEY COLLATE OWN); INSERT INTO items VALUES ('b'), ('a')"
         )
-    assert keys(path, Schema("items")) == ["b", "a"]
-    source = SQLiteSource(path, Schema("items"), Schema("q", query="SELECT id COLLATE BINARY AS id FROM items"))
-    with pytest.raises(SourceError, match=r"no such collation sequence: OWN; .*COLLATE BINARY"):
-        source.fetch("items", ["a"])
-    assert [record and record.values for record in source.fetch("q", ["a", "no"])] == [("a",), None]
+    assert keys(path, Schema("items", key="id")) == ["b", "a"]
+    source = SQLiteSource(
+        path, Schema("items", key="id"), Schema("q", key="id", query="SELECT id COLLATE BINARY AS id FROM items")
+    )
+    for collection in ("items", "q"):
+        assert [record and record.values for record in source.fetch(collection, ["a", "A"])] == [("a",), None]
+    assert source.in_order("items", ["a", "A", "b"]) == ["b", "a"]
     source.close()
 
 

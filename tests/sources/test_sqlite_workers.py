@@ -222,7 +222,7 @@ def test_reading_a_wal_database_that_nobody_has_open_does_not_change_its_fingerp
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (id TEXT); INSERT INTO a VALUES ('k')")
     assert not os.path.exists(f"{path}-wal")
-    source = SQLiteSource(path, Schema("a"))
+    source = SQLiteSource(path, Schema("a", key="id"))
     before = settled(source)
     for _ in range(2):
         with source.read() as reading:

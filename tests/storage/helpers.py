@@ -7,6 +7,7 @@ hostile bytes; `Image` takes a file apart into sections and puts it together aga
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +24,11 @@ from mmcache.schema import terms_of
 from tests.support import inside
 
 HEADER = struct.Struct("<8s 3H2x II 5Q 16s 32s 32s 4Q 72x Q")
-TABLE_ROW = struct.Struct("<72s II 5Q 8x")
+TABLE_ROW = struct.Struct("<32s II 5Q 16x")
 ROW_ENTRY = struct.Struct("<QIHHQ")
 PAGED = {4, 6}
 BLOCK = 65_536
+LEAF = 131_072
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -77,8 +79,8 @@ class Expected:
     """A collection as a dict: what every tier must answer. Rows are in the order of the file."""
 
     schema: Schema
-    records: dict[str, dict[str, Any]]
-    vectors: dict[str, list[float] | None] = field(default_factory=dict)
+    records: dict[Any, dict[str, Any]]
+    vectors: dict[Any, list[float] | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, schema: Schema, items: Sequence[Mapping[str, Any]], cluster_by: str | None = None) -> Expected:
@@ -89,11 +91,12 @@ class Expected:
                 first.setdefault(item.get(cluster_by), len(first))
             ordered.sort(key=lambda item: first[item.get(cluster_by)])
         records, vectors = {}, {}
+        (key_field,), embedding = schema.resolved().key_fields, schema.embeddings[0] if schema.embeddings else None
         for item in ordered:
-            key = item[schema.key]
-            names = [schema.key, *(name for name in item if name not in (schema.key, schema.embedding))]
+            key = item[key_field]
+            names = [key_field, *(name for name in item if name not in (key_field, embedding))]
             records[key] = {name: item[name] for name in names}
-            vectors[key] = item.get(schema.embedding) if schema.embedding else None
+            vectors[key] = item.get(embedding) if embedding else None
         return cls(schema, records, vectors)
 
     def where(self, query: Mapping[str, Any]) -> list[str]:
@@ -178,7 +181,10 @@ def questions(expected: Expected, absent: Sequence[str] = ("", "nobody", "k-1", 
         both = expected.where(query)
         yield "where(all fields)", lambda c: c.where(query).ids == both
     if expected.schema.embedding is not None:
-        dim = next((len(v) for v in expected.vectors.values() if v is not None), expected.schema.dim or 0)
+        dim = next(
+            (len(v) for v in expected.vectors.values() if v is not None),
+            expected.schema.dim_of(expected.schema.embeddings[0]) or 0,
+        )
         matrix = np.array([v if v is not None else [0.0] * dim for v in expected.vectors.values()], np.float32)
         matrix = matrix.reshape(len(keys), dim)
         norms = np.sqrt((matrix.astype(np.float64) ** 2).sum(axis=1))
@@ -294,31 +300,47 @@ def arrays_in(data: bytes | bytearray, section: str) -> dict[str, range]:
     return {name: extent for name, extent in found.items() if not name.startswith("_")}
 
 
-def reseal(data: bytearray, *, sections: bool = True, size: bool = False) -> bytearray:
+def reseal(
+    data: bytearray, *, sections: bool = True, size: bool = False, chunks: bool = True, sha256: bool = True
+) -> bytearray:
     """Make every checksum right: records, blocks, sections, build id, header. In place, and returned.
 
-    sections: also those of sections and blocks. size: also the file size in the header.
+    sections: also those of sections, blocks and chunks. chunks, sha256: these too. size: also the file size in the
+    header.
     """
     count, at = struct.unpack_from("<IQ", data, 20)
+    extents = {row[0].rstrip(b"\0"): (row[3], row[4]) for row in table_rows(data)} if at == 256 else {}
+    chunks_at, chunks_length = extents.get(b"chunks", (0, 0))
     if sections and at == 256:
         rows = table_rows(data)
-        extents = {row[0].rstrip(b"\0"): (row[3], row[4]) for row in rows}
         blocks_at, blocks_length = extents.get(b"blocks", (0, 0))
         begin = 256 + TABLE_ROW.size * len(rows)
         for block in range(min(blocks_length // 8, len(data) // BLOCK + 1)):
             low, high = max(block * BLOCK, begin), min((block + 1) * BLOCK, blocks_at)
             if blocks_at + 8 * block + 8 <= len(data):
                 struct.pack_into("<Q", data, blocks_at + 8 * block, xxh3_64_intdigest(data[low:high], block))
+        if chunks:
+            leaves = b"".join(
+                hashlib.sha256(data[begin : min(begin + LEAF, offset + length)]).digest()
+                for name, _, _, offset, length, *_rest in rows
+                if name.rstrip(b"\0") != b"chunks" and offset + length <= len(data)
+                for begin in range(offset, offset + length, LEAF)
+            )
+            if len(leaves) == chunks_length and chunks_at + chunks_length <= len(data):
+                data[chunks_at : chunks_at + chunks_length] = leaves
         for i, row in enumerate(rows):
             offset, length = row[3], row[4]
             if offset + length <= len(data):
                 digest = xxh3_64_intdigest(data[offset : offset + length])
-                struct.pack_into("<Q", data, at + TABLE_ROW.size * i + 112, digest)
+                struct.pack_into("<Q", data, at + TABLE_ROW.size * i + 72, digest)
     if size:
         struct.pack_into("<Q", data, 32, len(data))
     table_end = 256 + TABLE_ROW.size * count
     if table_end <= len(data):
         data[64:80] = xxh3_128_digest(data[256:table_end])
+        if sha256:
+            digests = data[chunks_at : chunks_at + chunks_length]
+            data[80:112] = hashlib.sha256(data[256:table_end] + digests).digest()
     struct.pack_into("<Q", data, 248, xxh3_64_intdigest(data[:248]))
     return data
 
@@ -388,8 +410,8 @@ class Image:
 
     def pack(self) -> bytearray:
         """The file, sealed. Rows hold offsets from the start of their records until now."""
-        parts = [part for part in self.parts if part.kind != 9]
-        end = 256 + 128 * len(self.parts)
+        parts = [part for part in self.parts if part.kind not in (9, 11)]
+        end = 256 + 96 * len(self.parts)
         offsets: dict[str, int] = {}
         places = []
         for part in parts:
@@ -400,7 +422,10 @@ class Image:
             end += len(part.data)
         blocks_at = -(-end // 64) * 64
         count = -(-blocks_at // BLOCK)
-        data = bytearray(blocks_at + 8 * count)
+        chunks_at = -(-(blocks_at + 8 * count) // 64) * 64
+        leaves = sum(-(-length // LEAF) for length in (8 * count, *(len(part.data) for part in parts)))
+        ends = {9: (blocks_at, 8 * count, count), 11: (chunks_at, 32 * leaves, leaves)}
+        data = bytearray(chunks_at + 32 * leaves)
         for part, place in zip(parts, places, strict=True):
             content = bytearray(part.data)
             if part.kind == 3:
@@ -408,18 +433,9 @@ class Image:
             data[place : place + len(content)] = content
         remaining = iter(places)
         for i, part in enumerate(self.parts):
-            is_blocks = part.kind == 9
-            row = TABLE_ROW.pack(
-                part.name.encode(),
-                part.kind,
-                part.flags,
-                blocks_at if is_blocks else next(remaining),
-                8 * count if is_blocks else len(part.data),
-                part.payload,
-                count if is_blocks else part.count,
-                0,
-            )
-            data[256 + 128 * i : 384 + 128 * i] = row
+            offset, length, entries = ends.get(part.kind) or (next(remaining), len(part.data), part.count)
+            row = TABLE_ROW.pack(part.name.encode(), part.kind, part.flags, offset, length, part.payload, entries, 0)
+            data[256 + 96 * i : 352 + 96 * i] = row
         header = list(self.header)
         header[5], header[7] = len(self.parts), len(data)
         data[:256] = HEADER.pack(*header)

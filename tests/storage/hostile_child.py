@@ -15,9 +15,10 @@ import sys
 import time
 import traceback
 
-from mmcache import MmcacheError
+from mmcache import MmcacheError, at_least, between, excluding, startswith
 from tests.storage.helpers import damaged
 
+RANGES = [between(-1, 5), at_least("a"), startswith("k"), range(9), excluding(1)]
 PROBES = ["", "a", "k0", "k1", "k7", "nobody", "\0", "x" * 65_536, "\ud800"]
 
 
@@ -65,6 +66,11 @@ def exercise(data: bytes, *, iterate: bool = True) -> bool:
                         attempt(lambda c=collection, n=name, t=term: c.where({n: t}).ids)
                         attempt(lambda c=collection, n=name, t=term: [r.asdict() for r in c.where({n: t})][:0])
                         attempt(lambda c=collection, n=name, t=term: c.where({n: t}).embeddings)
+                    for some in RANGES:
+                        attempt(lambda c=collection, n=name, r=some: c.where({n: r}).ids)
+                        attempt(lambda c=collection, n=name, r=some: c.where({n: r}).order_by(n).limit(3).ids)
+                    attempt(lambda c=collection, n=name: c.where().order_by(n).limit(3).ids)
+                    attempt(lambda c=collection, n=name: c.where().order_by(n, descending=True).ids)
                 for part in ("embeddings", "norms", "has_embedding"):
                     attempt(lambda c=collection, p=part: getattr(c, p).tobytes())
                 attempt(lambda c=collection: c.schema.to_dict())

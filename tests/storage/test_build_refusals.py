@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import decimal
 import gc
 import pickle
 import re
-import uuid
+import zoneinfo
 from fractions import Fraction
 from typing import Any
 
@@ -56,50 +55,42 @@ class Opaque:
 
 
 VALUES = {
-    "datetime": (dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "field 'x': datetime.datetime is not a type"),
-    "date": (dt.date(2026, 1, 1), "datetime.date is not a type"),
-    "decimal": (decimal.Decimal("1.5"), "decimal.Decimal is not a type"),
-    "fraction": (Fraction(1, 2), "fractions.Fraction is not a type"),
-    "uuid": (uuid.UUID(int=1), "uuid.UUID is not a type"),
-    "complex": (1j, "builtins.complex is not a type"),
-    "set": ({1}, "builtins.set is not a type"),
-    "object": (Opaque(), "Opaque is not a type"),
-    "class": (Opaque, "builtins.type is not a type"),
-    "function": (len, "is not a type that msgpack carries"),
-    "numpy int": (np.int64(1), "numpy.int64 is not a type"),
-    "numpy array": (np.zeros(2), "numpy.ndarray is not a type"),
+    "fraction": (Fraction(1, 2), "field 'x': a record cannot hold a value of type fractions.Fraction"),
+    "complex": (1j, "a value of type complex"),
+    "object": (Opaque(), "Opaque; convert it, or give the source default="),
+    "class": (Opaque, "a value of type type"),
+    "function": (len, "a value of type builtin_function_or_method"),
+    "numpy complex": (np.complex64(1), "a numpy value of dtype complex64"),
+    "a time of a zone": (dt.time(1, tzinfo=zoneinfo.ZoneInfo("Europe/Zurich")), "depends on the date"),
     "int above": (2**64, "field 'x' has an int beyond 64 bits; store it as text"),
     "int below": (-(2**63) - 1, "field 'x' has an int beyond 64 bits"),
     "surrogate": ("\ud800", "field 'x' has text that is not valid Unicode"),
     "surrogate in a key": ({"\udfff": 1}, "not valid Unicode|surrogates not allowed"),
     "tuple key": ({(1, 2): 3}, r"a map has the key \(1, 2\)"),
     "deep tuple key": ([{"a": {(): 3}}], r"a map has the key \(\)"),
-    "deep set": ([{"a": [{1}]}], "builtins.set is not a type"),
-    "too deep": (nested(1024), "recursion limit exceeded"),
-    "too deep, with a tuple": (nested(1024, ()), "recursion limit exceeded"),
-    "endless": (endless(), "recursion limit exceeded"),
-    "key of a strange type": ({Fraction(1, 2): 1}, "fractions.Fraction is not a type"),
+    "deep object": ([{"a": [{1j}]}], "a value of type complex"),
+    "too deep": (nested(1024), "nest more than 100 levels deep|deeper than 100 levels"),
+    "just too deep": (nested(100), "nest more than 100 levels deep|deeper than 100 levels"),
+    "too deep, in a map": ({"a": {"b": nested(98)}}, "nest more than 100 levels deep|deeper than 100 levels"),
+    "too deep, with a tuple": (nested(1024, ()), "nest more than 100 levels deep|deeper than 100 levels"),
+    "endless": (endless(), "nest more than 100 levels deep|deeper than 100 levels"),
+    "key of a strange type": ({Fraction(1, 2): 1}, "a value of type fractions.Fraction"),
 }
 
 TERMS = {
-    "float": (1.5, "indexed field 'kind': 1.5 is of type float"),
-    "nan": (float("nan"), "is of type float"),
     "dict": ({"a": 1}, "is of type dict"),
     "bytes": (b"x", "is of type bytes"),
-    "float in a list": (["a", 1.5], "1.5 is of type float"),
+    "bytes in a list": (["a", b"x"], "indexed field 'kind': b'x' is of type bytes"),
     "list in a list": (["a", ["b"]], "is of type list"),
     "int above": (2**64, "out of range"),
     "int below": ([-(2**63) - 1], "out of range"),
-    "object": (Opaque(), "is of type Opaque"),
+    "object": (Opaque(), "Opaque; convert it|is of type Opaque"),
 }
 
 KEYS = {
-    "int": (5, "must be a non-empty str, not 5|key must be a str, not int"),
-    "None": (None, "non-empty str"),
-    "bytes": (b"k", "non-empty str"),
-    "empty": ("", "non-empty str|the key is empty"),
+    "None": (None, "a key cannot be None"),
     "surrogate": ("a\ud800", "the key is not valid Unicode"),
-    "too long": ("x" * (MAX_KEY_BYTES + 1), f"the key has {MAX_KEY_BYTES + 1} bytes; at most {MAX_KEY_BYTES}"),
+    "too long": ("x" * (MAX_KEY_BYTES - 2), f"the key has {MAX_KEY_BYTES + 1} bytes; at most {MAX_KEY_BYTES}"),
     "too long in UTF-8": ("\u20ac" * (MAX_KEY_BYTES // 3 + 1), "bytes; at most"),
 }
 
@@ -211,7 +202,7 @@ def test_a_record_that_cannot_be_stored_is_refused_with_collection_key_and_reaso
 
 
 def test_the_first_publish_that_is_refused_leaves_only_the_lock_file(path):
-    refused(path, bad(x={1}), Schema("items"))
+    refused(path, bad(x=1j), Schema("items"))
     assert beside(path) == ["items.mmc.ctl", "items.mmc.lock"]
 
 
@@ -223,7 +214,7 @@ def test_the_root_directory_is_refused_before_any_system_call(path):
 
 
 def test_a_refusal_in_a_later_collection_leaves_nothing_of_the_first(published):
-    error = refused(published, {"a": [{"id": "x"}] * 1, "b": bad(x={1})}, Schema("a"), Schema("b"))
+    error = refused(published, {"a": [{"id": "x"}] * 1, "b": bad(x=1j)}, Schema("a"), Schema("b"))
     assert (error.collection, error.key) == ("b", "bad")
 
 
@@ -290,8 +281,9 @@ def test_a_source_that_breaks_its_word_about_fields_is_refused(published):
     for records in (
         [record(names, ("a", 1), None), record(names, ("b",), None)],
         [record(names, ("a", 1, 2), None)],
-        [record(names, (5, 1), None)],
-        [record(names, ("", 1), None)],
+        [record(names, (1.5, 1), None)],
+        [record(names, (None, 1), None)],
+        [record(names, (("a", "b"), 1), None)],
         [record(("id",), ("a",), None), record(("id",), ("b", 2), None)],
         [record(names, ("a", 1), None), record(names, (), None)],
     ):

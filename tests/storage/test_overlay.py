@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import pytest
 from hypothesis import given, strategies as st
@@ -70,6 +71,32 @@ def test_a_dirty_record_stands_at_its_old_row_and_a_new_one_at_the_end(items):
     assert overlay.everything().ids[-3:] == ["k29", "new-2", "new-1"]
     assert overlay.find({"kind": ("a",)}).ids[:4] == ["k00", "k01", "k03", "k09"]
     assert len(overlay) == N + 1
+
+
+def test_an_order_leaves_the_selection_that_it_was_asked_of(items):
+    source = {"k03": entry("k03", 5), "new-1": entry("new-1", 8, extra=1), "k29": entry("k29", 2)}
+    dirty = [*source, "k10"]
+    expected = overlaid(dirty, source)
+    chosen = overlay_of(items, dirty, source).everything()
+    by_size = sorted(expected, key=lambda e: e.fields.get("size", -1))
+    assert chosen.order_by("size").limit(9).ids == [e.key for e in by_size[:9]]
+    assert chosen.order_by("extra", descending=True).limit(1).ids == ["new-1"]
+    with pytest.raises(ValueError, match=r"no record has a field 'nope' .* there are: .*extra"):
+        chosen.order_by("nope")
+    check(pickle.loads(pickle.dumps(chosen)), expected)
+    check(chosen, expected)
+    assert chosen.order_by("size").limit(9).ids == [e.key for e in by_size[:9]]
+
+
+def test_of_sets_of_answers_the_dirty_rows_stay_out(items):
+    source = {"k03": entry("k03", 5), "new-1": entry("new-1", 5)}
+    dirty = [*source, "k01", "k05"]
+    overlay, expected = overlay_of(items, dirty, source), overlaid(dirty, source)
+    of_kind = {kind: answering(expected, {"kind": (kind,)}) for kind in ("a", "b")}
+    a, b = (overlay.find({"kind": (kind,)}) for kind in of_kind)
+    check(a & overlay.everything(), of_kind["a"])
+    check(overlay.everything() - a - b, [e for e in expected if e not in of_kind["a"] + of_kind["b"]])
+    check(a | b, [e for e in expected if e in of_kind["a"] + of_kind["b"]])
 
 
 def test_without_a_match_in_the_source_an_answer_is_rows_alone(items):

@@ -215,9 +215,9 @@ class Stage:
                 made[inode] = target
 
     def kills(self) -> list[int]:
-        """Calls to be killed at: every third, and those at renames, where the answer changes. All in a nightly run."""
+        """Calls to be killed at: every sixth, and those at renames, where the answer changes. All in a nightly run."""
         near = {at + step for at in self.renames for step in (-1, 0, 1, 2)}
-        return [at for at in range(len(self.calls)) if NIGHTLY or at % 3 == 0 or at in near]
+        return [at for at in range(len(self.calls)) if NIGHTLY or at % 6 == 0 or at in near]
 
     def backup(self) -> Path:
         return self.path.with_name("items.mmc.bak")
@@ -365,12 +365,12 @@ def attempt(stage: Stage, *behaviours: object) -> str:
 def check_errors(
     tmp_path: Path, scenario: type[Scenario], names: tuple[str, ...], *, persistent: bool, each: bool = True
 ) -> None:
-    """each: every error at every call; else they take turns."""
+    """each: every error at every call; else they take turns, at every second call in a run that is not nightly."""
     stage = Stage(scenario, tmp_path)
     stage.reset()
     old, floor = stage.bytes_of(stage.path), stage.generation()
     outcomes = set()
-    calls = range(len(stage.calls))
+    calls = range(0, len(stage.calls), 1 if each or NIGHTLY else 2)
     for at, name in itertools.product(calls, names) if each else zip(calls, itertools.cycle(names), strict=False):
         stage.reset()
         files = open_files()
@@ -398,7 +398,7 @@ def test_an_error_of_any_call_is_survived_or_leaves_the_published_file_as_it_was
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_errors_of_all_calls_from_any_one_on_leave_the_published_file_as_it_was(tmp_path, scenario):
-    check_errors(tmp_path, scenario, ("EIO",), persistent=True)
+    check_errors(tmp_path, scenario, ("EIO",), persistent=True, each=False)
 
 
 @pytest.mark.nightly

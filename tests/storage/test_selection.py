@@ -211,7 +211,7 @@ def test_the_length_of_embeddings_is_of_the_file_the_schema_or_the_first(tmp_pat
     assert Selection.from_source([bare, record], plain).embeddings.tolist() == [[0, 0], [1, 1]]
     assert Selection.from_source([bare], plain).embeddings.shape == (1, 0)
     assert Selection.from_source([bare], fixed).embeddings.shape == (1, 2)
-    mmcache.build(tmp_path / "none.mmc", [{"id": "a"}, {"id": "b"}, {"id": "c"}], plain)
+    mmcache.build(tmp_path / "none.mmc", [{"id": "a", "v": None}, {"id": "b"}, {"id": "c"}], plain)
     with Snapshot.open(tmp_path / "none.mmc") as snapshot:
         found = Overlay(snapshot.default, ["b"], [SourceRecord(("id",), ["b"], record.vector)]).everything()
         assert found.embeddings.tolist() == [[0, 0], [1, 1], [0, 0]]

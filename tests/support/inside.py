@@ -9,16 +9,20 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 from unittest import mock
 
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.filetier import FileTier
-from mmcache.format import postings
+from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.sharing import attach, page, publishing
@@ -26,8 +30,20 @@ from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
 from mmcache.sharing.fleet import Fleet
 from mmcache.sharing.status import status_of
-from mmcache.sources import connections
-from mmcache.storage import builder, fs, pagefile, publish, shared, snapshot
+from mmcache.sources import connections, statements
+from mmcache.storage import (
+    batches,
+    carriers,
+    collection,
+    fs,
+    lookup,
+    mapped,
+    pagefile,
+    publish,
+    shared,
+    snapshot,
+    staging,
+)
 
 # --- functions at which a thread can be stopped -----------------------------------------------------------------------
 
@@ -96,6 +112,11 @@ def snapshot_of(file: Any, verify: Any = "lazy", access: Any = "mmap") -> Snapsh
     return Snapshot._from(file, verify, access)
 
 
+def forget_logged() -> None:
+    """Lines of which one is enough may be written again."""
+    logs._logged.clear()
+
+
 def forget_arrived() -> None:
     """What arrived from other processes stays mapped until the next arrives, or this is called."""
     snapshot._last.clear()
@@ -112,17 +133,48 @@ def writer(text: str) -> Iterator[None]:
 def hashing(digest: Callable[..., int]) -> Iterator[None]:
     """Keys, terms and checksums are hashed by `digest(data, seed=0)`, by builder and reader alike."""
     with contextlib.ExitStack() as patches:
-        for module in (postings, builder, snapshot):
+        for module in (batches, carriers, collection, keys, lookup, postings, records, staging, terms):
             patches.enter_context(mock.patch.object(module, "xxh3_64_intdigest", digest))
         yield
 
 
+@contextlib.contextmanager
+def compared_keys() -> Iterator[list[int]]:
+    """The rows and the codes of terms whose bytes are compared meanwhile, or whose records are decoded to compare."""
+    compared: list[int] = []
+
+    def counted(method: Any) -> Any:
+        def counting(self: Any, at: Any, *more: Any) -> Any:
+            compared.append(at)
+            return method(self, at, *more)
+
+        return counting
+
+    with (
+        mock.patch.object(mapped.Mapped, "raw_key", counted(mapped.Mapped.raw_key)),
+        mock.patch.object(postings.IndexReader, "_raw_term", counted(postings.IndexReader._raw_term)),
+    ):
+        yield compared
+
+
+def plan_of_find(source: Any, query: Any) -> list[str]:
+    """What EXPLAIN QUERY PLAN says of the statement with which a SQLite source answers a query."""
+    (schema,) = source.schemas
+    with source._connections.take() as connection:
+        plan = source._plan(connection, schema)
+        condition = statements.condition(plan, query)
+        assert condition is not None
+        sql, parameters = condition
+        explained = f"EXPLAIN QUERY PLAN {plan.select} {plan.stable} WHERE {sql} {plan.order}"
+        return [row[3] for row in connection.execute(explained, parameters)]
+
+
 def rows_of_bitmap(packed: Any, n: int) -> Any:
     """uint32: the places of the bits that are set, of n."""
-    return postings._rows_of_bitmap(packed, n)
+    return postings.rows_of_bitmap(packed, n)
 
 
-READERS_ROW = snapshot._ROW
+READERS_ROW = mapped.ROW
 """The dtype of a row entry, as a reader has it."""
 HOMES = mmcache._HOMES
 """Public name -> the module that has it."""
@@ -386,3 +438,34 @@ def remembered_fingerprint(source: SQLiteSource, found: bytes) -> bytes | None:
 def connection(source: SQLiteSource) -> contextlib.AbstractContextManager[Any]:
     """One of a source's own, as its reads take it."""
     return source._connections.take()
+
+
+# --- terms that a build keeps as bytes --------------------------------------------------------------------------------
+
+
+def term_order(values: Sequence[Any]) -> NDArray[np.uint32]:
+    """Ordinals of distinct terms as these ascend."""
+    return terms.term_order(terms.pack_terms(values))
+
+
+@contextlib.contextmanager
+def rare_terms(*, collide: bool) -> Iterator[None]:
+    """All terms but the first few are kept as bytes; collide: with few different hashes."""
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(carriers, "_COMMON", 3))
+        stack.enter_context(mock.patch.object(carriers, "_TOGETHER", 2))
+        if collide:
+            stack.enter_context(hashing(lambda data, seed=0: len(data) % 3 + seed))
+        yield
+
+
+def terms_staged(lists: Iterable[Sequence[Any]]) -> tuple[list[Any], list[int]]:
+    """The distinct terms of the lists, and the ordinal of each that was met, as a build holds them."""
+    field = carriers.FieldTerms()
+    for row, values in enumerate(lists):
+        field.add(row, [list(values)])
+    codes = field.codes().tolist()
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(field._settled().data)
+    return list(unpacker), codes

@@ -1,0 +1,236 @@
+"""Which rows of a source are records of a collection: one decision, for the builder and for the source tier.
+
+`stage` reads a collection for a build. What a run of records is refused for is found by halving it, from a state that
+is restored each time; so a collection without bad rows costs nothing, and one with some gives the bytes of one without.
+
+`admitted` gives the records that a build would take, of a source that answers in the place of a file. It asks the very
+code that a build asks, so that both tiers agree.
+
+Of several rows with one key the schema chooses one first; only then counts whether that row can be taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from ..errors import BuildError, SourceError
+from ..format.keys import Key, hash_key, is_key, key_of, pack_key
+from ..format.layout import MAX_ROWS
+from ..format.leftout import MAX_NAMED, LeftOut, named
+from ..format.slots import in_order
+from ..schema import Schema
+from ..sources.base import Invalid, SourceRecord
+from .staging import Progress, Scratch, Staged
+
+__all__ = ["admitted", "stage"]
+
+_RUN = 1024
+"""Records handled at a time: enough to let C loops do the work, few enough to stay in the CPU's cache."""
+
+
+def stage(
+    schema: Schema,
+    records: Iterable[SourceRecord | Invalid],
+    scratch: Callable[[], Scratch],
+    *,
+    cluster_by: str | None = None,
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> Staged:
+    """Read one collection to its end. scratch: as of `Staged.begin`.
+
+    Raises BuildError naming collection, key and reason.
+    """
+    staged = Staged.begin(schema, cluster_by, scratch)
+    if cluster_by is not None and cluster_by not in schema.index:
+        known = ", ".join(schema.index) or "none"
+        raise staged.fail(None, f"cannot cluster by {cluster_by!r}, which is not indexed; indexed fields: {known}")
+    taking = _Taking(staged)
+    iterator = iter(records)
+    while run := list(itertools.islice(iterator, _RUN)):
+        taking.take(run)
+        if staged.n > MAX_ROWS:
+            raise staged.fail(None, f"more than {MAX_ROWS} records do not fit into one collection")
+        if progress is not None:
+            progress(schema.name, staged.n, total)
+    taking.end()
+    staged.slot_order  # noqa: B018 (a key that stands twice is told before the next collection is read)
+    if cluster_by is not None and not staged.terms[cluster_by].single:
+        raise staged.fail(None, f"cannot cluster by {cluster_by!r}: some records have a list of values of it")
+    return staged
+
+
+class _Taking:
+    """Adds rows to a collection, and leaves out those that its schema lets be left out.
+
+    refused: keys of rows that were left out, with the number of the next row; kept only where a key may stand twice.
+    """
+
+    def __init__(self, staged: Staged) -> None:
+        self.staged = staged
+        self.invalid = 0
+        self.rows: list[tuple[str, str]] = []
+        self.refused: list[tuple[int, Key]] = []
+
+    def take(self, run: list[SourceRecord | Invalid]) -> None:
+        """The next rows. Raises BuildError."""
+        if Invalid not in set(map(type, run)):
+            self._add(run)  # type: ignore[arg-type]
+            return
+        for is_bad, rows in itertools.groupby(run, lambda row: type(row) is Invalid):
+            if not is_bad:
+                self._add(list(rows))  # type: ignore[arg-type]
+                continue
+            for row in rows:
+                assert isinstance(row, Invalid)
+                self._leave_out(row.raw_key if row.key is None else row.key, row.reason)
+
+    def _add(self, run: list[SourceRecord]) -> None:
+        if self.staged.schema.on_invalid == "raise":
+            self.staged.add(run)
+            return
+        mark = self.staged.mark()
+        try:
+            self.staged.add(run)
+        except BuildError as error:
+            self.staged.restore(mark)
+            if len(run) == 1:
+                self._leave_out(run[0].values[0] if run[0].values else None, error.reason or error.message)
+                return
+            middle = len(run) // 2
+            self._add(run[:middle])
+            self._add(run[middle:])
+
+    def _leave_out(self, key: object, reason: str) -> None:
+        schema = self.staged.schema
+        if schema.on_invalid == "raise":
+            raise self.staged.fail(key, reason)
+        self.invalid += 1
+        if len(self.rows) < MAX_NAMED:
+            self.rows.append(named(key, reason))
+        if schema.max_invalid is not None and self.invalid > schema.max_invalid:
+            allowed = f"more rows cannot be taken than max_invalid={schema.max_invalid}; the last of them: {reason}"
+            raise self.staged.fail(key, allowed)
+        if schema.on_duplicate != "raise" and is_key(key):
+            self.refused.append((self.staged.n, key))  # type: ignore[arg-type]
+
+    def end(self) -> None:
+        """There are no more rows."""
+        dropped = self._dropped()
+        if dropped:
+            self.staged.drop(dropped)
+        self.staged.left_out = LeftOut(self.invalid, len(dropped), tuple(self.rows))
+
+    def _dropped(self) -> set[int]:
+        """Rows whose key another row has that is chosen."""
+        staged, chosen = self.staged, self.staged.schema.on_duplicate
+        if chosen == "raise":
+            return set()
+        dropped: set[int] = set()
+
+        def twice(one: int, other: int) -> None:
+            dropped.add(other if chosen == "first" else one)
+
+        hashes = np.array(staged.keys.hashes, np.uint64)
+        in_order(hashes, staged.raw_key, twice)
+        wanted: dict[bytes, list[int]] = {}
+        for at, key in self.refused:
+            wanted.setdefault(pack_key(key), []).append(at)
+        sought = [hash_key(key) for _, key in self.refused]
+        for row in np.flatnonzero(np.isin(hashes, np.array(sought, np.uint64))).tolist():
+            for at in wanted.get(staged.raw_key(row), ()):
+                if (row >= at) if chosen == "first" else (row < at):
+                    dropped.add(row)
+        return dropped
+
+
+class _Nowhere:
+    """Scratch for what is only looked at."""
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        pass
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise AssertionError(f"{length} bytes at {offset} were only looked at")
+
+
+class _Judge:
+    """Says of single records whether a build would take them. dims: of embeddings, where they are known."""
+
+    def __init__(self, schema: Schema, dims: Mapping[str, int]) -> None:
+        self._staged = Staged.begin(schema.resolved(), None, _Nowhere)
+        for vectors in self._staged.vectors:
+            vectors.dim = vectors.dim or dims.get(vectors.name, 0)
+        self._mark = self._staged.mark()
+
+    def takes(self, record: SourceRecord) -> bool:
+        staged = self._staged
+        try:
+            staged.add([record])
+        except BuildError:
+            staged.restore(self._mark)
+            return False
+        dims = [vectors.dim for vectors in staged.vectors]  # which the first record that has one gives
+        staged.restore(self._mark)
+        for vectors, dim in zip(staged.vectors, dims, strict=True):
+            vectors.dim = dim
+        self._mark = staged.mark()
+        return True
+
+
+def admitted(
+    schema: Schema,
+    rows: Iterable[SourceRecord | Invalid],
+    dims: Mapping[str, int] | None = None,
+    *,
+    chosen: bool = False,
+) -> Iterator[SourceRecord]:
+    """The records among the rows of a source, as a build would take them. dims: see `_Judge`. chosen: each key stands
+    once already. Raises SourceError for a row that cannot be taken, where the schema does not let it be left out; not
+    for what only a build looks at.
+
+    Streams, unless the last of several rows with one key is wanted: then all rows are held.
+    """
+    if not chosen:
+        rows = _chosen(schema, rows)
+    judge = _Judge(schema, dims or {}) if schema.on_invalid == "skip" else None
+    for row in rows:
+        if type(row) is Invalid:
+            if judge is None:
+                key = row.raw_key if row.key is None else row.key
+                raise SourceError(BuildError.of(schema.name, key, row.reason).message)
+        elif judge is None or judge.takes(row):  # type: ignore[arg-type]
+            yield row  # type: ignore[misc]
+
+
+def _chosen(schema: Schema, rows: Iterable[SourceRecord | Invalid]) -> Iterator[SourceRecord | Invalid]:
+    """One row for each key; rows without a key as they are."""
+    if schema.on_duplicate == "raise":
+        yield from rows
+    elif schema.on_duplicate == "first":
+        seen: set[Key] = set()
+        for row in rows:
+            key = row_key(row)
+            if key is None or key not in seen:
+                if key is not None:
+                    seen.add(key)
+                yield row
+    else:
+        last: dict[object, SourceRecord | Invalid] = {}
+        for number, row in enumerate(rows):
+            key = row_key(row)
+            place = ("no key", number, None) if key is None else key
+            last.pop(place, None)
+            last[place] = row
+        yield from last.values()
+
+
+def row_key(row: SourceRecord | Invalid) -> Key | None:
+    """The key of a row, if it has a valid one."""
+    if isinstance(row, Invalid):
+        return row.key
+    key = key_of(row.values[0])
+    return key if is_key(key) else None

@@ -1,0 +1,480 @@
+"""`Collection`: the records of one kind in a file, a read-only mapping that reads everything in place.
+
+What is verified when. A record's checksum is checked on every get, in every mode. Everything else is verified at
+open, or in blocks of 64 KiB when first touched. An id that is found needs no block: the record's own checksum
+and the key in it prove the whole way there. An id that is not found does, and so does every array handed out.
+
+The parts: `Lookup` finds rows by key, `IndexReader` by term, `Batches` reads many rows at once, `Vectors` an embedding,
+and `Mapped` is the bytes that all of them read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from msgpack import unpackb
+from xxhash import xxh3_64_intdigest
+
+from ..errors import CorruptFileError
+from ..format.keys import Key, check_key, check_keys, check_length, is_key, key_of
+from ..format.layout import ROW_SIZE, CollectionLayout, EmbeddingLayout
+from ..format.postings import BITMAP, IndexReader, Postings
+from ..format.records import MAX_RECORD_BYTES
+from ..format.select import Found, everything, select, span_of, union
+from ..format.slots import STEPS
+from ..query import Query, Term, parse_query
+from ..schema import Schema
+from .batches import BATCH, SMALL_BATCH, Batches
+from .lookup import DirtyError, Lookup
+from .mapped import UNEXPECTED, Mapped, careful
+from .record import Record, RecordItems, RecordValues
+from .rows import FilePlace
+from .selection import Selection
+from .unread import Packed, Ranged
+from .vectors import Vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from .arrow import Vectors as ArrowVectors
+
+__all__ = ["Collection", "EmbeddingRef"]
+
+_new = object.__new__
+_unpack_record = struct.Struct("<QI2xHQ").unpack_from
+"""Of a row entry, all but the key's length."""
+
+
+class EmbeddingRef(NamedTuple):
+    """An embedding to be sent to another process of the machine: some hundred bytes, whatever its length."""
+
+    place: FilePlace
+    row: int
+    field: str | None = None
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """float32, (dim,), read-only: a view of the file, mapped at the first use; None for a record without one.
+
+        Raises GenerationGoneError when the generation it came from is neither the published file nor its backup.
+        """
+        return self.place.collection().vector(self.row, self.field)
+
+
+class Collection(Mapping[Key, Record]):
+    """The records of one collection: a read-only mapping from key to `Record`, in the order of its rows.
+
+    Takes no lock and may be used from any thread. A get costs one hash, a slot or two, one checksum and one
+    decode; nothing is kept per record. A value that is no key is a TypeError, and False for `in`; so is a tuple of
+    another length than the keys have. A key of another type that no record has is a plain miss. Raises CorruptFileError
+    where the file is not what was written, and ClosedError after its snapshot was closed.
+    """
+
+    # A dict of attributes would make a copy of a collection slower than the original: see `around`.
+    __slots__ = ("__weakref__", "_batches", "_first", "_indexes", "_lookup", "_place", "_vectors", "file")
+
+    def __init__(self, file: Mapped, place: FilePlace) -> None:
+        self.file = file
+        """For the parts of this package."""
+        self._place = place
+        self._lookup = Lookup(file)
+        self._batches = Batches(file)
+        self._indexes: dict[str, IndexReader] = {}
+        self._vectors = {name: Vectors(file, name, layout) for name, layout in file.layout.embeddings.items()}
+        self._first = next(iter(self._vectors.values()), Vectors(file, "", EmbeddingLayout(0, 0)))
+
+    def around(self, dirty: Mapping[int, Sequence[Key | None]]) -> Collection:
+        """The same collection, whose look-ups by key raise DirtyError for these keys. All else is as in the file.
+
+        dirty: hash of a key -> the keys that have it; it may grow while the collection is used.
+        """
+        twin = _new(Collection)
+        for name in Collection.__slots__[1:]:
+            setattr(twin, name, getattr(self, name))
+        twin._lookup = self._lookup.around(dirty)
+        return twin
+
+    def is_dirty(self, key: object) -> bool:
+        """Whether a lookup of this key raises DirtyError."""
+        return is_key(key) and self._lookup.is_dirty(check_key(key))
+
+    # --- look-ups by key
+
+    def __getitem__(self, key: Key) -> Record:
+        look, file = self._lookup, self.file
+        encode = look.encode  # an attribute in a slot is found faster than a method of that name would be
+        absent = False
+        try:
+            hashed = xxh3_64_intdigest(encode(key))
+            dirty = look.dirty
+            if dirty is not None and hashed in dirty:
+                raise DirtyError
+            slot = hashed >> look.shift
+            found = look.hash[slot]
+            if found < hashed:
+                last = slot + STEPS
+                while found < hashed and slot < last:
+                    slot += 1
+                    found = look.hash[slot]
+            if found == hashed:
+                row, buffer = look.row[slot], file.buffer
+                offset, length, number, expected = _unpack_record(buffer, file.rows_at + ROW_SIZE * row)
+                if length <= MAX_RECORD_BYTES:
+                    raw = buffer[offset : offset + length]
+                    if xxh3_64_intdigest(raw) ^ number == expected:
+                        values = unpackb(raw)
+                        shape = file.shapes[number]
+                        if (
+                            (values[0] == key or key_of(values[0]) == key)
+                            and len(values) == shape.count
+                            and row < file.n
+                        ):
+                            record = _new(Record)  # as Record() does, without a call from C into Python
+                            record._shape = shape
+                            record._values = values
+                            record._owner = self
+                            record._row = row
+                            return record
+            else:
+                absent = file.ids_verified and found > hashed
+        except UNEXPECTED:
+            pass
+        if absent:
+            check_length(key, look.length)
+            raise KeyError(key)
+        # Two keys with one hash, a map with keys that are not text, damage, a closed snapshot, a miss in a part of the
+        # file that is not verified yet, a key of another type than others, or what is no key at all.
+        return self._batches.record(look.locate(look.checked(key)), self)
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The record, or a default where there is none. Raises TypeError for what is no key."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self._lookup.find(key)
+        except (KeyError, TypeError):
+            return False
+        return True
+
+    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
+        """The records of these keys, in their order, None where there is none. Cheaper than one by one."""
+        wanted = check_keys(keys) if isinstance(keys, (str, bytes)) else list(keys)
+        if len(wanted) < SMALL_BATCH:
+            return [self.get(key) for key in wanted]
+        found: list[Record | None] = []
+        for begin in range(0, len(wanted), BATCH):
+            batch = wanted[begin : begin + BATCH]
+            try:
+                found += self._get_batch(batch)
+            except UNEXPECTED:
+                found += [self.get(key) for key in batch]
+        return found
+
+    def _get_batch(self, keys: list[Key]) -> list[Record | None]:
+        """Many look-ups at once. Raises one of UNEXPECTED where single ones must tell what is wrong."""
+        rows, hit = self._lookup.probe(keys)
+        if hit.all():
+            records = self._batches.decode(rows, self)
+            found = [record._values[0] for record in records]
+            if found != keys and list(map(key_of, found)) != keys:
+                raise LookupError("two keys have one hash")
+            return records  # type: ignore[return-value]
+        if not self.file.ids_verified:
+            raise LookupError("a miss is looked at one by one in a file that is not wholly verified")
+        for i in np.flatnonzero(~hit).tolist() if self._lookup.length > 1 else ():
+            check_length(keys[i], self._lookup.length)
+        answers: list[Record | None] = [None] * len(keys)
+        where = np.flatnonzero(hit).tolist()
+        for i, record in zip(where, self._get_batch([keys[i] for i in where]) if where else (), strict=True):
+            answers[i] = record
+        return answers
+
+    def row(self, key: Key) -> int:
+        """The row of a key: its place in `embeddings` and every other array. Raises KeyError."""
+        return self._lookup.find(key)
+
+    def _rows_of(self, keys: Iterable[Key]) -> NDArray[np.uint32]:
+        """The rows of keys, each proved by the key's bytes. Raises KeyError."""
+        wanted = check_keys(keys) if isinstance(keys, (str, bytes)) else list(keys)
+        if len(wanted) >= SMALL_BATCH:
+            with contextlib.suppress(*UNEXPECTED):  # one by one tells what is wrong
+                rows, hit = self._lookup.probe(wanted)
+                if hit.all() and self._batches.keys(rows) == wanted:
+                    return rows
+        return np.fromiter(map(self._lookup.find, wanted), np.uint32, len(wanted))
+
+    # --- embeddings
+
+    def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
+        """float32, (dim,), a read-only view of the file; None for a record without one. Raises KeyError.
+
+        field: which, of several embeddings; by default the first. Raises ValueError for a field that is none.
+        """
+        vectors = self._first if field is None else self._vectors_of(field)
+        row = self._lookup.find(key)
+        matrix = vectors.matrix
+        if matrix is not None and vectors.is_plain:
+            verified = vectors.verified
+            if verified is None:
+                return matrix[row]  # type: ignore[no-any-return]
+            at = vectors.at + vectors.stride * row
+            if verified[at >> 16] and verified[(at + vectors.stride - 1) >> 16]:
+                return matrix[row]  # type: ignore[no-any-return]
+        return vectors.of(row)
+
+    def get_embeddings(self, keys: Iterable[Key], field: str | None = None) -> NDArray[np.float32]:
+        """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.
+
+        A copy made at the speed of memory; a read-only view where the rows follow each other. Raises KeyError for a
+        key that is not there.
+        """
+        return self._vectors_of(field).at_rows(self._rows_of(keys))
+
+    def embedding_ref(self, key: Key, field: str | None = None) -> EmbeddingRef:
+        """What to send to another process in place of an embedding. Raises KeyError."""
+        self._vectors_of(field)
+        return EmbeddingRef(self._place, self._lookup.find(key), field)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """float32, (n, dim), C-contiguous, read-only view of the file, rows without an embedding zero.
+
+        Keeps its generation mapped while it is referenced. (n, 0) for a collection without embeddings; of several
+        embeddings the first.
+        """
+        return self._first.everything()
+
+    def embeddings_of(self, field: str) -> NDArray[np.float32]:
+        """The same of one of several embeddings. Raises ValueError for a field that is none."""
+        return self._vectors_of(field).everything()
+
+    @property
+    def norms(self) -> NDArray[np.float32]:
+        """float32, (n,): the Euclidean length of every embedding; a read-only view of the file."""
+        return self._first.norms()
+
+    def norms_of(self, field: str) -> NDArray[np.float32]:
+        """The same of one of several embeddings."""
+        return self._vectors_of(field).norms()
+
+    @property
+    def has_embedding(self) -> NDArray[np.bool_]:
+        """bool, (n,): whether a row has an embedding. O(n)."""
+        return self._first.present()
+
+    def has_embedding_of(self, field: str) -> NDArray[np.bool_]:
+        """The same of one of several embeddings."""
+        return self._vectors_of(field).present()
+
+    def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None:
+        """float32, (dim,): the embedding of a row, a read-only view; None without one."""
+        return self._vectors_of(field).of(row)
+
+    @property
+    def embedding_fields(self) -> tuple[str, ...]:
+        """The fields that hold embeddings, in the order of the schema."""
+        return tuple(self._vectors)
+
+    def _vectors_of(self, field: str | None) -> Vectors:
+        if field is None:
+            return self._first
+        try:
+            return self._vectors[field]
+        except KeyError:
+            known = ", ".join(self._vectors) or "none"
+            raise ValueError(f"collection {self.name!r} has no embedding {field!r}; there are: {known}") from None
+
+    # --- all of it
+
+    def __len__(self) -> int:
+        return self.file.n
+
+    def __iter__(self) -> Iterator[Key]:
+        for rows in self._batches.split(self._batches.everything()):
+            yield from self._batches.keys(rows)
+
+    def values(self) -> ValuesView[Record]:
+        """The records, in row order, decoded in batches."""
+        return RecordValues(self)
+
+    def items(self) -> ItemsView[Key, Record]:
+        """Keys and records, in row order, decoded in batches."""
+        return RecordItems(self)
+
+    def all_records(self) -> Iterator[Record]:
+        """What `values` iterates over."""
+        return self.records_at(self._batches.everything())
+
+    @property
+    def schema(self) -> Schema:
+        """As it was given to the build."""
+        return self.file.layout.schema
+
+    @property
+    def layout(self) -> CollectionLayout:
+        """Its sections, and everything else that `validate` found of it."""
+        return self.file.layout
+
+    @property
+    def name(self) -> str:
+        return self.file.layout.schema.name
+
+    @property
+    def dim(self) -> int:
+        """Numbers in an embedding, of several the first; 0 for a collection without."""
+        return self._first.dim
+
+    def dim_of(self, field: str | None = None) -> int:
+        """The same of one of several embeddings."""
+        return self._vectors_of(field).dim
+
+    @property
+    def key_types(self) -> tuple[str, ...] | None:
+        """The types of its keys, such as "str" or "(str, int)"; None for more than 16."""
+        return self.file.layout.key_types
+
+    @property
+    def cluster_by(self) -> str | None:
+        """The field whose records stand together, or None."""
+        return self.file.layout.cluster_by
+
+    # --- look-ups by field
+
+    def where(self, terms: Mapping[str, object] | None = None, /, **more: object) -> Selection:
+        """The records whose indexed fields have these values: AND over fields, a list means OR within one.
+
+        A value may be a range: `between` and its like, `startswith`, a `range` of ints; or `excluding`. Reads posting
+        lists, no record. Raises ValueError for a field without an index, TypeError for a value that cannot be indexed.
+        """
+        return self.find(parse_query(self.schema, terms, more))
+
+    def find(self, query: Query) -> Selection:
+        """The same for a query that was parsed."""
+        self.file.check_open()
+        found = self._select(query) if query else everything(self.file.n)
+        if isinstance(found, Ranged):
+            return Selection(self, found)
+        if found.kind == BITMAP:  # so that a selection that is kept does not keep the map of a snapshot that was closed
+            assert isinstance(found, Postings)
+            assert found.data is not None
+            found = found._replace(data=found.data.copy())
+        return Selection(self, Packed(found, self.file.n))
+
+    @careful
+    def _select(self, query: Query) -> Found | Ranged:
+        readers = {field: self.index(field) for field in query}
+        if len(query) == 1:
+            ((field, wanted),) = query.items()
+            if len(wanted) == 1 and (span := span_of(readers[field], wanted[0])) is not None:
+                return Ranged(self, field, span)
+        return select(readers, query, self.file.n)
+
+    @careful
+    def rows_between(self, field: str, span: tuple[int, int]) -> NDArray[np.uint32]:
+        """The ascending rows that carry a term from one ordinal to another."""
+        return union(self.index(field), range(*span))
+
+    def terms(self, field: str) -> dict[Term, int]:
+        """The values of an indexed field and how many records have each, in the order of terms. O(terms)."""
+        parse_query(self.schema, {field: None}, {})
+        return self._terms(field)
+
+    @careful
+    def _terms(self, field: str) -> dict[Term, int]:
+        return dict(self.index(field).terms())
+
+    def index(self, field: str) -> IndexReader:
+        """The reader of an index, which is verified when it is first asked for."""
+        self.file.check_open()
+        reader = self._indexes.get(field)
+        if reader is None:
+            whole = self.file.bytes_of(f"index.{field}")
+            reader = self._indexes[field] = IndexReader(whole, self.layout.index[field], len(self))
+        return reader
+
+    # --- Arrow
+
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """A pyarrow.Table of one batch, in row order: the fields, decoded and copied, and the embeddings without a
+        copy: a FixedSizeList over the file, which stays mapped while the column is referenced. Null for none.
+
+        columns: only these, in this order, the embedding field among them if it is wanted; by default all, a field that
+        only some records have being null in the others. O(n). Raises ValueError for a column that there is not, or
+        whose values have no common Arrow type, and ImportError without the extra `arrow`.
+        """
+        vectors = self._arrow_vectors(lambda one: (one.everything(), one.bitmap()))
+        return self._table(self.all_records(), vectors, columns)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The Arrow PyCapsule interface, through which pandas and DuckDB take a collection as it is.
+
+        Each call is a `to_arrow`, and DuckDB makes three in a query: for more than one query give it that table. Polars
+        wants the table in any case, since a mapping is to it one of columns.
+        """
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def table_at(self, rows: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table:
+        """See `Selection.to_arrow`."""
+
+        def vectors(one: Vectors) -> ArrowVectors:
+            bits = np.packbits(one.present()[rows], bitorder="little") if one.missing else None
+            return one.at_rows(rows), bits
+
+        return self._table(self.records_at(rows), self._arrow_vectors(vectors), columns)
+
+    def _arrow_vectors(self, read: Callable[[Vectors], ArrowVectors]) -> dict[str, Callable[[], ArrowVectors]]:
+        return {name: partial(read, one) for name, one in self._vectors.items() if one.dim}
+
+    def _table(
+        self,
+        records: Iterable[Record],
+        vectors: Mapping[str, Callable[[], ArrowVectors]],
+        columns: Iterable[str] | None,
+    ) -> pa.Table:
+        from .arrow import table_of
+
+        names = list(dict.fromkeys(name for shape in self.file.shapes for name in shape.names))
+        return table_of(records, names, vectors, columns)
+
+    # --- what a selection asks; rows are uint32 and below n
+
+    def place(self) -> FilePlace:
+        """Where another process finds this collection."""
+        return self._place
+
+    def ids_at(self, rows: NDArray[np.uint32]) -> list[Key]:
+        """The keys of rows."""
+        return self._batches.keys(rows)
+
+    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
+        """The records of rows, decoded in batches."""
+        return self._batches.records(rows, self)
+
+    def embeddings_at(self, rows: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]:
+        """float32, (len(rows), dim): a view for consecutive rows, else a copy."""
+        return self._vectors_of(field).at_rows(rows)
+
+    def corrupt(self, part: str, reason: str) -> CorruptFileError:
+        """What to raise about a part of this collection."""
+        return self.file.corrupt(part, reason)
+
+    def close(self) -> None:
+        """For the snapshot to call."""
+        self.file.close()
+        self._lookup.close()
+        self._indexes = {}
+        for vectors in (self._first, *self._vectors.values()):
+            vectors.close()
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r}: {len(self)} records>"

@@ -1,0 +1,121 @@
+"""The rows of a selection before they are needed: as an index holds them, or as a part of the order of its terms.
+
+Of a collection with dirty ids they are the same without the dirty rows, which are taken out where rows are given. So
+what concerns few rows costs no more than the dirty ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..format.select import Found
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .rows import File
+
+__all__ = ["Packed", "Ranged", "is_among"]
+
+
+def is_among(rows: NDArray[np.uint32], some: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """bool, (len(rows),). some: ascending, not none."""
+    return np.asarray(some.take(some.searchsorted(rows), mode="clip") == rows, np.bool_)
+
+
+def _without(rows: NDArray[np.uint32], dirty: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Ascending rows but the dirty ones. Searches for the fewer among the more."""
+    if not len(rows) or not len(dirty):
+        return rows
+    keep = np.ones(len(rows), np.bool_)
+    if len(rows) <= len(dirty):
+        keep = ~is_among(rows, dirty)
+    else:
+        at = rows.searchsorted(dirty)
+        keep[at[rows.take(at, mode="clip") == dirty]] = False
+    return rows if keep.all() else rows[keep]
+
+
+class Less(NamedTuple):
+    """An answer of an index but the dirty rows of it, of which there is one at least."""
+
+    found: Found
+    dirty: NDArray[np.uint32]
+
+    @property
+    def kind(self) -> int:
+        return self.found.kind
+
+    @property
+    def size(self) -> int:
+        return self.found.size - len(self.dirty)
+
+    def rows(self, n: int) -> NDArray[np.uint32]:
+        return _without(self.found.rows(n), self.dirty)
+
+    def mask(self, rows: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        return self.found.mask(rows) & ~is_among(rows, self.dirty)
+
+
+class Packed(NamedTuple):
+    """Rows as an index holds them. Their number is known; they are unpacked where they are needed."""
+
+    found: Found | Less
+    n: int
+
+    @property
+    def size(self) -> int:
+        return self.found.size
+
+    def rows(self) -> NDArray[np.uint32]:
+        return self.found.rows(self.n)
+
+    def is_within(self, most: int) -> bool:
+        return self.size <= most
+
+    def without(self, dirty: NDArray[np.uint32]) -> Packed:
+        """dirty: ascending."""
+        found = self.found
+        assert not isinstance(found, Less)
+        if not found.size or not len(there := dirty[found.mask(dirty)]):
+            return self
+        return Packed(Less(found, there), self.n)
+
+
+_NONE = np.empty(0, np.uint32)
+
+
+class Ranged:
+    """The rows whose terms of one field are from one place to another in the order of terms.
+
+    They are gathered when their number is asked for, or one of them; the first ones by this field are found without.
+    Equal for all threads, which may each gather them. dirty: those that are left out; ascending.
+    """
+
+    __slots__ = ("_file", "_rows", "dirty", "field", "span")
+
+    def __init__(self, file: File, field: str, span: tuple[int, int], dirty: NDArray[np.uint32] = _NONE) -> None:
+        self._file = file
+        self.field = field
+        self.span = span
+        self.dirty = dirty
+        self._rows: NDArray[np.uint32] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.rows())
+
+    def rows(self) -> NDArray[np.uint32]:
+        if self._rows is None:
+            self._rows = _without(self._file.rows_between(self.field, self.span), self.dirty)
+        return self._rows
+
+    def is_within(self, most: int) -> bool:
+        """Whether they are certainly no more. Gathers none."""
+        begin, end = self.span
+        return end - begin <= most and int(self._file.index(self.field).entries["count"][begin:end].sum()) <= most
+
+    def without(self, dirty: NDArray[np.uint32]) -> Ranged:
+        return Ranged(self._file, self.field, self.span, dirty)
