@@ -130,8 +130,8 @@ class Selection(Sequence[Record]):
     def order_by(self, field: str, *, descending: bool = False) -> Selection:
         """The same records by the values of a field: null, then numbers, then text by its bytes; or descending.
 
-        Of a list the smallest counts, descending the largest. Records with an empty list, or a value that is no term, are
-        last, and ties are in the order of rows.
+        Of a list the smallest counts, descending the largest. Records with an empty list, or with a value that is no
+        term, come last. Ties are in the order of rows.
 
         By the index, and read from the file only as far as they are asked for: `.limit(10)` of a million costs about as
         much as of a thousand. Where that is cheaper, for few records or a field without an index, the records are read.
