@@ -70,6 +70,7 @@ def contenders_of(told):
     return {line["contender"] for line in told["results"] if "contender" in line}
 
 
+@pytest.mark.nightly
 def test_scan_compares_ids_records_and_embeddings(data_sets, tmp_path):
     told = told_by("scan", data_sets, tmp_path)
     assert operations_of(told) == {"scan_ids", "scan_records", "scan_embeddings"}
@@ -119,6 +120,7 @@ def test_cold_tells_what_each_step_waits_for(data_sets, tmp_path):
     assert contenders_of(told) >= {"mmcache", "mmcache, lazy", "LMDB", "SQLite, tuned"}
 
 
+@pytest.mark.nightly
 def test_anatomy_tells_the_parts_of_each(data_sets, tmp_path):
     told = told_by("anatomy", data_sets, tmp_path)
     assert operations_of(told) == {"get", "get_many", "embedding"}
@@ -134,6 +136,7 @@ def test_growth_tells_what_the_charts_show(data_sets, tmp_path):
     assert lines >= set(itertools.product((operation for operation, *_ in charts.GROWTH.values()), (SIZE, 2 * SIZE)))
 
 
+@pytest.mark.nightly
 def test_freshness_tells_costs_and_delays(data_sets, tmp_path):
     told = told_by("freshness", data_sets, tmp_path)
     assert told["goals"]
@@ -151,6 +154,7 @@ def test_dirty_tells_ratios_and_what_the_source_is_asked(data_sets, tmp_path):
     }
 
 
+@pytest.mark.nightly
 def test_keys_tells_ratios_of_keys_ranges_and_orders(data_sets, tmp_path):
     told = told_by("keys", data_sets, tmp_path)
     assert operations_of(told) >= {"hit", "miss in the file", "miss in file and source", "dirty id", *keys.questions()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import math
 import os
@@ -648,6 +649,7 @@ def private_memory() -> int:
 
 def footprint(cache: Cache) -> tuple[int, int, int, int]:
     number(cache)
+    gc.collect()  # what came with the fork, too
     return len(open_files()), mapped_files("/nothing").total(), len(threads(cache)), private_memory()
 
 

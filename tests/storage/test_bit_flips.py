@@ -34,7 +34,7 @@ from tests.support.profile import NIGHTLY
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
 
-PARTS = 15
+PARTS = 31
 """Of a sweep over all bits; no divisor of 8, so that each has flips of every bit."""
 
 SAMPLE = [0, *(pytest.param(part, marks=pytest.mark.nightly) for part in range(1, PARTS))]
@@ -253,7 +253,7 @@ def test_torn_sectors_are_found_and_answers_are_right_or_an_error(path, size):
     if size >= 512:
         interesting = range(len(data))
     order = random.Random(3)
-    for name, wrong in itertools.islice(torn(data, older, size, interesting), 0, None, 1 if NIGHTLY else 3):
+    for name, wrong in itertools.islice(torn(data, older, size, interesting), 0, None, 1 if NIGHTLY else 7):
         assert is_refused(bytearray(wrong)), name
         order.shuffle(asked)  # what is asked first may leave a block verified for what follows
         try:

@@ -239,7 +239,7 @@ def test_every_field_of_an_index_entry_at_every_edge_is_harmless(small):
     for field in ("kind", "tags"):
         entries = arrays_in(small, f"0/index.{SMALL.index.index(field)}")["entries"]
         begin = entries.start
-        for term in range(min(2, len(entries) // 32)):
+        for term in range(min(2 if NIGHTLY else 1, len(entries) // 32)):
             for offset, form in ((0, "<Q"), (8, "<Q"), (16, "<I"), (20, "<I"), (24, "<I"), (28, "<I")):
                 place = begin + 32 * term + offset
                 (value,) = struct.unpack_from(form, small, place)
@@ -360,8 +360,8 @@ def test_every_value_in_meta_may_be_anything(small):
     ]
     wrong += [msgpack.Timestamp(1), msgpack.ExtType(1, b"")]
     plain = image.meta
-    for at in list(paths_to_numbers(plain)):
-        for value in wrong:
+    for i, at in enumerate(paths_to_numbers(plain)):
+        for value in wrong if NIGHTLY else wrong[i % 3 :: 3]:
             image.meta = changed(plain, at, value)
             tried(image.pack(), (at, value if value is not DELETE else "deleted"))
 
@@ -402,7 +402,7 @@ def test_meta_that_is_not_msgpack_or_not_a_map_is_corrupt(small):
 
 def test_every_byte_of_a_record_may_be_anything(small):
     begin, length = extents(small)["0/records"]
-    for at in range(begin, begin + length // 4):
+    for at in range(begin, begin + length // 4, 1 if NIGHTLY else 5):
         for wrong in (
             0x00,
             0x80,
