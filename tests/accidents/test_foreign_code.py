@@ -21,6 +21,7 @@ import pytest
 import mmcache
 from mmcache import Cache, MmcacheError, SQLiteSource
 from tests.accidents.stage import ITEMS, apart, change, note_of, opens, source, threads, until
+from tests.support.observe import await_polls
 
 READS: dict[str, Callable[[Cache], object]] = {
     "get": lambda c: c.get("k1"),
@@ -268,6 +269,7 @@ def count_adoptions(path: Path, db: Path) -> int:
     for i in range(3):
         change(db, note=f"new-{i}")
         with_other_process = opens(path, db)
+        await_polls()  # whose thread may be in the stream of a handler, which a fork leaves locked in the child
         apart(rebuild_with, with_other_process)
         until("the file is adopted", functools.partial(has_note, cache, f"new-{i}"))
     cache.close()  # which waits for the poll that writes the last line

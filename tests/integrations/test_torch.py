@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -500,7 +501,7 @@ e = torch.nn.Embedding.from_pretrained(x, freeze=False); e.weight.grad = x.clone
 def try_writes(path, log):
     """In a process of its own. Ends by the one write that nobody guards."""
     faulthandler.disable()
-    torch.set_num_threads(1)  # what other threads the parent had are not here
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with Snapshot.open(path) as snapshot, open(log, "w", buffering=1) as told:
         before = snapshot.embeddings.copy()
         for write in WRITES.strip().splitlines():
@@ -516,10 +517,11 @@ def try_writes(path, log):
 
 
 def test_every_write_raises_where_it_would_be_the_end_of_the_process(snapshot, tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=try_writes, args=(snapshot.path, tmp_path / "log"))
+    process = multiprocessing.get_context("spawn").Process(target=try_writes, args=(snapshot.path, tmp_path / "log"))
     process.start()
-    process.join(60)
+    process.join(90)
     process.kill()
+    process.join()
     told = (tmp_path / "log").read_text().splitlines()
     assert [line.partition(" -> ")[0] for line in told] == [*WRITES.strip().splitlines(), "unguarded"]
     for line in told[:-1]:

@@ -162,7 +162,9 @@ def _rows(table: Table, snapshot: Snapshot, source: SQLiteSource) -> Iterator[st
 def _misses(table: Table, cache: Cache, source: SQLiteSource) -> Iterator[str]:
     """Keys that are nearly one; some of them are another row's."""
     truth = {typed(key): table.fields(key, values) for key, values in table.rows}
-    keys = [key for key, _ in table.rows[:: max(1, len(table.rows) // _KEYS)]] or [1, "a"]
+    keys = [key for key, _ in table.rows[:: max(1, len(table.rows) // _KEYS)]]
+    if not keys:
+        keys = [1, "a"] if len(table.key) == 1 else [(1,) * len(table.key), ("a",) * len(table.key)]
     asked = [other for key in keys for other in near(key)]
     given = source.fetch(cache.schema.name, asked)
     for key, record in zip(asked, given, strict=True):
