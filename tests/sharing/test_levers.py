@@ -523,6 +523,7 @@ def test_a_callback_may_call_every_method(place, caplog, name):
             price(cache)
             cache.refresh()
     assert called
+    await_polls()
     caplog.clear()  # two threads may roll back at once, and one is refused
 
 
