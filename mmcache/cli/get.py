@@ -81,7 +81,7 @@ def _found(collection: Collection, keys: Iterable[Key]) -> Record | None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from .keys import keys_of, types_in
+    from .keys import keys_of, type_of, types_in
 
     with open_snapshot(arguments) as snapshot:
         collection = collection_of(snapshot, arguments.collection)
@@ -98,7 +98,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             elif fields is not None:
                 (output.document if output.is_terminal else output.row)(fields)
             if fields is None:
-                output.error(f"mmcache get: {arguments.file}: no {word!r} in collection {collection.name!r}")
+                kinds = (
+                    ""
+                    if not types or {*map(type_of, keys_of(word, types))} & {*types}
+                    else f", whose keys are {' or '.join(types)}"
+                )
+                output.error(f"mmcache get: {arguments.file}: no {word!r} in collection {collection.name!r}{kinds}")
                 missing = True
         if output.json:
             output.document(found)

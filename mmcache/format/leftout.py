@@ -28,7 +28,7 @@ class LeftOut:
         """In one line, with the first row of all."""
         parts = [f"{self.invalid} that could not be taken"] * bool(self.invalid)
         parts += [f"{self.duplicates} with a key of another"] * bool(self.duplicates)
-        first = "".join(f"; the first: {key}: {reason}" for key, reason in self.rows[:1])
+        first = "".join(f"; the first: {': '.join(filter(None, row))}" for row in self.rows[:1])
         return " and ".join(parts) + first
 
     def to_plain(self) -> list[object]:

@@ -62,6 +62,7 @@ def bad_key(schema: Schema, key: Any) -> Invalid:
     field, value = next(pair for pair in zip(schema.key_fields, values, strict=True) if type(pair[1]) not in SCALARS)
     found = "NULL" if value is None else f"the real number {value!r}"
     reason = (
-        f"the key {field!r} is {found}; a key is text, an integer or a BLOB: mend the row, or leave it out by query="
+        f"the key {field!r} is {found}; a key is text, an integer or a BLOB: mend the row, "
+        "or leave such rows out by on_invalid='skip' (--on-invalid skip) or by a query="
     )
     return refused(schema, key, reason)
