@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import quote
 
 from ..errors import SourceError
 from ..logs import escape_paths
@@ -27,6 +26,7 @@ from ..schema import MAX_KEY_FIELDS, Schema
 from .base import Changes, Key
 from .connections import Connections
 from .names import Origin, origin_of, quoted, resolved, rowid_of
+from .opening import Connect
 
 __all__ = [
     "LIMIT",
@@ -368,11 +368,17 @@ def _text(text: str) -> str:
 
 
 def track(
-    path: str | os.PathLike[str], schemas: Sequence[Schema], *, limit: int = LIMIT, timeout: float = 5.0
+    path: str | os.PathLike[str],
+    schemas: Sequence[Schema],
+    *,
+    limit: int = LIMIT,
+    timeout: float = 5.0,
+    connect: Connect | None = None,
 ) -> Tracking:
     """Install, complete or repair the tracking of the schemas' tables, in one transaction; nothing if all is well.
 
     limit: log entries to keep; a file that is further behind is rebuilt whole. timeout: seconds to wait for a writer.
+    connect: as of `SQLiteSource`.
 
     Tables that are tracked already stay so. Whenever something was missing, changes may have been missed, and every
     earlier fingerprint counts as unknown. Raises SourceError with the reason for what cannot be tracked.
@@ -380,7 +386,7 @@ def track(
     if not 1 <= limit < 2**31:
         raise ValueError(f"limit: expected a number of log entries from 1 to {2**31 - 1}, found {limit!r}")
     path = os.path.abspath(os.fspath(path))
-    with _writing(path, timeout) as connection:
+    with _writing(path, timeout, connect) as connection:
         master = _Master(connection)
         wanted = dict(_TRIM)
         tables = []
@@ -399,10 +405,10 @@ def track(
     return Tracking(path, tuple(dict.fromkeys(tables)), limit, changed)
 
 
-def untrack(path: str | os.PathLike[str], *, timeout: float = 5.0) -> tuple[str, ...]:
+def untrack(path: str | os.PathLike[str], *, timeout: float = 5.0, connect: Connect | None = None) -> tuple[str, ...]:
     """Remove all triggers and tables of `track`; their names. Raises SourceError."""
     path = os.path.abspath(os.fspath(path))
-    with _writing(path, timeout) as connection:
+    with _writing(path, timeout, connect) as connection:
         master = _Master(connection)
         triggers = _own_triggers(master)
         tables = [name for kind, name, _, _ in master.rows if kind == "table" and name in _TABLES]
@@ -456,15 +462,14 @@ def _belongs(trigger: str, table: str) -> bool:
 
 
 @contextmanager
-def _writing(path: str, timeout: float) -> Iterator[sqlite3.Connection]:
+def _writing(path: str, timeout: float, connect: Connect | None) -> Iterator[sqlite3.Connection]:
     """A connection in a transaction, which ends with the block. Raises SourceError for whatever SQLite says."""
-    connections = Connections(path, timeout)
+    connections = Connections(path, timeout, connect=connect)
     try:
         # Whether it can be read, and whether SQLite may be used here after a fork, in the words for it.
         with connections.take() as reader:
             reader.execute("PRAGMA schema_version")
-        uri = "file://" + quote(os.fsencode(path)) + "?mode=rw"
-        with closing(sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)) as connection:
+        with closing(connections.opening.writable()) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
