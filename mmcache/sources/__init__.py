@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..schema import Schema
-from .base import Changes, EvolvingSource, Invalid, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
+from .base import (
+    Changes,
+    EvolvingSource,
+    Invalid,
+    OrderedSource,
+    Reading,
+    ScanningSource,
+    Source,
+    SourceRecord,
+    TrackedSource,
+    given_by,
+    ordered,
+)
 
 if TYPE_CHECKING:
     from .arrow import ParquetSource
@@ -29,12 +41,14 @@ __all__ = [
     "ParquetSource",
     "Reading",
     "SQLiteSource",
+    "ScanningSource",
     "Source",
     "SourceRecord",
     "TrackedSource",
     "as_source",
     "available",
     "from_spec",
+    "given_by",
     "is_remakable",
     "ordered",
     "with_rules",
@@ -131,31 +145,36 @@ def available(source: Source, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
 
 
 def is_remakable(source: Source) -> bool:
-    """Whether `from_spec` makes the same source again. Not one of a subclass, which inherits the spec of its base."""
+    """Whether `from_spec` makes the same source again, of its spec and of what it gives besides. Not one of a subclass,
+    which inherits the spec of its base."""
     spec = source.spec()
-    return spec is not None and spec.get("kind") in _KINDS and type(source) is _load(_KINDS[spec["kind"]])
+    if spec is None or spec.get("kind") not in _KINDS or type(source) is not _load(_KINDS[spec["kind"]]):
+        return False
+    return given_by(source) is not None
 
 
-def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], *, default: Any = None) -> Source:
+def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping[str, Any] | None = None) -> Source:
     """The source that `Source.spec` described. Raises SourceError for a kind that this version does not know.
 
-    default: the argument of that name, from a program or a command line. What the spec says of it is not imported, as
-    that may come from a file: without `default`, values that need the function are refused.
+    given: arguments that a spec does not hold, such as functions or their names and passwords, from a program or a
+    command line: what a spec says of them is not believed, as that may come from a file. See `base.told`.
     """
-    kind, path = spec.get("kind"), spec.get("path")
+    kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise SourceError(f"unknown kind of source {kind!r}; this version knows: {', '.join(_KINDS)}")
-    if isinstance(path, bytes):
-        path = os.fsdecode(path)
-    if not isinstance(path, str) or not path:
-        raise SourceError(f"a source of kind {kind!r} needs a path, found {path!r}")
-    options: dict[str, Any] = {}
-    if default is not None or "default" in spec:
-        from ..values import Unimported
-
-        options["default"] = default or Unimported(str(spec["default"]))
     try:
-        source: Source = _load(_KINDS[kind])(path, *schemas, **options)
+        source: Source = _load(_KINDS[kind]).remade(spec, tuple(schemas), given or {})
+    except ImportError as error:
+        raise SourceError(f"a source of kind {kind!r} needs a package that is not installed: {error}") from error
     except (TypeError, ValueError) as error:
-        raise SourceError(f"the source of kind {kind!r} cannot be made again: {error}", path=path) from error
+        path = spec.get("path")
+        place = path if isinstance(path, str) else None
+        raise SourceError(f"the source of kind {kind!r} cannot be made again: {error}", path=place) from error
     return source
+
+
+def moved(spec: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The spec of the same kind of source in another place. Raises SourceError for a kind that has no path."""
+    if "path" not in spec:
+        raise SourceError(f"a source of kind {spec.get('kind')!r} is not at a path, and cannot have moved to {place!r}")
+    return {**spec, "path": os.path.abspath(place)}

@@ -17,7 +17,7 @@ from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import Schema
 from ..values import Default, Values, importable
-from .base import Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from .base import Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
 from .catalog import Catalog
 from .fingerprint import fingerprint_of, stamp_of
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
@@ -278,6 +278,11 @@ class FileSource:
 
     def spec(self) -> dict[str, Any] | None:
         return {"kind": self.kind, "path": plain_path(self.path)}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:  # noqa: ARG003
+        """See `sources.from_spec`."""
+        return cls(path_in(spec), *schemas)
 
     def _by_key(self, collection: str) -> Keyed:
         self._catalog[collection]

@@ -65,15 +65,6 @@ class Hook(NamedTuple):
         """What gives this hook again."""
         return self.name or self.function
 
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Plain data that names it."""
-        return {} if self.name is None else {"connect": self.name}
-
-    @property
-    def is_nameless(self) -> bool:
-        return self.function is not None and self.name is None
-
 
 class Opening(NamedTuple):
     """connect: in the place of `sqlite3.connect`. immutable: no program writes to the file, and nothing is locked."""

@@ -24,7 +24,7 @@ from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import Schema
-from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, plain_path
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, path_in, plain_path, told
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .decoding import source_records
@@ -316,32 +316,26 @@ class SQLiteSource:
         return untrack(self.path, timeout=opening.timeout, connect=opening.connect)
 
     def spec(self) -> dict[str, Any] | None:
-        """None for a `connect` without a name, under which no other process could find it."""
-        spec = {"kind": self.kind, "path": plain_path(self.path)} | self._hook.spec
+        spec: dict[str, Any] = {"kind": self.kind, "path": plain_path(self.path)}
+        if self._hook.function is not None:
+            spec["connect"] = self._hook.name or "a function without a name"
         if self._connections.opening.immutable:
             spec["immutable"] = True
-        return None if self._hook.is_nameless else spec
+        return spec
 
-    def given(self) -> dict[str, Any]:
-        """What a process hands to the one that rebuilds for it, besides the spec."""
-        return self._hook.spec
+    def given(self) -> dict[str, Any] | None:
+        """The name of `connect`; None where it has none."""
+        if self._hook.function is None:
+            return {}
+        return None if self._hook.name is None else {"connect": self._hook.name}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping[str, Any]) -> Self:
-        """The source that a spec describes. given: its `connect`, from a program or a command line, as nothing that a
-        file names is imported. Raises SourceError."""
-        connect = given.get("connect")
-        if connect is None and "connect" in spec:
-            name, path = spec["connect"], spec.get("path")
-            raise SourceError(
-                f"its connections are made by connect={name!r}, which a file cannot have imported; give it: "
-                f"`mmcache rebuild FILE --connect {name}`, or rebuild it by a program that has the source",
-                path=os.fsdecode(path) if isinstance(path, (str, bytes)) else None,
-            )
-        options: dict[str, Any] = {"connect": connect} if connect is not None else {}
-        if spec.get("immutable"):
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+        """See `sources.from_spec`."""
+        options: dict[str, Any] = {"connect": told(spec, given, "connect")}
+        if spec.get("immutable") is True:
             options["immutable"] = True
-        return cls(os.fsdecode(spec["path"]), *schemas, **options)
+        return cls(path_in(spec), *schemas, **options)
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
