@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..schema import Schema
+from ..words import plural
 from .lacking import read_by
 from .names import Origin, find_table, listed, origin_of, resolved
 from .triggers import PREFIX
@@ -68,7 +69,8 @@ def _named(
 ) -> tuple[Origin, tuple[str, ...]]:
     """A table that `tracks` names, as the database spells it."""
     if columns and len(columns) != width:
-        raise ValueError(f"tracks: the key has {width} columns, and {listed(columns)} of {table!r} are {len(columns)}")
+        found = f"{listed(columns)} of {table!r}"
+        raise ValueError(f"tracks: the key has {plural(width, 'column')}, found {found}")
     try:
         schema = Schema("tracked", table=table, key=columns or None)
         origin = origin_of(connection, schema)

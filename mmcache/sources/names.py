@@ -148,6 +148,7 @@ def resolved(connection: _Executes, schema: Schema, origin: Origin | None = None
         table=None if origin.name == schema.name else origin.name,
         columns=spelled(schema.columns),
         json=spelled(schema.json),
+        expires=spelled(schema.expires),
     )
 
 
@@ -159,7 +160,7 @@ def reduced(connection: _Executes, schema: Schema) -> Schema | None:
     except ValueError:
         return None
     there = {*origin.columns, *schema.key_fields}
-    if not there.issuperset(schema.embeddings):
+    if not there.issuperset((*schema.embeddings, schema.expires or schema.key_fields[0])):
         return None
 
     def kept(names: tuple[str, ...]) -> tuple[str, ...]:

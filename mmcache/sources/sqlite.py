@@ -30,7 +30,7 @@ from .connections import Connection, Connections
 from .decoding import source_records
 from .fingerprint import once_only
 from .mappings import replaces
-from .names import NoKeyError, keys_of_view, origin_of, reduced, resolved
+from .names import NoKeyError, keys_of_view, origin_of, quoted, reduced, resolved
 from .opening import Connect, Hook, path_of_database
 from .outside import look_at
 from .rowkeys import lookable, of_keys
@@ -145,6 +145,9 @@ class SQLiteSource:
         with self._connections.take() as connection:
             try:
                 connection.execute("BEGIN")  # locks nothing yet; looking at the tables does
+                if self._connections.attached:
+                    for name in _attached_names(connection):  # each is as of this moment, too
+                        connection.execute(f"SELECT 1 FROM {quoted(name)}.sqlite_master LIMIT 1").close()
                 plans = {name: self._make_plan(connection, schema, look=True) for name, schema in self._catalog.items()}
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
@@ -213,6 +216,16 @@ class SQLiteSource:
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
         return list(found)
+
+    def scans(self, collection: str) -> bool:
+        """See `ScanningSource`: of a query or view into which SQLite cannot push the key down, such as one that casts
+        it, and of a table without an index on the key. As of the last look at the database; no, before the first."""
+        schema = self._catalog[collection]
+        known = self._plans.get(schema.name)
+        if known is None:
+            with contextlib.suppress(SourceError, BuildError, _BusyError), self._at_once() as connection:
+                return self._plan(connection, schema).scans
+        return known is not None and known[1].scans
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
         """Streams, and holds a connection until it is exhausted or closed."""
@@ -459,3 +472,9 @@ class SQLiteSource:
         else:
             connection.notes[name] = plan, version, decoders
         return decoders.like()
+
+
+def _attached_names(connection: Connection) -> list[str]:
+    return [
+        name for _, name, _ in connection.execute("PRAGMA database_list").fetchall() if name not in ("main", "temp")
+    ]
