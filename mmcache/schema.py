@@ -114,8 +114,6 @@ class Schema:
             raise ValueError(f"Schema {self.name!r}: give table= or query=, not both")
         self._check_rules()
         object.__setattr__(self, "tracks", _tracks(self.name, self.tracks))
-        if self.tracks and self.table is None and self.query is None:
-            raise ValueError(f"Schema {self.name!r}: tracks= names the tables below query=, or table= for a view")
         if self.expires is not None:
             self._check_expires(self.expires)
 
@@ -261,13 +259,15 @@ def _key(name: str, key: object) -> str | tuple[str, ...]:
 
 def _tracks(name: str, given: Any) -> tuple[tuple[str, str | tuple[str, ...]], ...]:
     """In one form, in the order of the tables."""
-    pairs = given.items() if isinstance(given, Mapping) else given
     kept = {}
-    for table, columns in pairs:
-        one = (columns,) if isinstance(columns, str) else tuple(columns)
-        if not isinstance(table, str) or not all(isinstance(column, str) and column for column in one):
-            raise ValueError(f"Schema {name!r}: tracks must be {{table: column or columns}}, not {given!r}")
-        kept[table] = one[0] if len(one) == 1 else one
+    try:
+        for table, columns in dict(given).items():
+            one = (columns,) if isinstance(columns, str) else tuple(columns)
+            if not all(isinstance(text, str) and text for text in (table, *one)):
+                raise ValueError(f"{table!r}: {columns!r}")
+            kept[table] = one[0] if len(one) == 1 else one
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Schema {name!r}: tracks must be {{table: column or columns}}, not {given!r}") from error
     return tuple(sorted(kept.items()))
 
 

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.say(f"  {printable(table.table)}, by {printable(key)}: {plural(len(table.triggers), 'trigger')}")
     output.say(f"  in two tables: _mmcache_changes (the log, about {number(done.limit)} changes) and _mmcache_tracking")
     output.say("Every row that is written to a tracked table now adds one to the log; docs/tracking.md has the cost.")
-    output.say(f"To remove it: mmcache track {shlex.quote(name)} --remove")
+    output.say(f"To remove it, also before a migration of these tables: mmcache track {shlex.quote(name)} --remove")
     return OK
 
 

@@ -392,6 +392,9 @@ class SQLiteSource:
             if self._tracked:
                 raise
             return None
+        if position is None and self._tracked:
+            text = "%s: is not tracked any more: a table was altered or made anew; `mmcache track` repairs that"
+            log.warning(text, self.path, extra={"event": "untracked", "path": self.path})
         self._tracked = position is not None
         return position.fingerprint if position is not None else None
 

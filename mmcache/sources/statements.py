@@ -122,7 +122,7 @@ def _scans(connection: Connection, sql: str, parameters: Sequence[Any]) -> bool:
     steps = [row[3].split() for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
     given = Counter(words[1] for words in steps if words[0] in ("CO-ROUTINE", "MATERIALIZE") and len(words) > 1)
     read = Counter(words[1] for words in steps if words[0] == "SCAN" and words[-2:] != ["CONSTANT", "ROW"])
-    return any(not name.startswith("(") for name in read - given)
+    return any("AUTOMATIC" in words for words in steps) or any(not name.startswith("(") for name in read - given)
 
 
 def _affinities(connection: Connection, origin: Origin) -> dict[str, str]:
