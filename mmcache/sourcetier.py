@@ -156,8 +156,10 @@ class SourceTier:
                 return
 
     def _from_file(self, keys: Sequence[Key], cause: str, error: Exception) -> list[Record | None]:
+        reader = self._other_view(cause, error).readers[self._name]
+        self._watch.counting.add(metrics.STALE_SERVED)
         try:
-            return self.stand_in(cause, error, whole=False).get_many(keys)
+            return reader.get_many(keys)
         except DirtyError:
             raise error from None
 
@@ -247,15 +249,19 @@ class SourceTier:
         self._watch.counting.add_fallback("invalidated", len(records), time.perf_counter() - begun)
         return Overlay(collection, keys, chosen.values(), gone)
 
-    def stand_in(self, cause: str, error: Exception, *, whole: bool = True) -> Collection | Overlay:
-        """The file in the place of a source that has just failed, if it may answer; else raises the source's error.
-
-        whole: for what is read as a whole, which dirty ids forbid; else the collection raises DirtyError for them.
-        """
-        view: View = self._watch.view
-        other = view.stand_in() if view.decision.stale_if_error and cause == view.cause else None
-        reader = None if other is None else other.readers.get(self._name)
-        if other is None or reader is None or (whole and view.dirty(reader.name)):
+    def stand_in(self, cause: str, error: Exception) -> Collection | Overlay:
+        """What is read as a whole of the file, in the place of a source that has just failed, if it may answer, which
+        dirty ids forbid; else raises the source's error."""
+        view, other = self._watch.view, self._other_view(cause, error)
+        if view.dirty(other.readers[self._name].name):
             raise error
         self._watch.counting.add(metrics.STALE_SERVED)
-        return (other.overlay(self._name, self.overlay) or reader) if whole else reader
+        return other.overlay(self._name, self.overlay) or other.readers[self._name]
+
+    def _other_view(self, cause: str, error: Exception) -> View:
+        """The view in which the file answers, if it may; else raises the source's error."""
+        view: View = self._watch.view
+        other = view.stand_in() if view.decision.stale_if_error and cause == view.cause else view
+        if other is view or self._name not in other.readers:
+            raise error
+        return other

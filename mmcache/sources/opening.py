@@ -90,12 +90,11 @@ class Opening(NamedTuple):
 
     def _opened(self, mode: str) -> sqlite3.Connection:
         uri = "file://" + quote(os.fsencode(self.path)) + "?mode=" + mode
-        options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
         if self.connect is None:
-            return sqlite3.connect(uri, uri=True, timeout=self.timeout, **options)
+            return sqlite3.connect(uri, uri=True, timeout=self.timeout, isolation_level=None, check_same_thread=False)
         with _as_sqlite3():
             try:
-                raw = self.connect(uri, uri=True, timeout=self.timeout, **options)
+                raw = self.connect(uri, uri=True, timeout=self.timeout, isolation_level=None, check_same_thread=False)
             except (sqlite3.Error, SourceError):
                 raise
             except Exception as error:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import sqlite3
 from datetime import UTC, datetime
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -99,7 +100,11 @@ def test_no_state_of_a_cache_answers_what_has_ended(shop, path, clock, monkeypat
     mmcache.build(path, source)
     if state == "disabled":
         monkeypatch.setenv("MMCACHE_DISABLE", "1")
-    options = {"ttl": 5.0 if state == "expired" else math.inf, "executor": "external", "check_interval": 0.0}
+    options: dict[str, Any] = {
+        "ttl": 5.0 if state == "expired" else math.inf,
+        "executor": "external",
+        "check_interval": 0.0,
+    }
     with mmcache.open(path, None if state == "no source" else source, **options) as cache:
         if state == "invalidated":
             cache.invalidate(hard=True)
@@ -163,7 +168,12 @@ def test_a_build_leaves_out_what_has_ended_and_an_unchanged_one_stays(shop, path
 
 def test_records_in_memory_expire_too(path, clock):
     clock.stand(NOW)
-    records = [{"id": 1, "ends": NOW + 5}, {"id": 2, "ends": None}, {"id": 3}, {"id": 4, "ends": NOW}]
+    records: list[dict[str, Any]] = [
+        {"id": 1, "ends": NOW + 5},
+        {"id": 2, "ends": None},
+        {"id": 3},
+        {"id": 4, "ends": NOW},
+    ]
     mmcache.build(path, IterableSource(records, Schema("items", expires="ends")))
     with mmcache.open(path, check_interval=0.0) as cache:
         assert list(cache) == [1, 2, 3]
@@ -174,8 +184,14 @@ def test_records_in_memory_expire_too(path, clock):
 
 def test_of_several_rows_with_one_key_the_chosen_one_decides(path, clock):
     clock.stand(NOW)
-    records = [{"id": "a", "ends": NOW - 1}, {"id": "a", "ends": None}, {"id": "b"}, {"id": "b", "ends": NOW - 1}]
-    for choice, keys in (("first", ["b"]), ("last", ["a"])):
+    records: list[dict[str, Any]] = [
+        {"id": "a", "ends": NOW - 1},
+        {"id": "a", "ends": None},
+        {"id": "b"},
+        {"id": "b", "ends": NOW - 1},
+    ]
+    choices: list[tuple[Literal["first", "last"], list[str]]] = [("first", ["b"]), ("last", ["a"])]
+    for choice, keys in choices:
         schema = Schema("items", expires="ends", on_duplicate=choice)
         source = IterableSource(records, schema)
         mmcache.build(path, source)
@@ -214,7 +230,7 @@ def test_what_is_no_time_is_a_row_that_cannot_be_taken(path, clock, value):
 def test_a_field_that_cannot_be_an_end_is_refused():
     for options in ({"key": "ends"}, {"embedding": "ends"}):
         with pytest.raises(ValueError, match="the key or an embedding"):
-            Schema("items", expires="ends", **options)
+            Schema.from_dict({"name": "items", "expires": "ends", **options})
     with pytest.raises(ValueError, match="is a path"):
         Schema("items", expires="meta.ends")
     assert Schema("items", expires="ends").index == ("ends",)

@@ -126,7 +126,7 @@ def test_what_tracks_leaves_out_or_misspells_is_refused_by_name(bank):
     with contextlib.closing(table), pytest.raises(SourceError, match="'places' is a table"):
         table.track()
     with pytest.raises(ValueError, match="tracks must be"):
-        Schema("items", query=JOIN, tracks={"items": 7})
+        Schema.from_dict({"name": "items", "query": JOIN, "tracks": {"items": 7}})
 
 
 def test_untracking_a_query_leaves_nothing(bank):
@@ -145,7 +145,7 @@ def test_workers_of_a_join_answer_by_the_source_for_what_was_written(bank, path)
         assert cache["c"].embedding is None
         execute(bank, "INSERT INTO qe_pattern_embeddings VALUES ('c', '[3, 4]')")
         until("the new embedding", lambda: cache.embedding("c") is not None)
-        assert cache.embedding("c").tolist() == [3, 4]
+        assert cache.get_embeddings(["c"]).tolist() == [[3, 4]]
         assert cache.status().state == "stale"
         assert cache.get("a") is not None
 
@@ -158,8 +158,7 @@ def test_the_command_tracks_what_a_file_was_built_from(bank, path):
 
 
 def test_versions_of_a_program_may_differ_in_what_they_track():
-    (both,) = union([PATTERNS], [Schema("patterns", query=PATTERNS.query, embedding="vector")])
-    assert both == PATTERNS
+    assert union([PATTERNS], [Schema("patterns", query=PATTERNS.query, embedding="vector")]) == (PATTERNS,)
     assert Schema.from_dict(PATTERNS.to_dict()) == PATTERNS
 
 
