@@ -22,6 +22,8 @@ from .output import Output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..sources.opening import Connect
+
 __all__ = ["add_arguments", "run"]
 
 
@@ -44,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=("patterns",), help="a known kind of database, with all its tables")
     like = parser.add_argument("--like", metavar="FILE.mmc", help="take database, tables and keys from a cache file")
     like.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument(
+        "--connect", metavar="MODULE:FUNCTION", help="what opens the connections, in the place of sqlite3.connect"
+    )
     parser.add_argument("--limit", type=count, metavar="N", help="changes to remember (default: 65536)")
     parser.add_argument("--remove", action="store_true", help="remove all triggers and tables of tracking")
 
@@ -51,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     path, schemas = _from_file(arguments) if arguments.like is not None else _from_words(arguments)
     if arguments.remove:
-        return _remove(path, output)
+        return _remove(path, _connect(arguments), output)
     from ..sources.tracking import LIMIT, track
 
     limit = LIMIT if arguments.limit is None else arguments.limit
     if not 1 <= limit < 2**31:
         raise UsageError(f"--limit: expected 1 to {2**31 - 1}, found {limit}")
-    done = track(path, schemas, limit=limit)
+    done = track(path, schemas, limit=limit, connect=_connect(arguments))
     if output.json:
         output.document({**done._asdict(), "tables": [table._asdict() for table in done.tables]})
         return OK
@@ -74,10 +79,19 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return OK
 
 
-def _remove(path: str, output: Output) -> int:
+def _connect(arguments: argparse.Namespace) -> Connect | None:
+    from ..sources.opening import Hook
+
+    try:
+        return Hook.of(arguments.connect).function
+    except ValueError as error:
+        raise UsageError(f"--connect: {error}") from None
+
+
+def _remove(path: str, connect: Connect | None, output: Output) -> int:
     from ..sources.tracking import untrack
 
-    removed = untrack(path)
+    removed = untrack(path, connect=connect)
     if output.json:
         output.document({"path": path, "removed": removed})
         return OK
@@ -117,19 +131,19 @@ def _from_words(arguments: argparse.Namespace) -> tuple[str, Sequence[Schema]]:
         from ..presets.patterns import AGENT_CONFIGS, PATTERNS
 
         return path, (PATTERNS, AGENT_CONFIGS)
-    tables = arguments.tables or [_only_table(path, arguments.database)]
+    tables = arguments.tables or [_only_table(path, arguments.database, _connect(arguments))]
     # The collection's name means nothing here, and a table's may be longer than one can be.
     return path, [Schema(f"table {i}", key=arguments.key, table=table) for i, table in enumerate(tables, 1)]
 
 
-def _only_table(path: str, given: str) -> str:
+def _only_table(path: str, given: str, connect: Connect | None) -> str:
     """The table of a database that has one. Raises UsageError naming those that there are, or SourceError."""
     import sqlite3
 
     from ..sources.connections import Connections
     from ..sources.listing import tables_of
 
-    connections = Connections(path, timeout=5.0)
+    connections = Connections(path, timeout=5.0, connect=connect)
     try:
         with connections.take() as connection:
             tables = tables_of(connection, views=False)

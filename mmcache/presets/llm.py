@@ -54,6 +54,7 @@ def _schema(name: str, number: int) -> Schema:
         embedding="embedding",
         json=("metadata",),
         metric="cosine",
+        tracks={"embeddings": "id"},
     )
 
 

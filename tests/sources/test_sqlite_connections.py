@@ -7,9 +7,11 @@ import os
 import pickle
 import sqlite3
 import sys
+import tempfile
 import threading
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from mmcache.errors import BuildError, SourceError
 from mmcache.sources import from_spec, given_by, is_remakable
 from mmcache.sources.base import ScanningSource
 from tests.support.console import ok, run
+from tests.support.processes import ask_child
 from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -119,6 +122,18 @@ def test_a_file_with_a_hook_is_rebuilt_by_the_command_that_names_it(shop, path):
     assert "--connect" in refused.err
     execute(shop, "UPDATE items SET name = 'z' WHERE id = 'a'")
     assert "generation 2" in ok("rebuild", path, "--connect", HOOK).out
+
+
+def test_a_database_is_tracked_by_the_connections_of_a_hook(shop):
+    assert "items, by id" in ok("track", shop, "--table", "items", "--connect", HOOK).out
+    with closing(SQLiteSource(shop, Schema("items"), connect=connect)) as source:
+        before = source.fingerprint()
+        execute(shop, "UPDATE items SET n = 7 WHERE id = 'b'")
+        changes = source.changes(before)
+        assert changes is not None
+        assert changes.keys == {"items": {"b"}}
+    assert "_mmcache_changes" in ok("track", shop, "--remove", "--connect", HOOK).out
+    assert "cannot be imported" in run("track", shop, "--connect", "nothing:here").err
 
 
 def test_a_process_rebuilds_by_a_named_hook(shop, path):
@@ -380,3 +395,27 @@ def test_a_source_knows_where_a_lookup_reads_everything(tmp_path):
         with closing(SQLiteSource(path, schema)) as source:
             assert isinstance(source, ScanningSource)
             assert source.scans("one") is is_costly, what
+
+
+def test_a_directory_that_cannot_be_written_is_named_with_the_way():
+    """Of a database in WAL mode. Root could write anywhere, so a child is another user."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        path = wal_database(Path(place) / "w.db")
+        path.chmod(0o644)
+
+        def ask(*, immutable):
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            with closing(SQLiteSource(path, Schema("items"), immutable=immutable)) as source:
+                try:
+                    return rows(source)
+                except SourceError as error:
+                    return str(error)
+
+        os.chmod(place, 0o555)
+        said = ask_child(partial(ask, immutable=False))
+        assert f"{os.path.realpath(place)} cannot be written" in said
+        assert "immutable=True" in said
+        assert ask_child(partial(ask, immutable=True)) == [("a",)]
+        os.chmod(place, 0o755)
