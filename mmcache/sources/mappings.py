@@ -311,18 +311,21 @@ def _checked(schema: Schema, key: Any) -> Key:
 
 class Keyed:
     """Records in their order, with the ordinal of each key. Of records with one key that counts which the schema
-    chooses, the first by default; it may be one that cannot be taken, which is given to lookups alone.
+    chooses, the first by default; it may be one that cannot be taken, which is given to lookups alone. wanted: only
+    these keys are kept.
 
     Raises SourceError for one that cannot be used, where the schema does not let it be left out.
     """
 
-    def __init__(self, schema: Schema, records: Iterator[SourceRecord | Invalid]) -> None:
+    def __init__(
+        self, schema: Schema, records: Iterable[SourceRecord | Invalid], wanted: Collection[Key] | None = None
+    ) -> None:
         self._records: list[SourceRecord | Invalid | None] = []
         self._ordinals: dict[Key, int] = {}
         try:
             for record in records:
                 key = record.key if isinstance(record, Invalid) else record.values[0]
-                if key is None:
+                if key is None or (wanted is not None and key not in wanted):
                     continue
                 before = self._ordinals.setdefault(key, len(self._records))
                 if before < len(self._records):
