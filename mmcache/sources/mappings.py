@@ -48,6 +48,7 @@ def shape_records(
     *,
     decoders: Decoders | None = None,
     values_by: Values | None = None,
+    some: bool = False,
 ) -> Iterator[SourceRecord | Invalid]:
     """Mappings as source records; a bad one as `refused`. Raises BuildError.
 
@@ -55,10 +56,13 @@ def shape_records(
     vectors: the embeddings, one for each item, where the items do not hold them.
     values_by: the rule for values; None where all are plain already, and each item is to be taken alone, as `place`
         knows only the last.
+    some: these are not all records, and may lack fields that the schema names.
 
     Records of the same fields share one `names`, whatever the order of the fields in each.
     """
     shaper = _Shaper(schema, place, vectors, decoders or Decoders(schema), values_by)
+    if some:
+        shaper.sought.fields.clear()
     if values_by is None:
         for item in items:
             yield shaper.one(item)
