@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set as Abstra
 from decimal import Decimal
 from importlib import import_module
 from itertools import chain
+from operator import attrgetter
 from types import MethodType
 from typing import Any
 
@@ -109,13 +110,12 @@ def importable(
     module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if not module or module == "__main__":
         return function, None
-    name = f"{module}:{path}"
     try:
-        found = _imported(name, argument)
-    except ValueError:
+        found: Any = attrgetter(path or " ")(sys.modules[module])
+    except (KeyError, AttributeError):
         return function, None
     is_it = found is function or (isinstance(found, MethodType) and found == function)  # of a class
-    return function, name if is_it else None
+    return function, f"{module}:{path}" if is_it else None
 
 
 def _imported(name: str, argument: str) -> Callable[..., Any]:
@@ -123,9 +123,7 @@ def _imported(name: str, argument: str) -> Callable[..., Any]:
     if not (module and colon and path):
         raise ValueError(f"{argument}={name!r}: expected 'module:function'")
     try:
-        found: Any = import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        found: Any = attrgetter(path)(import_module(module))
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{argument}={name!r} cannot be imported: {error}") from error
     if not callable(found):

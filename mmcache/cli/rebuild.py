@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ __all__ = ["add_arguments", "add_rules", "add_timeout", "report", "rules_of", "r
 
 _FUNCTIONS = {
     "default": "as for `mmcache build`; a file cannot import it",
+    "load": "the function that gives the records, of a file that was built from one; likewise",
+    "fingerprint": "the function that says whether they have changed, if it was built with one; likewise",
     "connect": "what opens the connections of SQLite, as for `mmcache build`",
 }
 
@@ -108,7 +111,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, str]:
-    """What is to be imported because it is given here, and not because a file names it."""
+    """What is to be imported because it is given here, and not because a file names it. From the working directory,
+    too."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     return {name: value for name in _FUNCTIONS if (value := getattr(arguments, name)) is not None}
 
 

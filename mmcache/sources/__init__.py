@@ -29,10 +29,15 @@ from .base import (
 
 if TYPE_CHECKING:
     from .arrow import ParquetSource
+    from .call import CallableSource, Fetch, Load
     from .iterable import IterableSource, JSONLinesSource
+    from .own import BaseSource
+    from .several import Sources
     from .sqlite import SQLiteSource
 
 __all__ = [
+    "BaseSource",
+    "CallableSource",
     "Changes",
     "Invalid",
     "IterableSource",
@@ -44,6 +49,7 @@ __all__ = [
     "ScanningSource",
     "Source",
     "SourceRecord",
+    "Sources",
     "TrackedSource",
     "as_source",
     "available",
@@ -55,9 +61,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BaseSource": "mmcache.sources.own",
+    "CallableSource": "mmcache.sources.call",
     "IterableSource": "mmcache.sources.iterable",
     "JSONLinesSource": "mmcache.sources.iterable",
     "SQLiteSource": "mmcache.sources.sqlite",
+    "Sources": "mmcache.sources.several",
     "ParquetSource": "mmcache.sources.arrow",
     "PatternsSource": "mmcache.presets.patterns",
 }
@@ -67,6 +76,8 @@ _KINDS = {
     "jsonl": "JSONLinesSource",
     "parquet": "ParquetSource",
     "patterns": "PatternsSource",
+    "call": "CallableSource",
+    "several": "Sources",
 }
 """All that a spec can name. A file chooses from this table and cannot add to it."""
 
@@ -82,12 +93,15 @@ def _load(name: str) -> Any:
 
 
 def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
-    """What `mmcache.build` was given, as a source: a source as it is, anything else by way of `IterableSource`.
+    """What `mmcache.build` was given, as a source: a source as it is, a path or URL as the source that is there,
+    anything else by way of `IterableSource`.
 
     Several schemas take a mapping {collection: records}. Raises TypeError when a source comes with schemas, as it has
     its own, or records come without.
     """
     schemas = tuple(schemas)
+    if isinstance(records_or_source, (str, os.PathLike)):
+        return source_there(records_or_source, schemas)
     if isinstance(records_or_source, Source):
         if schemas:
             names = ", ".join(schema.name for schema in records_or_source.schemas)
@@ -96,6 +110,42 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
     if not schemas:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
     source: Source = _load("IterableSource")(records_or_source, *schemas)
+    return source
+
+
+def source_there(place: str | os.PathLike[str], schemas: Iterable[Schema]) -> Source:
+    """The source at a path or URL. Raises SourceError."""
+    found: Source = import_module("mmcache.sources.recognize").source_at(place, *schemas)
+    return found
+
+
+def chosen(
+    source: Source | str | os.PathLike[str] | None,
+    schema: Schema | Iterable[Schema] | None,
+    *,
+    load: Load | str | None,
+    fetch: Fetch | str | Mapping[str, Fetch | str] | None,
+    **asked: Any,
+) -> Source | None:
+    """The source that the arguments of `mmcache.open` mean. Raises TypeError for those that do not go together."""
+    schemas = () if schema is None else (schema,) if isinstance(schema, Schema) else tuple(schema)
+    others = {"fetch": fetch, **asked}
+    if load is not None:
+        if source is not None:
+            raise TypeError("give source or load=, not both")
+        if not schemas:
+            raise TypeError("load= needs schema=, a Schema or several, to know the key: schema=Schema('items')")
+        made: Source = _load("CallableSource")(load, *schemas, **others)
+        return made
+    if wrong := [name for name, value in others.items() if value is not None]:
+        raise TypeError(f"{wrong[0]}= goes with load=, a function that gives the records")
+    if isinstance(source, (str, os.PathLike)):
+        return source_there(source, schemas)
+    if schemas:
+        what = (
+            "a source has its own schemas; give them there" if source is not None else "it goes with load=, or a path"
+        )
+        raise TypeError(f"schema= is for load=, or the path or URL of a source: {what}")
     return source
 
 

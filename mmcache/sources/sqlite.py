@@ -116,12 +116,17 @@ class SQLiteSource:
         return f"{type(self).__name__}({self.path!r}, {', '.join(self._catalog)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        opening = self._connections.opening
-        options = {"timeout": opening.timeout, "connect": self._hook.given, "immutable": opening.immutable}
-        return {"path": self.path, "schemas": tuple(self._catalog.values()), "options": options}
+        schemas, opening = tuple(self._catalog.values()), self._connections.opening
+        given = {
+            name: value
+            for name, value in {"connect": self._hook.given, "immutable": opening.immutable}.items()
+            if value
+        }
+        return {"path": self.path, "schemas": schemas, "timeout": opening.timeout, **given}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        SQLiteSource.__init__(self, state["path"], *state["schemas"], **state["options"])
+        options = {name: state[name] for name in ("timeout", "connect", "immutable") if name in state}
+        SQLiteSource.__init__(self, state["path"], *state["schemas"], **options)
 
     @property
     def schemas(self) -> tuple[Schema, ...]:
