@@ -13,9 +13,9 @@ __all__ = ["Outside", "look_at"]
 
 
 class Outside(NamedTuple):
-    """identity: of the database's file. wait: see `unsettled`."""
+    """identity: of the files of the databases. wait: see `unsettled`."""
 
-    identity: tuple[int, int]
+    identity: tuple[object, ...]
     fingerprint: bytes
     wait: float
 
@@ -30,7 +30,8 @@ def look_at(path: str, attached: Iterable[str]) -> Outside:
     for other in attached:
         found = _stat(other)
         stamps += [found and stamp_of(found), _wal(other)]
-    return Outside(database[:2], fingerprint_of(*stamps), unsettled(begun, *stamps))
+    identity = tuple(stamp and stamp[:2] for stamp in stamps[::2])
+    return Outside(identity, fingerprint_of(*stamps), unsettled(begun, *stamps))
 
 
 def _wal(path: str) -> Stamp | None:

@@ -103,12 +103,12 @@ class SQLiteSource:
         self._catalog = Catalog(schemas)
         self._hook = Hook.of(connect)
         self._connections = Connections(self.path, timeout, connect=self._hook.function, immutable=immutable)
-        self._plans: dict[str, tuple[tuple[int, int], Plan]] = {}
+        self._plans: dict[str, tuple[tuple[int, ...], Plan]] = {}
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
         self._resolved: dict[str, Schema] = {}
         self._learned: dict[str, tuple[Plan, Decoders]] = {}
         self._look: _Look | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[object, ...] | None = None
         self._tracked = False
         self._told: frozenset[str] = frozenset()
 
@@ -449,7 +449,9 @@ class SQLiteSource:
 
     def _plan(self, connection: Connection, schema: Schema) -> Plan:
         """The plan for lookups: kept for as long as the database's own schema stays as it is."""
-        version = connection.epoch, connection.execute("PRAGMA schema_version").fetchone()[0]
+        names = _attached_names(connection) if self._connections.attached else ()
+        versions = [f"PRAGMA {quoted(name)}.schema_version" for name in ("main", *names)]
+        version = connection.epoch, *(connection.execute(sql).fetchone()[0] for sql in versions)
         known = self._plans.get(schema.name)
         if known is not None and known[0] == version:
             return known[1]

@@ -172,6 +172,20 @@ def test_attached_databases_are_read_and_their_writes_noticed(shop, tmp_path):
             tracked.track()
 
 
+def test_an_attached_database_that_was_replaced_is_read_anew(shop, tmp_path):
+    execute(
+        tmp_path / "more.db", "CREATE TABLE prices (id TEXT PRIMARY KEY, cents INT); INSERT INTO prices VALUES ('a', 5)"
+    )
+    execute(tmp_path / "new.db", "CREATE TABLE prices (cents INT, id TEXT); INSERT INTO prices VALUES (7, 'a')")
+    prices = Schema("prices", query="SELECT * FROM more.prices")
+    with closing(SQLiteSource(shop, prices, connect=attach)) as source:
+        assert [row and row.values for row in source.fetch("prices", ["a"])] == [("a", 5)]
+        before = source.fingerprint()
+        os.replace(tmp_path / "new.db", tmp_path / "more.db")
+        assert source.fingerprint() != before
+        assert [row and row.values for row in source.fetch("prices", ["a"])] == [("a", 7)]
+
+
 def test_a_hook_must_hand_on_what_it_is_given(shop, tmp_path):
     execute(tmp_path / "other.db", "CREATE TABLE items (id)")
     for hook, said in (
