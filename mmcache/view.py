@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from .format.keys import Key
 from .sharing.decide import Decision
 from .sharing.events import Dirty
-from .storage.expiring import Expiring, expired_rows
+from .storage.expiring import Expiring, expired_at
 from .storage.overlay import Overlay
 from .storage.snapshot import Collection, Snapshot
 
@@ -76,8 +76,9 @@ class View:
         keys = [key for key in named if key is not None]
         if len(keys) < len(named):
             return None
-        gone = expired_rows(collection, time.time())
-        found = ask(collection, keys, gone) if keys or len(gone) else collection
+        known = self.snapshot.expired
+        gone = known[collection.name] = expired_at(time.time(), collection, known.get(collection.name))
+        found = ask(collection, keys, gone.rows) if keys or len(gone.rows) else collection
         if len(keys) <= _REMEMBERED:
             self.wholes[name] = found
         return found

@@ -6,10 +6,11 @@ rows that the order of the index gives, as of the moment at which a view was fir
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from ..query import Interval, Prefix
 from .collection import Collection, EmbeddingRef
 from .ends import has_ended
 from .record import Record
+from .rows import joined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Expiring", "expired_rows"]
+__all__ = ["Expired", "Expiring", "expired_at"]
 
 
 class Expiring(Collection):
@@ -75,23 +77,48 @@ class Expiring(Collection):
         return super().embedding_ref(key, field)
 
 
-def expired_rows(collection: Collection, now: float) -> NDArray[np.uint32]:
-    """uint32, ascending: the rows of records that have ended. Costs these, and the records that end in this second.
+class Expired(NamedTuple):
+    """rows: uint32, ascending: those of records that had ended at a moment."""
 
-    Raises UnusableFileError for a damaged index.
-    """
+    moment: float
+    rows: NDArray[np.uint32]
+
+
+def expired_at(now: float, collection: Collection, before: Expired | None) -> Expired:
+    """What has ended. before: what had at an earlier moment, if that is known; then only what ended since is looked up.
+    Costs that, and the records that end in this second. Raises UnusableFileError for a damaged index."""
     field = collection.schema.expires
     if field is None:
-        return np.empty(0, np.uint32)
-    moment = datetime.fromtimestamp(int(now), UTC)
-    day, clock = moment.strftime("%Y-%m-%d"), moment.strftime("%H:%M:%S")
-    past: Any = (
-        Interval(None, now),
-        Interval("", f"{day} {clock}", high_open=True),
-        Interval(f"{day}T", f"{day}T{clock}", high_open=True),
-    )
-    rows = collection.find({field: past}).rows
+        return Expired(now, np.empty(0, np.uint32))
+    if before is None or now < before.moment:  # the clock went back
+        before = Expired(-math.inf, np.empty(0, np.uint32))
+    rows = collection.find({field: _ended_between(before.moment, now)}).rows
+    day, clock = _spelled(now)
     present: Any = (Prefix(f"{day} {clock}"), Prefix(f"{day}T{clock}"))
     here = collection.find({field: present})
     ended = [row for row, record in zip(here.rows.tolist(), here, strict=True) if has_ended(record.get(field), now)]
-    return np.union1d(rows, np.array(ended, np.uint32)).astype(np.uint32)
+    if not len(rows) and not ended:
+        return Expired(now, before.rows)
+    return Expired(now, joined(before.rows, rows, np.array(ended, np.uint32)))
+
+
+def _ended_between(moment: float, now: float) -> Any:
+    """As a query has it: numbers from one moment to another, and texts from its second to before that of the other."""
+    day, clock = _spelled(now)
+    if moment == -math.inf:
+        first, of_today = "", f"{day}T"
+    else:
+        begun, at = _spelled(moment)
+        first, of_today = f"{begun} {at}", f"{day}T{at}" if begun == day else f"{day}T"
+    # All texts of an earlier day, with a blank or a "T", are before those of this day.
+    return (
+        Interval(None if moment == -math.inf else moment, now),
+        Interval(first, f"{day} {clock}", high_open=True),
+        Interval(of_today, f"{day}T{clock}", high_open=True),
+    )
+
+
+def _spelled(moment: float) -> tuple[str, str]:
+    """Day and second, as texts have them."""
+    day, _, clock = datetime.fromtimestamp(int(moment), UTC).strftime("%Y-%m-%d %H:%M:%S").partition(" ")
+    return day, clock

@@ -25,7 +25,7 @@ from ..query import (
     terms_in,
 )
 from .ordering import by_terms, terms_given
-from .rows import NO_ROW, Unplaced
+from .rows import NO_ROW, Unplaced, joined
 from .selection import Selection, row_of, unread
 from .unread import Packed
 
@@ -76,7 +76,7 @@ class Overlay:
         sequence = np.argsort(places, kind="stable")
         self._collection = collection
         dirty = np.array(sorted(set(rows)), np.uint32)
-        self._dirty = dirty if gone is None else np.union1d(gone, dirty).astype(np.uint32)
+        self._dirty = dirty if gone is None else joined(gone, dirty)
         self._order = places[sequence]
         self._records = [given[i] for i in sequence.tolist()]
         self._terms: dict[str, _Carriers] = {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..sources.base import SourceRecord
     from .record import Record
 
-__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced"]
+__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced", "joined"]
 
 NO_ROW = 2**32
 """Above every row. Added to a place in the source's order, it orders a key that the file does not have."""
@@ -220,3 +220,13 @@ class NoFile:
 
     def has_embedding_of(self, _: str) -> NDArray[np.bool_]:
         return np.zeros(0, np.bool_)
+
+
+def joined(*rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """uint32, ascending, each once; of one array, which is so already, that itself. By sorting: `np.unique` takes ten
+    times as long."""
+    some = [one for one in rows if len(one)]
+    if len(some) < 2:
+        return some[0] if some else np.empty(0, np.uint32)
+    everything = np.sort(np.concatenate(some))
+    return everything[np.concatenate(([True], everything[1:] != everything[:-1]))]

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from .expiring import Expired
+
 __all__ = ["Collection", "DirtyError", "EmbeddingRef", "Place", "Record", "Selection", "Snapshot", "UnverifiedError"]
 
 AUTO_FULL_BYTES = 64 * 2**20
@@ -159,6 +161,8 @@ class Snapshot(Mapping[Key, Record]):
         self._closed = False
         self.opened_in = 0.0
         """Seconds that opening took."""
+        self.expired: dict[str, Expired] = {}
+        """By collection, what was found last of records whose end has passed."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: Verify = "auto", access: Access = "mmap") -> Self:
