@@ -11,11 +11,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alert",
+    "BaseSource",
     "BuildError",
     "BuildReport",
     "Cache",
     "CacheEvent",
     "CachedCollection",
+    "CallableSource",
+    "Changes",
     "ClosedError",
     "Collection",
     "CorruptFileError",
@@ -32,6 +35,8 @@ __all__ = [
     "MmcacheError",
     "ParquetSource",
     "PublishError",
+    "Query",
+    "Reading",
     "Record",
     "SQLiteSource",
     "Schema",
@@ -40,6 +45,7 @@ __all__ = [
     "Source",
     "SourceError",
     "SourceRecord",
+    "Sources",
     "Stats",
     "Status",
     "UntrustedPathError",
@@ -75,14 +81,17 @@ if TYPE_CHECKING:
         UnusableFileError,
     )
     from .format.leftout import LeftOut
-    from .query import above, at_least, at_most, below, between, excluding, startswith
+    from .query import Query, above, at_least, at_most, below, between, excluding, startswith
     from .schema import Schema
     from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
     from .sources.arrow import ParquetSource
-    from .sources.base import Invalid, Source, SourceRecord
+    from .sources.base import Changes, Invalid, Reading, Source, SourceRecord
+    from .sources.call import CallableSource
     from .sources.iterable import IterableSource, JSONLinesSource
+    from .sources.own import BaseSource
+    from .sources.several import Sources
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
     from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
@@ -119,11 +128,14 @@ _HOMES = {
             "UntrustedPathError",
             "UnusableFileError",
         ),
-        ".query": ("above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
+        ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".schema": ("Schema",),
         ".sources.arrow": ("ParquetSource",),
         ".format.leftout": ("LeftOut",),
-        ".sources.base": ("Invalid", "Source", "SourceRecord"),
+        ".sources.base": ("Changes", "Invalid", "Reading", "Source", "SourceRecord"),
+        ".sources.call": ("CallableSource",),
+        ".sources.own": ("BaseSource",),
+        ".sources.several": ("Sources",),
         ".sources.iterable": ("IterableSource", "JSONLinesSource"),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),

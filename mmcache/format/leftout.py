@@ -31,6 +31,12 @@ class LeftOut:
         first = "".join(f"; the first: {': '.join(filter(None, row))}" for row in self.rows[:1])
         return " and ".join(parts) + first
 
+    def may_have(self, key: object) -> bool:
+        """Whether a row with this key may be among those that could not be taken."""
+        if self.invalid > len(self.rows):
+            return True
+        return self.invalid > 0 and named(key, "")[0] in {row[0] for row in self.rows}
+
     def to_plain(self) -> list[object]:
         """As in `meta`."""
         return [self.invalid, self.duplicates, [list(row) for row in self.rows]]

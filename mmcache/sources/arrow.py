@@ -7,9 +7,9 @@ the schema stays an array, whose rows are taken without making a number of Pytho
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,8 @@ from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
 from ..schema import Schema
-from ..values import Default, Values, importable
-from .base import Reading, Row
+from ..values import Default, Unimported, Values, importable
+from .base import Reading, Row, path_in
 from .columns import values_of
 from .iterable import FileSource
 from .mappings import shape_records
@@ -65,6 +65,18 @@ class ParquetSource(FileSource):
         if self.default is None:
             return super().spec()
         return None if self._default is None else {**(super().spec() or {}), "default": self._default}
+
+    def given(self) -> dict[str, Any]:
+        """The name of the function, if there is one."""
+        return {} if self._default is None else {"default": self._default}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+        """See `sources.from_spec`. Without the function, values that need it are refused."""
+        default = given.get("default")
+        if default is None and "default" in spec:
+            default = Unimported(str(spec["default"]))
+        return cls(path_in(spec), *schemas, default=default)
 
     @contextmanager
     def read(self) -> Iterator[Reading]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,9 +18,9 @@ from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import Schema
 from ..values import Default, Values, importable
-from .base import Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from .base import Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
 from .catalog import Catalog
-from .fingerprint import fingerprint_of, stamp_of
+from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
 from .vectors import Decoders, Vector, float32_bytes
 
@@ -249,12 +250,24 @@ class FileSource:
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
         return self._by_key(collection).find(query)
 
+    def scans(self, collection: str) -> bool:
+        """See `ScanningSource`."""
+        self._catalog[collection]
+        return True
+
     def fingerprint(self) -> bytes:
-        """Of the file's identity, size and times. Raises SourceError when there is no file."""
+        """Of the file's identity, size and times. Raises SourceError when there is no file.
+
+        Of a file that was written within the last 20 ms, whose times cannot tell of another write, it is one that is
+        never given again. Ask again a moment later for one that lasts.
+        """
+        begun_ns = time.time_ns()
         try:
-            return fingerprint_of(stamp_of(os.stat(self.path)))
+            stamp = stamp_of(os.stat(self.path))
         except OSError as error:
             raise self._error(error) from error
+        looks = fingerprint_of(stamp)
+        return once_only(looks) if unsettled(begun_ns, stamp) else looks
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
@@ -278,6 +291,11 @@ class FileSource:
 
     def spec(self) -> dict[str, Any] | None:
         return {"kind": self.kind, "path": plain_path(self.path)}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:  # noqa: ARG003
+        """See `sources.from_spec`."""
+        return cls(path_in(spec), *schemas)
 
     def _by_key(self, collection: str) -> Keyed:
         self._catalog[collection]
