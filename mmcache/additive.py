@@ -1,10 +1,10 @@
 """What versions of a program that share a file agree on: the union of their schemas, and what each of them sees of it.
 
-Two schemas of a collection are *additive* if they differ in indexes and columns alone. Two sets of schemas are additive
-if those of each collection that both know are. Then one file serves both versions, while a deploy rolls: a builder
-keeps what the file has, and adds what it needs itself. What becomes of bad rows is each builder's own choice, and a
-file in which some were left out answers only for those that chose so. A schema that leaves its key to a source which
-cannot be asked now agrees with any key. Pure.
+Two schemas of a collection are *additive* if they differ in indexes and columns alone, or in what is tracked. Two sets
+of schemas are additive if those of each collection that both know are. Then one file serves both versions, while a
+deploy rolls: a builder keeps what the file has, and adds what it needs itself. What becomes of bad rows is each
+builder's own choice, and a file in which some were left out answers only for those that chose so. A schema that leaves
+its key to a source which cannot be asked now agrees with any key. Pure.
 """
 
 from __future__ import annotations
@@ -79,7 +79,14 @@ def _is_alike(one: Schema, other: Schema) -> bool:
 def _without_fields(schema: Schema) -> Schema:
     table = None if schema.query is not None else schema.table or schema.name
     return replace(
-        schema, index=(), columns=None, table=table, on_invalid="raise", max_invalid=None, on_duplicate="raise"
+        schema,
+        index=(),
+        columns=None,
+        table=table,
+        on_invalid="raise",
+        max_invalid=None,
+        on_duplicate="raise",
+        tracks=(),
     )
 
 
@@ -95,6 +102,7 @@ def _wider(found: Schema, ours: Schema) -> Schema:
         on_invalid=ours.on_invalid,
         max_invalid=ours.max_invalid,
         on_duplicate=ours.on_duplicate,
+        tracks=ours.tracks or found.tracks,
     )
 
 

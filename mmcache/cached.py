@@ -216,7 +216,7 @@ class CachedCollection(Mapping[Key, Record]):
         whole, cause = self._whole()
         if whole is None:
             return self._tier.records(cause)
-        return iter(whole.everything()) if isinstance(whole, Overlay) else whole.all_records()
+        return whole.all_records()
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
@@ -425,7 +425,7 @@ class CachedCollection(Mapping[Key, Record]):
     ) -> tuple[Collection | Overlay | None, str]:
         """The same, where all fields of a query have an index in the file."""
         whole, cause = (whole, "") if whole is not None else self._whole()
-        if whole is not None and not set(query).issubset(_schema_of(whole).index):
+        if whole is not None and not set(query).issubset(whole.schema.index):
             return None, "incompatible"  # another version of the program built the file without this index
         return whole, cause
 
@@ -480,10 +480,6 @@ def _reopen(
     collection = kind.__new__(kind)
     CachedCollection.__init__(collection, watch, name)
     return collection
-
-
-def _schema_of(whole: Collection | Overlay) -> Schema:
-    return whole.collection.schema if isinstance(whole, Overlay) else whole.schema
 
 
 def _presence(whole: Collection | Selection, field: str | None) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from .query import Query, Term, matches, parse_query, terms_of
+from .query import Query, Term, matches, parse_query, path_of, terms_of
 
 __all__ = ["Query", "Schema", "Term", "check_width", "matches", "parse_query", "terms_of"]
 
@@ -39,6 +39,10 @@ DTYPES: dict[str, str] = {
     "bits": "8 numbers of 0 or 1 a byte, the first in its highest bit",
 }
 """What the numbers in the bytes of an embedding may be, and how messages call it."""
+
+
+Tracks = Mapping[str, str | tuple[str, ...]] | tuple[tuple[str, str | tuple[str, ...]], ...]
+"""As it is given, and as it is kept: in the order of the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class Schema:
     on_invalid: OnInvalid = "raise"
     max_invalid: int | None = None
     on_duplicate: OnDuplicate = "raise"
+    tracks: Tracks = ()
+    expires: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("index", "json", "columns"):
@@ -107,6 +113,19 @@ class Schema:
         if self.table is not None and self.query is not None:
             raise ValueError(f"Schema {self.name!r}: give table= or query=, not both")
         self._check_rules()
+        object.__setattr__(self, "tracks", _tracks(self.name, self.tracks))
+        if self.expires is not None:
+            self._check_expires(self.expires)
+
+    def _check_expires(self, field: str) -> None:
+        """And index it: what has expired is found by the order of that index."""
+        _check_name("expires", field)
+        if field in self.embeddings or (self.key is not None and field in self.key_fields):
+            raise ValueError(f"Schema {self.name!r}: expires={field!r} is the key or an embedding")
+        if path_of(field)[1]:
+            raise ValueError(f"Schema {self.name!r}: expires={field!r} is a path; give it as a field by query=")
+        if field not in self.index:
+            object.__setattr__(self, "index", (*self.index, field))
 
     def _check_rules(self) -> None:
         for name, known in (("on_invalid", ON_INVALID), ("on_duplicate", ON_DUPLICATE)):
@@ -160,6 +179,12 @@ class Schema:
         if self.key is None:
             raise ValueError(f"Schema {self.name!r}: only the source knows its key, and has not been asked")
         return (self.key,) if isinstance(self.key, str) else self.key
+
+    @property
+    def tracked_tables(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What `tracks` names: tables, each with its columns."""
+        pairs = self.tracks.items() if isinstance(self.tracks, Mapping) else self.tracks
+        return tuple((table, (columns,) if isinstance(columns, str) else columns) for table, columns in pairs)
 
     def resolved(self, key: str | tuple[str, ...] = "id") -> Schema:
         """With this key, if it has none of its own."""
@@ -230,6 +255,20 @@ def _key(name: str, key: object) -> str | tuple[str, ...]:
     if not 1 <= len(fields) <= MAX_KEY_FIELDS or len(set(fields)) != len(fields):
         raise ValueError(f"Schema {name!r}: key must name 1 to {MAX_KEY_FIELDS} fields, each once, not {key!r}")
     return fields if len(fields) > 1 else fields[0]
+
+
+def _tracks(name: str, given: Any) -> tuple[tuple[str, str | tuple[str, ...]], ...]:
+    """In one form, in the order of the tables."""
+    kept = {}
+    try:
+        for table, columns in dict(given).items():
+            one = (columns,) if isinstance(columns, str) else tuple(columns)
+            if not all(isinstance(text, str) and text for text in (table, *one)):
+                raise ValueError(f"{table!r}: {columns!r}")
+            kept[table] = one[0] if len(one) == 1 else one
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Schema {name!r}: tracks must be {{table: column or columns}}, not {given!r}") from error
+    return tuple(sorted(kept.items()))
 
 
 def check_width(schema: Schema, key: object) -> None:

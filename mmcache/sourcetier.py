@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import BuildError, SourceError, UnusableFileError
 from .format.keys import Key, check_keys, check_length, type_of
@@ -20,12 +20,17 @@ from .sharing import metrics
 from .sources.base import Invalid, Source, SourceRecord, ordered, scans
 from .sources.plain import plain_rows
 from .storage.admission import admitted
+from .storage.ends import is_over
 from .storage.overlay import Overlay
 from .storage.record import Record, detached
 from .storage.selection import Selection
 from .storage.snapshot import Collection, DirtyError
 from .view import View
 from .watch import Watch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["SourceTier"]
 
@@ -96,7 +101,7 @@ class SourceTier:
         except Exception as error:  # noqa: BLE001 (raised again by `stand_in` unless the file may answer)
             return self._from_file(keys, cause, error)
         # A row that is left out of all else is given to a lookup as the source has it.
-        raw: list[SourceRecord | None] = [row.record if isinstance(row, Invalid) else row for row in answers]
+        raw = [self._living(row.record if isinstance(row, Invalid) else row) for row in answers]
         fields = self._embeddings()
         found = {record.values[0]: detached(*record, fields) for record in raw if record is not None}
         if absent := [key for key in keys if key not in found]:
@@ -118,6 +123,13 @@ class SourceTier:
             return not any(left_out.may_have(key) or key in reader for key in keys)
         except (DirtyError, UnusableFileError):
             return False
+
+    def _living(self, record: SourceRecord | None) -> SourceRecord | None:
+        """The record, unless its end has passed."""
+        schema = self.schema
+        if record is None or schema is None or schema.expires is None:
+            return record
+        return None if is_over(record, schema, time.time()) else record
 
     def takes(self, key: Key) -> bool:
         """Whether it may be a key of this collection: see `check_length`."""
@@ -159,8 +171,10 @@ class SourceTier:
                 return
 
     def _from_file(self, keys: Sequence[Key], cause: str, error: Exception) -> list[Record | None]:
+        reader = self._other_view(cause, error).readers[self._name]
+        self._watch.counting.add(metrics.STALE_SERVED)
         try:
-            return self.stand_in(cause, error, whole=False).get_many(keys)
+            return reader.get_many(keys)
         except DirtyError:
             raise error from None
 
@@ -188,14 +202,17 @@ class SourceTier:
                 assert schema is not None
                 return Selection.from_source(self._admitted(reading.records(schema.name)), schema)
         except Exception as error:  # noqa: BLE001 (as in `fetch`)
-            return self.stand_in(cause, error)
+            whole = self.stand_in(cause, error)
+            return whole.everything() if isinstance(whole, Overlay) else whole
 
     def count(self, cause: str) -> int:
         """How many records there are."""
         try:
             with self.source.read() as reading:
                 schema = self.schema
-                is_plain = schema is None or (schema.on_invalid == "raise" and schema.on_duplicate == "raise")
+                is_plain = schema is None or (
+                    schema.on_invalid == schema.on_duplicate == "raise" and schema.expires is None
+                )
                 count = reading.count(self._collection()) if is_plain else None
                 return (
                     count if count is not None else sum(1 for _ in self._admitted(reading.records(self._collection())))
@@ -232,8 +249,10 @@ class SourceTier:
             return reader.terms(field)
         return {term: counts[term] for term in sorted(counts, key=order_key)}
 
-    def overlay(self, collection: Collection, keys: list[Key]) -> Overlay:
-        """A collection of the file with the source's answers for these keys. One fetch."""
+    def overlay(self, collection: Collection, keys: list[Key], gone: NDArray[np.uint32]) -> Overlay:
+        """A collection of the file with the source's answers for these keys, without these rows. One fetch, if any."""
+        if not keys:
+            return Overlay(collection, keys, (), gone)
         begun = time.perf_counter()
         there = [row for row in self.source.fetch(collection.name, keys) if isinstance(row, SourceRecord)]
         records = {found.values[0]: found for found in self._admitted(there, chosen=True)}
@@ -243,18 +262,21 @@ class SourceTier:
         chosen: dict[Key, SourceRecord] = {key: records[key] for key in records.keys() - set(new)}
         chosen |= {key: records[key] for key in new if key in records}
         self._watch.counting.add_fallback("invalidated", len(records), time.perf_counter() - begun)
-        return Overlay(collection, keys, chosen.values())
+        return Overlay(collection, keys, chosen.values(), gone)
 
-    def stand_in(self, cause: str, error: Exception, *, whole: bool = True) -> Collection:
-        """The file in the place of a source that has just failed, if it may answer; else raises the source's error.
-
-        whole: for what is read as a whole, which dirty ids forbid; else the collection raises DirtyError for them.
-        """
-        view: View = self._watch.view
-        reader = None
-        if view.decision.stale_if_error and cause == view.cause:
-            reader = view.stand_in().readers.get(self._name)
-        if reader is None or (whole and view.dirty(reader.name)):
+    def stand_in(self, cause: str, error: Exception) -> Collection | Overlay:
+        """What is read as a whole of the file, in the place of a source that has just failed, if it may answer, which
+        dirty ids forbid; else raises the source's error."""
+        view, other = self._watch.view, self._other_view(cause, error)
+        if view.dirty(other.readers[self._name].name):
             raise error
         self._watch.counting.add(metrics.STALE_SERVED)
-        return reader
+        return other.overlay(self._name, self.overlay) or other.readers[self._name]
+
+    def _other_view(self, cause: str, error: Exception) -> View:
+        """The view in which the file answers, if it may; else raises the source's error."""
+        view: View = self._watch.view
+        other = view.stand_in() if view.decision.stale_if_error and cause == view.cause else view
+        if other is view or self._name not in other.readers:
+            raise error
+        return other

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .format.keys import Key
 from .sharing.decide import Decision
 from .sharing.events import Dirty
+from .storage.expiring import Expiring, expired_rows
 from .storage.overlay import Overlay
 from .storage.snapshot import Collection, Snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["NOTHING", "View"]
 
@@ -23,7 +29,8 @@ class View:
     snapshot: the file that is open, whether it may answer or not. fingerprint: of the source, when it held what the
     file has. readers: collection -> what a lookup by key asks,
     where the file may answer at all; None stands for the default collection. Its dirty ids raise DirtyError.
-    wholes: the same -> what is read as a whole, an `Overlay` where ids are dirty, as far as it is known by now.
+    wholes: the same -> what is read as a whole, an `Overlay` where ids are dirty or records have expired, as far as it
+    is known by now.
     """
 
     __slots__ = ("decision", "fingerprint", "readers", "snapshot", "wholes")
@@ -36,7 +43,11 @@ class View:
         self.wholes: dict[str | None, Collection | Overlay] = {}
         if snapshot is not None and decision.serves:
             self.readers = _readers(snapshot, decision)
-            self.wholes = {name: reader for name, reader in self.readers.items() if not self.dirty(reader.name)}
+            self.wholes = {
+                name: reader
+                for name, reader in self.readers.items()
+                if not isinstance(reader, Expiring) and not self.dirty(reader.name)
+            }
 
     @property
     def cause(self) -> str:
@@ -51,10 +62,13 @@ class View:
         """The dirty ids of a collection. It may grow meanwhile."""
         return self.decision.dirty.get(name, _NONE)
 
-    def overlay(self, name: str | None, ask: Callable[[Collection, list[Key]], Overlay]) -> Overlay | None:
-        """A collection with the source's answers for its dirty ids; None where they cannot be named.
+    def overlay(
+        self, name: str | None, ask: Callable[[Collection, list[Key], NDArray[np.uint32]], Overlay]
+    ) -> Collection | Overlay | None:
+        """A collection with the source's answers for its dirty ids, without what has expired by now; None where they
+        cannot be named.
 
-        ask: makes it, of the file's collection and these keys. Two threads may ask at once.
+        ask: makes it, of the file's collection, these keys and the expired rows. Two threads may ask at once.
         """
         assert self.snapshot is not None
         collection = self.snapshot.collection(self.readers[name].name)
@@ -62,10 +76,14 @@ class View:
         keys = [key for key in named if key is not None]
         if len(keys) < len(named):
             return None
-        found = ask(collection, keys)
+        gone = expired_rows(collection, time.time())
+        found = ask(collection, keys, gone) if keys or len(gone) else collection
         if len(keys) <= _REMEMBERED:
             self.wholes[name] = found
         return found
+
+
+_NONE: Final[Dirty] = {}
 
 
 def _readers(snapshot: Snapshot, decision: Decision) -> Mapping[str | None, Collection]:
@@ -73,11 +91,14 @@ def _readers(snapshot: Snapshot, decision: Decision) -> Mapping[str | None, Coll
     for name, collection in snapshot.collections.items():
         if name not in decision.closed:
             dirty = decision.dirty.get(name)
-            readers[name] = collection.around(dirty) if dirty else collection
+            if collection.schema.expires is not None:
+                collection = collection.around(dirty or _NONE, Expiring)
+            elif dirty:
+                collection = collection.around(dirty)
+            readers[name] = collection
     if snapshot.default.name in readers:
         readers[None] = readers[snapshot.default.name]
     return readers
 
 
-_NONE: Final[Dirty] = {}
 NOTHING: Final = View(Decision("starting", "nothing was looked at yet", serves=False, cause="missing"))

@@ -251,22 +251,19 @@ def _only_table(path: str) -> str:
     import sqlite3
 
     from ..sources.connections import Connections
+    from ..sources.listing import tables_of
 
     connections = Connections(os.path.abspath(path), timeout=5.0)
     try:
         with connections.take() as connection:
-            sql = (
-                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "
-                r"AND name NOT LIKE 'sqlite%' AND name NOT LIKE '\_mmcache%' ESCAPE '\' ORDER BY 1"
-            )
-            tables = [name for (name,) in connection.execute(sql)]
+            tables = tables_of(connection)
     except sqlite3.Error as error:
         raise connections.error(error) from None
     finally:
         connections.close()
     if len(tables) != 1:
         raise UsageError(f"say which table, with --table; {path} has: {', '.join(tables) or 'none'}")
-    return str(tables[0])
+    return tables[0]
 
 
 def _stem(path: str) -> str:

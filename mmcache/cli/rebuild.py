@@ -33,6 +33,7 @@ _FUNCTIONS = {
     "default": "as for `mmcache build`; a file cannot import it",
     "load": "the function that gives the records, of a file that was built from one; likewise",
     "fingerprint": "the function that says whether they have changed, if it was built with one; likewise",
+    "connect": "what opens the connections of SQLite, as for `mmcache build`",
 }
 
 

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.say(f"  {printable(table.table)}, by {printable(key)}: {plural(len(table.triggers), 'trigger')}")
     output.say(f"  in two tables: _mmcache_changes (the log, about {number(done.limit)} changes) and _mmcache_tracking")
     output.say("Every row that is written to a tracked table now adds one to the log; docs/tracking.md has the cost.")
-    output.say(f"To remove it: mmcache track {shlex.quote(name)} --remove")
+    output.say(f"To remove it, also before a migration of these tables: mmcache track {shlex.quote(name)} --remove")
     return OK
 
 
@@ -127,16 +127,16 @@ def _only_table(path: str, given: str) -> str:
     import sqlite3
 
     from ..sources.connections import Connections
+    from ..sources.listing import tables_of
 
     connections = Connections(path, timeout=5.0)
     try:
         with connections.take() as connection:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1").fetchall()
+            tables = tables_of(connection, views=False)
     except sqlite3.Error as error:
         raise connections.error(error) from None
     finally:
         connections.close()
-    tables = [name for (name,) in rows if not name.startswith(("sqlite_", "_mmcache_"))]
     if len(tables) != 1:
         raise UsageError(f"say which table, with --table; {given} has: {', '.join(tables) or 'none'}")
-    return str(tables[0])
+    return tables[0]

@@ -16,6 +16,7 @@ from ..errors import BuildError
 from ..query import Query
 from ..schema import Schema
 from ..sources.base import Invalid, Key, Reading, Row, SourceRecord, refused
+from ..sources.opening import Connect
 from ..sources.sqlite import SQLiteSource
 from .bank import DDL, generate, generate_agents, write_bank
 
@@ -110,8 +111,16 @@ class PatternsSource(SQLiteSource):
     kind: ClassVar[str] = "patterns"
     _gives_plain: ClassVar[bool] = True
 
-    def __init__(self, path: str | os.PathLike[str], *schemas: Schema, timeout: float = 5.0) -> None:
-        super().__init__(path, *(schemas or (PATTERNS, AGENT_CONFIGS)), timeout=timeout)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *schemas: Schema,
+        timeout: float = 5.0,
+        connect: Connect | str | None = None,
+        immutable: bool = False,
+    ) -> None:
+        schemas = schemas or (PATTERNS, AGENT_CONFIGS)
+        super().__init__(path, *schemas, timeout=timeout, connect=connect, immutable=immutable)
 
     @contextmanager
     def read(self) -> Iterator[Reading]:

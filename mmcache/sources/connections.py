@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import quote
 from weakref import WeakSet
 
 from ..errors import SourceError
@@ -34,6 +33,7 @@ from ..forks import in_child, renew_if_forked
 from ..owner import Within
 from ..words import open_files
 from .fingerprint import Stamp, stamp_of
+from .opening import Connect, Opening, what_it_lacks
 
 __all__ = ["Connection", "Connections"]
 
@@ -62,12 +62,14 @@ class Connection:
     __slots__ = ("_lender", "_seen", "_version", "abandoned", "cursors", "epoch", "notes", "raw")
 
     def __init__(self, raw: sqlite3.Connection, epoch: int, seen: Stamp | None) -> None:
-        """epoch: another one than that of any connection to a file that was there before. seen: the file, before."""
+        """epoch: another one than that of any connection to a file that was there before. seen: the file, before.
+
+        Raises sqlite3.Error for a file that is no database, or one without its key: SQLCipher says so only once."""
         self.raw = raw
         self.epoch = epoch
         self._seen = seen
         self._version: int | None = None
-        with contextlib.suppress(sqlite3.Error):  # the read that follows says what is wrong
+        with contextlib.suppress(sqlite3.OperationalError):  # the read that follows says what is wrong
             self._version = self._data_version()
         self.cursors: list[sqlite3.Cursor] = []
         self.notes: dict[str, Any] = {}
@@ -121,16 +123,26 @@ class Connection:
 
 
 class Connections:
-    """The connections to `path`, an absolute path. `timeout`: seconds to wait for a writer's lock."""
+    """The connections to `path`, an absolute path. `timeout`: seconds to wait for a writer's lock. connect, immutable:
+    see `Opening`. attached: the files of further databases, which `connect` has attached; None before the first call.
+    """
 
-    def __init__(self, path: str, timeout: float) -> None:
-        self.path = path
-        self.timeout = timeout
+    def __init__(self, path: str, timeout: float, *, connect: Connect | None = None, immutable: bool = False) -> None:
+        self.opening = Opening(path, timeout, connect, immutable)
+        self.attached: tuple[str, ...] | None = None if connect is not None else ()
         self._epoch = 0
         self._open: set[Connection] = set()
         self._inside: set[int] = set()
         self._idle: list[Connection] = []
         _pools.add(self)
+
+    @property
+    def path(self) -> str:
+        return self.opening.path
+
+    @property
+    def timeout(self) -> float:
+        return self.opening.timeout
 
     def take(self) -> Connection:
         """An exclusive connection, outside any transaction. Raises SourceError."""
@@ -161,7 +173,12 @@ class Connections:
                 "here; fork outside of reads, or start workers by 'spawn' or 'forkserver'",
                 path=self.path,
             )
-        connection = Connection(self._connect(), self._epoch, now)
+        raw = self._connect()
+        try:
+            connection = Connection(raw, self._epoch, now)
+        except sqlite3.Error as error:
+            raw.close()
+            raise self.error(error) from error
         self._open.add(connection)
         return connection.lend(self, home)
 
@@ -228,12 +245,18 @@ class Connections:
             )
         elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")):
             reason = self._why_not_read(error)
+        elif name.startswith("SQLITE_READONLY"):
+            reason = f"SQLite cannot read the database without writing beside it ({error}){self._why_it_writes()}"
         elif name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
             reason = f"not a whole SQLite database ({error}); check it with PRAGMA integrity_check"
+            if way := what_it_lacks(error, self.path):
+                reason += f", or {way}"
         elif "Could not decode" in str(error):
             reason = f"{error}: text in the database is not valid UTF-8; store such bytes as a BLOB"
-        elif "no such collation" in str(error):
-            reason = f"SQLite: {error}; look the column up by bytes, with query='SELECT id COLLATE BINARY AS id, ...'"
+        elif "can only be used in that same thread" in str(error):
+            reason = f"{error}: connect= must hand on all arguments that it is given, check_same_thread=False too"
+        elif way := what_it_lacks(error, self.path):
+            reason = f"SQLite: {error}; {way}"
         else:
             reason = f"SQLite: {error}" + (f" ({name})" if name else "")
         return SourceError(reason, path=self.path)
@@ -247,20 +270,40 @@ class Connections:
             return "no permission to read the database"
         if hint := _too_many_open_files():
             return f"SQLite cannot open the database ({error}){hint}"
+        return f"SQLite cannot read the database ({error}){self._why_it_writes()}"
+
+    def _why_it_writes(self) -> str:
+        """What reading writes, and where that is not possible."""
+        directory = os.path.dirname(os.path.realpath(self.path))
+        if os.access(directory, os.W_OK):
+            is_so = "if it is in WAL mode, reading needs write access to its directory for the -shm file"
+        else:
+            is_so = f"if it is in WAL mode, reading makes a -shm file beside it, and {directory} cannot be written"
         return (
-            f"SQLite cannot read the database ({error}); if it is in WAL mode, reading needs write access to its "
-            "directory for the -shm file: grant it, or switch to journal_mode=DELETE"
+            f"; {is_so}: grant that, or switch to journal_mode=DELETE, or, if no program writes to the database "
+            "(read-only media), give SQLiteSource(immutable=True)"
         )
 
     def _connect(self) -> sqlite3.Connection:
-        uri = "file://" + quote(os.fsencode(self.path)) + "?mode=ro"
+        if self.opening.immutable:
+            self._check_wal()
         try:
-            raw = sqlite3.connect(uri, uri=True, timeout=self.timeout, isolation_level=None, check_same_thread=False)
-            # A mapped database turns a truncated file into SIGBUS; a read gives an error instead.
-            raw.execute("PRAGMA mmap_size = 0").close()
+            raw = self.opening.open()
+            if self.opening.connect is not None:
+                self.attached = _attached_to(raw)
         except sqlite3.Error as error:
             raise self.error(error) from error
         return raw
+
+    def _check_wal(self) -> None:
+        """Raises SourceError where an immutable database would lack what is committed in its -wal."""
+        with contextlib.suppress(OSError):
+            if os.stat(os.path.realpath(self.path) + "-wal").st_size:
+                raise SourceError(
+                    "immutable=True leaves out what is in the -wal file beside the database: run PRAGMA "
+                    "wal_checkpoint(TRUNCATE) where it can be written, or read it without immutable=True",
+                    path=self.path,
+                )
 
     def abandon(self) -> list[set[Connection]]:
         """In a forked child: forget every connection without touching it. The caller keeps them from being dropped."""
@@ -271,6 +314,12 @@ class Connections:
             connection.abandoned = True
         inherited, self._open, self._idle = self._open, set(), []
         return [inherited]
+
+
+def _attached_to(raw: sqlite3.Connection) -> tuple[str, ...]:
+    """The files of all databases but the first, and those in memory."""
+    rows = raw.execute("PRAGMA database_list").fetchall()
+    return tuple(file for _, name, file in rows if file and name != "main")
 
 
 def _too_many_open_files() -> str:

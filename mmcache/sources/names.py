@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from ..query import path_of
 from ..schema import MAX_KEY_FIELDS, Schema
 from .connections import Connection
+from .lacking import unknown_collation
+from .listing import tables_of
+from .opening import what_it_lacks
 
 __all__ = [
     "NoKeyError",
@@ -91,9 +94,12 @@ def origin_of(connection: _Executes, schema: Schema) -> Origin:
     try:
         columns = _columns(connection, f"SELECT * FROM {body} LIMIT 0")
     except sqlite3.OperationalError as error:
-        if "no query solution" not in str(error):
-            raise
-        raise ValueError(f"SQLite cannot read the table {table!r}{_unknown_collation(connection, table)}") from error
+        if "no query solution" in str(error):
+            reason = f"SQLite cannot read the table {table!r}{_unknown_collation(connection, table)}"
+            raise ValueError(reason) from error
+        if reason := unknown_collation(connection, f"SELECT * FROM {body}", error):
+            raise ValueError(reason) from error
+        raise
     return Origin(body, kind, table, columns, primary)
 
 
@@ -105,7 +111,8 @@ def _unknown_collation(connection: _Executes, table: str) -> str:
         (table,),
     )
     names = listed(name for (name,) in found)
-    return f": its key has the collation {names}, which only the program that made it knows; copy its rows elsewhere"
+    way = "give SQLiteSource(connect=...) a function that registers it"
+    return f": its key has the collation {names}, which only the program that made it knows; {way}"
 
 
 def find_table(connection: _Executes, name: str) -> tuple[str, str]:
@@ -115,7 +122,7 @@ def find_table(connection: _Executes, name: str) -> tuple[str, str]:
     table = _spelled(name, found)
     if table is not None:
         return table, found[table]
-    known = listed(table for table in found if not table.startswith("sqlite_"))
+    known = listed(tables_of(connection))
     raise ValueError(f"the database has no table {name!r}; it has: {known}. Name it with Schema(table=...)")
 
 
@@ -141,6 +148,7 @@ def resolved(connection: _Executes, schema: Schema, origin: Origin | None = None
         table=None if origin.name == schema.name else origin.name,
         columns=spelled(schema.columns),
         json=spelled(schema.json),
+        expires=spelled(schema.expires),
     )
 
 
@@ -152,7 +160,7 @@ def reduced(connection: _Executes, schema: Schema) -> Schema | None:
     except ValueError:
         return None
     there = {*origin.columns, *schema.key_fields}
-    if not there.issuperset(schema.embeddings):
+    if not there.issuperset((*schema.embeddings, schema.expires or schema.key_fields[0])):
         return None
 
     def kept(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -275,9 +283,14 @@ def _query_columns(connection: _Executes, query: str, body: str) -> list[str]:
     try:
         columns = _columns(connection, f"SELECT * FROM {body} LIMIT 0")
     except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+        if reason := unknown_collation(connection, query, error):
+            raise ValueError(f"query= cannot be read: {reason}") from error
         if getattr(error, "sqlite_errorname", "SQLITE_ERROR") != "SQLITE_ERROR":
             raise
-        raise ValueError(f"query= must be one SELECT without parameters; SQLite says: {error}") from error
+        way = what_it_lacks(error, "")
+        raise ValueError(
+            f"query= must be one SELECT without parameters; SQLite says: {error}{way and f'; {way}'}"
+        ) from error
     # A sub-select renames the second "id" to "id:1"; only the query itself tells that from a column of that name.
     if any(":" in name for name in columns):
         given = _columns(connection, query)

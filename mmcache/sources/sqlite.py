@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -25,16 +24,18 @@ from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import Schema
-from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, path_in, plain_path, told
 from .catalog import Catalog
-from .conditions import storable
 from .connections import Connection, Connections
 from .decoding import source_records
-from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
-from .mappings import replaces, with_paths
-from .names import NoKeyError, keys_of_view, origin_of, reduced, resolved
-from .rowkeys import key_of, keyed, lookable, of_keys
+from .fingerprint import once_only
+from .mappings import replaces
+from .names import NoKeyError, keys_of_view, origin_of, quoted, reduced, resolved
+from .opening import Connect, Hook, path_of_database
+from .outside import look_at
+from .rowkeys import lookable, of_keys
 from .statements import Plan, by_key, condition, keys_in_order, make_plan
+from .tables import TableReading
 from .tolerant import tolerant
 from .tracking import LIMIT, Tracking, changes_since, track, tracked, untrack
 from .vectors import MAX_DOUBTS, Decoders
@@ -66,6 +67,19 @@ class SQLiteSource:
         key a table's primary key is taken, or its rowid; of a view or query the column `id`. The case of names does not
         matter.
     timeout: seconds to wait for a writer's lock.
+    connect: called in the place of `sqlite3.connect`, with its arguments, for each connection; a function, or its name
+        "module:function". It registers collations and functions, loads extensions, attaches databases, or connects by
+        another module that is made like sqlite3 (SQLCipher):
+
+            def connect(*args, **options):
+                connection = sqlite3.connect(*args, **options)
+                connection.create_collation("by_locale", locale.strcoll)
+                return connection
+
+        Without a name (a lambda) rebuilds run in this process. What a file says of it is not imported: `mmcache
+        rebuild --connect` does.
+    immutable: no program writes to the database while it is read. It is not locked, and nothing is made beside it: for
+        databases in WAL mode on read-only media.
 
     Records come by rowid, or by primary key from a WITHOUT ROWID table, or as a query or view gives them; `find` keeps
     that order, which for a query or view means to run it whole. While a database in a rollback-journal mode is being
@@ -77,12 +91,18 @@ class SQLiteSource:
     kind: ClassVar[str] = "sqlite"
     _gives_plain: ClassVar[bool] = True
 
-    def __init__(self, path: str | os.PathLike[str], *schemas: Schema, timeout: float = 5.0) -> None:
-        self.path = os.path.abspath(os.fspath(path))
-        if "\0" in self.path:
-            raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *schemas: Schema,
+        timeout: float = 5.0,
+        connect: Connect | str | None = None,
+        immutable: bool = False,
+    ) -> None:
+        self.path = path_of_database(path)
         self._catalog = Catalog(schemas)
-        self._connections = Connections(self.path, timeout)
+        self._hook = Hook.of(connect)
+        self._connections = Connections(self.path, timeout, connect=self._hook.function, immutable=immutable)
         self._plans: dict[str, tuple[tuple[int, int], Plan]] = {}
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
         self._resolved: dict[str, Schema] = {}
@@ -96,11 +116,12 @@ class SQLiteSource:
         return f"{type(self).__name__}({self.path!r}, {', '.join(self._catalog)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        schemas = tuple(self._catalog.values())
-        return {"path": self.path, "schemas": schemas, "timeout": self._connections.timeout}
+        opening = self._connections.opening
+        options = {"timeout": opening.timeout, "connect": self._hook.given, "immutable": opening.immutable}
+        return {"path": self.path, "schemas": tuple(self._catalog.values()), "options": options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        SQLiteSource.__init__(self, state["path"], *state["schemas"], timeout=state["timeout"])
+        SQLiteSource.__init__(self, state["path"], *state["schemas"], **state["options"])
 
     @property
     def schemas(self) -> tuple[Schema, ...]:
@@ -124,11 +145,14 @@ class SQLiteSource:
         with self._connections.take() as connection:
             try:
                 connection.execute("BEGIN")  # locks nothing yet; looking at the tables does
+                if self._connections.attached:
+                    for name in _attached_names(connection):  # each is as of this moment, too
+                        connection.execute(f"SELECT 1 FROM {quoted(name)}.sqlite_master LIMIT 1").close()
                 plans = {name: self._make_plan(connection, schema, look=True) for name, schema in self._catalog.items()}
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
             self._tell_collations(plans)
-            reading = SQLiteReading(self._connections, connection, self._catalog, plans)
+            reading = TableReading(self._connections, connection, self._catalog, plans)
             try:
                 yield reading
             finally:
@@ -192,6 +216,16 @@ class SQLiteSource:
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
         return list(found)
+
+    def scans(self, collection: str) -> bool:
+        """See `ScanningSource`: of a query or view into which SQLite cannot push the key down, such as one that casts
+        it, and of a table without an index on the key. As of the last look at the database; no, before the first."""
+        schema = self._catalog[collection]
+        known = self._plans.get(schema.name)
+        if known is None:
+            with contextlib.suppress(SourceError, BuildError, _BusyError), self._at_once() as connection:
+                return self._plan(connection, schema).scans
+        return known is not None and known[1].scans
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
         """Streams, and holds a connection until it is exhausted or closed."""
@@ -282,19 +316,39 @@ class SQLiteSource:
 
         Raises SourceError for a view, a query, a virtual table or an odd unique index, and where it cannot write.
         """
-        return track(self.path, tuple(self._catalog.values()), limit=limit, timeout=self._connections.timeout)
+        opening = self._connections.opening
+        if opening.immutable:
+            raise SourceError("tracking writes into the database, which immutable=True rules out", path=self.path)
+        return track(
+            self.path, tuple(self._catalog.values()), limit=limit, timeout=opening.timeout, connect=opening.connect
+        )
 
     def untrack(self) -> tuple[str, ...]:
         """Remove all that `track` installed, for whichever tables; the names. Raises SourceError."""
-        return untrack(self.path, timeout=self._connections.timeout)
+        opening = self._connections.opening
+        return untrack(self.path, timeout=opening.timeout, connect=opening.connect)
 
     def spec(self) -> dict[str, Any] | None:
-        return {"kind": self.kind, "path": plain_path(self.path)}
+        spec: dict[str, Any] = {"kind": self.kind, "path": plain_path(self.path)}
+        if self._hook.function is not None:
+            spec["connect"] = self._hook.name or "a function without a name"
+        if self._connections.opening.immutable:
+            spec["immutable"] = True
+        return spec
+
+    def given(self) -> dict[str, Any] | None:
+        """The name of `connect`; None where it has none."""
+        if self._hook.function is None:
+            return {}
+        return None if self._hook.name is None else {"connect": self._hook.name}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:  # noqa: ARG003
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
         """See `sources.from_spec`."""
-        return cls(path_in(spec), *schemas)
+        options: dict[str, Any] = {"connect": told(spec, given, "connect")}
+        if spec.get("immutable") is True:
+            options["immutable"] = True
+        return cls(path_in(spec), *schemas, **options)
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
@@ -310,29 +364,24 @@ class SQLiteSource:
         self._connections.close()
 
     def _outside(self) -> tuple[bytes, float]:
-        """What the database and its -wal look like, and `unsettled`. Closes connections to a file that was replaced.
-
-        An empty -wal is as good as none, since a reader creates one.
-        """
-        begun = time.time_ns()
-        real = os.path.realpath(self.path)
+        """What the database and its -wal look like, and `unsettled`. Closes connections to a file that was replaced."""
         try:
-            database = os.stat(real)
+            outside = look_at(self.path, self._attached())
         except OSError as error:
             self._connections.close()  # or they would go on reading a database that is gone
             self._identity = None
             raise SourceError(f"cannot look at the database: {error.strerror}", path=self.path) from error
-        try:
-            wal = os.stat(real + "-wal")
-        except OSError:
-            wal = None
-        identity = database.st_dev, database.st_ino
-        if identity != self._identity:
+        if outside.identity != self._identity:
             self._connections.close()
-            self._identity = identity
-        # A process that opens a -wal as root calls chown on it, which sets its ctime: not a write.
-        files = stamp_of(database), stamp_of(wal, by_ctime=False) if wal and wal.st_size else None
-        return fingerprint_of(*files), unsettled(begun, *files)
+            self._identity = outside.identity
+        return outside.fingerprint, outside.wait
+
+    def _attached(self) -> tuple[str, ...]:
+        """The files of databases that `connect` attaches. Raises SourceError."""
+        if self._connections.attached is None:
+            with self._connections.take():
+                pass
+        return self._connections.attached or ()
 
     def _exact(self) -> bytes | None:
         """The fingerprint of a tracked database; None for another, or one that cannot be read and never was tracked."""
@@ -343,6 +392,9 @@ class SQLiteSource:
             if self._tracked:
                 raise
             return None
+        if position is None and self._tracked:
+            text = "%s: is not tracked any more: a table was altered or made anew; `mmcache track` repairs that"
+            log.warning(text, self.path, extra={"event": "untracked", "path": self.path})
         self._tracked = position is not None
         return position.fingerprint if position is not None else None
 
@@ -425,69 +477,7 @@ class SQLiteSource:
         return decoders.like()
 
 
-class SQLiteReading:
-    """One read transaction; made by `SQLiteSource.read`, and good until that ends."""
-
-    def __init__(
-        self, connections: Connections, connection: Connection, catalog: Catalog, plans: dict[str, Plan]
-    ) -> None:
-        self._connections = connections
-        self._connection: Connection | None = connection
-        self._catalog = catalog
-        self._plans = plans
-        self._decoders = {name: Decoders(plan.schema) for name, plan in plans.items()}
-
-    def dtypes(self, collection: str) -> Mapping[str, str]:
-        """See `IterableSource.dtypes`."""
-        return self._decoders[self._catalog[collection].name].dtypes
-
-    def close(self) -> None:
-        """The connection is another reader's from now on."""
-        self._connection = None
-
-    def count(self, collection: str) -> int | None:
-        """Exact for a table, from its smallest index where it has one; None for a query or view."""
-        sql = self._plans[self._catalog[collection].name].count
-        if sql is None:
-            return None
-        try:
-            return int(self._lent().execute(sql).fetchone()[0])
-        except sqlite3.Error as error:
-            raise self._connections.error(error) from error
-
-    def records(self, collection: str) -> Iterator[Row]:
-        plan = self._plans[self._catalog[collection].name]
-        try:
-            rows = keyed(plan, tolerant(self._lent(), plan, plan.all))
-            records = source_records(plan, rows, self._decoders[self._catalog[collection].name])
-            fields = flat(plan.names)
-            has_paths = not set(plan.schema.index).issubset(fields)
-            yield from with_paths(plan.schema, fields, records) if has_paths else records
-        except BuildError as error:
-            error.path = self._connections.path
-            raise
-        except sqlite3.Error as error:
-            if "Could not decode" in str(error):
-                raise self._undecodable(plan) from error
-            raise self._connections.error(error) from error
-
-    def _lent(self) -> Connection:
-        if self._connection is None:
-            raise SourceError("the read is over; use it inside `with source.read()`", path=self._connections.path)
-        return self._connection
-
-    def _undecodable(self, plan: Plan) -> BuildError:
-        """Whose text is not UTF-8. sqlite3 does not say, so read again, to the first row that has such text."""
-        connection, schema = self._lent(), plan.schema
-        connection.raw.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-        try:
-            for row in connection.execute(plan.all):
-                for name, value in zip((*flat(plan.names), *schema.embeddings), row, strict=False):
-                    if isinstance(value, str) and not storable(value):
-                        reason = f"the text of column {name!r} is not valid UTF-8; store such bytes as a BLOB"
-                        error = BuildError.of(schema.name, key_of(row, plan.width), reason)
-                        error.path = self._connections.path
-                        return error
-        finally:
-            connection.raw.text_factory = str
-        return BuildError.of(schema.name, None, "text that is not valid UTF-8")
+def _attached_names(connection: Connection) -> list[str]:
+    return [
+        name for _, name, _ in connection.execute("PRAGMA database_list").fetchall() if name not in ("main", "temp")
+    ]

@@ -12,8 +12,9 @@ Which table, and the names of columns that a schema gives, are made out by `name
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..format.keys import Key
@@ -48,6 +49,7 @@ class Plan:
     sought: the columns in which indexed fields are, as they are written in a condition.
     affinities: of the columns of a table; of a view or query nothing is known.
     is_utf8: whether SQLite orders text as its UTF-8 bytes are.
+    scans: whether a look-up of one key reads a whole table.
     """
 
     schema: Schema
@@ -65,6 +67,7 @@ class Plan:
     sought: Mapping[str, str]
     affinities: Mapping[str, str]
     is_utf8: bool
+    scans: bool = False
 
     @property
     def all(self) -> str:
@@ -89,7 +92,7 @@ def make_plan(connection: Connection, schema: Schema) -> Plan:
     columns, collations = zip(*(_written(connection, body, name) for name in keys), strict=True)
     sought = {name: _written(connection, body, name)[0] for name in fields if name in _roots(schema, origin.columns)}
     select = "SELECT " + ", ".join(f"s.{quoted(name)}" for name in selected)
-    return Plan(
+    plan = Plan(
         schema=schema,
         names=names,
         width=len(keys),
@@ -107,6 +110,19 @@ def make_plan(connection: Connection, schema: Schema) -> Plan:
         affinities=_affinities(connection, origin),
         is_utf8=connection.execute("PRAGMA encoding").fetchone()[0] == "UTF-8",
     )
+    return replace(plan, scans=_scans(connection, *by_key(plan, [_anything(plan.width)], 512)))
+
+
+def _anything(width: int) -> Key:
+    return "" if width == 1 else ("",) * width
+
+
+def _scans(connection: Connection, sql: str, parameters: Sequence[Any]) -> bool:
+    """Whether a statement reads a whole table, and not only what a subquery of its own gives."""
+    steps = [row[3].split() for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    given = Counter(words[1] for words in steps if words[0] in ("CO-ROUTINE", "MATERIALIZE") and len(words) > 1)
+    read = Counter(words[1] for words in steps if words[0] == "SCAN" and words[-2:] != ["CONSTANT", "ROW"])
+    return any("AUTOMATIC" in words for words in steps) or any(not name.startswith("(") for name in read - given)
 
 
 def _affinities(connection: Connection, origin: Origin) -> dict[str, str]:

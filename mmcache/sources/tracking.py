@@ -15,18 +15,21 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from hashlib import blake2b
+from itertools import product
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import quote
 
 from ..errors import SourceError
 from ..logs import escape_paths
-from ..schema import MAX_KEY_FIELDS, Schema
+from ..schema import Schema
 from .base import Changes, Key
+from .bases import bases_of
 from .connections import Connections
-from .names import Origin, origin_of, quoted, resolved, rowid_of
+from .names import quoted
+from .opening import Connect
+from .triggers import PARTS, PREFIX, key_name, part, triggers_of
 
 __all__ = [
     "LIMIT",
@@ -46,17 +49,13 @@ LIMIT = 65_536
 TRIM_EVERY = 256
 """Entries between two trims, so many of which may stand in the log beyond its limit."""
 
-_PREFIX = "_mmcache_"
 _FORMAT = 2
 _MAGIC = b"\xf5mmt"
-
-_PARTS = ("key", *(f"key{i}" for i in range(2, MAX_KEY_FIELDS + 1)))
-"""Columns of the log for the values of a key; those that a key does not need hold NULL."""
 
 _TABLES = {
     "_mmcache_changes": (
         'CREATE TABLE "_mmcache_changes" (seq INTEGER PRIMARY KEY AUTOINCREMENT, mark INTEGER NOT NULL, '
-        f"tbl_name TEXT NOT NULL, key_name TEXT NOT NULL, {', '.join(_PARTS)})"
+        f"tbl_name TEXT NOT NULL, key_name TEXT NOT NULL, {', '.join(PARTS)})"
     ),
     "_mmcache_tracking": (
         'CREATE TABLE "_mmcache_tracking" (format INTEGER NOT NULL, instance BLOB NOT NULL, kept INTEGER NOT NULL)'
@@ -82,8 +81,8 @@ class _Executes(Protocol):
 
 
 class TrackedTable(NamedTuple):
-    """A table, and the columns whose values are logged when its rows are written; one by its name alone. `triggers`: by
-    their names."""
+    """A table, and the columns whose values are logged when its rows are written; one by its name alone, none where any
+    write may change every record. `triggers`: by their names."""
 
     table: str
     key: str | tuple[str, ...]
@@ -131,8 +130,9 @@ def tracked(connection: _Executes, schemas: Sequence[Schema]) -> Position | None
         return None
     try:
         for schema in schemas:
-            if not master.holds(_triggers(connection, *_base(connection, master, schema))):
-                return None
+            for origin, key in bases_of(connection, master.sql, schema).tables:
+                if not master.holds(triggers_of(connection, origin, key)):
+                    return None
     except ValueError:
         return None
     state = _state(connection)
@@ -151,7 +151,7 @@ def changes_since(connection: _Executes, schemas: Sequence[Schema], since: bytes
     if entry is None or now._replace(seq=seq, mark=entry[0]).fingerprint != since:
         return None
     keys: dict[tuple[str, str], set[tuple[Any, ...]]] = {}
-    parts = ", ".join(_PARTS)
+    parts = ", ".join(PARTS)
     entries = connection.execute(f'SELECT tbl_name, key_name, {parts} FROM "_mmcache_changes" WHERE seq > ?', (seq,))
     count = 0
     try:
@@ -167,10 +167,33 @@ def changes_since(connection: _Executes, schemas: Sequence[Schema], since: bytes
     master = _Master(connection)
     changed = {}
     for schema in schemas:
-        origin, columns = _base(connection, master, schema)
-        logged = keys.get((origin.name or "", _key_name(columns)), ())
-        changed[schema.name] = frozenset(key for values in logged if (key := _key(values[: len(columns)])) is not None)
+        bases = bases_of(connection, master.sql, schema)
+        found: set[Key] = set()
+        for origin, columns in bases.tables:
+            logged = keys.get((origin.name or "", key_name(columns)), ())
+            if logged and not columns:
+                return None  # in which any write may change every record
+            found.update(key for values in logged if (key := _key(values[: len(columns)])) is not None)
+        changed[schema.name] = frozenset(_respelled(found) if bases.respells else found)
     return Changes(now.fingerprint, changed)
+
+
+def _respelled(keys: Iterable[Key]) -> Iterator[Key]:
+    """These keys, and what a CAST or a concatenation may make of them."""
+    for key in keys:
+        if isinstance(key, tuple):
+            yield from product(*map(_spellings, key))
+        else:
+            yield from _spellings(key)
+
+
+def _spellings(value: Any) -> list[Any]:
+    if isinstance(value, int):
+        return [value, str(value)]
+    if isinstance(value, bytes):
+        return [value, value.decode("utf-8", "replace")]
+    is_number = value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20 and str(int(value)) == value
+    return [value, value.encode("utf-8", "surrogatepass"), *([int(value)] if is_number else ())]
 
 
 def _key(values: tuple[Any, ...]) -> Key | None:
@@ -215,164 +238,21 @@ class _Master:
         return blake2b(repr((self._version, self.rows)).encode(), digest_size=16).digest()
 
 
-# --- what belongs into the database -----------------------------------------------------------------------------------
-
-
-def _base(connection: _Executes, master: _Master, schema: Schema) -> tuple[Origin, tuple[str, ...]]:
-    """The table of a schema, and the columns of its key, as the database writes them. Raises ValueError."""
-    if schema.query is not None:
-        raise ValueError("a query cannot be tracked; track the tables that it reads, each with a schema of its own")
-    origin = origin_of(connection, schema)
-    name = origin.name or ""
-    if origin.kind == "view":
-        raise ValueError(f"{name!r} is a view, which cannot be tracked; track its base table: Schema(table=...)")
-    if (master.sql(name) or "").upper().startswith("CREATE VIRTUAL"):
-        raise ValueError(f"{name!r} is a virtual table, which cannot have triggers; track the table that it indexes")
-    if name.lower().startswith((_PREFIX, "sqlite_")):
-        raise ValueError(f"{name!r} is not a table of records")
-    return origin, resolved(connection, schema, origin).key_fields
-
-
-def _triggers(connection: _Executes, origin: Origin, key: tuple[str, ...]) -> dict[str, str]:
-    """Trigger name -> the statement that makes it. Raises ValueError where triggers could miss a key."""
-    table = origin.name or ""
-    name, insert = (
-        quoted(table),
-        f'INSERT INTO "_mmcache_changes" (mark, tbl_name, key_name, {", ".join(_PARTS[: len(key)])})',
-    )
-    values = f"random(), {_text(table)}, {_text(_key_name(key))}"
-
-    def columns(of: str) -> str:
-        return ", ".join(f"{of}.{quoted(column)}" for column in key)
-
-    def written(which: str) -> str:
-        return f"{insert}\n    VALUES ({values}, {columns(which)});"
-
-    made = {
-        "insert": (f"AFTER INSERT ON {name}", written("NEW")),
-        "delete": (f"AFTER DELETE ON {name}", written("OLD")),
-        "update": (f"AFTER UPDATE ON {name}", written("OLD")),
-        "rekey": (f"AFTER UPDATE ON {name} WHEN {_differ('NEW', 'OLD', key)}", written("NEW")),
-    }
-    rowid = _rowid(connection, origin)
-    conditions, involved = _conflicts(connection, origin, key, rowid)
-    if conditions:
-        # A row that REPLACE is about to remove for another reason than its key: no trigger will tell of its going.
-        rows = f"FROM {name} AS s\n    WHERE ({' OR '.join(conditions)})"
-        # Before a row is inserted, its rowid is not known, if that is not given.
-        other = rows if _is_rowid(rowid, key) else f"{rows} AND {_differ('s', 'NEW', key)}"
-        moved = f"{rows} AND {_differ('s', 'NEW', key)} AND {_differ('s', 'OLD', key)}"
-        of = ", ".join(map(quoted, involved))
-        for event, when, found in (
-            ("replace", f"BEFORE INSERT ON {name}", other),
-            ("displace", f"BEFORE UPDATE OF {of} ON {name}", moved),
-        ):
-            body = f"{insert}\n    SELECT {values}, {columns('s')} {found};"
-            made[event] = f"{when} WHEN EXISTS (\n    SELECT 1 {found})", body
-    return {
-        (called := _called(event, table, key)): f"CREATE TRIGGER {quoted(called)} {when} BEGIN\n  {body}\nEND"
-        for event, (when, body) in made.items()
-    }
-
-
-def _differ(one: str, other: str, key: Sequence[str]) -> str:
-    """That two rows have different keys."""
-    parts = [f"{one}.{quoted(column)} IS NOT {other}.{quoted(column)} COLLATE BINARY" for column in key]
-    return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
-
-
-def _conflicts(
-    connection: _Executes, origin: Origin, key: tuple[str, ...], rowid: _Rowid | None
-) -> tuple[list[str], list[str]]:
-    """Conditions under which a row `s` stands in the way of NEW while its key is another, and the columns in them."""
-    table = origin.name or ""
-    described = connection.execute(
-        'SELECT name, type, "notnull", dflt_value, pk, hidden FROM pragma_table_xinfo(?)', (table,)
-    )
-    columns = {row[0]: row[1:] for row in described.fetchall()}
-    conditions, involved = [], {}
-    if rowid is not None and not (len(key) == 1 and _is_rowid(rowid, key)):
-        conditions.append(f"s.{quoted(rowid.name)} = NEW.{quoted(rowid.name)}")
-        involved.update(dict.fromkeys(["rowid", "oid", "_rowid_", *origin.primary]))
-    indexes = connection.execute('SELECT name, partial FROM pragma_index_list(?) WHERE "unique" ORDER BY 1', (table,))
-    for index, partial in indexes.fetchall():
-        terms = connection.execute("SELECT cid, name, coll FROM pragma_index_xinfo(?) WHERE key", (index,)).fetchall()
-        if set(key) <= {name for _, name, collation in terms if collation.upper() == "BINARY"}:
-            continue  # rows that conflict have the same key
-        if any(cid == -1 for cid, _, _ in terms):
-            continue  # they have the same rowid
-        if partial or any(cid < 0 or columns[name][4] for cid, name, _ in terms):
-            raise ValueError(
-                f"table {table!r} cannot be tracked: its unique index {index!r} has a WHERE clause, an expression or a "
-                "generated column, and INSERT OR REPLACE could remove a row by it that no trigger would see"
-            )
-        conditions.append(
-            "(" + " AND ".join(_equal(name, collation, *columns[name][1:3]) for _, name, collation in terms) + ")"
-        )
-        involved.update(dict.fromkeys(name for _, name, _ in terms))
-    return conditions, list(involved)
-
-
-def _equal(column: str, collation: str, not_null: int, default: str | None) -> str:
-    """As the unique index compares. REPLACE puts the default where NULL is given to a NOT NULL column."""
-    name = quoted(column)
-    new = f"coalesce(NEW.{name}, ({default}))" if not_null and default is not None else f"NEW.{name}"
-    return f"s.{name} = {new} COLLATE {quoted(collation)}"
-
-
-class _Rowid(NamedTuple):
-    """name: what a statement can call the rowid by. alias: the INTEGER PRIMARY KEY, if there is one."""
-
-    name: str
-    alias: str | None
-
-
-def _rowid(connection: _Executes, origin: Origin) -> _Rowid | None:
-    """None where no statement can set it: of a table without one, or whose columns have taken all its names."""
-    alias = None
-    if len(origin.primary) == 1:
-        (name,) = origin.primary
-        # The primary key of any other type, or with DESC in an old form, has an index of its own.
-        kind = connection.execute("SELECT upper(type) FROM pragma_table_xinfo(?) WHERE pk", (origin.name,)).fetchone()[
-            0
-        ]
-        own = connection.execute("SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", (origin.name,)).fetchone()
-        alias = name if kind == "INTEGER" and own is None else None
-    name_of = rowid_of(connection, origin) or alias
-    return None if name_of is None else _Rowid(name_of, alias)
-
-
-def _is_rowid(rowid: _Rowid | None, key: Sequence[str]) -> bool:
-    """Whether the rowid is the key, or a part of it."""
-    return rowid is not None and not {rowid.name, rowid.alias}.isdisjoint(key)
-
-
-def _called(event: str, table: str, key: Sequence[str]) -> str:
-    return f"{_PREFIX}{event}_{_part(table)}.{_key_name(key)}"
-
-
-def _key_name(key: Sequence[str]) -> str:
-    return ".".join(map(_part, key))
-
-
-def _part(name: str) -> str:
-    """Without dots, so that "a.b" and "c" are not named as "a" and "b.c"."""
-    return name.replace("%", "%25").replace(".", "%2E")
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 # --- installing and removing ------------------------------------------------------------------------------------------
 
 
 def track(
-    path: str | os.PathLike[str], schemas: Sequence[Schema], *, limit: int = LIMIT, timeout: float = 5.0
+    path: str | os.PathLike[str],
+    schemas: Sequence[Schema],
+    *,
+    limit: int = LIMIT,
+    timeout: float = 5.0,
+    connect: Connect | None = None,
 ) -> Tracking:
     """Install, complete or repair the tracking of the schemas' tables, in one transaction; nothing if all is well.
 
     limit: log entries to keep; a file that is further behind is rebuilt whole. timeout: seconds to wait for a writer.
+    connect: as of `SQLiteSource`.
 
     Tables that are tracked already stay so. Whenever something was missing, changes may have been missed, and every
     earlier fingerprint counts as unknown. Raises SourceError with the reason for what cannot be tracked.
@@ -380,18 +260,18 @@ def track(
     if not 1 <= limit < 2**31:
         raise ValueError(f"limit: expected a number of log entries from 1 to {2**31 - 1}, found {limit!r}")
     path = os.path.abspath(os.fspath(path))
-    with _writing(path, timeout) as connection:
+    with _writing(path, timeout, connect) as connection:
         master = _Master(connection)
         wanted = dict(_TRIM)
         tables = []
         for schema in schemas:
             try:
-                origin, key = _base(connection, master, schema)
-                triggers = _triggers(connection, origin, key)
+                for origin, key in bases_of(connection, master.sql, schema).tables:
+                    triggers = triggers_of(connection, origin, key)
+                    wanted |= triggers
+                    tables.append(TrackedTable(origin.name or "", key if len(key) != 1 else key[0], tuple(triggers)))
             except ValueError as error:
                 raise SourceError(str(error), path=path) from error
-            wanted |= triggers
-            tables.append(TrackedTable(origin.name or "", key if len(key) > 1 else key[0], tuple(triggers)))
         changed = _install(connection, master, wanted, limit)
     if changed:
         names = ", ".join(dict.fromkeys(found.table for found in tables))
@@ -399,10 +279,10 @@ def track(
     return Tracking(path, tuple(dict.fromkeys(tables)), limit, changed)
 
 
-def untrack(path: str | os.PathLike[str], *, timeout: float = 5.0) -> tuple[str, ...]:
+def untrack(path: str | os.PathLike[str], *, timeout: float = 5.0, connect: Connect | None = None) -> tuple[str, ...]:
     """Remove all triggers and tables of `track`; their names. Raises SourceError."""
     path = os.path.abspath(os.fspath(path))
-    with _writing(path, timeout) as connection:
+    with _writing(path, timeout, connect) as connection:
         master = _Master(connection)
         triggers = _own_triggers(master)
         tables = [name for kind, name, _, _ in master.rows if kind == "table" and name in _TABLES]
@@ -447,24 +327,23 @@ def _install(connection: sqlite3.Connection, master: _Master, wanted: Mapping[st
 
 def _own_triggers(master: _Master) -> dict[str, str]:
     """Name -> its table."""
-    return {name: table for kind, name, table, _ in master.rows if kind == "trigger" and name.startswith(_PREFIX)}
+    return {name: table for kind, name, table, _ in master.rows if kind == "trigger" and name.startswith(PREFIX)}
 
 
 def _belongs(trigger: str, table: str) -> bool:
     """False for a trigger that went with its table when that was renamed: it logs under the old name."""
-    return trigger in _TRIM or f"_{_part(table)}.".lower() in trigger.lower()
+    return trigger in _TRIM or f"_{part(table)}.".lower() in trigger.lower()
 
 
 @contextmanager
-def _writing(path: str, timeout: float) -> Iterator[sqlite3.Connection]:
+def _writing(path: str, timeout: float, connect: Connect | None) -> Iterator[sqlite3.Connection]:
     """A connection in a transaction, which ends with the block. Raises SourceError for whatever SQLite says."""
-    connections = Connections(path, timeout)
+    connections = Connections(path, timeout, connect=connect)
     try:
         # Whether it can be read, and whether SQLite may be used here after a fork, in the words for it.
         with connections.take() as reader:
             reader.execute("PRAGMA schema_version")
-        uri = "file://" + quote(os.fsencode(path)) + "?mode=rw"
-        with closing(sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)) as connection:
+        with closing(connections.opening.writable()) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection

@@ -6,13 +6,16 @@ is restored each time; so a collection without bad rows costs nothing, and one w
 `admitted` gives the records that a build would take, of a source that answers in the place of a file. It asks the very
 code that a build asks, so that both tiers agree.
 
-Of several rows with one key the schema chooses one first; only then counts whether that row can be taken.
+Of several rows with one key the schema chooses one first; only then counts whether that row can be taken, and whether
+its end has passed.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +25,8 @@ from ..format.layout import MAX_ROWS
 from ..format.leftout import MAX_NAMED, LeftOut, named
 from ..format.slots import in_order
 from ..schema import Schema
-from ..sources.base import Invalid, SourceRecord
+from ..sources.base import Invalid, SourceRecord, refused
+from .ends import Ends
 from .staging import Progress, Scratch, Staged
 
 __all__ = ["admitted", "stage"]
@@ -63,6 +67,30 @@ def stage(
     return staged
 
 
+class _Ended(NamedTuple):
+    """In the place of a record whose end has passed."""
+
+    key: Any
+
+
+class _Mortal:
+    """Says of rows whether their end has passed, by one moment for all. Raises BuildError for what is no time."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._ends = Ends(schema)
+        self._now = time.time()
+
+    def __call__(self, row: SourceRecord | Invalid) -> SourceRecord | Invalid | _Ended:
+        if isinstance(row, Invalid):
+            return row
+        try:
+            return row if self._ends.of(row) > self._now else _Ended(row.values[0])
+        except ValueError as error:
+            reason = f"{self._schema.expires}: {error}"
+            return refused(self._schema, row.values[0], reason, row, cause=error)
+
+
 class _Taking:
     """Adds rows to a collection, and leaves out those that its schema lets be left out.
 
@@ -71,22 +99,26 @@ class _Taking:
 
     def __init__(self, staged: Staged) -> None:
         self.staged = staged
+        self.mortal = _Mortal(staged.schema) if staged.schema.expires is not None else None
         self.invalid = 0
         self.rows: list[tuple[str, str]] = []
         self.refused: list[tuple[int, Key]] = []
 
     def take(self, run: list[SourceRecord | Invalid]) -> None:
         """The next rows. Raises BuildError."""
-        if Invalid not in set(map(type, run)):
-            self._add(run)  # type: ignore[arg-type]
+        judged: list[SourceRecord | Invalid | _Ended] = [*run] if self.mortal is None else list(map(self.mortal, run))
+        if set(map(type, judged)).isdisjoint((Invalid, _Ended)):
+            self._add(judged)  # type: ignore[arg-type]
             return
-        for is_bad, rows in itertools.groupby(run, lambda row: type(row) is Invalid):
-            if not is_bad:
+        for kind, rows in itertools.groupby(judged, type):
+            if kind not in (Invalid, _Ended):
                 self._add(list(rows))  # type: ignore[arg-type]
                 continue
             for row in rows:
-                assert isinstance(row, Invalid)
-                self._leave_out(row.raw_key if row.key is None else row.key, row.reason)
+                if isinstance(row, Invalid):
+                    self._leave_out(row.raw_key if row.key is None else row.key, row.reason)
+                elif isinstance(row, _Ended):
+                    self._count_for_its_key(row.key)
 
     def _add(self, run: list[SourceRecord]) -> None:
         if self.staged.schema.on_invalid == "raise":
@@ -114,7 +146,11 @@ class _Taking:
         if schema.max_invalid is not None and self.invalid > schema.max_invalid:
             allowed = f"more rows cannot be taken than max_invalid={schema.max_invalid}; the last of them: {reason}"
             raise self.staged.fail(key, allowed)
-        if schema.on_duplicate != "raise" and is_key(key):
+        self._count_for_its_key(key)
+
+    def _count_for_its_key(self, key: object) -> None:
+        """A row that is not taken may be the one that is chosen of several."""
+        if self.staged.schema.on_duplicate != "raise" and is_key(key):
             self.refused.append((self.staged.n, key))  # type: ignore[arg-type]
 
     def end(self) -> None:
@@ -197,13 +233,25 @@ def admitted(
     if not chosen:
         rows = _chosen(schema, rows)
     judge = _Judge(schema, dims or {}) if schema.on_invalid == "skip" else None
-    for row in rows:
+    for row in rows if schema.expires is None else _living(schema, rows):
         if type(row) is Invalid:
             if judge is None:
                 key = row.raw_key if row.key is None else row.key
                 raise SourceError(BuildError.of(schema.name, key, row.reason).message)
         elif judge is None or judge.takes(row):  # type: ignore[arg-type]
             yield row  # type: ignore[misc]
+
+
+def _living(schema: Schema, rows: Iterable[SourceRecord | Invalid]) -> Iterator[SourceRecord | Invalid]:
+    """Without those whose end has passed. Raises SourceError for what is no time, where it is not left out."""
+    judge = _Mortal(schema)
+    try:
+        for row in rows:
+            judged = judge(row)
+            if not isinstance(judged, _Ended):
+                yield judged
+    except BuildError as error:
+        raise SourceError(error.message, path=error.path) from error
 
 
 def _chosen(schema: Schema, rows: Iterable[SourceRecord | Invalid]) -> Iterator[SourceRecord | Invalid]:

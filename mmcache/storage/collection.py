@@ -89,12 +89,13 @@ class Collection(Mapping[Key, Record]):
         self._vectors = {name: Vectors(file, name, layout) for name, layout in file.layout.embeddings.items()}
         self._first = next(iter(self._vectors.values()), Vectors(file, "", EmbeddingLayout(0, 0)))
 
-    def around(self, dirty: Mapping[int, Sequence[Key | None]]) -> Collection:
+    def around(self, dirty: Mapping[int, Sequence[Key | None]], kind: type[Collection] | None = None) -> Collection:
         """The same collection, whose look-ups by key raise DirtyError for these keys. All else is as in the file.
 
-        dirty: hash of a key -> the keys that have it; it may grow while the collection is used.
+        dirty: hash of a key -> the keys that have it; it may grow while the collection is used. kind: a subclass, whose
+        look-ups are others.
         """
-        twin = _new(Collection)
+        twin = _new(kind or Collection)
         for name in Collection.__slots__[1:]:
             setattr(twin, name, getattr(self, name))
         twin._lookup = self._lookup.around(dirty)

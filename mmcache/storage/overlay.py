@@ -1,8 +1,9 @@
 """`Overlay`: a collection of a file as a view shows it while some of its ids are dirty.
 
-It is the file's rows without the dirty ones, plus the records that the source has for the dirty ids. A look-up costs
-that of the file and set operations on the dirty ids: no record is read, and the source is not asked. Threads may share
-an overlay: after it is made it only collects the terms of a field, at the first query for that field or by its order.
+It is the file's rows without the dirty ones and those that have expired, plus the records that the source has for the
+dirty ids. A look-up costs that of the file and set operations on the dirty ids: no record is read, and the source is
+not asked. Threads may share an overlay: after it is made it only collects the terms of a field, at the first query for
+that field or by its order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from .unread import Packed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..schema import Schema
     from ..sources.base import SourceRecord
+    from .record import Record
     from .snapshot import Collection
 
 __all__ = ["Overlay"]
@@ -52,9 +55,15 @@ class Overlay:
 
     __slots__ = ("_answers", "_collection", "_dirty", "_length", "_order", "_records", "_sorted", "_terms")
 
-    def __init__(self, collection: Collection, keys: Iterable[Hashable], records: Iterable[SourceRecord]) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        keys: Iterable[Hashable],
+        records: Iterable[SourceRecord],
+        gone: NDArray[np.uint32] | None = None,
+    ) -> None:
         """keys: the dirty ones; of a type that the file cannot have, they have no row. records: all that the source
-        has for them, those without a row in the source's order.
+        has for them, those without a row in the source's order. gone: rows of records that have expired.
 
         One look-up in the file for each key. Raises UnusableFileError where the file is damaged.
         """
@@ -66,7 +75,8 @@ class Overlay:
         places = np.array([order[record.values[0]] for record in given], np.int64)
         sequence = np.argsort(places, kind="stable")
         self._collection = collection
-        self._dirty = np.array(sorted(set(rows)), np.uint32)
+        dirty = np.array(sorted(set(rows)), np.uint32)
+        self._dirty = dirty if gone is None else np.union1d(gone, dirty).astype(np.uint32)
         self._order = places[sequence]
         self._records = [given[i] for i in sequence.tolist()]
         self._terms: dict[str, _Carriers] = {}
@@ -78,6 +88,10 @@ class Overlay:
     def collection(self) -> Collection:
         """The file's, dirty rows included."""
         return self._collection
+
+    @property
+    def schema(self) -> Schema:
+        return self._collection.schema
 
     def __len__(self) -> int:
         return self._length
@@ -120,6 +134,10 @@ class Overlay:
     def everything(self) -> Selection:
         """All records. 4 bytes a row, once one of them is asked for."""
         return self.find({})
+
+    def all_records(self) -> Iterator[Record]:
+        """All records, in order."""
+        return iter(self.everything())
 
     def keys(self) -> Iterator[Any]:
         """The keys, in order, read in batches."""

@@ -129,9 +129,7 @@ def test_what_cannot_be_meant_is_2(tmp_path, shop, capsys):
 def test_what_cannot_be_done_is_1_and_a_missing_cache_file_3(tmp_path, shop, capsys):
     execute(shop, "CREATE VIEW v AS SELECT * FROM items")
     err = fails(capsys, 1, "track", shop, "--table", "v", "--key", "sku")
-    assert err == (
-        f"mmcache track: {shop}: 'v' is a view, which cannot be tracked; track its base table: Schema(table=...)\n"
-    )
+    assert err.startswith(f"mmcache track: {shop}: 'v' is a view, which cannot be tracked by itself; name the tables")
     err = fails(capsys, 1, "track", shop, "--table", "items", "--key", "sku,nope")
     assert "key: no column named nope; there are: sku, n" in err
     assert "there is no database at this path" in fails(capsys, 1, "track", tmp_path / "none.db")

@@ -96,10 +96,10 @@ def wake_unheard() -> None:
 @breaks("stale", "wrong count")
 def answers_survive_events() -> None:
     """What a view remembers of the source is taken over by the next one."""
-    kept: dict[str | None, Overlay] = {}
+    kept: dict[str | None, Any] = {}
     really = View.overlay
 
-    def overlay(self: View, name: str | None, ask: Any) -> Overlay | None:
+    def overlay(self: View, name: str | None, ask: Any) -> Any:
         if name not in kept:
             found = really(self, name, ask)
             if found is not None:
@@ -114,8 +114,8 @@ def new_ids_forgotten() -> None:
     """An overlay has no record that the file has no row for."""
     really = Overlay.__init__
 
-    def begin(self: Overlay, collection: Any, keys: Any, records: Any) -> None:
-        really(self, collection, keys, [record for record in records if record.values[0] in collection])
+    def begin(self: Overlay, collection: Any, keys: Any, records: Any, gone: Any = None) -> None:
+        really(self, collection, keys, [record for record in records if record.values[0] in collection], gone)
 
     Overlay.__init__ = begin  # type: ignore[method-assign]
 

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def source(db):
     source.close()
 
 
-def records(path: Path, *schemas: Schema, **options: float) -> list[SourceRecord]:
+def records(path: Path, *schemas: Schema, **options: Any) -> list[SourceRecord]:
     """Everything of the first collection."""
     with contextlib.closing(SQLiteSource(path, *schemas, **options)) as source, source.read() as reading:
         return list(reading.records(schemas[0].name))

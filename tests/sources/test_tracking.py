@@ -722,8 +722,11 @@ def test_removing_leaves_nothing_to_write_to(path, source, write):
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        (Schema("v"), "'v' is a view, which cannot be tracked; track its base table: Schema(table=...)"),
-        (Schema("items", query="SELECT * FROM items"), "a query cannot be tracked; track the tables that it reads"),
+        (Schema("v"), "'v' is a view, which cannot be tracked by itself; name the tables that it reads"),
+        (
+            Schema("items", query="SELECT * FROM items"),
+            "a query cannot be tracked by itself; name the tables that it reads",
+        ),
         (Schema("none"), "the database has no table 'none'"),
         (Schema("items", key="nope"), "key: no column named nope; there are: id, email, n"),
         (Schema("text"), "'text' is a virtual table"),
