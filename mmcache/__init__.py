@@ -11,14 +11,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alert",
+    "ArrowSource",
     "BuildError",
     "BuildReport",
+    "CSVSource",
     "Cache",
     "CacheEvent",
     "CachedCollection",
     "ClosedError",
     "Collection",
     "CorruptFileError",
+    "DuckDBSource",
     "EmbeddingRef",
     "EmbeddingReport",
     "GenerationGoneError",
@@ -26,6 +29,7 @@ __all__ = [
     "Invalid",
     "IterableSource",
     "JSONLinesSource",
+    "JSONSource",
     "LeftOut",
     "LockTimeoutError",
     "MissingFileError",
@@ -80,9 +84,12 @@ if TYPE_CHECKING:
     from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
-    from .sources.arrow import ParquetSource
+    from .sources.arrow import ArrowSource, ParquetSource
     from .sources.base import Invalid, Source, SourceRecord
-    from .sources.iterable import IterableSource, JSONLinesSource
+    from .sources.csvfile import CSVSource
+    from .sources.duckdbfile import DuckDBSource
+    from .sources.iterable import IterableSource
+    from .sources.jsonfiles import JSONLinesSource, JSONSource
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
     from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
@@ -121,10 +128,13 @@ _HOMES = {
         ),
         ".query": ("above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".schema": ("Schema",),
-        ".sources.arrow": ("ParquetSource",),
+        ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
         ".sources.base": ("Invalid", "Source", "SourceRecord"),
-        ".sources.iterable": ("IterableSource", "JSONLinesSource"),
+        ".sources.csvfile": ("CSVSource",),
+        ".sources.duckdbfile": ("DuckDBSource",),
+        ".sources.iterable": ("IterableSource",),
+        ".sources.jsonfiles": ("JSONLinesSource", "JSONSource"),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),

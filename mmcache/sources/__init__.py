@@ -16,15 +16,22 @@ from ..schema import Schema
 from .base import Changes, EvolvingSource, Invalid, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
 
 if TYPE_CHECKING:
-    from .arrow import ParquetSource
-    from .iterable import IterableSource, JSONLinesSource
+    from .arrow import ArrowSource, ParquetSource
+    from .csvfile import CSVSource
+    from .duckdbfile import DuckDBSource
+    from .iterable import IterableSource
+    from .jsonfiles import JSONLinesSource, JSONSource
     from .sqlite import SQLiteSource
 
 __all__ = [
+    "ArrowSource",
+    "CSVSource",
     "Changes",
+    "DuckDBSource",
     "Invalid",
     "IterableSource",
     "JSONLinesSource",
+    "JSONSource",
     "OrderedSource",
     "ParquetSource",
     "Reading",
@@ -42,16 +49,24 @@ __all__ = [
 
 _HOMES = {
     "IterableSource": "mmcache.sources.iterable",
-    "JSONLinesSource": "mmcache.sources.iterable",
+    "JSONLinesSource": "mmcache.sources.jsonfiles",
+    "JSONSource": "mmcache.sources.jsonfiles",
+    "CSVSource": "mmcache.sources.csvfile",
     "SQLiteSource": "mmcache.sources.sqlite",
     "ParquetSource": "mmcache.sources.arrow",
+    "ArrowSource": "mmcache.sources.arrow",
+    "DuckDBSource": "mmcache.sources.duckdbfile",
     "PatternsSource": "mmcache.presets.patterns",
 }
 
 _KINDS = {
     "sqlite": "SQLiteSource",
     "jsonl": "JSONLinesSource",
+    "json": "JSONSource",
+    "csv": "CSVSource",
     "parquet": "ParquetSource",
+    "arrow": "ArrowSource",
+    "duckdb": "DuckDBSource",
     "patterns": "PatternsSource",
 }
 """All that a spec can name. A file chooses from this table and cannot add to it."""
@@ -68,7 +83,8 @@ def _load(name: str) -> Any:
 
 
 def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
-    """What `mmcache.build` was given, as a source: a source as it is, anything else by way of `IterableSource`.
+    """What `mmcache.build` was given, as a source: a source as it is, a path by way of `recognize.source_at`, anything
+    else by way of `IterableSource`.
 
     Several schemas take a mapping {collection: records}. Raises TypeError when a source comes with schemas, as it has
     its own, or records come without.
@@ -81,6 +97,11 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
         return records_or_source
     if not schemas:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
+    if isinstance(records_or_source, (str, os.PathLike)):
+        from .recognize import source_at
+
+        found: Source = source_at(records_or_source, *schemas)
+        return found
     source: Source = _load("IterableSource")(records_or_source, *schemas)
     return source
 
@@ -155,7 +176,12 @@ def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], *, default: An
 
         options["default"] = default or Unimported(str(spec["default"]))
     try:
-        source: Source = _load(_KINDS[kind])(path, *schemas, **options)
+        found = _load(_KINDS[kind])
+        remade = getattr(found, "remade", None)
+        source: Source
+        source = (
+            found(path, *schemas, **options) if remade is None else remade({**spec, "path": path}, schemas, options)
+        )
     except (TypeError, ValueError) as error:
         raise SourceError(f"the source of kind {kind!r} cannot be made again: {error}", path=path) from error
     return source

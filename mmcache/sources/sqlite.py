@@ -26,6 +26,7 @@ from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import Schema
 from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from .casts import check_unmapped
 from .catalog import Catalog
 from .conditions import storable
 from .connections import Connection, Connections
@@ -82,6 +83,7 @@ class SQLiteSource:
         if "\0" in self.path:
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
         self._catalog = Catalog(schemas)
+        check_unmapped(self._catalog.values(), "SQLite")
         self._connections = Connections(self.path, timeout)
         self._plans: dict[str, tuple[tuple[int, int], Plan]] = {}
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
