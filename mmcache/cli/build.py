@@ -1,8 +1,8 @@
 """Make a cache file from a database or from a file of records, and publish it at FILE.
 
 SOURCE is a SQLite or DuckDB database; a file of CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather; a directory of
-such files, or a pattern; or - for standard input. What it is, its content says. The file remembers how it was built: after
-changes, `mmcache rebuild FILE` is enough.
+such files, or a pattern; or - for standard input. What it is, its content says. The file remembers how it was built:
+after changes, `mmcache rebuild FILE` is enough.
 
   mmcache build shop.db --table items --key sku --index kind,tags --json tags --embedding vector -o items.mmc
   mmcache build "$(llm collections path)" --preset llm -o notes.mmc

@@ -1,4 +1,4 @@
-"""`Schema.renames` and `Schema.casts`: items of a source of mappings, under the names and of the types that are declared.
+"""`Schema.renames` and `Schema.casts`: items of a source of mappings, by the names and types that are declared.
 
 A cast takes what a source may have in its place and changes nothing that is of the type already; None stays None. A
 value that it does not fit leaves the row without that cast, with the reason, so that the row is refused by its key.

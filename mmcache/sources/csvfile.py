@@ -58,8 +58,9 @@ class CSVSource(FileSource):
     fields: the names of the columns, for files without a header.
     nulls: the texts that stand for None, quoted or not; by default the empty one.
 
-    A row of more or fewer fields than the header, or with a value that does not fit the type given for its column, is one that
-    cannot be taken, named by its line. `CSVSource("items.csv", Schema("items", key="sku", casts={"zip": "str"}))`
+    A row of more or fewer fields than the header, or with a value that does not fit the type given for its column, is
+    one that cannot be taken, named by its line.
+    `CSVSource("items.csv", Schema("items", key="sku", casts={"zip": "str"}))`
     """
 
     kind = "csv"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import duckdb
 
-from ..errors import BuildError
+from ..errors import BuildError, SourceError
 from ..schema import Schema
 from ..values import Default
 from .arrow import ArrowFileSource, ArrowReading, of_batches
@@ -57,8 +57,9 @@ class DuckDBReading(ArrowReading):
 class DuckDBSource(ArrowFileSource):
     """A table, view or query of a DuckDB database, one record a row. See `FileSource`, also for lookups.
 
-    The table is the collection's name, or `Schema(table=)` or `Schema(query=)` say otherwise. The database is opened to be
-    read only, which DuckDB refuses while another process writes; a query reaches no other file. `DuckDBSource("shop.duckdb", Schema("items"))`
+    The table is the collection's name, or `Schema(table=)` or `Schema(query=)` say otherwise; a query reaches no other
+    file. The database is opened to be read only, which DuckDB refuses while another process writes.
+    `DuckDBSource("shop.duckdb", Schema("items"))`
     """
 
     kind = "duckdb"
@@ -73,3 +74,8 @@ class DuckDBSource(ArrowFileSource):
         """The database, and what was not moved to it yet."""
         log = self.path + ".wal"
         return [Part(self.path), Part(log)] if os.path.exists(log) else [Part(self.path)]
+
+    def _error(self, error: Exception, path: str | None = None) -> SourceError:
+        if isinstance(error, duckdb.Error):
+            return SourceError(f"cannot read the DuckDB database: {error}", path=self.path)
+        return super()._error(error, path)

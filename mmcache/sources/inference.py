@@ -1,8 +1,8 @@
-"""What type the columns of a text table have: decided by all of their values, in blocks, so that it depends on nothing else.
+"""What type the columns of a text table have: decided by all values of a column, and by nothing else.
 
-A column without NULLs' texts is int if all of them are whole numbers of 64 bits, written as JSON writes them: "007", "+1" and
-"1e3" are none. Else float, if all are numbers, and none is a whole number that float64 may not represent. Else
-bool, if all are true or false, in any case. Else str, as what says nothing at all.
+A column is int if all values, NULLs apart, are whole numbers of 64 bits, written as JSON writes them: "007", "+1" and
+"1e3" are none. Else float, if all are numbers, and none is a whole number that float64 may not represent. Else bool, if
+all are true or false, in any case. Else str, as is one of NULLs only.
 """
 
 from __future__ import annotations

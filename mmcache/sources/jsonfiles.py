@@ -23,8 +23,8 @@ __all__ = ["JSONLinesSource", "JSONSource"]
 
 _CHUNK = 1 << 16
 _TAIL = 16
-"""Characters at the end of what was read, in which an error may be for want of the rest: `-Infinity` is the longest word,
-an escape of two surrogates the longest unit."""
+"""Characters at the end of what was read, in which an error may be for want of the rest: `-Infinity` is the longest
+word, an escape of two surrogates the longest unit."""
 
 
 class JSONLinesReading(FileReading):

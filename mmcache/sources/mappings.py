@@ -62,7 +62,7 @@ def shape_records(
     Records of the same fields share one `names`, whatever the order of the fields in each.
     """
     adapter = adapter or adapter_of(schema, values_by or Values())
-    shaper = _Shaper(schema, place, vectors, decoders or Decoders(schema), values_by, adapter)
+    shaper = _Shaper(schema, place, vectors, decode=decoders or Decoders(schema), values_by=values_by, adapter=adapter)
     if values_by is None:
         for item in items:
             yield shaper.one(item)
@@ -82,6 +82,7 @@ class _Shaper:
         schema: Schema,
         place: Callable[[int], str],
         vectors: Iterator[Vector] | None,
+        *,
         decode: Decoders,
         values_by: Values | None,
         adapter: Adapter | None,

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import SourceError
 from ..schema import Schema
 from .parts import absolute, is_pattern, parts_of
-from .streams import STDIN, compression_of, decompressed, encoding_of, is_pipe, open_file
+from .streams import compression_of, decompressed, encoding_of, is_pipe, open_file
 from .unreadable import foreign_directory, foreign_file, foreign_text
 
 __all__ = ["KINDS", "is_url", "kind_of", "source_at"]
@@ -38,7 +38,10 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str | None]] = {
 }
 """Kind -> its class, what its files' names end with, and the extra that it needs."""
 
-_READABLE = "a SQLite or DuckDB database, CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather, the text ones also as .gz, .bz2, .xz or .zst"
+_READABLE = (
+    "a SQLite or DuckDB database, CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather; text also as .gz, .bz2, .xz, "
+    ".zst"
+)
 
 
 def is_url(where: str) -> bool:
@@ -60,7 +63,8 @@ def source_at(where: str | os.PathLike[str], *schemas: Schema, **options: Any) -
     """The source at a path, a pattern of paths, a directory, "-" for standard input, or a URL of a database.
 
     options: those of the class, such as `delimiter` of CSV. `sqlite:///shop.db` is the path `shop.db`; any other URL is
-    one of SQLAlchemy. Raises SourceError for what cannot be read, ValueError or TypeError for options and schemas that do not fit.
+    one of SQLAlchemy. Raises SourceError for what cannot be read, ValueError or TypeError for options and schemas that
+    do not fit.
     """
     where = os.fsdecode(os.fspath(where))
     if is_url(where):
@@ -78,7 +82,7 @@ def source_at(where: str | os.PathLike[str], *schemas: Schema, **options: Any) -
     kind = kind_of(where)
     if kind == "npy":
         raise SourceError(
-            f"this is a .npy file{_shape(where)}: embeddings, without the records that they belong to; give the table whose row i has "
+            f"this is a .npy file{_shape(where)}: embeddings, without their records; give the table whose row i has "
             f"embedding i, with embeddings={os.path.basename(where)!r}",
             path=where,
         )
@@ -152,7 +156,8 @@ def _kind_of_several(path: str) -> str:
                 return kind
         shown = ", ".join(sorted(names)[:5]) or "nothing"
         raise SourceError(
-            f"this is a directory that holds no files of Parquet, Arrow, CSV or JSON; it holds: {shown}; give a file, or a pattern",
+            f"this is a directory without files of Parquet, Arrow, CSV or JSON; it holds: {shown}; give a file, or a "
+            "pattern",
             path=path,
         )
     parts = parts_of(path, ())
@@ -192,6 +197,10 @@ def _kind_of_file(path: str) -> str:
         raise SourceError(f"cannot read the file: {error}", path=path) from error
     if compressed is None:
         return _told(head, path, by_name)
+    if not inner:
+        raise SourceError(
+            f"the file is compressed as {compressed} and holds nothing; check what was to write it", path=path
+        )
     kind = _told(inner, path, by_name)
     if kind not in _STREAMED or (kind == "arrow" and inner.startswith(b"ARROW1")):
         raise SourceError(
@@ -322,8 +331,8 @@ def _unknown(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
         named is None and len(set(head[:4096])) > 200 and os.path.exists(path) and os.path.getsize(path) % 512 == 0
     ):
         return (
-            "this is no SQLite database that can be read: it does not begin as one; it is encrypted (SQLCipher, SEE), or of another "
-            "program; decrypt it to a copy, as by sqlcipher_export(), or export its table as CSV"
+            "this is no SQLite database that can be read: it does not begin as one; it is encrypted (SQLCipher, SEE), "
+            "or of another program; decrypt it to a copy, as by sqlcipher_export(), or export its table as CSV"
         )
     said = "" if named is None else f", though its name says {_NAMES[named]}"
     return f"the content is of no kind that is known here{said}: it begins with {head[:8]!r}; expected {_READABLE}"
@@ -339,7 +348,7 @@ def _shape(path: str) -> str:
 
     try:
         with open_file(path) as file:
-            shape, _, dtype = header_of(file)
+            header = header_of(file)
     except (OSError, ValueError):
         return ""
-    return f" of shape {shape} and dtype {dtype}"
+    return f" of shape {header.shape} and dtype {header.dtype}"

@@ -155,7 +155,8 @@ def foreign_directory(names: frozenset[str]) -> tuple[str, str] | None:
 
 
 def _vec(call: str) -> str:
-    return f"read it by gensim: w = {call}; give [{{'id': k}} for k in w.index_to_key] as the records and w.vectors as embeddings="
+    records = "[{'id': k} for k in w.index_to_key]"
+    return f"read it by gensim: w = {call}; give {records} as the records, and w.vectors as embeddings="
 
 
 def _is_number(text: str) -> bool:
