@@ -50,7 +50,7 @@ check: $(VENV)/.dev  ## format, lint, types, import layers and words
 
 integration: $(VENV)/.integration  ## tests that need a server, root or a download (torch, programs); what the machine lacks is skipped, and listed
 	@echo "==> integration"
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m "integration and not nightly"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "integration and not nightly"
 
 bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)

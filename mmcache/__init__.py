@@ -11,9 +11,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alert",
+    "ArrowSource",
     "BaseSource",
     "BuildError",
     "BuildReport",
+    "CSVSource",
     "Cache",
     "CacheEvent",
     "CachedCollection",
@@ -22,6 +24,7 @@ __all__ = [
     "ClosedError",
     "Collection",
     "CorruptFileError",
+    "DuckDBSource",
     "EmbeddingRef",
     "EmbeddingReport",
     "GenerationGoneError",
@@ -29,6 +32,7 @@ __all__ = [
     "Invalid",
     "IterableSource",
     "JSONLinesSource",
+    "JSONSource",
     "LeftOut",
     "LockTimeoutError",
     "MissingFileError",
@@ -86,10 +90,13 @@ if TYPE_CHECKING:
     from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
-    from .sources.arrow import ParquetSource
+    from .sources.arrow import ArrowSource, ParquetSource
     from .sources.base import Changes, Invalid, Reading, Source, SourceRecord
     from .sources.call import CallableSource
-    from .sources.iterable import IterableSource, JSONLinesSource
+    from .sources.csvfile import CSVSource
+    from .sources.duckdbfile import DuckDBSource
+    from .sources.iterable import IterableSource
+    from .sources.jsonfiles import JSONLinesSource, JSONSource
     from .sources.own import BaseSource
     from .sources.several import Sources
     from .sources.sqlite import SQLiteSource
@@ -130,13 +137,16 @@ _HOMES = {
         ),
         ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".schema": ("Schema",),
-        ".sources.arrow": ("ParquetSource",),
+        ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
         ".sources.base": ("Changes", "Invalid", "Reading", "Source", "SourceRecord"),
         ".sources.call": ("CallableSource",),
+        ".sources.csvfile": ("CSVSource",),
+        ".sources.duckdbfile": ("DuckDBSource",),
+        ".sources.iterable": ("IterableSource",),
+        ".sources.jsonfiles": ("JSONLinesSource", "JSONSource"),
         ".sources.own": ("BaseSource",),
         ".sources.several": ("Sources",),
-        ".sources.iterable": ("IterableSource", "JSONLinesSource"),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),

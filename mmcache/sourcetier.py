@@ -109,13 +109,6 @@ class SourceTier:
         watch.counting.add_fallback(cause, sum(key in found for key in keys), time.perf_counter() - begun)
         return [found.get(key) for key in keys]
 
-    def _living(self, record: SourceRecord | None) -> SourceRecord | None:
-        """The record, unless its end has passed."""
-        schema = self.schema
-        if record is None or schema is None or schema.expires is None:
-            return record
-        return None if is_over(record, schema, time.time()) else record
-
     def _lacks(self, source: Source, keys: Sequence[Key]) -> bool:
         """Whether a source that would have to be read whole is known to have none of these keys, because the file has
         none of them, and was built from what the source holds now. Raises what the source raises."""
@@ -130,6 +123,13 @@ class SourceTier:
             return not any(left_out.may_have(key) or key in reader for key in keys)
         except (DirtyError, UnusableFileError):
             return False
+
+    def _living(self, record: SourceRecord | None) -> SourceRecord | None:
+        """The record, unless its end has passed."""
+        schema = self.schema
+        if record is None or schema is None or schema.expires is None:
+            return record
+        return None if is_over(record, schema, time.time()) else record
 
     def takes(self, key: Key) -> bool:
         """Whether it may be a key of this collection: see `check_length`."""

@@ -23,7 +23,7 @@ from tests.support.clock import Clock
 from tests.support.observe import await_polls, mapped_files, open_files
 from tests.support.profile import PROFILE
 
-settings.register_profile("quick", max_examples=60, stateful_step_count=30, derandomize=True, deadline=None)
+settings.register_profile("quick", max_examples=40, stateful_step_count=30, derandomize=True, deadline=None)
 settings.register_profile(
     "nightly",
     max_examples=3_000,

@@ -1,8 +1,8 @@
-"""Make a cache file from a SQLite database or from JSON lines, and publish it at FILE.
+"""Make a cache file from a database or from a file of records, and publish it at FILE.
 
-SOURCE ending in .jsonl, .ndjson, .jsonl.gz or .ndjson.gz holds one JSON object a line; one ending in .parquet is a
-Parquet file; anything else is a SQLite database. The file remembers how it was built: after changes, `mmcache rebuild
-FILE` is enough.
+SOURCE is a SQLite or DuckDB database; a file of CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather; a directory of
+such files, or a pattern; or - for standard input. What it is, its content says. The file remembers how it was built:
+after changes, `mmcache rebuild FILE` is enough.
 
   mmcache build shop.db --table items --key sku --index kind,tags --json tags --embedding vector -o items.mmc
   mmcache build "$(llm collections path)" --preset llm -o notes.mmc
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-_PARQUET = ".parquet"
+_ARROW = ("parquet", "arrow", "duckdb")
 _SQLITE_ONLY = ("table", "query", "json_columns")
 _OF_SCHEMA = (
     "collection",
@@ -43,7 +42,7 @@ _OF_SCHEMA = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    file_argument(parser, "source", "a SQLite database, a file of JSON lines, or a Parquet file")
+    file_argument(parser, "source", "a database, or a file, directory or pattern of records; - is standard input")
     out = parser.add_argument(
         "-o", "--output", dest="file", metavar="FILE", required=True, help="the cache file to make"
     )
@@ -175,19 +174,17 @@ def _source(arguments: argparse.Namespace) -> Source:
         from ..presets.llm import llm_source
 
         return llm_source(path)
-    if arguments.default is not None and not path.lower().endswith(_PARQUET):
-        raise UsageError(f"--default is for Parquet files: every value of {path} is one that a record can hold")
-    if path.lower().endswith((*_JSON_LINES, _PARQUET)):
-        if wrong := [name for name in _SQLITE_ONLY if name in given]:
-            kind = "is a Parquet file" if path.lower().endswith(_PARQUET) else "holds JSON lines"
-            raise UsageError(f"{_flags(wrong)} is for SQLite, and {path} {kind}")
-        if path.lower().endswith(_PARQUET):
-            return _parquet_source(path, _schema(arguments, {}, _stem(path)), arguments.default)
-        from ..sources import JSONLinesSource
+    from ..sources.recognize import kind_of
 
-        return JSONLinesSource(path, _schema(arguments, {}, _stem(path)))
+    kind = kind_of(path)
+    if arguments.default is not None and kind not in _ARROW:
+        raise UsageError(
+            f"--default is for Parquet, Arrow and DuckDB: every value of {path} is one that a record can hold"
+        )
     if arguments.table is not None and arguments.query is not None:
         raise UsageError("give --table or --query, not both")
+    if kind != "sqlite":
+        return _file_source(arguments, path, kind, given)
     from ..sources import SQLiteSource
 
     if arguments.query is not None:
@@ -196,15 +193,21 @@ def _source(arguments: argparse.Namespace) -> Source:
     return SQLiteSource(path, _schema(arguments, {"table": table}, table))
 
 
-def _parquet_source(path: str, schema: Schema, default: str | None) -> Source:
+def _file_source(arguments: argparse.Namespace, path: str, kind: str, given: list[str]) -> Source:
+    from ..sources.recognize import source_at
+
+    wrong = [name for name in ("table", "query") if name in given and kind != "duckdb"]
+    wrong += [name for name in ("json_columns",) if name in given and kind in ("json", "jsonl")]
+    if wrong:
+        raise UsageError(f"{_flags(wrong)} is for databases, and {path} holds {kind}")
+    origin = {name: getattr(arguments, name) for name in ("table", "query") if name in given}
+    options = {} if arguments.default is None else {"default": arguments.default}
+    schema = _schema(arguments, origin, arguments.table or _stem(path))
     try:
-        from ..sources import ParquetSource
-    except ImportError as error:
-        raise UsageError(f"{path} is a Parquet file, which needs pip install 'mmcache[arrow]' ({error})") from None
-    try:
-        return ParquetSource(path, schema, default=default)
+        source: Source = source_at(path, schema, **options)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    return source
 
 
 def _schema(arguments: argparse.Namespace, origin: dict[str, Any], name: str) -> Schema:
@@ -267,7 +270,8 @@ def _only_table(path: str) -> str:
 
 
 def _stem(path: str) -> str:
-    return os.path.basename(path).split(".")[0] or "records"
+    name = os.path.basename(os.path.abspath(path)).split(".")[0]
+    return name if name[:1].isalnum() and path != "-" and "*" not in name else "records"
 
 
 def _flags(fields: list[str]) -> str:

@@ -28,20 +28,27 @@ from .base import (
 )
 
 if TYPE_CHECKING:
-    from .arrow import ParquetSource
+    from .arrow import ArrowSource, ParquetSource
     from .call import CallableSource, Fetch, Load
-    from .iterable import IterableSource, JSONLinesSource
+    from .csvfile import CSVSource
+    from .duckdbfile import DuckDBSource
+    from .iterable import IterableSource
+    from .jsonfiles import JSONLinesSource, JSONSource
     from .own import BaseSource
     from .several import Sources
     from .sqlite import SQLiteSource
 
 __all__ = [
+    "ArrowSource",
     "BaseSource",
+    "CSVSource",
     "CallableSource",
     "Changes",
+    "DuckDBSource",
     "Invalid",
     "IterableSource",
     "JSONLinesSource",
+    "JSONSource",
     "OrderedSource",
     "ParquetSource",
     "Reading",
@@ -64,17 +71,25 @@ _HOMES = {
     "BaseSource": "mmcache.sources.own",
     "CallableSource": "mmcache.sources.call",
     "IterableSource": "mmcache.sources.iterable",
-    "JSONLinesSource": "mmcache.sources.iterable",
+    "JSONLinesSource": "mmcache.sources.jsonfiles",
+    "JSONSource": "mmcache.sources.jsonfiles",
+    "CSVSource": "mmcache.sources.csvfile",
     "SQLiteSource": "mmcache.sources.sqlite",
     "Sources": "mmcache.sources.several",
     "ParquetSource": "mmcache.sources.arrow",
+    "ArrowSource": "mmcache.sources.arrow",
+    "DuckDBSource": "mmcache.sources.duckdbfile",
     "PatternsSource": "mmcache.presets.patterns",
 }
 
 _KINDS = {
     "sqlite": "SQLiteSource",
     "jsonl": "JSONLinesSource",
+    "json": "JSONSource",
+    "csv": "CSVSource",
     "parquet": "ParquetSource",
+    "arrow": "ArrowSource",
+    "duckdb": "DuckDBSource",
     "patterns": "PatternsSource",
     "call": "CallableSource",
     "several": "Sources",
@@ -109,6 +124,11 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
         return records_or_source
     if not schemas:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
+    if isinstance(records_or_source, (str, os.PathLike)):
+        from .recognize import source_at
+
+        found: Source = source_at(records_or_source, *schemas)
+        return found
     source: Source = _load("IterableSource")(records_or_source, *schemas)
     return source
 

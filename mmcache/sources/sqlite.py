@@ -25,6 +25,7 @@ from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import Schema
 from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, path_in, plain_path, told
+from .casts import check_unmapped
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .decoding import source_records
@@ -101,6 +102,7 @@ class SQLiteSource:
     ) -> None:
         self.path = path_of_database(path)
         self._catalog = Catalog(schemas)
+        check_unmapped(self._catalog.values(), "SQLite")
         self._hook = Hook.of(connect)
         self._connections = Connections(self.path, timeout, connect=self._hook.function, immutable=immutable)
         self._plans: dict[str, tuple[tuple[int, ...], Plan]] = {}

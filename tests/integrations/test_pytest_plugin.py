@@ -92,6 +92,7 @@ def test_killed(items):
 """
 
 
+@pytest.mark.integration
 def test_a_worker_that_is_killed_in_a_test_is_replaced_by_one_that_opens_the_same(project):
     project.write(
         tests=KILL
@@ -117,6 +118,7 @@ def test_a_worker_that_is_killed_and_not_replaced_costs_the_others_nothing(proje
     project.has_one_build()
 
 
+@pytest.mark.integration
 def test_when_the_worker_that_builds_is_killed_another_builds(project):
     project.write(how="if len(noted('builds')) == 1: os.kill(os.getpid(), 9)")
     out = project.run("-n2", code=1)
@@ -126,6 +128,7 @@ def test_when_the_worker_that_builds_is_killed_another_builds(project):
     assert len(project.generations) == 1
 
 
+@pytest.mark.integration
 def test_stopping_at_the_first_failure_leaves_nothing(project):
     with (project.home / "test_one.py").open("a") as file:
         file.write("\ndef test_fails(items):\n    assert 'nothing' in items\n")
@@ -253,6 +256,7 @@ def test_isolated(items, mmcache_isolated):
     project.run("-n0")
 
 
+@pytest.mark.integration
 def test_several_caches_of_any_source(project):
     bank(project.home)
     project.write(
@@ -361,6 +365,7 @@ def test_them(items, mmcache_factory):
 # --- persistent caches ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_persistent_cache_is_found_by_the_next_run_and_by_one_beside_it(project):
     project.write(options='scope="persistent", key="one"')
     runs = [project.start("-n2"), project.start("-n2")]
@@ -375,6 +380,7 @@ def test_a_persistent_cache_is_found_by_the_next_run_and_by_one_beside_it(projec
     assert project.builds == 3
 
 
+@pytest.mark.integration
 def test_a_persistent_cache_of_a_database_is_built_again_when_that_changes(project):
     bank(project.home)
     project.write(
@@ -403,6 +409,7 @@ def test_it(mmcache_factory, i):
     assert "1 build in" in project.run("-n0")
 
 
+@pytest.mark.integration
 def test_of_persistent_caches_the_last_are_kept(project):
     """Three, and those of the last hour."""
     kept = project.home / ".pytest_cache" / "d" / "mmcache" / "items"

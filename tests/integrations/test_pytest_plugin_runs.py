@@ -97,6 +97,7 @@ def outcomes(python: Path, suite: Path, report: Path, *only: str) -> dict[str, s
 
 
 @pytest.mark.integration
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_the_suite_of_xdist_ends_the_same_with_mmcache_installed(tmp_path):
     """A test that fails beside busy processes may end otherwise once: those that differ are run again."""

@@ -615,10 +615,13 @@ def test_a_rebuild_that_fails_is_everybodys_pause_and_ends_with_one_that_succeed
     told = {worker(failure_of)[:2] for worker in workers}
     assert len(told) == 1
     assert told.pop()[0] == BuildError.__name__
-    attempts = workers[0](failure_of)[2]
-    assert 1 <= attempts <= 3
-    counts = totals(path)
-    assert counts["rebuilds_failed"] == attempts == events(path, "rebuild_failed")
+
+    def counted() -> tuple[int, int, int]:
+        return workers[0](failure_of)[2], totals(path)["rebuilds_failed"], events(path, "rebuild_failed")
+
+    # One that fails between two of these looks is in the later of them only; pauses double, so the next looks agree.
+    until("each is counted once", lambda: len(set(counted())) == 1)
+    assert 1 <= counted()[0] <= 4
     with contextlib.closing(sqlite3.connect(bank, isolation_level=None)) as db:
         db.execute("DELETE FROM items WHERE name IS NULL")
     until("a rebuild succeeds", lambda: [w(look_around) for w in workers] and workers[0]("status").failure is None)

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,8 +109,18 @@ def expected_of(source: SQLiteSource) -> dict[str, Any]:
     return dict(zip(record.names, record.values, strict=True))
 
 
-@pytest.mark.parametrize("executor", ["thread", pytest.param("subprocess", marks=pytest.mark.integration)])
-@pytest.mark.parametrize("name", PAIRS)
+AT_ONCE = ("index added on both sides", "other query", "custom source")
+"""What `make test` tries; `make integration` does the others, and all with processes. Each waits for its times."""
+
+
+def rolls() -> Iterator[Any]:
+    for name in PAIRS:
+        for executor in ("thread", "subprocess"):
+            is_quick = executor == "thread" and name in AT_ONCE
+            yield pytest.param(name, executor, marks=() if is_quick else pytest.mark.integration)
+
+
+@pytest.mark.parametrize(("name", "executor"), rolls())
 def test_versions_share_a_path_while_a_deploy_rolls(path: Path, db: Path, name: str, executor: str, crew: Crew) -> None:
     pair = PAIRS[name]
     ttl = TTL

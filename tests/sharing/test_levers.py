@@ -418,8 +418,8 @@ def test_all_and_none_are_exact(place, rollout, expected):
 
 
 def test_a_process_draws_once_and_a_fork_anew(place):
-    """Of 60 forks of a fair coin not all fall on one side; within one process all agree."""
-    drawn = [ask_child(lambda: {disabled(place, 0.5) for _ in range(5)}) for _ in range(60)]
+    """Of 24 forks of a fair coin not all fall on one side; within one process all agree."""
+    drawn = [ask_child(lambda: {disabled(place, 0.5) for _ in range(5)}) for _ in range(24)]
     assert all(len(one) == 1 for one in drawn)
     assert len(set.union(*drawn)) == 2
 

@@ -13,6 +13,9 @@ from tests.support.waits import until
 
 ROOT = Path(__file__).parent.parent.parent
 
+SLOW_TO_LOAD = ("hypothesispytest", "anyio", "xonsh")
+"""Plugins of pytest that these runs do not need; every process of each run would load them."""
+
 CONFTEST = """
 import json, os, time
 import pytest
@@ -89,7 +92,7 @@ class Project:
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(self.scratch),
             "NOTES": str(self.notes),
-            "PYTEST_ADDOPTS": "-p no:hypothesispytest -p no:anyio",  # slow to load
+            "PYTEST_ADDOPTS": " ".join(f"-p no:{name}" for name in SLOW_TO_LOAD),
         }
         return subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", *arguments],
