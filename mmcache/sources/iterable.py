@@ -20,7 +20,7 @@ from ..schema import Schema
 from ..values import Default, Values, importable
 from .base import Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
 from .catalog import Catalog
-from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
+from .fingerprint import lasting, stamp_of
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
 from .vectors import Decoders, Vector, float32_bytes
 
@@ -263,11 +263,9 @@ class FileSource:
         """
         begun_ns = time.time_ns()
         try:
-            stamp = stamp_of(os.stat(self.path))
+            return lasting(begun_ns, stamp_of(os.stat(self.path)))
         except OSError as error:
             raise self._error(error) from error
-        looks = fingerprint_of(stamp)
-        return once_only(looks) if unsettled(begun_ns, stamp) else looks
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""

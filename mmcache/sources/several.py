@@ -13,7 +13,6 @@ from ..query import Query
 from ..schema import Schema
 from .base import (
     Changes,
-    EvolvingSource,
     Key,
     Reading,
     Row,
@@ -139,13 +138,12 @@ class Sources:
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`."""
+        from . import available
+
         found: list[Schema] = []
         for schema in schemas:
-            source = self._by_name.get(schema.name)
-            if isinstance(source, EvolvingSource):
-                found += source.available([schema])
-            elif source is not None and schema in source.schemas:
-                found.append(schema)
+            if schema.name in self._by_name:
+                found += available(self._by_name[schema.name], [schema])
         return tuple(found)
 
     def with_rules(self, **rules: Any) -> Sources:
@@ -218,4 +216,4 @@ class _SeveralReadings:
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """See `IterableSource.dtypes`."""
         dtypes = getattr(self._of(collection), "dtypes", None)
-        return {} if dtypes is None else dtypes(collection)  # type: ignore[no-any-return]
+        return {} if dtypes is None else dtypes(collection)

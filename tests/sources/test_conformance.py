@@ -103,7 +103,12 @@ def test_keys_of_every_type_pass(key):
 
 def test_rows_that_are_left_out_pass():
     schema = Schema("items", index=("n",), on_invalid="skip", on_duplicate="last")
-    rows = [{"id": "a", "n": 1}, {"id": 1.5, "n": 1}, {"id": "b", "n": object()}, {"id": "a", "n": 2}]
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "n": 1},
+        {"id": 1.5, "n": 1},
+        {"id": "b", "n": object()},
+        {"id": "a", "n": 2},
+    ]
     check_source(IterableSource(rows, schema), pickles=False)
 
 
@@ -218,7 +223,7 @@ class Miscounted(Held):
     @contextmanager
     def read(self) -> Iterator[mmcache.Reading]:
         with super().read() as reading:
-            reading.count = lambda _: 99  # type: ignore[method-assign]
+            reading.count = lambda _: 99  # type: ignore[method-assign, assignment]
             yield reading
 
 
