@@ -120,7 +120,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, str]:
 def _seen(arguments: argparse.Namespace, moved: str | None) -> Seen:
     from .status import look
 
-    return look(arguments.file, policy_of(arguments), moved)
+    return look(arguments.file, policy_of(arguments), moved, _given(arguments))
 
 
 def _report_fresh(seen: Seen, output: Output) -> None:

@@ -49,7 +49,7 @@ class Sources:
         for source in sources:
             if not isinstance(source, Source):
                 raise TypeError(f"Sources(...) takes sources, such as SQLiteSource, not {type(source).__name__}")
-        self.sources = sources
+        self.sources = self._ours = sources
         self._by_name: dict[str, Source] = {}
         for source in sources:
             for schema in source.schemas:
@@ -150,11 +150,25 @@ class Sources:
         """See `sources.with_rules`."""
         from . import with_rules
 
-        return type(self)(*(with_rules(source, **rules) for source in self.sources))
+        return self._like([with_rules(source, **rules) for source in self.sources])
+
+    def with_schemas(self, *schemas: Schema) -> Sources:
+        """See `sources.with_schemas`."""
+        from . import with_schemas
+
+        names = [{schema.name for schema in source.schemas} for source in self.sources]
+        parts = [[schema for schema in schemas if schema.name in known] for known in names]
+        return self._like([with_schemas(source, part) for source, part in zip(self.sources, parts, strict=True)])
+
+    def _like(self, sources: Sequence[Source]) -> Sources:
+        """With others in place of some, which alone are closed with it."""
+        other = type(self)(*sources)
+        other._ours = tuple(one for one, ours in zip(sources, self.sources, strict=True) if one is not ours)
+        return other
 
     def close(self) -> None:
         """Close what the sources hold open. Not final."""
-        for source in self.sources:
+        for source in self._ours:
             close = getattr(source, "close", None)
             if close is not None:
                 close()
