@@ -30,7 +30,7 @@ from .watch import Watch
 from .words import html_of, number
 
 if TYPE_CHECKING:
-    from .sources import Fetch, Load
+    from .sources.call import Fetch, Load
 
 __all__ = ["Cache", "CachedCollection", "Stats", "open"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BuildError, SourceError, UnusableFileError
 from .format.keys import Key, check_keys, check_length, type_of
+from .format.leftout import may_have
 from .logs import log_once
 from .query import Query, Term, order_key, terms_in
 from .schema import Schema
@@ -120,7 +121,7 @@ class SourceTier:
         left_out = view.snapshot.layout.collections[reader.name].left_out
         try:
             # Case: the file that lacked them is not this one, or one of them was invalidated meanwhile.
-            return not any(left_out.may_have(key) or key in reader for key in keys)
+            return not any(may_have(left_out, key) or key in reader for key in keys)
         except (DirtyError, UnusableFileError):
             return False
 

@@ -57,8 +57,12 @@ def printable(text: str) -> str:
 
 
 def source_path(spec: Mapping[str, object]) -> str:
-    """Where a source is, as its spec has it: the path, or the bytes of one that is not UTF-8."""
-    path = spec.get("path")
+    """Where a source is, as its spec has it: the path, or the bytes of one that is not UTF-8; else its URL or function;
+    of several each."""
+    parts = spec.get("sources")
+    if isinstance(parts, (list, tuple)):
+        return ", ".join(f"{printable(str(part.get('kind')))} {source_path(part)}" for part in parts)
+    path = next((spec[name] for name in ("path", "url", "load") if name in spec), None)
     return printable(os.fsdecode(path) if isinstance(path, bytes) else str(path))
 
 

@@ -162,6 +162,7 @@ def _clock(layout: Layout) -> Check:
 
 def _source(layout: Layout, path: str) -> Check:
     from ..sources import TrackedSource
+    from ..sources.base import UntoldError
     from .doctor_directory import Check
     from .status import source_of
 
@@ -174,6 +175,10 @@ def _source(layout: Layout, path: str) -> Check:
         assert source is not None
         now = source.fingerprint()
         tracked = isinstance(source, TrackedSource) and source.changes(now) is not None
+    except UntoldError:
+        return Check(
+            name, "ok", f"{what}: only a worker that has it, or mmcache rebuild that is told it, can build again"
+        )
     except MmcacheError as error:
         advice = "mmcache rebuild FILE --source PATH, if it moved"
         return Check(name, "fail", f"{what} cannot be asked: {error.message}", advice)

@@ -113,15 +113,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 def _given(arguments: argparse.Namespace) -> dict[str, str]:
     """What is to be imported because it is given here, and not because a file names it. From the working directory,
     too."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    if "" not in sys.path:
+        sys.path.append("")
     return {name: value for name in _FUNCTIONS if (value := getattr(arguments, name)) is not None}
 
 
 def _seen(arguments: argparse.Namespace, moved: str | None) -> Seen:
     from .status import look
 
-    return look(arguments.file, policy_of(arguments), moved)
+    return look(arguments.file, policy_of(arguments), moved, _given(arguments))
 
 
 def _report_fresh(seen: Seen, output: Output) -> None:

@@ -20,7 +20,7 @@ import errno
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -114,13 +114,13 @@ class Seen(NamedTuple):
     window: float = 600.0
 
 
-def look(path: str, policy: Policy, moved: str | None = None) -> Seen:
-    """At everything; changes nothing. moved: where the source is now."""
-    seen = _look(path, policy, moved)
+def look(path: str, policy: Policy, moved: str | None = None, given: Mapping[str, Any] | None = None) -> Seen:
+    """At everything; changes nothing. moved: where the source is now. given: as of `from_spec`."""
+    seen = _look(path, policy, moved, given)
     for _ in range(3):
         if _is_of_one_file(seen):
             break
-        seen = _look(path, policy, moved)  # another file was published between the two looks
+        seen = _look(path, policy, moved, given)  # another file was published between the two looks
     return seen
 
 
@@ -130,7 +130,7 @@ def _is_of_one_file(seen: Seen) -> bool:
     return seen.error is None or seen.status.state in (seen.error.cause, "disabled")
 
 
-def _look(path: str, policy: Policy, moved: str | None) -> Seen:
+def _look(path: str, policy: Policy, moved: str | None, given: Mapping[str, Any] | None) -> Seen:
     from ..options import is_disabled
     from ..sharing.status import status_of
     from ..sources import closing
@@ -140,30 +140,36 @@ def _look(path: str, policy: Policy, moved: str | None) -> Seen:
         layout = layout_of(path)
     except UnusableFileError as found:
         error = found
-    source, trouble = _asked(layout, moved)
+    source, trouble = _asked(layout, moved, given)
     with closing(source):
         status = status_of(path, policy, source, disabled=is_disabled())
     return Seen(path, layout, error, trouble, status)
 
 
-def source_of(layout: Layout, moved: str | None = None) -> Source | None:
+def source_of(layout: Layout, moved: str | None = None, given: Mapping[str, Any] | None = None) -> Source | None:
     """The source that a file names, or the same kind of source in another place. Raises SourceError."""
     if layout.source is None:
         return None
     from ..sources import from_spec, moved as moved_to
 
     spec = layout.source if moved is None else moved_to(layout.source, moved)
-    return from_spec(spec, [collection.schema for collection in layout.collections.values()])
+    return from_spec(spec, [collection.schema for collection in layout.collections.values()], given)
 
 
-def _asked(layout: Layout | None, moved: str | None) -> tuple[Source | None, str | None]:
-    """The source of a file, if it answers; else why not."""
+def _asked(
+    layout: Layout | None, moved: str | None, given: Mapping[str, Any] | None
+) -> tuple[Source | None, str | None]:
+    """The source of a file, if it answers; else why not. One that is not told enough of is none."""
+    from ..sources.base import UntoldError
+
     if layout is None:
         return None, None
     try:
-        source = source_of(layout, moved)
+        source = source_of(layout, moved, given)
         if source is not None:
             source.fingerprint()
+    except UntoldError:
+        return None, None
     except MmcacheError as error:
         return None, error.message
     return source, None

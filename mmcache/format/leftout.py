@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MAX_NAMED", "NOTHING_LEFT_OUT", "LeftOut", "named"]
+__all__ = ["MAX_NAMED", "NOTHING_LEFT_OUT", "LeftOut", "may_have", "named"]
 
 MAX_NAMED = 20
 """Rows that are named, the first ones; all of them are counted."""
@@ -31,12 +31,6 @@ class LeftOut:
         first = "".join(f"; the first: {': '.join(filter(None, row))}" for row in self.rows[:1])
         return " and ".join(parts) + first
 
-    def may_have(self, key: object) -> bool:
-        """Whether a row with this key may be among those that could not be taken."""
-        if self.invalid > len(self.rows):
-            return True
-        return self.invalid > 0 and named(key, "")[0] in {row[0] for row in self.rows}
-
     def to_plain(self) -> list[object]:
         """As in `meta`."""
         return [self.invalid, self.duplicates, [list(row) for row in self.rows]]
@@ -56,6 +50,13 @@ class LeftOut:
 
 
 NOTHING_LEFT_OUT = LeftOut()
+
+
+def may_have(left_out: LeftOut, key: object) -> bool:
+    """Whether a row with this key may be among those that could not be taken."""
+    if left_out.invalid > len(left_out.rows):
+        return True
+    return left_out.invalid > 0 and named(key, "")[0] in {row[0] for row in left_out.rows}
 
 
 def named(key: object, reason: str) -> tuple[str, str]:

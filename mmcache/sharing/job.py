@@ -42,5 +42,5 @@ class Job(NamedTuple):
 
     def source(self) -> Source:
         """Raises SourceError. Modules are searched for where the worker would find them."""
-        sys.path[:] = self.search or sys.path
+        sys.path[:] = [*self.search, *(place for place in sys.path if place not in self.search)]
         return from_spec(self.spec, map(Schema.from_dict, self.schemas), self.given)

@@ -37,7 +37,7 @@ log = logging.getLogger("mmcache")
 
 def build(
     path: str | os.PathLike[str],
-    records: Source | Records | Mapping[str, Records],
+    records: Source | Records | Mapping[str, Records] | str | os.PathLike[str],
     *schemas: Schema,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -50,7 +50,8 @@ def build(
 ) -> BuildReport:
     """Build a file from a source or from records, and publish it at `path`.
 
-    records: a `Source`; or an iterable of mappings with one schema; or a mapping of collection name to iterable.
+    records: a `Source`; or an iterable of mappings with one schema; or a mapping of collection name to iterable; or the
+        path or URL of a source, with a schema.
     cluster_by: a field whose equal values shall stand together, which makes each of them one contiguous view;
         of several collections, a mapping of collection to field.
     metadata: a map of anything msgpack carries, to be found as `Snapshot.metadata`.

@@ -15,7 +15,7 @@ from ..additive import missing_in, union
 from ..errors import SourceError
 from ..format.layout import Layout
 from ..schema import Schema
-from ..sources import available, from_spec, given_by, is_remakable
+from ..sources import available, with_schemas
 from ..sources.base import Source
 
 if TYPE_CHECKING:  # else it would take numpy to ask for a status
@@ -54,7 +54,7 @@ def widened(order: Order, found: Layout | None) -> Order:
     if lost := missing_in(there, schemas):
         text = "the source has no %s any more: built without"
         log.warning(text, ", ".join(lost), extra={"event": "index_dropped"})
-    source = _with(source, there)
+    source = with_schemas(source, there)
     return as_found(order._replace(source=source), found)
 
 
@@ -75,15 +75,3 @@ def still_there(source: Source) -> tuple[Schema, ...]:
         return available(source, source.schemas)
     except SourceError:
         return source.schemas
-
-
-def _with(source: Source, schemas: tuple[Schema, ...]) -> Source:
-    """The same source with other schemas, where it can be made again; else as it is."""
-    if schemas == source.schemas or not schemas or not is_remakable(source):
-        return source
-    spec = source.spec()
-    assert spec is not None
-    gone = [schema.name for schema in source.schemas if schema.name not in {one.name for one in schemas}]
-    if gone:  # the build says what is missing
-        return source
-    return from_spec(spec, schemas, given_by(source))

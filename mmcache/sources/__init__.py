@@ -192,6 +192,20 @@ def with_rules(source: Source, **rules: Any) -> Source:
     return changed
 
 
+def with_schemas(source: Source, schemas: Iterable[Schema]) -> Source:
+    """A source like this one with other schemas of the same collections, where it can be made; else itself."""
+    wanted = tuple(schemas)
+    gone = {schema.name for schema in source.schemas} - {schema.name for schema in wanted}
+    if wanted == source.schemas or gone:  # the build says what is missing
+        return source
+    make = getattr(source, "with_schemas", None)
+    if make is not None:
+        other: Source = make(*wanted)
+        return other
+    spec = source.spec() if is_remakable(source) else None
+    return source if spec is None else from_spec(spec, wanted, given_by(source))
+
+
 @contextlib.contextmanager
 def closing(source: Source | None) -> Iterator[Source | None]:
     """A source that is needed for a while: what it holds open, if it is one that does, is closed then."""

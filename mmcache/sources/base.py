@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "SourceRecord",
     "TrackedSource",
+    "UntoldError",
     "flat",
     "given_by",
     "ordered",
@@ -58,17 +59,22 @@ def path_in(spec: Mapping[str, Any]) -> str:
     return path
 
 
+class UntoldError(SourceError):
+    """A file alone does not say enough of its source to ask it."""
+
+
 def told(spec: Mapping[str, Any], given: Mapping[str, Any], argument: str) -> Any:
     """What a program or a command line gives for an argument, which a spec only mentions; None where neither does.
 
-    Raises SourceError where the spec mentions one, and nothing is given: a file is never believed in what it names.
+    Raises UntoldError where the spec mentions one, and nothing is given: a file is never believed in what it names.
     """
     value, mentioned = given.get(argument), spec.get(argument)
     if value is None and mentioned is not None:
-        flag = argument.replace("_", "-")
-        raise SourceError(
-            f"the file was built with {argument}={mentioned!r}, and nothing that a file names is imported or connected "
-            f"to: use `mmcache rebuild FILE --{flag} ...`, or rebuild() of a cache that has the source"
+        flag, name = argument.replace("_", "-"), str(mentioned)
+        again = "..." if "<" in name or name.startswith("__main__:") else name
+        raise UntoldError(
+            f"the file was built with {argument}={name!r}, and nothing that a file names is imported or connected to: "
+            f"use `mmcache rebuild FILE --{flag} {again}`, or rebuild() of a cache that has the source"
         )
     return value
 

@@ -19,14 +19,14 @@ from ..schema import Schema, check_width
 from ..values import Default, Values, importable
 from .base import Changes, Key, Reading, Row, told
 from .functions import described, is_findable
-from .iterable import Records
+from .iterable import ArrowStream
 from .mappings import Keyed, shape_records
 from .own import BaseSource
 from .tokens import fingerprint_of_token, token_in
 
 __all__ = ["CallableSource", "Fetch", "Load"]
 
-Load = Callable[[], Records | Mapping[str, Records]]
+Load = Callable[[], Iterable[Any] | ArrowStream]
 Fetch = Callable[[list[Key]], Iterable[Any]]
 
 _STORED = "load", "fingerprint", "default"

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from copy import copy
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Self
 
 from ..errors import BuildError, SourceError
@@ -24,11 +25,11 @@ from ..format.keys import is_key
 from ..query import Query, matcher
 from ..schema import Schema
 from ..values import Default
-from .base import Invalid, Key, Reading, Row, SourceRecord, refused
+from .base import Invalid, Key, Reading, Row, SourceRecord, flat, refused
 from .catalog import Catalog
 from .iterable import IterableSource, Records
 from .loads import Loads
-from .mappings import Keyed
+from .mappings import LOOKED_AT, Keyed, Sought
 from .plain import plain_rows
 
 __all__ = ["BaseSource"]
@@ -130,11 +131,36 @@ class BaseSource(ABC):
         return None
 
     def with_rules(self, **rules: Any) -> Self:
-        """See `mmcache.open` (on_invalid, max_invalid, on_duplicate). By default a copy with other schemas."""
+        """See `mmcache.open` (on_invalid, max_invalid, on_duplicate). By default `with_schemas`."""
+        return self.with_schemas(*(replace(schema, **rules) for schema in self._by_name.values()))
+
+    def with_schemas(self, *schemas: Schema) -> Self:
+        """A source like this one with other schemas of the same collections: other versions of a program may want more
+        indexes. By default a shallow copy, of which `close` does nothing, as it shares what this one has open."""
         other = copy(self)
-        other.__dict__.pop("_loads", None)  # which give records by these rules
-        other._catalog = Catalog(replace(schema, **rules) for schema in self._by_name.values())
+        other.__dict__.pop("_loads", None)  # which give records by these schemas
+        other._catalog = Catalog(schemas)
+        if hasattr(other, "close"):
+            other.__dict__["close"] = _nothing
         return other
+
+    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+        """See `EvolvingSource`. The first records say which fields there are; they are read only if one is asked for
+        that the schemas of this source do not name."""
+        asked = [schema for schema in schemas if schema.name in self._by_name]
+        sought = {
+            schema.name: Sought(schema, {*schema.index} - {*self._by_name[schema.name].index}) for schema in asked
+        }
+        if any(one.fields for one in sought.values()):
+            with self.read() as reading:
+                for schema in asked:
+                    if sought[schema.name].fields:
+                        _see(sought[schema.name], plain_rows(self, schema, reading.records(schema.name)))
+        lacking = {name: {*one.fields} for name, one in sought.items()}
+        return tuple(
+            replace(schema, index=tuple(field for field in schema.index if field not in lacking[schema.name]))
+            for schema in asked
+        )
 
     # --- one read
 
@@ -162,6 +188,18 @@ class BaseSource(ABC):
                         yield row
         except BuildError as error:
             raise SourceError(error.message, path=error.path) from error
+
+
+def _nothing() -> None:
+    """In the place of `close`."""
+
+
+def _see(sought: Sought, rows: Iterable[Any]) -> None:
+    """The first rows. What is wrong with them, the build says."""
+    with suppress(BuildError):
+        for row in islice(rows, LOOKED_AT - 1):
+            if not isinstance(row, Invalid):
+                sought.see(flat(row.names), row.names, row.values)
 
 
 def _with_keys(schema: Schema, rows: Iterable[Any]) -> Iterator[SourceRecord | Invalid]:

@@ -13,7 +13,6 @@ from ..query import Query
 from ..schema import Schema
 from .base import (
     Changes,
-    EvolvingSource,
     Key,
     Reading,
     Row,
@@ -50,7 +49,7 @@ class Sources:
         for source in sources:
             if not isinstance(source, Source):
                 raise TypeError(f"Sources(...) takes sources, such as SQLiteSource, not {type(source).__name__}")
-        self.sources = sources
+        self.sources = self._ours = sources
         self._by_name: dict[str, Source] = {}
         for source in sources:
             for schema in source.schemas:
@@ -139,24 +138,37 @@ class Sources:
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`."""
+        from . import available
+
         found: list[Schema] = []
         for schema in schemas:
-            source = self._by_name.get(schema.name)
-            if isinstance(source, EvolvingSource):
-                found += source.available([schema])
-            elif source is not None and schema in source.schemas:
-                found.append(schema)
+            if schema.name in self._by_name:
+                found += available(self._by_name[schema.name], [schema])
         return tuple(found)
 
     def with_rules(self, **rules: Any) -> Sources:
         """See `sources.with_rules`."""
         from . import with_rules
 
-        return type(self)(*(with_rules(source, **rules) for source in self.sources))
+        return self._like([with_rules(source, **rules) for source in self.sources])
+
+    def with_schemas(self, *schemas: Schema) -> Sources:
+        """See `sources.with_schemas`."""
+        from . import with_schemas
+
+        names = [{schema.name for schema in source.schemas} for source in self.sources]
+        parts = [[schema for schema in schemas if schema.name in known] for known in names]
+        return self._like([with_schemas(source, part) for source, part in zip(self.sources, parts, strict=True)])
+
+    def _like(self, sources: Sequence[Source]) -> Sources:
+        """With others in place of some, which alone are closed with it."""
+        other = type(self)(*sources)
+        other._ours = tuple(one for one, ours in zip(sources, self.sources, strict=True) if one is not ours)
+        return other
 
     def close(self) -> None:
         """Close what the sources hold open. Not final."""
-        for source in self.sources:
+        for source in self._ours:
             close = getattr(source, "close", None)
             if close is not None:
                 close()
@@ -218,4 +230,4 @@ class _SeveralReadings:
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """See `IterableSource.dtypes`."""
         dtypes = getattr(self._of(collection), "dtypes", None)
-        return {} if dtypes is None else dtypes(collection)  # type: ignore[no-any-return]
+        return {} if dtypes is None else dtypes(collection)

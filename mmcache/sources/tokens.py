@@ -7,6 +7,7 @@ written since. It ends in its length, which is never 0: all zeros are of a sourc
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final
@@ -20,7 +21,7 @@ __all__ = ["fingerprint_of_token", "token_in"]
 
 _SIZE: Final = 31
 
-_TEXTS: Final = {
+_TEXTS: Final[dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]]] = {
     1: (dt.datetime, dt.datetime.isoformat, dt.datetime.fromisoformat),  # without a zone
     2: (dt.date, dt.date.isoformat, dt.date.fromisoformat),
     3: (Decimal, str, Decimal),

@@ -24,8 +24,8 @@ from ..errors import MmcacheError
 from ..query import Query
 from ..schema import Schema
 from ..sharing.publishing import build
-from ..sources import from_spec, is_remakable
-from ..sources.base import Changes, EvolvingSource, Key, OrderedSource, Source, TrackedSource, given_by, scans
+from ..sources import available, from_spec, is_remakable
+from ..sources.base import Changes, Key, OrderedSource, Source, TrackedSource, given_by, scans
 from .faults import about_answers, about_matches, about_rows, about_schemas
 from .questions import absent_keys, asked, queries
 from .reference import Reference, form
@@ -71,7 +71,7 @@ class _Check:
         self.faults += about_schemas(self.source)
         if self.faults:
             return
-        found = self._read()
+        found: Mapping[str, Reference] | None = self._read()
         if found is None or self.faults:
             return
         self._agrees(self.source, found)
@@ -99,7 +99,7 @@ class _Check:
 
     def _read(self) -> dict[str, Reference] | None:
         """Each collection, read twice, the second time within the read of all."""
-        first = self._try("read()", lambda: _references(self.source))
+        first: dict[str, Reference] | None = self._try("read()", lambda: _references(self.source))
         if first is None:
             return None
         for one in first.values():
@@ -166,10 +166,9 @@ class _Check:
             answer = self._try("scans()", partial(scans, source, schema.name))
             if answer not in (True, False):
                 self.faults.append(f"scans({schema.name!r}) gave {answer!r}; expected a bool")
-        if isinstance(source, EvolvingSource):
-            there = self._try("available()", partial(source.available, source.schemas))
-            if there is not None and tuple(there) != tuple(source.schemas):
-                self.faults.append(f"available() of its own schemas gave {there!r:.200}; expected all of them")
+        there = self._try("available()", partial(available, source, source.schemas))
+        if there is not None and tuple(there) != tuple(source.schemas):
+            self.faults.append(f"available() of its own schemas gave {there!r:.200}; expected all of them")
 
     def _settled(self) -> Any:
         """The fingerprint, once it lasts: after a write, one may be given that is never given again."""

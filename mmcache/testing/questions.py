@@ -46,7 +46,7 @@ def absent_keys(one: Reference, count: int) -> list[Key]:
 
 def _made(like: Key, number: int) -> Key:
     if isinstance(like, tuple):
-        return (*like[:-1], _made(like[-1], number))  # type: ignore[return-value, arg-type]
+        return (*like[:-1], _made(like[-1], number))  # type: ignore[arg-type]
     if isinstance(like, int):
         return 1_000_003 + number
     return f"absent-{number}".encode() if isinstance(like, bytes) else f"absent-{number}"
@@ -94,7 +94,8 @@ def queries(one: Reference) -> Iterator[Query]:
             yield {field: (term,)}
         yield {field: (*samples[:3], None, "absent")}
         yield {field: ()}
-        yield from ({field: (predicate,)} for predicate in _predicates(samples))
+        for predicate in _predicates(samples):
+            yield {field: (predicate,)}
     fields = [field for field in chosen if chosen[field]]
     for field, other in pairwise(fields):
         yield {field: (chosen[field][0],), other: tuple(chosen[other])}

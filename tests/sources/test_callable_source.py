@@ -57,6 +57,11 @@ def truth() -> Truth:
     return Truth()
 
 
+def values_of(source: mmcache.Source, collection: str, key: Any) -> Any:
+    row = source.fetch(collection, [key])[0]
+    return None if row is None else row.values
+
+
 def rows_of(source: mmcache.Source, collection: str = "items") -> list[Any]:
     with source.read() as reading:
         return [dict(zip(row.names, row.values, strict=True)) for row in reading.records(collection)]
@@ -169,7 +174,7 @@ def test_functions_for_one_collection_of_several_are_named():
         CallableSource(dict, Schema("a"), Schema("b"), fetch={"c": list})
     source = CallableSource(dict, Schema("a"), Schema("b"), fetch={"b": lambda keys: [{"id": key} for key in keys]})
     assert (source.scans("a"), source.scans("b")) == (True, False)
-    assert source.fetch("b", ["x"])[0].values == ("x",)
+    assert values_of(source, "b", "x") == ("x",)
 
 
 # ---- fetch -----------------------------------------------------------------------------------------------------------
@@ -199,7 +204,7 @@ def test_fetch_gives_sparse_records_and_values_by_the_rule():
         schema,
         fetch=lambda _: [{"id": "a", "at": dt.date(2024, 1, 1), "v": np.ones(2)}],
     )
-    row = source.fetch("items", ["a"])[0]
+    row: Any = source.fetch("items", ["a"])[0]
     assert (row.names, row.values, len(row.vector)) == (("id", "at"), ("a", "2024-01-01"), 8)
 
 
@@ -394,7 +399,7 @@ def test_lookups_at_the_same_time_share_the_next_load(truth):
     answers: list[Any] = []
 
     def ask(key: str) -> None:
-        answers.append(source.fetch("items", [key])[0].values)
+        answers.append(values_of(source, "items", key))
 
     threads = [threading.Thread(target=ask, args=("k1",))]
     threads[0].start()
@@ -456,7 +461,7 @@ def test_a_child_that_was_forked_during_a_load_loads_itself(truth):
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def importable_rows() -> list[dict[str, Any]]:
+def importable_rows(*_: Any) -> list[dict[str, Any]]:
     return ROWS
 
 
@@ -476,7 +481,7 @@ def test_it_pickles_with_functions_that_have_a_name():
 
 class Kept:
     @classmethod
-    def rows(cls) -> list[dict[str, Any]]:
+    def rows(cls, *_: Any) -> list[dict[str, Any]]:
         return ROWS
 
     def mine(self) -> list[dict[str, Any]]:
@@ -494,10 +499,10 @@ def test_only_functions_that_another_process_finds_are_handed_on():
             "fetch": {"items": f"{here}:{name}"},
         }
         assert is_remakable(source)
-        assert rows_of(from_spec(source.spec(), source.schemas, source.given())) == ROWS
+        assert rows_of(from_spec(source.spec() or {}, source.schemas, source.given())) == ROWS
     for hidden in (lambda: ROWS, Kept().mine, Truth().load):
         source = CallableSource(hidden, ITEMS)
-        assert source.spec()["kind"] == "call"
+        assert (source.spec() or {})["kind"] == "call"
         assert source.given() is None
         assert not is_remakable(source)
 

@@ -103,7 +103,12 @@ def test_keys_of_every_type_pass(key):
 
 def test_rows_that_are_left_out_pass():
     schema = Schema("items", index=("n",), on_invalid="skip", on_duplicate="last")
-    rows = [{"id": "a", "n": 1}, {"id": 1.5, "n": 1}, {"id": "b", "n": object()}, {"id": "a", "n": 2}]
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "n": 1},
+        {"id": 1.5, "n": 1},
+        {"id": "b", "n": object()},
+        {"id": "a", "n": 2},
+    ]
     check_source(IterableSource(rows, schema), pickles=False)
 
 
@@ -218,7 +223,7 @@ class Miscounted(Held):
     @contextmanager
     def read(self) -> Iterator[mmcache.Reading]:
         with super().read() as reading:
-            reading.count = lambda _: 99  # type: ignore[method-assign]
+            reading.count = lambda _: 99  # type: ignore[method-assign, assignment]
             yield reading
 
 
@@ -387,3 +392,45 @@ def test_a_source_that_does_not_pickle_is_told_how_to_do_without():
 def test_what_is_no_source_is_told_what_it_lacks(source, fault):
 
     assert re.search(fault, faults_of(source))
+
+
+# ---- several versions of a program -----------------------------------------------------------------------------------
+
+
+class Pooled(Held):
+    """Holds something open, which a copy shares."""
+
+    is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+    @contextmanager
+    def read(self) -> Iterator[mmcache.Reading]:
+        assert self.is_open
+        with super().read() as reading:
+            yield reading
+
+
+@pytest.mark.parametrize("within", [lambda source: source, Sources], ids=["alone", "one of several"])
+def test_versions_with_other_indexes_share_a_file_of_an_own_source(tmp_path, within):
+    old, new = Pooled(Schema("items", index=("kind",))), Pooled(Schema("items", index=("n", "no such")))
+    mmcache.build(tmp_path / "c.mmc", within(old))
+    with mmcache.open(tmp_path / "c.mmc", within(new), executor="inline", rebuild_after=0.0) as cache:
+        new.rows[1]["no such"] = "there"
+        assert cache.where(n=7).ids == ["B"]
+        cache.rebuild()
+        with mmcache.Snapshot.open(tmp_path / "c.mmc") as snapshot:
+            assert snapshot.schema.index == ("kind", "n", "no such")
+        assert cache.where({"no such": "there"}).ids == ["b"]
+        del new.rows[1]["no such"]
+    assert new.is_open
+    assert old.is_open
+
+
+def test_a_copy_for_other_rules_closes_nothing_of_the_source(tmp_path):
+    source = Pooled(Schema("items"))
+    source.rows.append({"id": 1.5})
+    with mmcache.open(tmp_path / "c.mmc", source, on_invalid="skip") as cache:
+        assert len(cache) == len(ROWS)
+    assert source.is_open

@@ -6,6 +6,7 @@ import json
 import pickle
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_the_collections_of_all_are_in_one_file(home):
 
 
 def test_it_is_the_same_file_as_of_one_source_of_both(home):
-    rows = {"items": [{"id": "a", "kind": "x"}], "tags": [{"id": 1, "items": ["a"]}]}
+    rows: dict[str, Any] = {"items": [{"id": "a", "kind": "x"}], "tags": [{"id": 1, "items": ["a"]}]}
     schemas = Schema("items", index=("kind",)), Schema("tags", index=("items",))
     mmcache.build(home / "one.mmc", rows, *schemas)
     parts = [IterableSource(rows[schema.name], schema) for schema in schemas]
@@ -69,7 +70,7 @@ def test_what_changes_in_any_of_them_is_noticed(home):
 
 def test_changed_keys_are_known_where_the_part_that_changed_knows_them(home):
     source = both(home)
-    source.sources[0].track()
+    SQLiteSource(home / "shop.db", Schema("items")).track()
     since = until("a lasting fingerprint", lambda: (one := source.fingerprint()) == source.fingerprint() and one)
     write(home, "UPDATE items SET kind = 'z' WHERE id = 'b'")
     changes = source.changes(since)
@@ -108,16 +109,18 @@ def test_one_that_cannot_be_named_leaves_the_whole_without_a_name(home):
     source = Sources(SQLiteSource(home / "shop.db", Schema("items")), IterableSource([], Schema("b")))
     assert source.spec() is None
     assert not is_remakable(source)
-    hidden = Sources(CallableSource(lambda: [1], Schema("a")), CallableSource(list, Schema("b")))
+    hidden = Sources(CallableSource(lambda: [{}], Schema("a")), CallableSource(list, Schema("b")))
     assert hidden.spec() is not None
     assert not is_remakable(hidden)
 
 
 def test_one_function_is_not_taken_for_two():
     source = Sources(CallableSource(list, Schema("a")), CallableSource(tuple, Schema("b")))
-    assert from_spec(source.spec(), source.schemas, source.given()).schemas == source.schemas
+    spec = source.spec()
+    assert spec is not None
+    assert from_spec(spec, source.schemas, source.given()).schemas == source.schemas
     with pytest.raises(SourceError, match="load= is for one source, and the file was built with several"):
-        from_spec(source.spec(), source.schemas, {"load": "builtins:list"})
+        from_spec(spec, source.schemas, {"load": "builtins:list"})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_what_cannot_be_one_source_is_refused(sources, kind, reason):
 
 
 def test_bad_rows_are_left_out_by_the_rules_of_open(home):
-    rows = [{"id": "a"}, {"id": 1.5}]
+    rows: list[dict[str, Any]] = [{"id": "a"}, {"id": 1.5}]
     source = Sources(IterableSource(rows, Schema("a")), CallableSource(lambda: rows, Schema("b")))
     with mmcache.open(home / "c.mmc", source, on_invalid="skip") as cache:
         assert list(cache) == list(cache.collection("b")) == ["a"]
