@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
@@ -117,25 +118,27 @@ class CSVReading(FileReading):
     def _guessed(self, schema: Schema, given: Mapping[str, str]) -> dict[str, str]:
         guesses: dict[str, Guess] = {}
         for file, part in self.each_file():
-            rows = self._rows(file, part, schema)
-            columns = next(rows)
-            assert isinstance(columns, _Columns)
-            there = [name for name in columns.names if name not in given and name not in schema.embeddings]
-            sought = {name: guesses.setdefault(name, Guess()) for name in there}
-            places = dict(zip(columns.names, columns.places, strict=True))
-            while not all(guess.is_settled for guess in sought.values()) and (run := list(islice(rows, _RUN))):
-                lines = [item.texts for item in run if isinstance(item, _Line) and len(item.texts) == columns.width]
-                for name, guess in sought.items():
-                    guess.see(list(map(itemgetter(places[name]), lines)), self._nulls)
+            with closing(self._rows(file, part, schema)) as rows:
+                self._see(rows, guesses, {*given, *schema.embeddings})
         self.lines.clear()
         return {name: guess.kind for name, guess in guesses.items()}
+
+    def _see(self, rows: Iterator[Any], guesses: dict[str, Guess], given: set[str]) -> None:
+        """What one file tells."""
+        columns = next(rows)
+        places = dict(zip(columns.names, columns.places, strict=True))
+        sought = {name: guesses.setdefault(name, Guess()) for name in columns.names if name not in given}
+        while not all(guess.is_settled for guess in sought.values()) and (run := list(islice(rows, _RUN))):
+            lines = [item.texts for item in run if isinstance(item, _Line) and len(item.texts) == columns.width]
+            for name, guess in sought.items():
+                guess.see(list(map(itemgetter(places[name]), lines)), self._nulls)
 
     def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:
         rows = self._rows(file, part, schema)
         next(rows)
         return rows
 
-    def _rows(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:
+    def _rows(self, file: io.BufferedReader, part: Part, schema: Schema) -> Generator[Any, None, None]:
         """The columns, then the lines."""
         source = self.source
         data = decompressed(file)
@@ -281,7 +284,8 @@ class _Typed:
 
 def _after(first: str, text: Iterable[str]) -> Iterator[str]:
     yield first
-    yield from text
+    for line in text:  # noqa: UP028 (`yield from` would close the text with the generator)
+        yield line
 
 
 def _delimiter_of(path: str, first: str, quotechar: str | None) -> str:

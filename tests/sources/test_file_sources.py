@@ -130,7 +130,7 @@ def write_stream(path):
     import pyarrow as pa
 
     found = table()
-    with pa.ipc.new_stream(path, found.schema) as stream:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, found.schema) as stream:
         stream.write_table(found, 777)
 
 

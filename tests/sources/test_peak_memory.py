@@ -1,7 +1,7 @@
 """Peak memory of a build does not grow with the rows, whatever file they come from.
 
-`python -m tests.sources.test_peak_memory [ROWS]` prints a figure for each kind of file: the peak of a process that builds
-from ROWS rows, and of one that builds from four times as many.
+`python -m tests.sources.test_peak_memory [ROWS]` prints a figure for each kind of file: the peak of a process that
+builds from ROWS rows, and of one that builds from four times as many.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def write(path: Path, n: int) -> None:
     if kind in ("parquet", "parts", "arrow", "arrows", "duckdb"):
         write_arrow(path, kind, n)
         return
-    opened = gzip.open(path, "wt", newline="", compresslevel=1) if kind.endswith("gz") else open(path, "w", newline="")
-    with opened as file:
+    opened: Callable[..., Any] = partial(gzip.open, compresslevel=1) if kind.endswith("gz") else open
+    with opened(path, mode="wt", newline="") as file:
         if kind.startswith("csv"):
             table = csv.DictWriter(file, next(rows(1)))
             table.writeheader()
