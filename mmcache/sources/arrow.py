@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
 from ..schema import Schema
-from ..values import Default, Values, importable
+from ..values import Default, Unimported, Values, importable
 from .casts import is_kept
 from .columns import values_of
 from .files import FileReading, FileSource
@@ -87,7 +87,7 @@ def _wanted(schema: Schema, names: Iterable[str]) -> list[str] | None:
 class ArrowFileSource(FileSource):
     """What the sources of Arrow's formats have in common."""
 
-    options = ("embeddings",)
+    takes = ("default",)
 
     def __init__(
         self,
@@ -113,11 +113,22 @@ class ArrowFileSource(FileSource):
             return spec
         return None if self._default is None else {**spec, "default": self._default}
 
+    def given(self) -> dict[str, Any]:
+        """The name of the function, if there is one."""
+        return {} if self._default is None else {"default": self._default}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+        """See `sources.from_spec`. Without the function, values that need it are refused."""
+        if given.get("default") is None and "default" in spec:
+            given = {"default": Unimported(str(spec["default"]))}
+        return super().remade(spec, schemas, given)
+
 
 class ArrowReading(FileReading):
     """A `FileReading` whose items have values of Arrow."""
 
-    failures = (OSError, EOFError, pa.ArrowException)
+    failures: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError, pa.ArrowException)
 
     def __init__(self, source: Any, parts: list[Part], held: ExitStack) -> None:
         super().__init__(source, parts, held)
@@ -138,7 +149,7 @@ class ParquetReading(ArrowReading):
     def count(self, collection: str) -> int | None:
         super().count(collection)
         try:
-            return sum(parquet.ParquetFile(file).metadata.num_rows for file, _ in self.each_file())
+            return sum(int(parquet.ParquetFile(file).metadata.num_rows) for file, _ in self.each_file())
         except (OSError, pa.ArrowException) as error:
             raise self.source._error(error) from error
 

@@ -20,7 +20,7 @@ from .parts import Part
 __all__ = ["DuckDBSource"]
 
 _BATCH_ROWS = 4096
-_CONFIG = {"enable_external_access": "false"}
+_CONFIG: dict[str, Any] = {"enable_external_access": "false"}
 """A query may come from a cache file, and reaches nothing but the database."""
 
 

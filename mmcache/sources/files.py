@@ -22,7 +22,7 @@ from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import Schema
 from ..values import Values
-from .base import Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from .base import Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
 from .casts import Adapter
 from .catalog import Catalog
 from .fingerprint import fingerprint_of, stamp_of
@@ -51,6 +51,8 @@ class FileSource:
     """What the names of such files in a directory end with."""
     options: ClassVar[tuple[str, ...]] = ("embeddings",)
     """Arguments that a spec holds, each in an attribute of its name; those that are None are left out."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Arguments that only a program or a command line gives."""
     _reads: ClassVar[type[FileReading]]
 
     def __init__(
@@ -166,13 +168,14 @@ class FileSource:
         return {"kind": self.kind, "path": plain_path(self.path), **given}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping[str, Any]) -> Self:
-        """See `from_spec`. Raises TypeError or ValueError for a spec that is none of this kind."""
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+        """See `sources.from_spec`."""
+        if len(schemas) != 1:
+            raise ValueError(f"it holds one collection, not {len(schemas)}")
         options = {name: spec[name] for name in cls.options if name in spec}
         if isinstance(options.get("embeddings"), bytes):
             options["embeddings"] = os.fsdecode(options["embeddings"])
-        path = spec["path"]
-        return cls(os.fsdecode(path) if isinstance(path, bytes) else path, *schemas, **options, **given)
+        return cls(path_in(spec), schemas[0], **options, **{name: given[name] for name in cls.takes if name in given})
 
     def _by_key(self, collection: str) -> Keyed:
         self._catalog[collection]

@@ -187,6 +187,7 @@ def _kind_of_file(path: str) -> str:
             )
         if found.st_size % _SQLITE_PAGE == 0 and _is_sqlite(path):
             return "sqlite"
+    inner = b""
     try:
         with open_file(path) as file:
             head = file.read(_HEAD)

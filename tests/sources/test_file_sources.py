@@ -19,13 +19,14 @@ import pytest
 
 import mmcache
 from mmcache import BuildError, IterableSource, Schema, Snapshot, SourceError
+from mmcache.schema import Cast
 from mmcache.sharing.publishing import rebuild
 from mmcache.sources.recognize import kind_of, source_at
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 N = 5000
-CASTS = {"n": "int", "price": "float", "is_new": "bool", "raw": "bytes", "tags": "json"}
+CASTS: dict[str, Cast] = {"n": "int", "price": "float", "is_new": "bool", "raw": "bytes", "tags": "json"}
 COLUMNS = ("name", "n", "price", "is_new", "raw", "tags")
 INDEX = ("n", "tags", "is_new")
 SCHEMA = Schema("items", key="sku", index=INDEX, embedding="v", dim=3, casts=CASTS, columns=COLUMNS)
@@ -239,11 +240,8 @@ def test_standard_input_is_read_like_a_file(tmp_path, directory, name):
         "assert source.spec() is None and source.is_constant\n"
         "assert source.fetch('items', ['sku-7'])[0] and source.fetch('items', ['no']) == [None]"
     )
-    with open(directory / name, "rb") as file:
-        pipe = subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE)
+    with open(directory / name, "rb") as file, subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE) as pipe:
         subprocess.run([sys.executable, "-c", program, tmp_path / "i.mmc"], stdin=pipe.stdout, check=True, timeout=120)
-        pipe.stdout.close()
-        assert pipe.wait() == 0
     mmcache.build(tmp_path / "file.mmc", source_of(directory / name))
     with Snapshot.open(tmp_path / "i.mmc") as one, Snapshot.open(tmp_path / "file.mmc") as other:
         assert len(one) == N
@@ -259,7 +257,12 @@ def test_lookups_read_a_file_again_only_when_it_changed(tmp_path, name, monkeypa
     source = source_at(tmp_path / name, Schema("t"))
     reads = []
     read = type(source).read
-    monkeypatch.setattr(type(source), "read", lambda self: reads.append(1) or read(self))
+
+    def counted(self):
+        reads.append(self)
+        return read(self)
+
+    monkeypatch.setattr(type(source), "read", counted)
     assert source.fetch("t", ["a", "b"])[1] is None
     assert source.fetch("t", ["b"]) == [None]
     assert len(reads) == 1
