@@ -12,12 +12,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Alert",
     "ArrowSource",
+    "BaseSource",
     "BuildError",
     "BuildReport",
     "CSVSource",
     "Cache",
     "CacheEvent",
     "CachedCollection",
+    "CallableSource",
+    "Changes",
     "ClosedError",
     "Collection",
     "CorruptFileError",
@@ -36,6 +39,8 @@ __all__ = [
     "MmcacheError",
     "ParquetSource",
     "PublishError",
+    "Query",
+    "Reading",
     "Record",
     "SQLiteSource",
     "Schema",
@@ -44,6 +49,7 @@ __all__ = [
     "Source",
     "SourceError",
     "SourceRecord",
+    "Sources",
     "Stats",
     "Status",
     "UntrustedPathError",
@@ -79,17 +85,20 @@ if TYPE_CHECKING:
         UnusableFileError,
     )
     from .format.leftout import LeftOut
-    from .query import above, at_least, at_most, below, between, excluding, startswith
+    from .query import Query, above, at_least, at_most, below, between, excluding, startswith
     from .schema import Schema
     from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
     from .sources.arrow import ArrowSource, ParquetSource
-    from .sources.base import Invalid, Source, SourceRecord
+    from .sources.base import Changes, Invalid, Reading, Source, SourceRecord
+    from .sources.call import CallableSource
     from .sources.csvfile import CSVSource
     from .sources.duckdbfile import DuckDBSource
     from .sources.iterable import IterableSource
     from .sources.jsonfiles import JSONLinesSource, JSONSource
+    from .sources.own import BaseSource
+    from .sources.several import Sources
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
     from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
@@ -126,15 +135,18 @@ _HOMES = {
             "UntrustedPathError",
             "UnusableFileError",
         ),
-        ".query": ("above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
+        ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".schema": ("Schema",),
         ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
-        ".sources.base": ("Invalid", "Source", "SourceRecord"),
+        ".sources.base": ("Changes", "Invalid", "Reading", "Source", "SourceRecord"),
+        ".sources.call": ("CallableSource",),
         ".sources.csvfile": ("CSVSource",),
         ".sources.duckdbfile": ("DuckDBSource",),
         ".sources.iterable": ("IterableSource",),
         ".sources.jsonfiles": ("JSONLinesSource", "JSONSource"),
+        ".sources.own": ("BaseSource",),
+        ".sources.several": ("Sources",),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),

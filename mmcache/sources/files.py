@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,7 +26,7 @@ from ..values import Values
 from .base import Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
 from .casts import Adapter
 from .catalog import Catalog
-from .fingerprint import fingerprint_of, stamp_of
+from .fingerprint import lasting, stamp_of
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
 from .parts import Part, absolute, parts_of
 from .streams import STDIN, is_pipe, open_file
@@ -80,11 +81,6 @@ class FileSource:
     def schemas(self) -> tuple[Schema, ...]:
         return (self._schema,)
 
-    @property
-    def is_constant(self) -> bool:
-        """Whether what it holds is what it will ever hold: a pipe, which is read once."""
-        return is_pipe(self.path)
-
     def scans(self, collection: str) -> bool:
         """See `ScanningSource`: there is no index."""
         self._catalog[collection]
@@ -123,16 +119,21 @@ class FileSource:
 
     def fingerprint(self) -> bytes:
         """Of the identity, size and times of all files, and their names if they are several. Raises SourceError where
-        there is none."""
-        if self.is_constant:
+        there is none.
+
+        Of files that were written within the last 20 ms, whose times cannot tell of another write, it is one that is
+        never given again. Ask again a moment later for one that lasts.
+        """
+        if is_pipe(self.path):
             return bytes(32)
+        begun_ns = time.time_ns()
         parts = self.parts()
         others = [self.embeddings] if self.embeddings is not None else []
         try:
             stamps = [stamp_of(os.stat(path)) for path in (*(part.path for part in parts), *others)]
         except OSError as error:
             raise self._error(error) from error
-        found = fingerprint_of(*stamps)
+        found = lasting(begun_ns, *stamps)
         if [part.path for part in parts] == [self.path]:
             return found
         names = "\0".join(part.path for part in parts)
@@ -160,7 +161,7 @@ class FileSource:
 
     def spec(self) -> dict[str, Any] | None:
         """None for what no other process can read again."""
-        if self.is_constant:
+        if is_pipe(self.path):
             return None
         given = {name: value for name in self.options if (value := getattr(self, name)) is not None}
         for name, value in given.items():

@@ -50,6 +50,7 @@ def shape_records(
     decoders: Decoders | None = None,
     values_by: Values | None = None,
     adapter: Adapter | None = None,
+    some: bool = False,
 ) -> Iterator[SourceRecord | Invalid]:
     """Mappings as source records; a bad one as `refused`. Raises BuildError.
 
@@ -58,11 +59,14 @@ def shape_records(
     values_by: the rule for values; None where all are plain already, and each item is to be taken alone, as `place`
         knows only the last.
     adapter: makes mappings of the items, in place of the one that applies the schema's names and casts.
+    some: these are not all records, and may lack fields that the schema names.
 
     Records of the same fields share one `names`, whatever the order of the fields in each.
     """
     adapter = adapter or adapter_of(schema, values_by or Values())
     shaper = _Shaper(schema, place, vectors, decode=decoders or Decoders(schema), values_by=values_by, adapter=adapter)
+    if some:
+        shaper.sought.fields.clear()
     if values_by is None:
         for item in items:
             yield shaper.one(item)
@@ -337,18 +341,21 @@ def _checked(schema: Schema, key: Any) -> Key:
 
 class Keyed:
     """Records in their order, with the ordinal of each key. Of records with one key that counts which the schema
-    chooses, the first by default; it may be one that cannot be taken, which is given to lookups alone.
+    chooses, the first by default; it may be one that cannot be taken, which is given to lookups alone. wanted: only
+    these keys are kept.
 
     Raises SourceError for one that cannot be used, where the schema does not let it be left out.
     """
 
-    def __init__(self, schema: Schema, records: Iterator[SourceRecord | Invalid]) -> None:
+    def __init__(
+        self, schema: Schema, records: Iterable[SourceRecord | Invalid], wanted: Collection[Key] | None = None
+    ) -> None:
         self._records: list[SourceRecord | Invalid | None] = []
         self._ordinals: dict[Key, int] = {}
         try:
             for record in records:
                 key = record.key if isinstance(record, Invalid) else record.values[0]
-                if key is None:
+                if key is None or (wanted is not None and key not in wanted):
                     continue
                 before = self._ordinals.setdefault(key, len(self._records))
                 if before < len(self._records):

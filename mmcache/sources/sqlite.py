@@ -25,7 +25,7 @@ from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import Schema
-from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
 from .casts import check_unmapped
 from .catalog import Catalog
 from .conditions import storable
@@ -292,6 +292,11 @@ class SQLiteSource:
 
     def spec(self) -> dict[str, Any] | None:
         return {"kind": self.kind, "path": plain_path(self.path)}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:  # noqa: ARG003
+        """See `sources.from_spec`."""
+        return cls(path_in(spec), *schemas)
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
