@@ -20,8 +20,8 @@ from .parts import Part
 __all__ = ["DuckDBSource"]
 
 _BATCH_ROWS = 4096
-_CONFIG: dict[str, Any] = {"enable_external_access": "false"}
-"""A query may come from a cache file, and reaches nothing but the database."""
+_CONFIG: dict[str, Any] = {"enable_external_access": "false", "memory_limit": "512MB"}
+"""A query may come from a cache file, and reaches nothing but the database. The limit bounds what DuckDB remembers."""
 
 
 class DuckDBReading(ArrowReading):
@@ -32,9 +32,9 @@ class DuckDBReading(ArrowReading):
     def begin(self) -> None:
         """Open the database. Raises SourceError."""
         try:
-            self._connection = self._held.enter_context(
-                duckdb.connect(self.source.path, read_only=True, config=_CONFIG)
-            )
+            connection = duckdb.connect(self.source.path, read_only=True, config=_CONFIG)
+            self._connection = self._held.enter_context(connection)
+            connection.execute("SET enable_progress_bar = false")
         except (duckdb.Error, OSError) as error:
             raise self.source._error(error) from error
 
