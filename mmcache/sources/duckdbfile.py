@@ -47,11 +47,18 @@ class DuckDBReading(ArrowReading):
                 raise BuildError.of(schema.name, None, "query= gives no records; it must be a SELECT")
             read = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
             batches = read(_BATCH_ROWS)
-        except (duckdb.CatalogException, duckdb.ParserException, duckdb.BinderException) as error:
+        except duckdb.CatalogException as error:
+            what = str(error).partition("\n")[0]
+            raise BuildError.of(schema.name, None, f"{what}; the database has: {self._tables()}") from error
+        except (duckdb.ParserException, duckdb.BinderException) as error:
             raise BuildError.of(schema.name, None, str(error)) from error
         for item in of_batches(batches, schema):
             self._seen += 1
             yield item
+
+    def _tables(self) -> str:
+        sql = "SELECT table_name FROM information_schema.tables ORDER BY 1 LIMIT 50"
+        return ", ".join(str(name) for (name,) in self._connection.execute(sql).fetchall()) or "none"
 
 
 class DuckDBSource(ArrowFileSource):
