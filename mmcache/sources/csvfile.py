@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
@@ -163,7 +163,7 @@ class CSVReading(FileReading):
             source.delimiter or _delimiter_of(part.path, first, source.quotechar),
             source.quotechar or '"',
         )
-        reader = csv.reader(_after(first, text), delimiter=delimiter, quotechar=quote, strict=True)
+        reader = csv.reader(chain([first], text), delimiter=delimiter, quotechar=quote, strict=True)
         names = source.fields
         if names is None:
             try:
@@ -172,23 +172,25 @@ class CSVReading(FileReading):
                 raise self._refused(schema, part, f"the header in line {skipped}: {error}") from error
         columns = self._columns(list(names), part, schema)
         yield columns
-        before = reader.line_num + skipped - 1
+        yield from self._rest(reader, columns, skipped - 1)
+
+    def _rest(self, reader: Any, columns: _Columns, skipped: int) -> Iterator[Any]:
+        """The lines below the header. skipped: lines that the reader does not know of."""
+        remember = self.lines.append
+        new: Any = tuple.__new__  # without the constructor of the NamedTuple, which is Python
+        first = reader.line_num + skipped + 1
         while True:
             try:
-                texts = next(reader, None)
-            except csv.Error as error:
-                yield self._at(before + 1, Unread(f"line {before + 1}: {error}; is a quote without its second?"))
-                before = reader.line_num + skipped - 1
-                continue
-            if texts is None:
+                for texts in reader:
+                    line, first = first, reader.line_num + skipped + 1
+                    if texts:
+                        remember(line)
+                        yield new(_Line, (columns, texts))
                 return
-            if texts:
-                yield self._at(before + 1, _Line(columns, texts))
-            before = reader.line_num + skipped - 1
-
-    def _at(self, line: int, item: Any) -> Any:
-        self.lines.append(line)
-        return item
+            except csv.Error as error:
+                remember(first)
+                yield Unread(f"line {first}: {error}; is a quote without its second?")
+                first = reader.line_num + skipped + 1
 
     def _columns(self, header: list[str], part: Part, schema: Schema) -> _Columns:
         renames = dict(schema.renames)
@@ -280,12 +282,6 @@ class _Typed:
         if function is None:
             return [None if text in nulls else text for text in texts] if nulls else texts
         return [None if text in nulls else function(text) for text in texts]
-
-
-def _after(first: str, text: Iterable[str]) -> Iterator[str]:
-    yield first
-    for line in text:  # noqa: UP028 (`yield from` would close the text with the generator)
-        yield line
 
 
 def _delimiter_of(path: str, first: str, quotechar: str | None) -> str:
