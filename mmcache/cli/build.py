@@ -196,11 +196,11 @@ def _source(arguments: argparse.Namespace) -> Source:
 def _file_source(arguments: argparse.Namespace, path: str, kind: str, given: list[str]) -> Source:
     from ..sources.recognize import source_at
 
-    wrong = [name for name in ("table", "query") if name in given and kind != "duckdb"]
-    wrong += [name for name in ("json_columns",) if name in given and kind in ("json", "jsonl")]
+    unfit = () if kind == "duckdb" else ("table", "query")
+    wrong = [name for name in given if name in unfit or (name == "json_columns" and kind in ("json", "jsonl"))]
     if wrong:
         raise UsageError(f"{_flags(wrong)} is for databases, and {path} holds {kind}")
-    origin = {name: getattr(arguments, name) for name in ("table", "query") if name in given}
+    origin: dict[str, Any] = {name: getattr(arguments, name) for name in given if name in ("table", "query")}
     options = {} if arguments.default is None else {"default": arguments.default}
     schema = _schema(arguments, origin, arguments.table or _stem(path))
     try:

@@ -124,11 +124,6 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
         return records_or_source
     if not schemas:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
-    if isinstance(records_or_source, (str, os.PathLike)):
-        from .recognize import source_at
-
-        found: Source = source_at(records_or_source, *schemas)
-        return found
     source: Source = _load("IterableSource")(records_or_source, *schemas)
     return source
 

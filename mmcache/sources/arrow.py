@@ -87,7 +87,7 @@ def _wanted(schema: Schema, names: Iterable[str]) -> list[str] | None:
 class ArrowFileSource(FileSource):
     """What the sources of Arrow's formats have in common."""
 
-    options = ("embeddings",)
+    takes = ("default",)
 
     def __init__(
         self,
@@ -98,9 +98,6 @@ class ArrowFileSource(FileSource):
         default: Default | str | None = None,
     ) -> None:
         super().__init__(path, schema, embeddings=embeddings)
-        self._take(default)
-
-    def _take(self, default: Default | str | None) -> None:
         function, self._default = importable(default)
         self._values = Values(function)
 
@@ -123,18 +120,15 @@ class ArrowFileSource(FileSource):
     @classmethod
     def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
         """See `sources.from_spec`. Without the function, values that need it are refused."""
-        default = given.get("default")
-        if default is None and "default" in spec:
-            default = Unimported(str(spec["default"]))
-        source = super().remade(spec, schemas, given)
-        source._take(default)
-        return source
+        if given.get("default") is None and "default" in spec:
+            given = {"default": Unimported(str(spec["default"]))}
+        return super().remade(spec, schemas, given)
 
 
 class ArrowReading(FileReading):
     """A `FileReading` whose items have values of Arrow."""
 
-    failures = (OSError, EOFError, pa.ArrowException)
+    failures: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError, pa.ArrowException)
 
     def __init__(self, source: Any, parts: list[Part], held: ExitStack) -> None:
         super().__init__(source, parts, held)
@@ -155,7 +149,7 @@ class ParquetReading(ArrowReading):
     def count(self, collection: str) -> int | None:
         super().count(collection)
         try:
-            return sum(parquet.ParquetFile(file).metadata.num_rows for file, _ in self.each_file())
+            return sum(int(parquet.ParquetFile(file).metadata.num_rows) for file, _ in self.each_file())
         except (OSError, pa.ArrowException) as error:
             raise self.source._error(error) from error
 

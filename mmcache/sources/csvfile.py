@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
@@ -117,25 +118,27 @@ class CSVReading(FileReading):
     def _guessed(self, schema: Schema, given: Mapping[str, str]) -> dict[str, str]:
         guesses: dict[str, Guess] = {}
         for file, part in self.each_file():
-            rows = self._rows(file, part, schema)
-            columns = next(rows)
-            assert isinstance(columns, _Columns)
-            there = [name for name in columns.names if name not in given and name not in schema.embeddings]
-            sought = {name: guesses.setdefault(name, Guess()) for name in there}
-            places = dict(zip(columns.names, columns.places, strict=True))
-            while not all(guess.is_settled for guess in sought.values()) and (run := list(islice(rows, _RUN))):
-                lines = [item.texts for item in run if isinstance(item, _Line) and len(item.texts) == columns.width]
-                for name, guess in sought.items():
-                    guess.see(list(map(itemgetter(places[name]), lines)), self._nulls)
+            with closing(self._rows(file, part, schema)) as rows:
+                self._see(rows, guesses, {*given, *schema.embeddings})
         self.lines.clear()
         return {name: guess.kind for name, guess in guesses.items()}
+
+    def _see(self, rows: Iterator[Any], guesses: dict[str, Guess], given: set[str]) -> None:
+        """What one file tells."""
+        columns = next(rows)
+        places = dict(zip(columns.names, columns.places, strict=True))
+        sought = {name: guesses.setdefault(name, Guess()) for name in columns.names if name not in given}
+        while not all(guess.is_settled for guess in sought.values()) and (run := list(islice(rows, _RUN))):
+            lines = [item.texts for item in run if isinstance(item, _Line) and len(item.texts) == columns.width]
+            for name, guess in sought.items():
+                guess.see(list(map(itemgetter(places[name]), lines)), self._nulls)
 
     def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:
         rows = self._rows(file, part, schema)
         next(rows)
         return rows
 
-    def _rows(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:
+    def _rows(self, file: io.BufferedReader, part: Part, schema: Schema) -> Generator[Any, None, None]:
         """The columns, then the lines."""
         source = self.source
         data = decompressed(file)
@@ -160,7 +163,7 @@ class CSVReading(FileReading):
             source.delimiter or _delimiter_of(part.path, first, source.quotechar),
             source.quotechar or '"',
         )
-        reader = csv.reader(_after(first, text), delimiter=delimiter, quotechar=quote, strict=True)
+        reader = csv.reader(chain([first], text), delimiter=delimiter, quotechar=quote, strict=True)
         names = source.fields
         if names is None:
             try:
@@ -169,23 +172,25 @@ class CSVReading(FileReading):
                 raise self._refused(schema, part, f"the header in line {skipped}: {error}") from error
         columns = self._columns(list(names), part, schema)
         yield columns
-        before = reader.line_num + skipped - 1
+        yield from self._rest(reader, columns, skipped - 1)
+
+    def _rest(self, reader: Any, columns: _Columns, skipped: int) -> Iterator[Any]:
+        """The lines below the header. skipped: lines that the reader does not know of."""
+        remember = self.lines.append
+        new: Any = tuple.__new__  # without the constructor of the NamedTuple, which is Python
+        first = reader.line_num + skipped + 1
         while True:
             try:
-                texts = next(reader, None)
-            except csv.Error as error:
-                yield self._at(before + 1, Unread(f"line {before + 1}: {error}; is a quote without its second?"))
-                before = reader.line_num + skipped - 1
-                continue
-            if texts is None:
+                for texts in reader:
+                    line, first = first, reader.line_num + skipped + 1
+                    if texts:
+                        remember(line)
+                        yield new(_Line, (columns, texts))
                 return
-            if texts:
-                yield self._at(before + 1, _Line(columns, texts))
-            before = reader.line_num + skipped - 1
-
-    def _at(self, line: int, item: Any) -> Any:
-        self.lines.append(line)
-        return item
+            except csv.Error as error:
+                remember(first)
+                yield Unread(f"line {first}: {error}; is a quote without its second?")
+                first = reader.line_num + skipped + 1
 
     def _columns(self, header: list[str], part: Part, schema: Schema) -> _Columns:
         renames = dict(schema.renames)
@@ -277,11 +282,6 @@ class _Typed:
         if function is None:
             return [None if text in nulls else text for text in texts] if nulls else texts
         return [None if text in nulls else function(text) for text in texts]
-
-
-def _after(first: str, text: Iterable[str]) -> Iterator[str]:
-    yield first
-    yield from text
 
 
 def _delimiter_of(path: str, first: str, quotechar: str | None) -> str:

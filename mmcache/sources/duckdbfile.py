@@ -20,8 +20,8 @@ from .parts import Part
 __all__ = ["DuckDBSource"]
 
 _BATCH_ROWS = 4096
-_CONFIG = {"enable_external_access": "false"}
-"""A query may come from a cache file, and reaches nothing but the database."""
+_CONFIG: dict[str, Any] = {"enable_external_access": "false", "memory_limit": "512MB"}
+"""A query may come from a cache file, and reaches nothing but the database. The limit bounds what DuckDB remembers."""
 
 
 class DuckDBReading(ArrowReading):
@@ -32,9 +32,9 @@ class DuckDBReading(ArrowReading):
     def begin(self) -> None:
         """Open the database. Raises SourceError."""
         try:
-            self._connection = self._held.enter_context(
-                duckdb.connect(self.source.path, read_only=True, config=_CONFIG)
-            )
+            connection = duckdb.connect(self.source.path, read_only=True, config=_CONFIG)
+            self._connection = self._held.enter_context(connection)
+            connection.execute("SET enable_progress_bar = false")
         except (duckdb.Error, OSError) as error:
             raise self.source._error(error) from error
 
@@ -47,11 +47,18 @@ class DuckDBReading(ArrowReading):
                 raise BuildError.of(schema.name, None, "query= gives no records; it must be a SELECT")
             read = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
             batches = read(_BATCH_ROWS)
-        except (duckdb.CatalogException, duckdb.ParserException, duckdb.BinderException) as error:
+        except duckdb.CatalogException as error:
+            what = str(error).partition("\n")[0]
+            raise BuildError.of(schema.name, None, f"{what}; the database has: {self._tables()}") from error
+        except (duckdb.ParserException, duckdb.BinderException) as error:
             raise BuildError.of(schema.name, None, str(error)) from error
         for item in of_batches(batches, schema):
             self._seen += 1
             yield item
+
+    def _tables(self) -> str:
+        sql = "SELECT table_name FROM information_schema.tables ORDER BY 1 LIMIT 50"
+        return ", ".join(str(name) for (name,) in self._connection.execute(sql).fetchall()) or "none"
 
 
 class DuckDBSource(ArrowFileSource):

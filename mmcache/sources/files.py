@@ -26,7 +26,7 @@ from ..values import Values
 from .base import Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
 from .casts import Adapter
 from .catalog import Catalog
-from .fingerprint import fingerprint_of, once_only, stamp_of, unsettled
+from .fingerprint import lasting, stamp_of
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
 from .parts import Part, absolute, parts_of
 from .streams import STDIN, is_pipe, open_file
@@ -52,6 +52,8 @@ class FileSource:
     """What the names of such files in a directory end with."""
     options: ClassVar[tuple[str, ...]] = ("embeddings",)
     """Arguments that a spec holds, each in an attribute of its name; those that are None are left out."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Arguments that only a program or a command line gives."""
     _reads: ClassVar[type[FileReading]]
 
     def __init__(
@@ -78,11 +80,6 @@ class FileSource:
     @property
     def schemas(self) -> tuple[Schema, ...]:
         return (self._schema,)
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether what it holds is what it will ever hold: a pipe, which is read once."""
-        return is_pipe(self.path)
 
     def scans(self, collection: str) -> bool:
         """See `ScanningSource`: there is no index."""
@@ -127,7 +124,7 @@ class FileSource:
         Of files that were written within the last 20 ms, whose times cannot tell of another write, it is one that is
         never given again. Ask again a moment later for one that lasts.
         """
-        if self.is_constant:
+        if is_pipe(self.path):
             return bytes(32)
         begun_ns = time.time_ns()
         parts = self.parts()
@@ -136,11 +133,11 @@ class FileSource:
             stamps = [stamp_of(os.stat(path)) for path in (*(part.path for part in parts), *others)]
         except OSError as error:
             raise self._error(error) from error
-        found = fingerprint_of(*stamps)
-        if [part.path for part in parts] != [self.path]:
-            names = "\0".join(part.path for part in parts)
-            found = blake2b(found + os.fsencode(names), digest_size=32).digest()
-        return once_only(found) if unsettled(begun_ns, *stamps) else found
+        found = lasting(begun_ns, *stamps)
+        if [part.path for part in parts] == [self.path]:
+            return found
+        names = "\0".join(part.path for part in parts)
+        return blake2b(found + os.fsencode(names), digest_size=32).digest()
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
@@ -164,7 +161,7 @@ class FileSource:
 
     def spec(self) -> dict[str, Any] | None:
         """None for what no other process can read again."""
-        if self.is_constant:
+        if is_pipe(self.path):
             return None
         given = {name: value for name in self.options if (value := getattr(self, name)) is not None}
         for name, value in given.items():
@@ -172,12 +169,14 @@ class FileSource:
         return {"kind": self.kind, "path": plain_path(self.path), **given}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:  # noqa: ARG003
-        """See `from_spec`. Raises TypeError or ValueError for a spec that is none of this kind."""
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+        """See `sources.from_spec`."""
+        if len(schemas) != 1:
+            raise ValueError(f"it holds one collection, not {len(schemas)}")
         options = {name: spec[name] for name in cls.options if name in spec}
         if isinstance(options.get("embeddings"), bytes):
             options["embeddings"] = os.fsdecode(options["embeddings"])
-        return cls(path_in(spec), *schemas, **options)
+        return cls(path_in(spec), schemas[0], **options, **{name: given[name] for name in cls.takes if name in given})
 
     def _by_key(self, collection: str) -> Keyed:
         self._catalog[collection]

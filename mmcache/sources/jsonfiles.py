@@ -107,7 +107,7 @@ class _Elements:
         self._line = 1
         self._is_whole = False
         self._count = 0
-        self._text_of = codecs.getincrementaldecoder("utf-8")()
+        self._text_of: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")()
 
     def __iter__(self) -> Iterator[Any]:
         self._start()

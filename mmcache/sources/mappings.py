@@ -49,8 +49,8 @@ def shape_records(
     *,
     decoders: Decoders | None = None,
     values_by: Values | None = None,
-    some: bool = False,
     adapter: Adapter | None = None,
+    some: bool = False,
 ) -> Iterator[SourceRecord | Invalid]:
     """Mappings as source records; a bad one as `refused`. Raises BuildError.
 

@@ -187,6 +187,7 @@ def _kind_of_file(path: str) -> str:
             )
         if found.st_size % _SQLITE_PAGE == 0 and _is_sqlite(path):
             return "sqlite"
+    inner = b""
     try:
         with open_file(path) as file:
             head = file.read(_HEAD)
@@ -282,8 +283,8 @@ def _of_text(text: str, path: str, by_name: tuple[str, bool] | None) -> str:
         raise SourceError("the file holds white space only, which is no source of any kind", path=path)
     if named == "csv":
         return "csv"
-    if start[0] == "[":
-        return "json"
+    if start[0] == "[":  # of objects, whatever the name; lines that are arrays are no records, and named as lines
+        return "json" if named != "jsonl" or start[1:].lstrip()[:1] in ("", "{", "]") else "jsonl"
     if start[0] == "{":
         return _lines_or_values(start, named)
     found = foreign_text(text)

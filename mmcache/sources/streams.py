@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import gzip
 import io
 import lzma
@@ -58,23 +59,20 @@ def open_file(path: str) -> io.BufferedReader:
 
 
 def _copy_of(path: str) -> int:
-    pipe: Any = getattr(sys.stdin, "buffer", None) if path == STDIN else open(path, "rb")  # noqa: SIM115
-    if pipe is None:
+    standard: Any = getattr(sys.stdin, "buffer", None) if path == STDIN else None
+    if path == STDIN and standard is None:
         raise OSError("standard input is closed, or is text in memory")
-    try:
-        at = os.fstat(pipe.fileno())
-        identity = at.st_dev, at.st_ino
-        if identity not in _copies:
+    found = os.stat(path) if standard is None else os.fstat(standard.fileno())
+    identity = found.st_dev, found.st_ino
+    if identity not in _copies:  # else to open a pipe without a writer would wait for one
+        with contextlib.nullcontext(standard) if standard is not None else open(path, "rb") as pipe:
             if pipe.isatty():
                 raise OSError("standard input is a terminal; give a file, or pipe into it")
             with tempfile.TemporaryFile() as copy:
                 shutil.copyfileobj(pipe, copy, _BUFFER)
                 copy.flush()
                 _copies[identity] = os.dup(copy.fileno())
-        return _copies[identity]
-    finally:
-        if path != STDIN:
-            pipe.close()
+    return _copies[identity]
 
 
 class _Copy(io.RawIOBase):

@@ -425,7 +425,7 @@ def test_in_one_command(path, tmp_path):
     with Snapshot.open(tmp_path / "i.mmc") as snapshot:
         assert np.array_equal(snapshot.embeddings, MATRIX)
     done = subprocess.run([*command, "--table", "x", "-o", "y"], capture_output=True, text=True, check=False)
-    assert "is for SQLite" in done.stderr
+    assert "--table is for databases" in done.stderr
 
 
 def test_columns_of_a_parquet_file_are_those_that_are_read(tmp_path):
@@ -435,3 +435,29 @@ def test_columns_of_a_parquet_file_are_those_that_are_read(tmp_path):
     mmcache.build(tmp_path / "t.mmc", ParquetSource(tmp_path / "t.parquet", Schema("t", columns=("v",))))
     with Snapshot.open(tmp_path / "t.mmc") as snapshot:
         assert snapshot["a"] == {"id": "a", "v": 1}
+
+
+def open_file(path):
+    from pyarrow import feather
+
+    feather.write_feather(table_of(fixed(MATRIX)), path, chunksize=3000)
+    return pa.ipc.open_file(pa.memory_map(str(path)))
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "Scanner", "ParquetFile", "RecordBatchFileReader", "LazyFrame"])
+def test_what_gives_rows_of_arrow_by_other_means_is_a_source(tmp_path, kind):
+    from pyarrow import dataset
+
+    parquet.write_table(table_of(fixed(MATRIX)), tmp_path / "t.parquet", row_group_size=1000)
+    whole = dataset.dataset(tmp_path / "t.parquet")
+    if kind == "LazyFrame":
+        polars = pytest.importorskip("polars", reason="polars is not installed")
+        records = polars.scan_parquet(tmp_path / "t.parquet")
+    elif kind == "RecordBatchFileReader":
+        records = open_file(tmp_path / "t.feather")
+    else:
+        records = {"Dataset": whole, "Scanner": whole.scanner(), "ParquetFile": parquet.ParquetFile}[kind]
+        records = records(tmp_path / "t.parquet") if kind == "ParquetFile" else records
+    report = mmcache.build(tmp_path / "i.mmc", records, SCHEMA)
+    expected = mmcache.build(tmp_path / "other.mmc", table_of(fixed(MATRIX)), SCHEMA)
+    assert report.build_id == expected.build_id

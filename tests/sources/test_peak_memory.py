@@ -1,7 +1,7 @@
 """Peak memory of a build does not grow with the rows, whatever file they come from.
 
-`python -m tests.sources.test_peak_memory [ROWS]` prints a figure for each kind of file: the peak of a process that builds
-from ROWS rows, and of one that builds from four times as many.
+`python -m tests.sources.test_peak_memory [ROWS]` prints a figure for each kind of file: the peak of a process that
+builds from ROWS rows, and of one that builds from four times as many.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ WORDS = "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod t
 PER_ROW = 150
 """Bytes that a build holds for each row, at most: hashes of keys and what places them, not the row, which has more."""
 
+OWN_CACHES = {"duckdb": 2**29}
+"""What remembers what it read, up to a limit."""
+
 CHILD = """
-import resource, sys
+import sys
 import mmcache
 from mmcache import Schema
 from mmcache.sources.recognize import source_at
 mmcache.build(sys.argv[2], source_at(sys.argv[1], Schema("items", index=("kind",))))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+# Not ru_maxrss, which begins with what the parent had.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -47,8 +52,8 @@ def write(path: Path, n: int) -> None:
     if kind in ("parquet", "parts", "arrow", "arrows", "duckdb"):
         write_arrow(path, kind, n)
         return
-    opened = gzip.open(path, "wt", newline="", compresslevel=1) if kind.endswith("gz") else open(path, "w", newline="")
-    with opened as file:
+    opened: Callable[..., Any] = partial(gzip.open, compresslevel=1) if kind.endswith("gz") else open
+    with opened(path, mode="wt", newline="") as file:
         if kind.startswith("csv"):
             table = csv.DictWriter(file, next(rows(1)))
             table.writeheader()
@@ -105,16 +110,17 @@ def peak(kind: str, n: int) -> tuple[int, int]:
         write(path, n)
         out = Path(directory, "items.mmc")
         done = subprocess.run([sys.executable, "-c", CHILD, path, out], capture_output=True, text=True, check=True)
-        return int(done.stdout), out.stat().st_size
+        return 1024 * int(done.stdout), out.stat().st_size
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of the peak")
 @pytest.mark.parametrize("kind", KINDS)
 def test_peak_memory_does_not_grow_with_the_rows(kind):
     pytest.importorskip("pyarrow", reason="the arrow extra is not installed")
     few, _ = peak(kind, ROWS)
     many, size = peak(kind, 4 * ROWS)
     print(f"{kind}: {few / 2**20:.1f} and {many / 2**20:.1f} MiB; the file has {size / 2**20:.0f} MiB")
-    assert many - few < 3 * ROWS * PER_ROW + 2**24
+    assert many - few < 3 * ROWS * PER_ROW + 2**24 + OWN_CACHES.get(kind, 0)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import os
 import pickle
 import sqlite3
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -70,9 +72,6 @@ def test_looking_at_a_database_does_not_drop_its_locks(tmp_path):
         "try: sqlite3.connect(sys.argv[1], timeout=0).execute('INSERT INTO t VALUES (1)')\n"
         "except sqlite3.OperationalError as error: print(error)"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", locked, path], capture_output=True, text=True, check=True, timeout=60)
     assert "locked" in done.stdout
     connection.close()
@@ -187,15 +186,16 @@ def test_a_file_that_is_not_there_is_of_the_kind_of_its_name(tmp_path):
 
 
 def test_a_pipe_is_read_like_a_file(tmp_path):
-    import threading
-
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(LINES,))
-    writer.start()
-    source = source_at(tmp_path / "pipe", Schema("t"))
-    writer.join()
-    assert mmcache.build(tmp_path / "t.mmc", source).records == {"t": 2}
-    assert source.spec() is None
+    program = (
+        "import sys, mmcache; from mmcache import Schema; from mmcache.sources.recognize import source_at\n"
+        "source = source_at(sys.argv[1], Schema('t'))\n"
+        "assert mmcache.build(sys.argv[2], source).records == {'t': 2} and source.spec() is None"
+    )
+    paths = [str(tmp_path / "pipe"), str(tmp_path / "t.mmc")]
+    with subprocess.Popen([sys.executable, "-c", program, *paths]) as child:
+        (tmp_path / "pipe").write_text(LINES)
+        assert child.wait(60) == 0
 
 
 def test_one_file_has_one_collection(tmp_path):

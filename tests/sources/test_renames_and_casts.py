@@ -6,6 +6,7 @@ import csv
 import datetime as dt
 import decimal
 import json
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ SCHEMA = Schema(
     embedding="v",
     columns=("kind", "n", "meta", "when"),
 )
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"ID": 1, "Kind of it": "x", "n": "5", "meta": '{"a": [1]}', "vec": [1.0, 2.0], "when": "2026-01-31", "no": 1},
     {"ID": 2, "Kind of it": None, "n": None, "meta": None, "vec": None, "when": None, "no": 2},
 ]
