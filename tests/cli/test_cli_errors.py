@@ -182,7 +182,7 @@ def test_a_held_lock_is_75_and_says_who_holds_it(shelf, capsys):
         (["build", "DB", "-o", "NEW", "--metadata", "owner"], "expected KEY=VALUE"),
         (["build", "DB", "-o", "NEW", "--metadata", "n:=x"], "is not JSON"),
         (["build", "DB", "-o", "NEW", "--index", "a,,b"], "expected names separated by commas"),
-        (["build", "x.jsonl", "-o", "NEW", "--table", "t"], "--table is for SQLite"),
+        (["build", "x.jsonl", "-o", "NEW", "--table", "t"], "--table is for databases"),
         (["build", "DB"], "the following arguments are required: -o/--output"),
         (["demo", "--dir", "HERE"], "is not empty"),
     ],

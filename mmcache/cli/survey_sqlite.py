@@ -1,0 +1,94 @@
+"""The tables and views of a SQLite database, as `survey` needs them: key, indexes, a sample. Nothing is written."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..schema import Schema
+from ..sources.connections import Connection
+from ..sources.names import NoKeyError, Origin, keys_of_view, origin_of, quoted, resolved
+from .survey import SAMPLE, Survey
+from .tables import connected, tables_of
+
+__all__ = ["survey_database"]
+
+_SECONDS: Final = 1.0
+"""What counting the rows of a table, or taking its sample, may take."""
+
+_STEPS: Final = 10_000
+"""Instructions of SQLite's between two looks at the clock."""
+
+
+def survey_database(path: str) -> tuple[list[Survey], list[str]]:
+    """Of each table and view; and what was left out, with the reason. Raises SourceError."""
+    found, left_out = [], []
+    with connected(path) as connection:
+        for table in tables_of(connection):
+            if table.has_records:
+                found.append(_survey(connection, table.name))
+            elif table.kind == "virtual":
+                left_out.append(f"{table.name}, a virtual table, and the tables that it keeps its data in")
+    return found, left_out
+
+
+def _survey(connection: Connection, name: str) -> Survey:
+    schema = Schema("table", table=name)
+    try:
+        origin = origin_of(connection, schema)
+        rows = _sample(connection, origin)
+    except (ValueError, sqlite3.Error) as error:
+        return Survey(name, [], None, None, f"it cannot be read: {error}")
+    count = _within(connection, f"SELECT count(*) FROM {origin.body}")  # noqa: S608 (quoted)
+    key, reason = _key(connection, schema, origin)
+    return Survey(name, rows, count, key, reason, dict(_indexed(connection, name)))
+
+
+def _key(connection: Connection, schema: Schema, origin: Origin) -> tuple[tuple[str, ...] | None, str]:
+    try:
+        key = resolved(connection, schema, origin).key_fields
+    except NoKeyError:
+        return None, f"a view has no key of its own; {keys_of_view(connection, origin)}"
+    except ValueError as error:
+        return None, str(error)
+    if origin.primary:
+        return key, "its primary key"
+    if origin.kind == "view":
+        return key, "it has a column of this name"
+    return key, "it has no primary key, so its rowid, which VACUUM may change"
+
+
+def _sample(connection: Connection, origin: Origin) -> list[dict[str, Any]]:
+    end = time.monotonic() + _SECONDS
+    connection.raw.text_factory = lambda data: data.decode("utf-8", "replace")
+    rows: list[dict[str, Any]] = []
+    cursor = connection.execute(f"SELECT * FROM {origin.body} LIMIT {SAMPLE}")  # noqa: S608 (quoted)
+    for row in cursor:
+        rows.append(dict(zip(origin.columns, row, strict=True)))
+        if time.monotonic() > end:
+            break
+    return rows
+
+
+def _within(connection: Connection, sql: str) -> int | None:
+    """A number that a statement gives, unless that takes too long."""
+    end = time.monotonic() + _SECONDS
+    connection.raw.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+    try:
+        return int(connection.execute(sql).fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorname", "") != "SQLITE_INTERRUPT":
+            raise
+        return None
+    finally:
+        connection.raw.set_progress_handler(None, 0)
+
+
+def _indexed(connection: Connection, table: str) -> Iterator[tuple[str, str]]:
+    """Columns that an index begins with, those of the primary key apart."""
+    for name, origin in connection.execute("SELECT name, origin FROM pragma_index_list(?)", (table,)).fetchall():
+        first = connection.execute("SELECT name FROM pragma_index_info(?) ORDER BY seqno LIMIT 1", (name,)).fetchone()
+        if origin != "pk" and first is not None and first[0] is not None:
+            yield first[0], "of a UNIQUE column" if origin == "u" else quoted(name).strip('"')

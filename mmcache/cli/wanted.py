@@ -1,0 +1,165 @@
+"""From the collections that are asked for, by options or by a file of TOML, to the one source of all of them.
+
+Collections of one database are read together, in one consistent read; several sources are joined by `Sources`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ..errors import MmcacheError
+from ..schema import Schema
+from .groups import flags
+from .options import UsageError
+from .tables import only_table, spelled
+
+if TYPE_CHECKING:
+    from ..sources import Source
+
+__all__ = ["SCHEMA_FIELDS", "Gathered", "Wanted", "gathered", "stem_of"]
+
+SCHEMA_FIELDS: Final = tuple(field.name for field in fields(Schema) if field.name not in ("name", "model"))
+"""What a collection may say of itself, besides its name."""
+
+_DATABASES: Final = ("sqlite", "sqlalchemy", "duckdb")
+"""Kinds of sources that have tables, and so several collections."""
+
+_OF_DATABASES: Final = ("table", "query", "json")
+
+
+class Wanted(NamedTuple):
+    """One collection. name: None for that of its table or file. source: a path, or what else `source_at` takes.
+    schema: arguments of `Schema`. options: of its source. place: where it was asked for, for messages, or ""."""
+
+    name: str | None
+    source: str
+    schema: dict[str, Any]
+    options: dict[str, Any]
+    place: str = ""
+
+
+class _Part(NamedTuple):
+    """What becomes one source."""
+
+    where: str
+    options: dict[str, Any]
+    place: str
+    schemas: list[Schema]
+
+
+class Gathered(NamedTuple):
+    """names: of the collections, in the order in which they were asked for."""
+
+    source: Source
+    names: list[str]
+
+
+def gathered(wanted: Sequence[Wanted]) -> Gathered:
+    """Raises UsageError and SourceError."""
+    from ..sources.recognize import kind_of
+
+    parts: list[_Part] = []
+    names: list[str] = []
+    for one in wanted:
+        kind = kind_of(one.source)
+        schema = _schema(one, kind)
+        if schema.name in names:
+            raise UsageError(f"two collections are called {schema.name!r}: name one otherwise")
+        names.append(schema.name)
+        same = (part for part in parts if (part.where, part.options) == (one.source, one.options))
+        part = next(same, None) if kind in _DATABASES else None
+        if part is None:
+            part = _Part(one.source, one.options, one.place, [])
+            parts.append(part)
+        part.schemas.append(schema)
+    sources = [_made(part) for part in parts]
+    if len(sources) == 1:
+        return Gathered(sources[0], names)
+    from ..sources import Sources
+
+    return Gathered(Sources(*sources), names)
+
+
+def _made(part: _Part) -> Source:
+    from ..sources.recognize import source_at
+
+    try:
+        if part.options:
+            _check_options(part, source_at(part.where, *part.schemas))
+        return source_at(part.where, *part.schemas, **part.options)
+    except ImportError as error:
+        raise UsageError(f"{part.place}{part.where} needs a package that is not installed: {error}") from None
+    except MmcacheError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{part.place}{error}") from None
+
+
+def _check_options(part: _Part, source: Source) -> None:
+    known = _options_of(source)
+    unknown = [name for name in part.options if name not in known]
+    if not unknown:
+        return
+    of_source = f"options of {part.where}: {', '.join(known) or 'none'}"
+    if not is_config(part.place):
+        raise UsageError(f"{part.place}{flags(unknown)} is no option of this source; {of_source}")
+    raise UsageError(
+        f"{part.place}unknown: {unknown[0]!r}; known: source, cluster_by, {', '.join(SCHEMA_FIELDS)}; {of_source}"
+    )
+
+
+def _options_of(source: Source) -> list[str]:
+    parameters = signature(type(source)).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
+
+
+def _schema(one: Wanted, kind: str) -> Schema:
+    allowed = ("json",) if kind == "csv" else ()
+    if kind not in _DATABASES and (wrong := [n for n in _OF_DATABASES if n in one.schema and n not in allowed]):
+        given = ", ".join(wrong) if is_config(one.place) else flags(wrong)
+        raise UsageError(f"{one.place}{given} is for databases, and {one.source} is {_KINDS.get(kind, kind)}")
+    origin = {name: one.schema[name] for name in ("table", "query") if name in one.schema}
+    rest = {name: value for name, value in one.schema.items() if name not in origin}
+    if kind == "sqlite" and "query" not in origin:
+        origin["table"] = _table(one, origin.get("table"))
+    name = one.name or origin.get("table") or stem_of(one.source) or "records"
+    if origin.get("table") == name:
+        del origin["table"]  # the table is the collection's name unless it says otherwise
+    try:
+        return Schema(name, **rest, **origin)
+    except (ValueError, TypeError) as error:
+        hint = "" if one.name or not str(error).startswith("collection name") else "; name it: --collection"
+        raise UsageError(f"{one.place}{error}{hint}") from None
+
+
+_KINDS: Final = {
+    "jsonl": "a file of JSON lines",
+    "json": "a JSON file",
+    "csv": "a CSV file",
+    "arrow": "an Arrow file",
+    "parquet": "a Parquet file",
+    "npy": "an array of numpy",
+}
+
+
+def _table(one: Wanted, given: str | None) -> str:
+    """What is wrong with one that was given, the build says."""
+    path = one.source.removeprefix("sqlite:///")
+    if given is not None:
+        return spelled(path, given) or given
+    return (one.name and spelled(path, one.name)) or only_table(path)
+
+
+def is_config(place: str) -> bool:
+    """Whether it was asked for in a file."""
+    return "[collections." in place
+
+
+def stem_of(where: str) -> str:
+    """What a path, pattern or URL is called, without its endings; "" where that says nothing."""
+    last = os.path.basename(where.partition("?")[0].rstrip("/"))
+    return "".join(letter for letter in last.split(".")[0] if letter not in "*?[]").strip("-_")
