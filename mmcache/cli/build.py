@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .groups import add_collections, allow_missing, asked_for, flags
+from .groups import add_collections, allow_missing, asked_for, assigned, flags
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, setting
 from .output import Output
 from .rebuild import add_rules, add_timeout, report, rules_of
@@ -63,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_collections(parser)
     parser.add_argument_group("the file").add_argument(
         "--metadata",
-        type=_metadata,
+        type=assigned,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -85,18 +84,6 @@ class _Config(argparse.Action):
     ) -> None:
         namespace.config = values
         allow_missing(parser, "source", "file")
-
-
-def _metadata(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.rstrip(":"):
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
-    if not key.endswith(":"):
-        return key, value
-    try:
-        return key[:-1], json.loads(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} after := is not JSON ({error})") from None
 
 
 class _Order(NamedTuple):
@@ -184,7 +171,7 @@ def _wanted(source: str | None, group: dict[str, Any], *, one_of: int) -> Wanted
     for field in ("dim", "dtype"):  # one for all embeddings
         if len(schema.get(field, ())) == 1:
             (schema[field],) = schema[field]
-    options = {field: group[field] for field in ("default",) if field in group}
+    options = {**({"default": group["default"]} if "default" in group else {}), **dict(group.get("options", ()))}
     return Wanted(name, where, schema, options, place)
 
 

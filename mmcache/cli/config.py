@@ -54,6 +54,8 @@ def read(path: str, source: str | None = None) -> Config:
             raise UsageError(f"{place}has no source; give it one, or one for all at the top: source = 'shop.db'")
         schema = {field: value for field, value in options.items() if field in SCHEMA_FIELDS}
         rest = {key: options[key] for key in options if key not in schema and key not in ("source", "cluster_by")}
+        if isinstance(vectors := rest.get("embeddings"), str):
+            rest["embeddings"] = _beside(directory, vectors)
         wanted.append(Wanted(name, where, schema, rest, place))
         if "cluster_by" in options:
             cluster_by[name] = options["cluster_by"]

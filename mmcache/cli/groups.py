@@ -7,21 +7,22 @@ option of a collection takes the place of the one for all. In one collection non
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from ..schema import DTYPES
 from .options import FILE_COMPLETION, UsageError, count, names
 
-__all__ = ["add_collections", "asked_for", "flags"]
+__all__ = ["add_collections", "allow_missing", "asked_for", "assigned", "flags"]
 
 _ORIGINS = ("table", "query")
 """Of which a collection has one."""
 
 
-_LISTS = ("index", "columns", "json", "renames", "casts", "embedding")
+_LISTS = ("index", "columns", "json", "renames", "casts", "options", "embedding")
 
-_WRITTEN = {"json": "json_columns", "renames": "rename", "casts": "cast"}
+_WRITTEN = {"json": "json_columns", "renames": "rename", "casts": "cast", "options": "option"}
 
 
 class _OfCollection(argparse.Action):
@@ -104,7 +105,15 @@ def _add_records(group: argparse._ArgumentGroup) -> None:
     add(
         "--default",
         metavar="MODULE:FUNCTION",
-        help="what makes of a value that a record cannot hold one that it can; of Parquet files",
+        help="what makes of a value that a record cannot hold one that it can; of Parquet, Arrow and DuckDB",
+    )
+    add(
+        "--option",
+        dest="options",
+        type=_options,
+        adds=True,
+        metavar="NAME=VALUE",
+        help="another argument of its source, such as embeddings=vectors.npy; NAME:=JSON for what is not text",
     )
 
 
@@ -131,6 +140,23 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     if not all(before and after for before, _, after in pairs):
         raise argparse.ArgumentTypeError(f"expected NAME=NAME separated by commas, found {text!r}")
     return tuple((before, after) for before, _, after in pairs)
+
+
+def _options(text: str) -> tuple[tuple[str, Any], ...]:
+    return (assigned(text),)
+
+
+def assigned(text: str) -> tuple[str, Any]:
+    """NAME=TEXT, or NAME:=JSON."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.rstrip(":"):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
+    if not key.endswith(":"):
+        return key, value
+    try:
+        return key[:-1], json.loads(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} after := is not JSON ({error})") from None
 
 
 def _dims(text: str) -> tuple[int, ...]:

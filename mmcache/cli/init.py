@@ -71,15 +71,14 @@ def _write(target: str, text: str) -> None:
 
 
 def _surveys(where: str) -> tuple[list[Survey], list[str]]:
-    from ..sources.recognize import kind_of
+    from .wanted import kind_at, path_of_database, stem_of
 
-    kind = kind_of(where)
+    kind = kind_at(where)
     if kind == "sqlite":
         from .survey_sqlite import survey_database
 
-        return survey_database(where.removeprefix("sqlite:///"))
+        return survey_database(path_of_database(where))
     from .survey_files import survey_file
-    from .wanted import stem_of
 
     return [survey_file(where, stem_of(where) or "records", kind)], []
 

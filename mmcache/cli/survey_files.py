@@ -19,13 +19,16 @@ __all__ = ["survey_file"]
 _LIKELY: Final = re.compile(r"(^|_)(id|key|code|sku|uuid|slug|name)$", re.IGNORECASE)
 
 
+_FILES: Final = ("jsonl", "json", "csv", "parquet", "arrow")
+
+
 def survey_file(where: str, name: str, kind: str) -> Survey:
     """kind: as of a spec. Raises SourceError and UsageError."""
     from ..sources.recognize import source_at
 
+    if kind not in _FILES:
+        raise UsageError(f"{where} is {kind}: init looks at SQLite databases and files of records; see build --help")
     source: Any = source_at(where, Schema(name))
-    if not hasattr(source, "parts"):
-        raise UsageError(f"{where}: init looks at SQLite databases and files of records; write the TOML by hand")
     with source.read() as reading:
         items = _table(source.parts()[0].path) if kind == "csv" else _items(reading, source.schemas[0])
         rows = list(islice(items, SAMPLE))

@@ -6,10 +6,12 @@ Collections of one database are read together, in one consistent read; several s
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import unquote
 
 from ..errors import MmcacheError
 from ..schema import Schema
@@ -20,15 +22,19 @@ from .tables import only_table, spelled
 if TYPE_CHECKING:
     from ..sources import Source
 
-__all__ = ["SCHEMA_FIELDS", "Gathered", "Wanted", "gathered", "stem_of"]
+__all__ = ["SCHEMA_FIELDS", "Gathered", "Wanted", "gathered", "kind_at", "path_of_database", "stem_of"]
 
 SCHEMA_FIELDS: Final = tuple(field.name for field in fields(Schema) if field.name not in ("name", "model"))
 """What a collection may say of itself, besides its name."""
 
 _DATABASES: Final = ("sqlite", "sqlalchemy", "duckdb")
-"""Kinds of sources that have tables, and so several collections."""
+"""Kinds of sources that have tables."""
 
-_OF_DATABASES: Final = ("table", "query", "json")
+_SEVERAL: Final = ("sqlite", "sqlalchemy")
+"""Those of which one source has several collections."""
+
+_REFUSED: Final = {"json": ("table", "query", "json"), "jsonl": ("table", "query", "json")}
+"""Kind -> what it has no use for; of other files tables and queries."""
 
 
 class Wanted(NamedTuple):
@@ -60,18 +66,16 @@ class Gathered(NamedTuple):
 
 def gathered(wanted: Sequence[Wanted]) -> Gathered:
     """Raises UsageError and SourceError."""
-    from ..sources.recognize import kind_of
-
     parts: list[_Part] = []
     names: list[str] = []
     for one in wanted:
-        kind = kind_of(one.source)
+        kind = kind_at(one.source)
         schema = _schema(one, kind)
         if schema.name in names:
             raise UsageError(f"two collections are called {schema.name!r}: name one otherwise")
         names.append(schema.name)
         same = (part for part in parts if (part.where, part.options) == (one.source, one.options))
-        part = next(same, None) if kind in _DATABASES else None
+        part = next(same, None) if kind in _SEVERAL else None
         if part is None:
             part = _Part(one.source, one.options, one.place, [])
             parts.append(part)
@@ -89,6 +93,7 @@ def _made(part: _Part) -> Source:
 
     try:
         if part.options:
+            _make_importable()
             _check_options(part, source_at(part.where, *part.schemas))
         return source_at(part.where, *part.schemas, **part.options)
     except ImportError as error:
@@ -118,8 +123,8 @@ def _options_of(source: Source) -> list[str]:
 
 
 def _schema(one: Wanted, kind: str) -> Schema:
-    allowed = ("json",) if kind == "csv" else ()
-    if kind not in _DATABASES and (wrong := [n for n in _OF_DATABASES if n in one.schema and n not in allowed]):
+    useless = () if kind in _DATABASES else _REFUSED.get(kind, ("table", "query"))
+    if wrong := [name for name in useless if name in one.schema]:
         given = ", ".join(wrong) if is_config(one.place) else flags(wrong)
         raise UsageError(f"{one.place}{given} is for databases, and {one.source} is {_KINDS.get(kind, kind)}")
     origin = {name: one.schema[name] for name in ("table", "query") if name in one.schema}
@@ -148,10 +153,34 @@ _KINDS: Final = {
 
 def _table(one: Wanted, given: str | None) -> str:
     """What is wrong with one that was given, the build says."""
-    path = one.source.removeprefix("sqlite:///")
+    path = path_of_database(one.source)
     if given is not None:
         return spelled(path, given) or given
     return (one.name and spelled(path, one.name)) or only_table(path)
+
+
+def _make_importable() -> None:
+    """What an option names by "module:function" may be in the working directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def kind_at(where: str) -> str:
+    """The kind of source at a path, a pattern, a directory, "-" or a URL. Raises SourceError."""
+    from ..sources.recognize import kind_of
+
+    scheme, is_url, rest = where.partition("://")
+    if not is_url:
+        return kind_of(where)
+    if scheme.lower() == "file":
+        return kind_of(unquote(rest))
+    return "sqlite" if scheme.lower().startswith("sqlite") else "sqlalchemy"
+
+
+def path_of_database(where: str) -> str:
+    """Of a SQLite database, of which a URL may be given: sqlite:///shop.db is the path shop.db."""
+    _, is_url, rest = where.partition("://")
+    return unquote(rest.partition("?")[0][1:]) if is_url else where
 
 
 def is_config(place: str) -> bool:
