@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+import mmcache
 from mmcache import Snapshot
 from mmcache.cli import main
 from tests.support.console import ok, run
@@ -207,6 +208,32 @@ def test_a_config_without_output_or_beside_options_is_refused(config, tmp_path, 
     config.write_text(CONFIG.replace("output", "# output"))
     assert "names no output" in refused(capsys, "build", "--config", config)
     assert "cannot be read" in refused(capsys, "build", "--config", tmp_path / "none.toml", "-o", "x.mmc")
+
+
+@pytest.mark.skipif(not hasattr(mmcache, "Sources"), reason="Sources are not merged yet")
+def test_collections_of_several_sources_are_one_file(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "shop.db", isolation_level=None)) as db:
+        db.execute("CREATE TABLE items (sku TEXT PRIMARY KEY)")
+        db.execute("CREATE TABLE users (id TEXT PRIMARY KEY)")
+        db.execute("INSERT INTO items VALUES ('a')")
+        db.execute("INSERT INTO users VALUES ('u')")
+    (tmp_path / "prices.jsonl").write_text('{"sku": "a"}\n{"sku": "b"}\n')
+    words = ("--collection", "items", "--collection", "prices", "--source", "prices.jsonl", "--key", "sku")
+    ok("build", "shop.db", *words, "--collection", "users", "-o", "by-words.mmc", cwd=tmp_path)
+    (tmp_path / "cache.toml").write_text(
+        'output = "by-toml.mmc"\nsource = "shop.db"\n[collections.items]\n'
+        '[collections.prices]\nsource = "prices.jsonl"\nkey = "sku"\n[collections.users]\n'
+    )
+    ok("build", "--config", "cache.toml", cwd=tmp_path)
+    for name in ("by-words.mmc", "by-toml.mmc"):
+        with Snapshot.open(tmp_path / name) as snapshot:
+            assert {one: len(snapshot.collection(one)) for one in snapshot.collections} == {
+                "items": 1,
+                "users": 1,
+                "prices": 2,
+            }
+        (tmp_path / "prices.jsonl").write_text('{"sku": "a"}\n{"sku": "c"}\n')
+        assert "generation" in ok("rebuild", name, cwd=tmp_path).out
 
 
 # errors --------------------------------------------------------------------------------------------------------------
