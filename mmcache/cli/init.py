@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         return OK
     _write(target, text)
     if output.json:
-        output.document({"path": target, "collections": [survey.name for survey in surveys if survey.key]})
+        output.document({"path": target, "collections": [survey.name for survey in surveys if survey.is_on]})
         return OK
-    chosen = plural(sum(survey.key is not None for survey in surveys), "collection")
+    chosen = plural(sum(survey.is_on for survey in surveys), "collection")
     output.say(f"{printable(target)}: {chosen}; read it, change it, then: mmcache build --config {printable(target)}")
     return OK
 
@@ -112,28 +112,27 @@ def _seen_from(target: str, where: str) -> str:
 def _collection(survey: Survey) -> Iterator[str]:
     from .survey import choices
 
-    count = "rows not counted, that takes long" if survey.size is None else plural(survey.size, "row")
-    # One that has no key cannot be built before a person gives it one.
-    off = "" if survey.key is not None else "# "
-    yield f"{off}[collections.{_bare(survey.name)}]  # {count}"
-    if survey.key is None:
-        yield from _comment(f"{survey.reason}. Name a key, and take off the signs:")
-        yield f"{off}key = "
-    else:
-        key: Any = survey.key[0] if len(survey.key) == 1 else list(survey.key)
-        yield f"key = {_toml(key)}  # {printable(survey.reason)}"
+    size = "rows not counted, that takes long" if survey.size is None else plural(survey.size, "row")
+    off = "" if survey.is_on else "# "
+    if survey.is_view:
+        yield from _comment("A view, which has rows of tables once more. To have it, take off the first signs:")
+    elif off:
+        yield from _comment("Name a key, and take off the first signs:")
+    yield f"{off}[collections.{_bare(survey.name)}]  # {size}"
+    key: Any = list(survey.key or ())
+    yield f"{off}key = {_toml(key[0] if len(key) == 1 else key) if key else '...'}  # {printable(survey.reason)}"
     if not survey.rows:
         yield from _comment("no rows to look at: index, json and embedding are yours to name")
     for choice in choices(survey):
-        yield from _comment(choice.reason)
+        yield from _comment(choice.reason, off)
         yield f"{off}{choice.field} = {_toml(choice.value)}"
     if survey.size is not None and survey.size > len(survey.rows) > 0:
-        yield from _comment(f"from the first {number(len(survey.rows))} rows")
+        yield from _comment(f"from the first {number(len(survey.rows))} rows", off)
 
 
-def _comment(text: str) -> Iterator[str]:
+def _comment(text: str, off: str = "") -> Iterator[str]:
     for line in textwrap.wrap(printable(text), _WIDTH, break_long_words=False, break_on_hyphens=False):
-        yield f"# {line}"
+        yield f"{off}# {line}"
 
 
 def _bare(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from ..schema import DTYPES
 from ..words import number, plural
 
-__all__ = ["SAMPLE", "Choice", "Survey", "choices"]
+__all__ = ["SAMPLE", "Choice", "Survey", "choices", "is_unique"]
 
 SAMPLE: Final = 1000
 """Rows that are looked at."""
@@ -25,6 +25,7 @@ _MIN_NUMBERS: Final = 8
 _MANY_ROWS: Final = 8
 """Fewer rows say nothing about how many distinct values there are."""
 _FEW_VALUES: Final = 100
+_FEW_TAGS: Final = 500
 _MAX_INDEXES: Final = 16
 
 
@@ -33,7 +34,7 @@ class Survey(NamedTuple):
 
     name: of the collection. rows: the sample. size: of all its rows, if that is known. key: its fields, if it has one
     of its own; reason: why these, or why none. indexed: column -> the index of the database that begins with it. casts:
-    whether its source decodes JSON by `casts`, not by `json`.
+    whether its source decodes JSON by `casts`, not by `json`. is_view: which has records of tables, once more.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Survey(NamedTuple):
     reason: str
     indexed: Mapping[str, str] = {}
     casts: bool = False
+    is_view: bool = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it becomes a collection unless a person decides otherwise."""
+        return self.key is not None and not self.is_view
 
 
 class Choice(NamedTuple):
@@ -82,6 +89,12 @@ def choices(survey: Survey) -> list[Choice]:
 
 def _together(field: str, reasons: Mapping[str, str]) -> Choice:
     return Choice(field, list(reasons), "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+def is_unique(keys: Sequence[Sequence[Any]]) -> bool:
+    """Whether these can be keys, each of one record."""
+    are_keys = all(type(part) in (str, int, bytes) for key in keys for part in key)
+    return are_keys and len(set(map(tuple, keys))) == len(keys)
 
 
 # --- embeddings
@@ -161,7 +174,8 @@ def _index(name: str, values: Sequence[Any], survey: Survey) -> str | None:
     if name in survey.indexed:
         return f"the database has an index ({survey.indexed[name]})"
     distinct = len(set(terms))
-    if type(terms[0]) is float or len(values) < _MANY_ROWS or distinct > min(_FEW_VALUES, len(terms) // 4):
+    few = _FEW_TAGS if any(isinstance(value, list) for value in values) else _FEW_VALUES
+    if type(terms[0]) is float or len(values) < _MANY_ROWS or distinct > min(few, len(terms) // 4):
         return None
     return f"{plural(distinct, 'distinct value')}"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ..schema import Schema
 from ..words import number
 from .options import UsageError
-from .survey import SAMPLE, Survey
+from .survey import SAMPLE, Survey, is_unique
 
 __all__ = ["survey_file"]
 
@@ -70,14 +70,10 @@ def _table(path: str) -> Iterator[Mapping[str, Any]]:
 
 def _key(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...] | None, str]:
     """The field that every row has, each with another value; of several the likeliest by name, then the first."""
-    could = [name for name in (rows[0] if rows else ()) if _is_unique([row.get(name) for row in rows])]
+    could = [name for name in (rows[0] if rows else ()) if is_unique([[row.get(name)] for row in rows])]
     could.sort(key=lambda name: (name != "id", _LIKELY.search(name) is None))
     sample = "all rows" if len(rows) < SAMPLE else f"the first {number(len(rows))} rows"
     if not could:
         return None, f"no field is unique and not null in {sample}"
     others = f"; so could be {', '.join(could[1:4])}" if could[1:] else ""
     return (could[0],), f"unique in {sample}{others}"
-
-
-def _is_unique(values: Sequence[Any]) -> bool:
-    return all(type(value) in (str, int, bytes) for value in values) and len(set(values)) == len(values)

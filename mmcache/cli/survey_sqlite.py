@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..schema import Schema
 from ..sources.connections import Connection
 from ..sources.names import NoKeyError, Origin, keys_of_view, origin_of, quoted, resolved
-from .survey import SAMPLE, Survey
+from .survey import SAMPLE, Survey, is_unique
 from .tables import connected, tables_of
 
 __all__ = ["survey_database"]
@@ -43,7 +43,10 @@ def _survey(connection: Connection, name: str) -> Survey:
         return Survey(name, [], None, None, f"it cannot be read: {error}")
     count = _within(connection, f"SELECT count(*) FROM {origin.body}")  # noqa: S608 (quoted)
     key, reason = _key(connection, schema, origin)
-    return Survey(name, rows, count, key, reason, dict(_indexed(connection, name)))
+    is_view = origin.kind == "view"
+    if is_view and key is not None and not is_unique([[row.get(field) for field in key] for row in rows]):
+        reason, key = f"{', '.join(key)} stands twice, or is null", None
+    return Survey(name, rows, count, key, reason, dict(_indexed(connection, name)), is_view=is_view)
 
 
 def _key(connection: Connection, schema: Schema, origin: Origin) -> tuple[tuple[str, ...] | None, str]:

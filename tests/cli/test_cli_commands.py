@@ -19,6 +19,7 @@ import mmcache
 from mmcache import Schema, Snapshot, SQLiteSource
 from mmcache.cli import main
 from mmcache.cli.main import COMMANDS
+from mmcache.cli.options import FILE_COMPLETION
 from mmcache.presets.patterns import write_bank
 from tests.support.console import ROOT, environment, make_shelf, ok, run
 from tests.support.observe import beside
@@ -458,6 +459,7 @@ def test_completion_prints_a_script(capsys, shell):
     pytest.importorskip("shtab", reason="the cli extra is not installed")
     script = call(capsys, "completion", shell)
     assert "optimize" in script
+    assert FILE_COMPLETION[shell] in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
 

@@ -41,8 +41,8 @@ def test_export_init_and_build_give_equal_records(items: Path, tmp_path: Path, e
     out = tmp_path / f"again.{ending}"
     told = run("export", items, "-o", out)
     assert (told.err == "") is (ending != "csv")
-    text = ok("init", out, "-o", tmp_path / "cache.toml") and (tmp_path / "cache.toml").read_text()
-    chosen = tomllib.loads(text)["collections"]["again"]
+    ok("init", out, "-o", tmp_path / "cache.toml")
+    chosen = tomllib.loads((tmp_path / "cache.toml").read_text())["collections"]["again"]
     assert chosen["key"] == "code"
     assert "kind" in chosen["index"]
     assert (chosen["embedding"], chosen["dim"]) == ("vector", 12)
@@ -54,7 +54,10 @@ def test_export_init_and_build_give_equal_records(items: Path, tmp_path: Path, e
 
 
 def test_what_csv_loses_a_cast_brings_back(tmp_path: Path) -> None:
-    rows = [{"id": "1", "zip": "8001", "blob": b"\x00\xff", "n": 1}, {"id": "2", "zip": None, "blob": b"", "n": None}]
+    rows: list[dict[str, Any]] = [
+        {"id": "1", "zip": "8001", "blob": b"\x00\xff", "n": 1},
+        {"id": "2", "zip": None, "blob": b"", "n": None},
+    ]
     mmcache.build(tmp_path / "items.mmc", rows, Schema("items"))
     told = run("export", tmp_path / "items.mmc", "-o", tmp_path / "items.csv").err.splitlines()
     cast = told[0].partition("--cast ")[2]
