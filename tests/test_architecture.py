@@ -153,7 +153,7 @@ ALLOWED = {
     "storage/shared.py": ("..fs.system", "fcntl"),
     "sources/": ("open", "os.access", "os.fstat", "os.path", "os.stat"),  # look at and read the user's own data
     "cli/": ("open", "pathlib.Path"),  # reads settings
-    "cli/export.py": ("os.replace", "os.unlink"),  # a file of the user's own
+    "cli/export.py": ("os.path", "os.replace", "os.unlink"),  # a file of the user's own
     "cli/demo.py": FILE_SYSTEM,  # works in a directory of its own
     "integrations/pytest_caches.py": FILE_SYSTEM,  # in directories of a run of tests
     "integrations/pytest_plugin.py": ("pathlib.Path",),

@@ -91,7 +91,7 @@ class _Order(NamedTuple):
 
     file: str
     source: Source
-    cluster_by: Mapping[str, str] | None
+    cluster_by: str | Mapping[str, str] | None
     metadata: Mapping[str, Any]
 
 
@@ -121,17 +121,20 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 def _preset(arguments: argparse.Namespace) -> _Order | None:
     if arguments.preset is None:
         return None
-    _refuse_others(arguments, "--preset")
+    _refuse_others(arguments, "--preset", but="cluster_by")
     if arguments.config is not None:
         raise UsageError("give --preset or --config, not both")
-    path: str = arguments.source
+    (group,) = asked_for(arguments)
+    source: Source
     if arguments.preset == "patterns":
         from ..presets.patterns import PatternsSource
 
-        return _Order(arguments.file, PatternsSource(path), None, {})
-    from ..presets.llm import llm_source
+        source = PatternsSource(arguments.source)
+    else:
+        from ..presets.llm import llm_source
 
-    return _Order(arguments.file, llm_source(path), None, {})
+        source = llm_source(arguments.source)
+    return _Order(arguments.file, source, group.get("cluster_by"), {})
 
 
 def _configured(arguments: argparse.Namespace) -> _Order | None:
@@ -175,7 +178,7 @@ def _wanted(source: str | None, group: dict[str, Any], *, one_of: int) -> Wanted
     return Wanted(name, where, schema, options, place)
 
 
-def _refuse_others(arguments: argparse.Namespace, flag: str) -> None:
-    given = [name for group in arguments.groups or () for name in group]
+def _refuse_others(arguments: argparse.Namespace, flag: str, but: str = "") -> None:
+    given = [name for group in arguments.groups or () for name in group if name != but]
     if given:
         raise UsageError(f"{flag} says it all; leave out {flags(given)}")

@@ -83,8 +83,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             output.note(f"collection {collection.name!r}; there are more, for --collection: {others}")
         wanted = _wanted(arguments, collection)
         with output.progress() as progress, _destination(target) as file:
-            odd = _write(kind, collection, wanted, file, progress, is_stream=target is None)
-            size = 0 if target is None else file.tell()
+            can_seek = target is not None and file.seekable()
+            odd = _write(kind, collection, wanted, file, progress, is_stream=not can_seek)
+            size = file.tell() if can_seek else 0
     for line in odd:
         output.note(line)
     if target is not None:
@@ -141,17 +142,20 @@ def _destination(target: str | None) -> Iterator[IO[bytes]]:
     from .files import refuse_cache
 
     refuse_cache(target)
-    temporary = f"{target}.{os.getpid()}.tmp"
+    is_special = os.path.exists(target) and not os.path.isfile(target)  # a pipe, or /dev/null
+    there = target if is_special else f"{target}.{os.getpid()}.tmp"
     try:
-        file = open(temporary, "xb")  # noqa: SIM115 (closed below, before it is renamed)
+        file = open(there, "wb" if is_special else "xb")  # noqa: SIM115 (closed below, before it is renamed)
     except OSError as error:
         raise UsageError(f"-o {target}: cannot be written ({error.strerror})") from None
     try:
         with file:
             yield file
-        os.replace(temporary, target)
+        if not is_special:
+            os.replace(there, target)
     except BaseException:
-        os.unlink(temporary)
+        if not is_special:
+            os.unlink(there)
         raise
 
 

@@ -170,8 +170,8 @@ _JSON_TAKES_NOTHING: Final = "--json takes no value, it prints JSON; columns of 
 
 def _after_json(arguments: Sequence[str]) -> str | None:
     """What follows `--json` and may have been meant as names."""
-    after = [word for flag, word in itertools.pairwise(arguments) if flag == "--json" and not word.startswith("-")]
-    return after[0] if after else None
+    after = [word for flag, word in itertools.pairwise(arguments) if flag == "--json"]
+    return after[0] if after and not {*after[0]} & {"-", "/", "."} else None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from ..schema import Schema
@@ -41,7 +42,7 @@ def _survey(connection: Connection, name: str) -> Survey:
         rows = _sample(connection, origin)
     except (ValueError, sqlite3.Error) as error:
         return Survey(name, [], None, None, f"it cannot be read: {error}")
-    count = _within(connection, f"SELECT count(*) FROM {origin.body}")  # noqa: S608 (quoted)
+    count = _count(connection, origin)
     key, reason = _key(connection, schema, origin)
     is_view = origin.kind == "view"
     if is_view and key is not None and not is_unique([[row.get(field) for field in key] for row in rows]):
@@ -64,27 +65,31 @@ def _key(connection: Connection, schema: Schema, origin: Origin) -> tuple[tuple[
 
 
 def _sample(connection: Connection, origin: Origin) -> list[dict[str, Any]]:
-    end = time.monotonic() + _SECONDS
     connection.raw.text_factory = lambda data: data.decode("utf-8", "replace")
     rows: list[dict[str, Any]] = []
-    cursor = connection.execute(f"SELECT * FROM {origin.body} LIMIT {SAMPLE}")  # noqa: S608 (quoted)
-    for row in cursor:
-        rows.append(dict(zip(origin.columns, row, strict=True)))
-        if time.monotonic() > end:
-            break
+    with _in_time(connection):
+        for row in connection.execute(f"SELECT * FROM {origin.body} LIMIT {SAMPLE}"):  # noqa: S608 (quoted)
+            rows.append(dict(zip(origin.columns, row, strict=True)))  # noqa: PERF401 (what came in time is kept)
     return rows
 
 
-def _within(connection: Connection, sql: str) -> int | None:
-    """A number that a statement gives, unless that takes too long."""
+def _count(connection: Connection, origin: Origin) -> int | None:
+    found: int | None = None
+    with _in_time(connection):
+        (found,) = connection.execute(f"SELECT count(*) FROM {origin.body}").fetchone()  # noqa: S608 (quoted)
+    return found
+
+
+@contextmanager
+def _in_time(connection: Connection) -> Iterator[None]:
+    """Ends what takes too long, without an error."""
     end = time.monotonic() + _SECONDS
     connection.raw.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
     try:
-        return int(connection.execute(sql).fetchone()[0])
+        yield
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorname", "") != "SQLITE_INTERRUPT":
             raise
-        return None
     finally:
         connection.raw.set_progress_handler(None, 0)
 

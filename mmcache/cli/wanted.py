@@ -161,8 +161,8 @@ def _table(one: Wanted, given: str | None) -> str:
 
 def _make_importable() -> None:
     """What an option names by "module:function" may be in the working directory."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    if (here := os.path.abspath(".")) not in sys.path:
+        sys.path.append(here)
 
 
 def kind_at(where: str) -> str:

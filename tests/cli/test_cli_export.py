@@ -170,6 +170,13 @@ def test_a_missing_file_is_3_and_a_damaged_one_5(items, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_device_is_written_to_and_not_replaced(items):
+    assert ok("export", items, "--format", "csv", "-o", "/dev/null", "--no-embeddings", "--columns", "n").code == 0
+    assert not os.path.isfile("/dev/null")
+    done = run("export", items, "--format", "jsonl", "-o", "/dev/full")
+    assert (done.code, done.err) == (1, "mmcache: cannot write the output: No space left on device\n")
+
+
 def test_get_and_export_print_the_same(items):
     lines = [json.loads(line) for line in ok("export", items).out.splitlines()]
     assert ok("get", items, "k7", "--embedding").json == lines[7]
