@@ -11,14 +11,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alert",
+    "ArrowSource",
+    "BaseSource",
     "BuildError",
     "BuildReport",
+    "CSVSource",
     "Cache",
     "CacheEvent",
     "CachedCollection",
+    "CallableSource",
+    "Changes",
     "ClosedError",
     "Collection",
     "CorruptFileError",
+    "DuckDBSource",
     "EmbeddingRef",
     "EmbeddingReport",
     "GenerationGoneError",
@@ -26,12 +32,15 @@ __all__ = [
     "Invalid",
     "IterableSource",
     "JSONLinesSource",
+    "JSONSource",
     "LeftOut",
     "LockTimeoutError",
     "MissingFileError",
     "MmcacheError",
     "ParquetSource",
     "PublishError",
+    "Query",
+    "Reading",
     "Record",
     "SQLiteSource",
     "Schema",
@@ -40,6 +49,7 @@ __all__ = [
     "Source",
     "SourceError",
     "SourceRecord",
+    "Sources",
     "Stats",
     "Status",
     "UntrustedPathError",
@@ -75,14 +85,20 @@ if TYPE_CHECKING:
         UnusableFileError,
     )
     from .format.leftout import LeftOut
-    from .query import above, at_least, at_most, below, between, excluding, startswith
+    from .query import Query, above, at_least, at_most, below, between, excluding, startswith
     from .schema import Schema
     from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
-    from .sources.arrow import ParquetSource
-    from .sources.base import Invalid, Source, SourceRecord
-    from .sources.iterable import IterableSource, JSONLinesSource
+    from .sources.arrow import ArrowSource, ParquetSource
+    from .sources.base import Changes, Invalid, Reading, Source, SourceRecord
+    from .sources.call import CallableSource
+    from .sources.csvfile import CSVSource
+    from .sources.duckdbfile import DuckDBSource
+    from .sources.iterable import IterableSource
+    from .sources.jsonfiles import JSONLinesSource, JSONSource
+    from .sources.own import BaseSource
+    from .sources.several import Sources
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
     from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
@@ -119,12 +135,18 @@ _HOMES = {
             "UntrustedPathError",
             "UnusableFileError",
         ),
-        ".query": ("above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
+        ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".schema": ("Schema",),
-        ".sources.arrow": ("ParquetSource",),
+        ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
-        ".sources.base": ("Invalid", "Source", "SourceRecord"),
-        ".sources.iterable": ("IterableSource", "JSONLinesSource"),
+        ".sources.base": ("Changes", "Invalid", "Reading", "Source", "SourceRecord"),
+        ".sources.call": ("CallableSource",),
+        ".sources.csvfile": ("CSVSource",),
+        ".sources.duckdbfile": ("DuckDBSource",),
+        ".sources.iterable": ("IterableSource",),
+        ".sources.jsonfiles": ("JSONLinesSource", "JSONSource"),
+        ".sources.own": ("BaseSource",),
+        ".sources.several": ("Sources",),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),

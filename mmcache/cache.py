@@ -10,24 +10,27 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from .cached import CachedCollection
 from .callbacks import CacheEvent
 from .errors import SourceError, UnusableFileError
 from .options import Executor, OpenOptions, Options, Profile, is_disabled
-from .schema import OnDuplicate, OnInvalid
+from .schema import OnDuplicate, OnInvalid, Schema
 from .sharing.alerts import WINDOW, Alert, Rules
 from .sharing.metrics import stats_of
 from .sharing.operate import resume
 from .sharing.status import Status, check, status_of
-from .sources import closing, with_rules
+from .sources import chosen, closing, with_rules
 from .sources.base import Source
 from .storage import fs
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.snapshot import Access, Snapshot, Verify
 from .watch import Watch
 from .words import html_of, number
+
+if TYPE_CHECKING:
+    from .sources.call import Fetch, Load
 
 __all__ = ["Cache", "CachedCollection", "Stats", "open"]
 
@@ -247,8 +250,13 @@ class Cache(CachedCollection):
 
 def open(
     path: str | os.PathLike[str],
-    source: Source | None = None,
+    source: Source | str | os.PathLike[str] | None = None,
     *,
+    schema: Schema | Iterable[Schema] | None = None,
+    load: Load | str | None = None,
+    fetch: Fetch | str | Mapping[str, Fetch | str] | None = None,
+    changed_since: Callable[[Any], Any] | str | None = None,
+    fingerprint: Callable[[], Any] | str | None = None,
     ttl: float | None = None,
     profile: Profile = "staging",
     refresh_at: float | None = None,
@@ -277,7 +285,13 @@ def open(
 
     Where the file is missing or damaged it is built now, by one process; the others wait for it. Times in seconds.
 
-    source: without one, the cache is read-only over the file, and raises where the file cannot answer.
+    source: a source, or the path or URL of one, with `schema`. Without one, the cache is read-only over the file, and
+        raises where the file cannot answer.
+    load: in place of a source, a function that gives the records, with `schema`. fetch, changed_since, fingerprint:
+        what makes it cheaper. See `CallableSource`.
+
+            cache = mmcache.open("items.mmc", load=fetch_all, schema=Schema("items", index=("kind",)))
+
     ttl: age at which a file expires, and the source answers until it is built again; math.inf: never. By default that
         of `profile`: development 600, staging 3600, production 86,400.
     refresh_at: share of the ttl from which on one process builds it again in the background, 0.8; earlier, where builds
@@ -307,9 +321,10 @@ def open(
     The directory is made where it is missing, unless the cache builds nothing; PublishError where it cannot be.
     Raises UnusableFileError (missing, corrupt, incompatible, unreadable, untrusted) only without a source.
     """
+    given = chosen(source, schema, load=load, fetch=fetch, changed_since=changed_since, fingerprint=fingerprint)
     cache = Cache(
         path,
-        source,
+        given,
         ttl=ttl,
         profile=profile,
         refresh_at=refresh_at,
@@ -334,8 +349,10 @@ def open(
         max_invalid=max_invalid,
         on_duplicate=on_duplicate,
     )
-    if source is not None and build:
+    if given is not source:
+        cache._made = cache.source  # and so ours to close
+    if given is not None and build:
         fs.make_directory(os.path.dirname(cache.path))
-    if source is None or not is_disabled():
+    if given is None or not is_disabled():
         _ = cache.snapshot
     return cache

@@ -29,7 +29,7 @@ from .sharing.announce import Announcer
 from .sharing.job import Job
 from .sharing.page import Page
 from .sharing.publishing import build_once
-from .sources import is_remakable
+from .sources import given_by, is_remakable
 from .sources.base import Source
 from .storage import fs, trust
 from .storage.descriptors import Descriptor
@@ -193,11 +193,13 @@ class Rebuilder:
         source, options = self.source, self.options
         if source is None or "python" not in os.path.basename(sys.executable or "").lower():
             return None
-        spec = source.spec()
-        if spec is None or not is_remakable(source):
+        spec, given = source.spec(), given_by(source)
+        if spec is None or given is None or not is_remakable(source):
             return None
         schemas = [schema.to_dict() for schema in source.schemas]
-        job = Job(spec, schemas, options.cluster_by, options.metadata, time.time_ns(), options.build_timeout)
+        search = [os.path.abspath(place) for place in sys.path] if given else []
+        asked_ns, limit = time.time_ns(), options.build_timeout
+        job = Job(spec, given, search, schemas, options.cluster_by, options.metadata, asked_ns, limit)
         try:
             return job.pack()
         except (TypeError, ValueError, OverflowError):  # a thread fails, too, and says what is wrong

@@ -24,6 +24,8 @@ ON_DUPLICATE = ("raise", "first", "last")
 Metric = Literal["cosine", "dot", "euclidean"]
 OnInvalid = Literal["raise", "skip"]
 OnDuplicate = Literal["raise", "first", "last"]
+Cast = Literal["str", "int", "float", "bool", "bytes", "json"]
+CASTS = ("str", "int", "float", "bool", "bytes", "json")
 Dtype = Literal["f4", "f8", "f2", "bf2", ">f4", ">f8", ">f2", ">bf2", "i1", "u1", "bits"]
 DTYPES: dict[str, str] = {
     "f4": "float32",
@@ -71,6 +73,11 @@ class Schema:
     dtype: of the numbers in embeddings that are bytes, converted to float32 where it is another (see `DTYPES`). None:
         float32, unless `dim` and the bytes leave no doubt that they are another. JSON text, lists, arrays and the bytes
         of .npy files say themselves what they are.
+
+    How to take what a source of mappings has (files, iterables, callables); SQL says this by a query:
+    renames: {column in the source: field}. All else names fields.
+    casts: {field: type}, of `str`, `int`, `float`, `bool`, `bytes`, `json`. A value that does not fit makes its row one
+        that cannot be taken. None stays None.
     """
 
     name: str
@@ -88,6 +95,8 @@ class Schema:
     on_invalid: OnInvalid = "raise"
     max_invalid: int | None = None
     on_duplicate: OnDuplicate = "raise"
+    renames: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
+    casts: Mapping[str, Cast] | tuple[tuple[str, Cast], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("index", "json", "columns"):
@@ -107,6 +116,22 @@ class Schema:
         if self.table is not None and self.query is not None:
             raise ValueError(f"Schema {self.name!r}: give table= or query=, not both")
         self._check_rules()
+        self._check_declared()
+
+    def _check_declared(self) -> None:
+        for name in ("renames", "casts"):
+            object.__setattr__(self, name, _pairs(self.name, name, getattr(self, name)))
+        renames, casts = dict(self.renames), dict(self.casts)
+        if len({*renames.values()}) < len(renames):
+            raise ValueError(f"Schema {self.name!r}: renames={renames} makes one field of two columns")
+        for field, kind in casts.items():
+            if kind not in CASTS:
+                known = ", ".join(CASTS)
+                raise ValueError(f"Schema {self.name!r}: casts: {field!r} must be one of {known}, not {kind!r}")
+            if field in self.embeddings:
+                raise ValueError(f"Schema {self.name!r}: casts: {field!r} is an embedding; dtype= says what it holds")
+            if field in renames and field not in renames.values():
+                raise ValueError(f"Schema {self.name!r}: casts: {field!r} is called {renames[field]!r} by renames")
 
     def _check_rules(self) -> None:
         for name, known in (("on_invalid", ON_INVALID), ("on_duplicate", ON_DUPLICATE)):
@@ -238,6 +263,20 @@ def check_width(schema: Schema, key: object) -> None:
     if width != (len(key) if isinstance(key, tuple) else 1):
         expected = "one value" if width == 1 else f"a tuple of {width} values ({', '.join(schema.key_fields)})"
         raise TypeError(f"a key of collection {schema.name!r} is {expected}, not {key!r}; keys are given as a list")
+
+
+def _pairs(name: str, argument: str, value: Any) -> tuple[tuple[str, Any], ...]:
+    """A mapping of names, in the form that is stored: sorted pairs."""
+    try:
+        pairs = dict(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"Schema {name!r}: {argument} must be a mapping, not {value!r}") from None
+    for key, one in pairs.items():
+        if not (isinstance(key, str) and isinstance(one, str) and key and one):
+            raise ValueError(f"Schema {name!r}: {argument} must be a mapping of names, not {{{key!r}: {one!r}}}")
+        if argument == "renames":
+            _check_name("field", one)
+    return tuple(sorted(pairs.items()))
 
 
 def _one_or_several(fields: tuple[str, ...]) -> str | tuple[str, ...]:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from .errors import BuildError, SourceError
+from .errors import BuildError, SourceError, UnusableFileError
 from .format.keys import Key, check_keys, check_length, type_of
+from .format.leftout import may_have
 from .logs import log_once
 from .query import Query, Term, order_key, terms_in
 from .schema import Schema
 from .sharing import metrics
-from .sources.base import Invalid, Source, SourceRecord, ordered
+from .sources.base import Invalid, Source, SourceRecord, ordered, scans
 from .sources.plain import plain_rows
 from .storage.admission import admitted
 from .storage.overlay import Overlay
@@ -83,15 +84,15 @@ class SourceTier:
         Raises TypeError for what is no key, or none of this collection.
         """
         watch, keys = self._watch, check_keys(keys)
-        if cause == "absent":  # which the file says of what may be a key
-            if watch.source is None or getattr(watch.source, "is_constant", False):
-                self._missed(keys)
-                return [None] * len(keys)
-        elif (length := self._length) > 1:
+        is_absent = cause == "absent"  # which the file says of what may be a key
+        if not is_absent and (length := self._length) > 1:
             for key in keys:
                 check_length(key, length)
         begun = time.perf_counter()
         try:
+            if is_absent and (watch.source is None or self._lacks(watch.source, keys)):
+                self._missed(keys)
+                return [None] * len(keys)
             answers = list(self._plain(self.source.fetch(self._collection(), keys)))
         except Exception as error:  # noqa: BLE001 (raised again by `stand_in` unless the file may answer)
             return self._from_file(keys, cause, error)
@@ -103,6 +104,21 @@ class SourceTier:
             self._missed(absent)
         watch.counting.add_fallback(cause, sum(key in found for key in keys), time.perf_counter() - begun)
         return [found.get(key) for key in keys]
+
+    def _lacks(self, source: Source, keys: Sequence[Key]) -> bool:
+        """Whether a source that would have to be read whole is known to have none of these keys, because the file has
+        none of them, and was built from what the source holds now. Raises what the source raises."""
+        view, name = self._watch.view, self._collection()
+        reader = view.readers.get(self._name)
+        if reader is None or not scans(source, name) or source.fingerprint() != view.fingerprint:
+            return False
+        assert view.snapshot is not None
+        left_out = view.snapshot.layout.collections[reader.name].left_out
+        try:
+            # Case: the file that lacked them is not this one, or one of them was invalidated meanwhile.
+            return not any(may_have(left_out, key) or key in reader for key in keys)
+        except (DirtyError, UnusableFileError):
+            return False
 
     def takes(self, key: Key) -> bool:
         """Whether it may be a key of this collection: see `check_length`."""

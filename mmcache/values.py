@@ -28,6 +28,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set as Abstra
 from decimal import Decimal
 from importlib import import_module
 from itertools import chain
+from operator import attrgetter
+from types import MethodType
 from typing import Any
 
 import msgpack
@@ -88,43 +90,44 @@ class Unimported:
         )
 
 
-def importable(default: Default | str | None) -> tuple[Default | None, str | None]:
+def importable(
+    function: Callable[..., Any] | str | None, argument: str = "default"
+) -> tuple[Callable[..., Any] | None, str | None]:
     """The function, and the name "module:function" under which any process can import it; None without such a name.
 
-    default: a callable, or such a name, which is imported. Raises ValueError for a name that leads to no function. For
-    names that a program or a command line gave: none that stands in a file may come here.
+    function: a callable, or such a name, which is imported. argument: that it was given as. Raises ValueError for a
+    name that leads to no function. For names that a program or a command line gave: none that stands in a file may
+    come here.
     """
-    if default is None:
+    if function is None:
         return None, None
-    if isinstance(default, str):
-        return _imported(default), default
-    if isinstance(default, Unimported):
-        return default, default.name
-    if not callable(default):
-        raise TypeError(f"default= takes a function or its name 'module:function', not {type(default).__name__}")
-    module, path = getattr(default, "__module__", None), getattr(default, "__qualname__", "")
+    if isinstance(function, str):
+        return _imported(function, argument), function
+    if isinstance(function, Unimported):
+        return function, function.name
+    if not callable(function):
+        raise TypeError(f"{argument}= takes a function or its name 'module:function', not {type(function).__name__}")
+    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if not module or module == "__main__":
-        return default, None
-    name = f"{module}:{path}"
+        return function, None
     try:
-        found = _imported(name)
-    except ValueError:
-        return default, None
-    return default, name if found is default else None
+        found: Any = attrgetter(path or " ")(sys.modules[module])
+    except (KeyError, AttributeError):
+        return function, None
+    is_it = found is function or (isinstance(found, MethodType) and found == function)  # of a class
+    return function, f"{module}:{path}" if is_it else None
 
 
-def _imported(name: str) -> Default:
+def _imported(name: str, argument: str) -> Callable[..., Any]:
     module, colon, path = name.partition(":")
     if not (module and colon and path):
-        raise ValueError(f"default={name!r}: expected 'module:function'")
+        raise ValueError(f"{argument}={name!r}: expected 'module:function'")
     try:
-        found: Any = import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        found: Any = attrgetter(path)(import_module(module))
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"default={name!r} cannot be imported: {error}") from error
+        raise ValueError(f"{argument}={name!r} cannot be imported: {error}") from error
     if not callable(found):
-        raise ValueError(f"default={name!r} is a {type(found).__name__}, expected a function")  # noqa: TRY004
+        raise ValueError(f"{argument}={name!r} is a {type(found).__name__}, expected a function")  # noqa: TRY004
     return found  # type: ignore[no-any-return]
 
 

@@ -20,16 +20,18 @@ _REMEMBERED: Final = 4096
 class View:
     """Immutable, but for the source's answers for dirty ids, which it remembers: an event or a poll brings a new view.
 
-    snapshot: the file that is open, whether it may answer or not. readers: collection -> what a lookup by key asks,
+    snapshot: the file that is open, whether it may answer or not. fingerprint: of the source, when it held what the
+    file has. readers: collection -> what a lookup by key asks,
     where the file may answer at all; None stands for the default collection. Its dirty ids raise DirtyError.
     wholes: the same -> what is read as a whole, an `Overlay` where ids are dirty, as far as it is known by now.
     """
 
-    __slots__ = ("decision", "readers", "snapshot", "wholes")
+    __slots__ = ("decision", "fingerprint", "readers", "snapshot", "wholes")
 
-    def __init__(self, decision: Decision, snapshot: Snapshot | None = None) -> None:
+    def __init__(self, decision: Decision, snapshot: Snapshot | None = None, fingerprint: bytes = b"") -> None:
         self.decision = decision
         self.snapshot = snapshot
+        self.fingerprint = fingerprint
         self.readers: Mapping[str | None, Collection] = {}
         self.wholes: dict[str | None, Collection | Overlay] = {}
         if snapshot is not None and decision.serves:

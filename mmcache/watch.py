@@ -234,7 +234,7 @@ class Watch:
         known = self._known
         facts = known.facts(self.hearing, self.files, self.counting, building=self.rebuilder.waits)
         decision = decide(facts if self.source is not None else facts._replace(source=None), known.rules)
-        self.view = View(decision, self.files.snapshot)
+        self.view = View(decision, self.files.snapshot, facts.baseline.fingerprint if facts.baseline else b"")
         self.counting.note_state(decision.state)
 
     # --- polling: in a thread, or where none can run in a read

@@ -157,7 +157,11 @@ ALLOWED = {
     "cli/demo.py": FILE_SYSTEM,  # works in a directory of its own
     "integrations/pytest_caches.py": FILE_SYSTEM,  # in directories of a run of tests
     "integrations/pytest_plugin.py": ("pathlib.Path",),
+    "testing/conformance.py": FILE_SYSTEM,  # builds in a directory of its own
 }
+
+MAY = {"mmcache/testing/conformance.py": ("pickle",)}
+"""What is banned elsewhere: in tests, a source is sent through a pickle of our own."""
 
 
 def used_names(source: str) -> Iterator[tuple[int, str]]:
@@ -205,7 +209,7 @@ def test_nothing_runs_code_from_a_file_or_shrinks_one():
         for module in MODULES
         for line, name in used_names(module.read_text())
         for banned, why in BANNED.items()
-        if under(name, (banned,))
+        if under(name, (banned,)) and banned not in MAY.get(module.relative_to(ROOT).as_posix(), ())
     ]
     assert not offenders, "\n".join(offenders)
 

@@ -50,6 +50,7 @@ MODULES = (
     "mmcache.integrations.prometheus",
     "mmcache.integrations.pytest_plugin",
     "mmcache.integrations.torch",
+    "mmcache.testing",
 )
 MADE_BY_US = {"CachedCollection", "Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"}
 """Classes that no caller constructs."""

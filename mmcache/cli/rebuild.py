@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +38,12 @@ was written to since. A file that is held after a rollback stays as it is; witho
   mmcache rebuild items.mmc --source /new/place/shop.db
 """
 
+_FUNCTIONS = {
+    "default": "as for `mmcache build`; a file cannot import it",
+    "load": "the function that gives the records, of a file that was built from one; likewise",
+    "fingerprint": "the function that says whether they have changed, if it was built with one; likewise",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_argument(parser)
@@ -44,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", metavar="PATH", help="where the source is now, if it moved; the new file names this one"
     )
     source.complete = FILE_COMPLETION  # type: ignore[attr-defined]
-    parser.add_argument("--default", metavar="MODULE:FUNCTION", help="as for `mmcache build`; a file cannot import it")
+    for flag, what in _FUNCTIONS.items():
+        parser.add_argument(f"--{flag}", metavar="MODULE:FUNCTION", help=what)
     parser.add_argument("--exact", action="store_true", help="drop what the file has for other versions of the program")
     parser.add_argument("--if-stale", action="store_true", help="only if it is due: for cron")
     add_policy(parser)
@@ -102,12 +110,20 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             timeout=timeout,
             asked_ns=asked_ns,
             source=moved,
-            default=arguments.default,
+            given=_given(arguments),
             exact=arguments.exact,
             **rules_of(arguments),
         )
     report(done, arguments.file, output)
     return OK
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, str]:
+    """What is to be imported because it is given here, and not because a file names it. From the working directory,
+    too."""
+    if "" not in sys.path:
+        sys.path.append("")
+    return {name: value for name in _FUNCTIONS if (value := getattr(arguments, name)) is not None}
 
 
 def _seen(arguments: argparse.Namespace, moved: str | None) -> Seen:

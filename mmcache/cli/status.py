@@ -157,9 +157,9 @@ def source_of(layout: Layout, moved: str | None = None) -> Source | None:
     """The source that a file names, or the same kind of source in another place. Raises SourceError."""
     if layout.source is None:
         return None
-    from ..sources import from_spec
+    from ..sources import from_spec, moved as moved_to
 
-    spec = layout.source if moved is None else {**layout.source, "path": moved}
+    spec = layout.source if moved is None else moved_to(layout.source, moved)
     return from_spec(spec, [collection.schema for collection in layout.collections.values()])
 
 

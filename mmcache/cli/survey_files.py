@@ -47,9 +47,9 @@ def _items(reading: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
 
 def _table(path: str) -> Iterator[Mapping[str, Any]]:
     """The first rows of a file of CSV, with types that fit them."""
-    from ..sources.csvfile import DELIMITERS  # type: ignore[import-not-found, unused-ignore]
-    from ..sources.inference import Guess, read_by  # type: ignore[import-not-found, unused-ignore]
-    from ..sources.streams import decompressed, open_file  # type: ignore[import-not-found, unused-ignore]
+    from ..sources.csvfile import DELIMITERS
+    from ..sources.inference import Guess, read_by
+    from ..sources.streams import decompressed, open_file
 
     with open_file(path) as file:
         text = io.TextIOWrapper(decompressed(file), "utf-8-sig", errors="replace", newline="")

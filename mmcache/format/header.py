@@ -42,6 +42,9 @@ MAX_SECTION_NAME: Final = 32
 
 MAX_GENERATION: Final = 2**63 - 1
 
+PARTLY: Final = b"\xff" * 8
+"""The end of a fingerprint of several sources of which one cannot tell whether it has changed."""
+
 REQUIRED: Final = 1
 """Section flag: a reader that does not know this kind must refuse the file."""
 DERIVED: Final = 2
@@ -281,3 +284,8 @@ def parse_table(header: Header, data: bytes) -> dict[str, Section]:
 
 def _corrupt(section: str, reason: str) -> CorruptFileError:
     return CorruptFileError(f"section {section!r}: {reason}", section=section)
+
+
+def is_telling(fingerprint: bytes) -> bool:
+    """Whether a source that has this fingerprint again has not changed. Not one of zeros, which is always the same."""
+    return any(fingerprint) and not fingerprint.endswith(PARTLY)

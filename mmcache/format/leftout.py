@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MAX_NAMED", "NOTHING_LEFT_OUT", "LeftOut", "named"]
+__all__ = ["MAX_NAMED", "NOTHING_LEFT_OUT", "LeftOut", "may_have", "named"]
 
 MAX_NAMED = 20
 """Rows that are named, the first ones; all of them are counted."""
@@ -50,6 +50,13 @@ class LeftOut:
 
 
 NOTHING_LEFT_OUT = LeftOut()
+
+
+def may_have(left_out: LeftOut, key: object) -> bool:
+    """Whether a row with this key may be among those that could not be taken."""
+    if left_out.invalid > len(left_out.rows):
+        return True
+    return left_out.invalid > 0 and named(key, "")[0] in {row[0] for row in left_out.rows}
 
 
 def named(key: object, reason: str) -> tuple[str, str]:

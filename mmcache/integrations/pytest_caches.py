@@ -19,8 +19,8 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
@@ -29,10 +29,9 @@ from ..words import bytes_of, number, plural, printable, span
 if TYPE_CHECKING:
     from ..cache import Cache
     from ..options import OpenOptions
-    from ..schema import Query, Schema
+    from ..schema import Schema
     from ..sharing.fleet import Fleet
-    from ..sources.base import Key, Reading, Row, Source, SourceRecord
-    from ..sources.iterable import IterableSource
+    from ..sources import Source
 
 __all__ = ["CacheFactory", "Run", "Scope", "isolating", "summary"]
 
@@ -139,7 +138,8 @@ class CacheFactory:
         A build that fails is tried once, and raises the same error in every worker. Raises LockTimeoutError, naming the
         process that builds, after `mmcache_wait` seconds (an ini option).
         """
-        from ..sources import with_rules
+        from ..schema import Schema
+        from ..sources import CallableSource, with_rules
 
         if (build is None) == (source is None):
             raise TypeError("give build=, a function that gives the records, or source=")
@@ -152,7 +152,7 @@ class CacheFactory:
             raise ValueError(f"scope must be 'run' or 'persistent', not {scope!r}")
         if source is None:
             assert build is not None
-            source = _called(build, schema)
+            source = CallableSource(build, *((schema,) if isinstance(schema, Schema) else schema))
         rules = {rule: options.pop(rule, None) for rule in ("on_invalid", "max_invalid", "on_duplicate")}
         source = with_rules(source, **rules)
         settings: dict[str, Any] = {**_SETTINGS, "label": self._run.who, **options}
@@ -231,11 +231,13 @@ def _digest(source: Source, key: str | None) -> str:
     """Of what the content of a persistent cache depends on."""
     from xxhash import xxh3_64_hexdigest
 
+    from ..format.header import is_telling
+
     content = b"" if key is None else key.encode(errors="surrogatepass")
     deadline = time.monotonic() + 1.0
     while key is None and content != (content := source.fingerprint()) and time.monotonic() < deadline:
         time.sleep(0.03)  # one that is never given again: the source was written to a moment ago
-    if key is None and not any(content):
+    if key is None and not is_telling(content):
         raise ValueError("this source cannot tell what it holds: a persistent cache of it needs key=")
     return xxh3_64_hexdigest(content + repr(source.schemas).encode(errors="surrogatepass"))
 
@@ -293,60 +295,6 @@ def _is_there(path: Path, source: Source) -> bool:
     if schemas != tuple(schema.resolved() for schema in source.schemas):
         raise ValueError(f"there is a cache {path.stem!r} with other schemas in this run: give this one another name")
     return True
-
-
-# --- a function as source ---------------------------------------------------------------------------------------------
-
-
-def _called(build: Callable[[], Iterable[Any]], schema: Schema | Iterable[Schema]) -> _Called:
-    from ..schema import Schema
-
-    return _Called(build, (schema,) if isinstance(schema, Schema) else tuple(schema))
-
-
-class _Called:
-    """A source whose records a function gives, called when they are needed."""
-
-    _gives_plain = True
-
-    def __init__(self, build: Callable[[], Iterable[Any]], schemas: tuple[Schema, ...]) -> None:
-        self._build = build
-        self.schemas = tuple(schema.resolved() for schema in schemas)
-        self.is_constant = all(schema.on_invalid == "raise" for schema in self.schemas)
-
-    def with_rules(self, **rules: Any) -> _Called:
-        return _Called(self._build, tuple(replace(schema, **rules) for schema in self.schemas))
-
-    def _made(self, *, again: bool) -> IterableSource:
-        """again: to look something up in, for which a generator will not do."""
-        from ..sources.iterable import IterableSource
-
-        records: Any = self._build()
-        if again and isinstance(records, Mapping):
-            records = {name: _listed(each) for name, each in records.items()}
-        return IterableSource(_listed(records) if again else records, *self.schemas)
-
-    def read(self) -> contextlib.AbstractContextManager[Reading]:
-        return self._made(again=False).read()
-
-    def fetch(self, collection: str, ids: Sequence[Key]) -> Sequence[Row | None]:
-        return self._made(again=True).fetch(collection, ids)
-
-    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
-        return self._made(again=True).in_order(collection, ids)
-
-    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
-        return self._made(again=True).find(collection, query)
-
-    def fingerprint(self) -> bytes:
-        return bytes(32)
-
-    def spec(self) -> None:
-        return None
-
-
-def _listed(records: Any) -> Any:
-    return list(records) if isinstance(records, Iterator) else records
 
 
 # --- a cache for one test ---------------------------------------------------------------------------------------------

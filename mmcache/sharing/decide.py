@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ..format.header import Header, Tokens
+from ..format.header import Header, Tokens, is_telling
 from ..format.keys import Key, hash_key
 from ..freshness import Freshness, Policy, freshness, may_answer
 from .events import Dirty, Said, add_dirty
@@ -202,7 +202,7 @@ def _doubt(facts: Facts, baseline: Baseline) -> _Doubt:
     if facts.held:
         return _Doubt()
     fingerprint = None if facts.source is None else facts.source.fingerprint
-    is_known = fingerprint is not None and fingerprint != NO_FINGERPRINT
+    is_known = fingerprint is not None and is_telling(fingerprint)
     if facts.foreign and baseline.tokens.page and not (is_known and fingerprint == baseline.fingerprint):
         why = "it was built with another control page, which is not here"
         # Where no page can be, none went missing: while the source cannot be asked, the file is the best there is.

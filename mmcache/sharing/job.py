@@ -5,6 +5,7 @@ Nothing of it comes from the file, which may be gone, damaged, or of other schem
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ __all__ = ["Job"]
 
 
 class Job(NamedTuple):
-    """spec, schemas: of the source. asked_ns: wall clock; a file that was built from what the source held after that
-    will do. limit: seconds until the builder gives up."""
+    """spec, given, schemas: of the source. search: where its functions are imported from. asked_ns: wall clock; a file
+    that was built from what the source held after that will do. limit: seconds until the builder gives up."""
 
     spec: dict[str, Any]
+    given: dict[str, Any]
+    search: list[str]
     schemas: list[dict[str, Any]]
     cluster_by: str | Mapping[str, str] | None
     metadata: Mapping[str, Any] | None
@@ -38,5 +41,6 @@ class Job(NamedTuple):
         return cls(*msgpack.unpackb(data, strict_map_key=False))
 
     def source(self) -> Source:
-        """Raises SourceError."""
-        return from_spec(self.spec, map(Schema.from_dict, self.schemas), default=self.spec.get("default"))
+        """Raises SourceError. Modules are searched for where the worker would find them."""
+        sys.path[:] = self.search or sys.path
+        return from_spec(self.spec, map(Schema.from_dict, self.schemas), self.given)

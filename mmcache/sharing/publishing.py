@@ -16,7 +16,7 @@ from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
 from ..schema import OnDuplicate, OnInvalid, Schema
-from ..sources import Source, as_source, closing, from_spec, with_rules
+from ..sources import Source, as_source, closing, from_spec, moved, with_rules
 from ..sources.iterable import Records
 from ..storage import describe, publish as storage
 from ..storage.descriptors import Descriptor
@@ -37,7 +37,7 @@ log = logging.getLogger("mmcache")
 
 def build(
     path: str | os.PathLike[str],
-    records: Source | Records | Mapping[str, Records],
+    records: Source | Records | Mapping[str, Records] | str | os.PathLike[str],
     *schemas: Schema,
     cluster_by: str | Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -50,7 +50,8 @@ def build(
 ) -> BuildReport:
     """Build a file from a source or from records, and publish it at `path`.
 
-    records: a `Source`; or an iterable of mappings with one schema; or a mapping of collection name to iterable.
+    records: a `Source`; or an iterable of mappings with one schema; or a mapping of collection name to iterable; or the
+        path or URL of a source, with a schema.
     cluster_by: a field whose equal values shall stand together, which makes each of them one contiguous view;
         of several collections, a mapping of collection to field.
     metadata: a map of anything msgpack carries, to be found as `Snapshot.metadata`.
@@ -80,7 +81,7 @@ def rebuild(
     timeout: float = LOCK_TIMEOUT,
     asked_ns: int | None = None,
     source: str | os.PathLike[str] | None = None,
-    default: str | None = None,
+    given: Mapping[str, Any] | None = None,
     exact: bool = False,
     on_invalid: OnInvalid | None = None,
     max_invalid: int | None = None,
@@ -90,7 +91,7 @@ def rebuild(
     the source still has what they name.
 
     asked_ns: wall clock; a file that was built from what the source held after that is left as it is. source: path of
-    the source, if it was moved. default: of a source that was built with one. exact:
+    the source, if it was moved. given: what its file cannot be believed in, such as functions: see `from_spec`. exact:
     without what builders kept for other versions of their program: what remains is what the last one asked for itself.
     on_invalid, max_invalid, on_duplicate: of all collections from now on; None: as the file says. Workers that do not
     leave out what this file leaves out are answered by their source.
@@ -100,7 +101,7 @@ def rebuild(
     layout = _described(os.fspath(path))
     options: dict[str, Any] = {"progress": progress, "timeout": timeout, "asked_ns": asked_ns}
     rules = {"on_invalid": on_invalid, "max_invalid": max_invalid, "on_duplicate": on_duplicate}
-    return _build_as(layout, path, source=source, default=default, exact=exact, rules=rules, **options)
+    return _build_as(layout, path, source=source, given=given, exact=exact, rules=rules, **options)
 
 
 def _described(path: str) -> Layout:
@@ -127,19 +128,19 @@ def _build_as(
     path: str | os.PathLike[str],
     *,
     source: str | os.PathLike[str] | None = None,
-    default: str | None = None,
+    given: Mapping[str, Any] | None = None,
     exact: bool = False,
     rules: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> BuildReport:
     """Build what a file describes, so far as the source still has it."""
     assert layout.source is not None
-    spec = layout.source if source is None else {**layout.source, "path": os.path.abspath(os.fspath(source))}
+    spec = layout.source if source is None else moved(layout.source, os.fspath(source))
     schemas = layout.asked if exact and layout.asked else schemas_of(layout)
-    with closing(from_spec(spec, schemas, default=default)) as described:
+    with closing(from_spec(spec, schemas, given)) as described:
         assert described is not None
         schemas = still_there(described) or schemas
-    with closing(from_spec(spec, schemas, default=default)) as again:
+    with closing(from_spec(spec, schemas, given)) as again:
         assert again is not None
         again = with_rules(again, **(rules or {}))
         order = as_found(Order(again), layout)

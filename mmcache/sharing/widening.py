@@ -15,7 +15,7 @@ from ..additive import missing_in, union
 from ..errors import SourceError
 from ..format.layout import Layout
 from ..schema import Schema
-from ..sources import available, from_spec, is_remakable
+from ..sources import available, from_spec, given_by, is_remakable
 from ..sources.base import Source
 
 if TYPE_CHECKING:  # else it would take numpy to ask for a status
@@ -86,4 +86,4 @@ def _with(source: Source, schemas: tuple[Schema, ...]) -> Source:
     gone = [schema.name for schema in source.schemas if schema.name not in {one.name for one in schemas}]
     if gone:  # the build says what is missing
         return source
-    return from_spec(spec, schemas, default=getattr(source, "default", None))
+    return from_spec(spec, schemas, given_by(source))

@@ -13,46 +13,86 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..schema import Schema
-from .base import Changes, EvolvingSource, Invalid, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
+from .base import (
+    Changes,
+    EvolvingSource,
+    Invalid,
+    OrderedSource,
+    Reading,
+    ScanningSource,
+    Source,
+    SourceRecord,
+    TrackedSource,
+    given_by,
+    ordered,
+)
 
 if TYPE_CHECKING:
-    from .arrow import ParquetSource
-    from .iterable import IterableSource, JSONLinesSource
+    from .arrow import ArrowSource, ParquetSource
+    from .call import CallableSource, Fetch, Load
+    from .csvfile import CSVSource
+    from .duckdbfile import DuckDBSource
+    from .iterable import IterableSource
+    from .jsonfiles import JSONLinesSource, JSONSource
+    from .own import BaseSource
+    from .several import Sources
     from .sqlite import SQLiteSource
 
 __all__ = [
+    "ArrowSource",
+    "BaseSource",
+    "CSVSource",
+    "CallableSource",
     "Changes",
+    "DuckDBSource",
     "Invalid",
     "IterableSource",
     "JSONLinesSource",
+    "JSONSource",
     "OrderedSource",
     "ParquetSource",
     "Reading",
     "SQLiteSource",
+    "ScanningSource",
     "Source",
     "SourceRecord",
+    "Sources",
     "TrackedSource",
     "as_source",
     "available",
     "from_spec",
+    "given_by",
     "is_remakable",
     "ordered",
     "with_rules",
 ]
 
 _HOMES = {
+    "BaseSource": "mmcache.sources.own",
+    "CallableSource": "mmcache.sources.call",
     "IterableSource": "mmcache.sources.iterable",
-    "JSONLinesSource": "mmcache.sources.iterable",
+    "JSONLinesSource": "mmcache.sources.jsonfiles",
+    "JSONSource": "mmcache.sources.jsonfiles",
+    "CSVSource": "mmcache.sources.csvfile",
     "SQLiteSource": "mmcache.sources.sqlite",
+    "Sources": "mmcache.sources.several",
     "ParquetSource": "mmcache.sources.arrow",
+    "ArrowSource": "mmcache.sources.arrow",
+    "DuckDBSource": "mmcache.sources.duckdbfile",
     "PatternsSource": "mmcache.presets.patterns",
 }
 
 _KINDS = {
     "sqlite": "SQLiteSource",
     "jsonl": "JSONLinesSource",
+    "json": "JSONSource",
+    "csv": "CSVSource",
     "parquet": "ParquetSource",
+    "arrow": "ArrowSource",
+    "duckdb": "DuckDBSource",
     "patterns": "PatternsSource",
+    "call": "CallableSource",
+    "several": "Sources",
 }
 """All that a spec can name. A file chooses from this table and cannot add to it."""
 
@@ -68,12 +108,15 @@ def _load(name: str) -> Any:
 
 
 def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
-    """What `mmcache.build` was given, as a source: a source as it is, anything else by way of `IterableSource`.
+    """What `mmcache.build` was given, as a source: a source as it is, a path or URL as the source that is there,
+    anything else by way of `IterableSource`.
 
     Several schemas take a mapping {collection: records}. Raises TypeError when a source comes with schemas, as it has
     its own, or records come without.
     """
     schemas = tuple(schemas)
+    if isinstance(records_or_source, (str, os.PathLike)):
+        return source_there(records_or_source, schemas)
     if isinstance(records_or_source, Source):
         if schemas:
             names = ", ".join(schema.name for schema in records_or_source.schemas)
@@ -82,6 +125,42 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
     if not schemas:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
     source: Source = _load("IterableSource")(records_or_source, *schemas)
+    return source
+
+
+def source_there(place: str | os.PathLike[str], schemas: Iterable[Schema]) -> Source:
+    """The source at a path or URL. Raises SourceError."""
+    found: Source = import_module("mmcache.sources.recognize").source_at(place, *schemas)
+    return found
+
+
+def chosen(
+    source: Source | str | os.PathLike[str] | None,
+    schema: Schema | Iterable[Schema] | None,
+    *,
+    load: Load | str | None,
+    fetch: Fetch | str | Mapping[str, Fetch | str] | None,
+    **asked: Any,
+) -> Source | None:
+    """The source that the arguments of `mmcache.open` mean. Raises TypeError for those that do not go together."""
+    schemas = () if schema is None else (schema,) if isinstance(schema, Schema) else tuple(schema)
+    others = {"fetch": fetch, **asked}
+    if load is not None:
+        if source is not None:
+            raise TypeError("give source or load=, not both")
+        if not schemas:
+            raise TypeError("load= needs schema=, a Schema or several, to know the key: schema=Schema('items')")
+        made: Source = _load("CallableSource")(load, *schemas, **others)
+        return made
+    if wrong := [name for name, value in others.items() if value is not None]:
+        raise TypeError(f"{wrong[0]}= goes with load=, a function that gives the records")
+    if isinstance(source, (str, os.PathLike)):
+        return source_there(source, schemas)
+    if schemas:
+        what = (
+            "a source has its own schemas; give them there" if source is not None else "it goes with load=, or a path"
+        )
+        raise TypeError(f"schema= is for load=, or the path or URL of a source: {what}")
     return source
 
 
@@ -131,31 +210,36 @@ def available(source: Source, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
 
 
 def is_remakable(source: Source) -> bool:
-    """Whether `from_spec` makes the same source again. Not one of a subclass, which inherits the spec of its base."""
+    """Whether `from_spec` makes the same source again, of its spec and of what it gives besides. Not one of a subclass,
+    which inherits the spec of its base."""
     spec = source.spec()
-    return spec is not None and spec.get("kind") in _KINDS and type(source) is _load(_KINDS[spec["kind"]])
+    if spec is None or spec.get("kind") not in _KINDS or type(source) is not _load(_KINDS[spec["kind"]]):
+        return False
+    return given_by(source) is not None
 
 
-def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], *, default: Any = None) -> Source:
+def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping[str, Any] | None = None) -> Source:
     """The source that `Source.spec` described. Raises SourceError for a kind that this version does not know.
 
-    default: the argument of that name, from a program or a command line. What the spec says of it is not imported, as
-    that may come from a file: without `default`, values that need the function are refused.
+    given: arguments that a spec does not hold, such as functions or their names and passwords, from a program or a
+    command line: what a spec says of them is not believed, as that may come from a file. See `base.told`.
     """
-    kind, path = spec.get("kind"), spec.get("path")
+    kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise SourceError(f"unknown kind of source {kind!r}; this version knows: {', '.join(_KINDS)}")
-    if isinstance(path, bytes):
-        path = os.fsdecode(path)
-    if not isinstance(path, str) or not path:
-        raise SourceError(f"a source of kind {kind!r} needs a path, found {path!r}")
-    options: dict[str, Any] = {}
-    if default is not None or "default" in spec:
-        from ..values import Unimported
-
-        options["default"] = default or Unimported(str(spec["default"]))
     try:
-        source: Source = _load(_KINDS[kind])(path, *schemas, **options)
+        source: Source = _load(_KINDS[kind]).remade(spec, tuple(schemas), given or {})
+    except ImportError as error:
+        raise SourceError(f"a source of kind {kind!r} needs a package that is not installed: {error}") from error
     except (TypeError, ValueError) as error:
-        raise SourceError(f"the source of kind {kind!r} cannot be made again: {error}", path=path) from error
+        path = spec.get("path")
+        place = path if isinstance(path, str) else None
+        raise SourceError(f"the source of kind {kind!r} cannot be made again: {error}", path=place) from error
     return source
+
+
+def moved(spec: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The spec of the same kind of source in another place. Raises SourceError for a kind that has no path."""
+    if "path" not in spec:
+        raise SourceError(f"a source of kind {spec.get('kind')!r} is not at a path, and cannot have moved to {place!r}")
+    return {**spec, "path": os.path.abspath(place)}

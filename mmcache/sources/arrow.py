@@ -6,10 +6,12 @@ the schema stays an array, whose rows are taken without making a number of Pytho
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,42 +19,85 @@ from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
 from ..schema import Schema
-from ..values import Default, Values, importable
-from .base import Reading, Row
+from ..values import Default, Unimported, Values, importable
+from .casts import is_kept
 from .columns import values_of
-from .iterable import FileSource
-from .mappings import shape_records
-from .vectors import Decoders
+from .files import FileReading, FileSource
+from .parts import Part
+from .streams import decompressed
 
-__all__ = ["ParquetSource", "rows_of"]
+__all__ = ["ArrowFileSource", "ArrowReading", "ArrowSource", "ParquetSource", "of_batches", "rows_of"]
 
 _BATCH_ROWS = 4096
+_FILE = b"ARROW1"
 
 
 def rows_of(stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
-    """The rows of what has `__arrow_c_stream__`, a batch at a time. Raises SourceError where Arrow cannot read it."""
+    """The rows of what has `__arrow_c_stream__`, or of a data set, scanner or lazy frame, a batch at a time. Raises
+    SourceError where Arrow cannot read it."""
     try:
-        with pa.RecordBatchReader.from_stream(stream) as batches:
-            for batch in batches:
-                for begin in range(0, batch.num_rows, _BATCH_ROWS):
-                    yield from _rows(batch.slice(begin, _BATCH_ROWS), schema)
+        with (
+            pa.RecordBatchReader.from_stream(stream)
+            if hasattr(stream, "__arrow_c_stream__")
+            else _reader(stream) as all_
+        ):
+            yield from of_batches(all_, schema)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"cannot read the {type(stream).__name__} as rows of Arrow: {error}") from error
 
 
-class ParquetSource(FileSource):
-    """A Parquet file, one record a row. See `FileSource` for lookups. Needs the extra `arrow`.
+def _reader(table: Any) -> pa.RecordBatchReader:
+    if hasattr(table, "collect_batches"):  # polars
+        return _of_frames(table)
+    if hasattr(table, "collect"):
+        return pa.RecordBatchReader.from_stream(table.collect())
+    if hasattr(table, "scanner"):
+        table = table.scanner(batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1)
+    if hasattr(table, "to_reader"):
+        return table.to_reader()
+    if hasattr(table, "iter_batches"):
+        return pa.RecordBatchReader.from_batches(table.schema_arrow, table.iter_batches(_BATCH_ROWS))
+    return pa.RecordBatchReader.from_batches(table.schema, map(table.get_batch, range(table.num_record_batches)))
 
-    default: as of `IterableSource`; of a value that has no text, such as a date beyond the year 9999, it is given the
-        scalar of pyarrow. What is built with a function that cannot be imported by name is not rebuilt by other
-        processes; by name, `mmcache rebuild` must be told it again, as nothing that a file names is imported.
-    """
 
-    kind = "parquet"
-    _gives_plain: ClassVar[bool] = True
+def _of_frames(lazy: Any) -> pa.RecordBatchReader:
+    """The batches of a lazy frame, as its engine has them."""
+    frames = (frame.to_arrow() for frame in lazy.collect_batches(maintain_order=True))
+    first = next(frames, None)
+    if first is None:
+        return lazy.collect().to_arrow().to_reader()
+    tables = chain([first], (frame.cast(first.schema) for frame in frames))
+    return pa.RecordBatchReader.from_batches(first.schema, (batch for table in tables for batch in table.to_batches()))
 
-    def __init__(self, path: str | os.PathLike[str], schema: Schema, *, default: Default | str | None = None) -> None:
-        super().__init__(path, schema)
+
+def of_batches(batches: Iterable[pa.RecordBatch], schema: Schema) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        for begin in range(0, batch.num_rows, _BATCH_ROWS):
+            yield from _rows(batch.slice(begin, _BATCH_ROWS), schema)
+
+
+def _wanted(schema: Schema, names: Iterable[str]) -> list[str] | None:
+    """The columns to read; None for all."""
+    if schema.columns is None:
+        return None
+    renames = dict(schema.renames)
+    return [name for name in names if is_kept(schema, renames.get(name, name))]
+
+
+class ArrowFileSource(FileSource):
+    """What the sources of Arrow's formats have in common."""
+
+    takes = ("default",)
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        schema: Schema,
+        *,
+        embeddings: str | os.PathLike[str] | None = None,
+        default: Default | str | None = None,
+    ) -> None:
+        super().__init__(path, schema, embeddings=embeddings)
         function, self._default = importable(default)
         self._values = Values(function)
 
@@ -62,68 +107,113 @@ class ParquetSource(FileSource):
         return self._values.default
 
     def spec(self) -> dict[str, Any] | None:
-        if self.default is None:
-            return super().spec()
-        return None if self._default is None else {**(super().spec() or {}), "default": self._default}
+        """See `Source`. None with a function that cannot be imported by name."""
+        spec = super().spec()
+        if self.default is None or spec is None:
+            return spec
+        return None if self._default is None else {**spec, "default": self._default}
 
-    @contextmanager
-    def read(self) -> Iterator[Reading]:
-        with self._opened() as file:
-            try:
-                table = parquet.ParquetFile(file)
-            except (OSError, pa.ArrowException) as error:
-                raise self._error(error) from error
-            yield ParquetReading(self, file, table)
+    def given(self) -> dict[str, Any]:
+        """The name of the function, if there is one."""
+        return {} if self._default is None else {"default": self._default}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+        """See `sources.from_spec`. Without the function, values that need it are refused."""
+        if given.get("default") is None and "default" in spec:
+            given = {"default": Unimported(str(spec["default"]))}
+        return super().remade(spec, schemas, given)
 
 
-class ParquetReading:
-    """One open file; made by `ParquetSource.read`."""
+class ArrowReading(FileReading):
+    """A `FileReading` whose items have values of Arrow."""
 
-    def __init__(self, source: ParquetSource, file: IO[bytes], table: parquet.ParquetFile) -> None:
-        self._source = source
-        self._file = file
-        self._table = table
-        self._decoders = {schema.name: Decoders(schema) for schema in source.schemas}
+    failures: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError, pa.ArrowException)
 
-    def dtypes(self, collection: str) -> Mapping[str, str]:
-        """See `IterableSource.dtypes`."""
-        return self._decoders[collection].dtypes
+    def __init__(self, source: Any, parts: list[Part], held: ExitStack) -> None:
+        super().__init__(source, parts, held)
+        self.values_by = source._values
+
+
+class ParquetReading(ArrowReading):
+    """See `ParquetSource`."""
+
+    def begin(self) -> None:
+        super().begin()
+        try:
+            if self._first is not None:
+                parquet.ParquetFile(self._first)
+        except (OSError, pa.ArrowException) as error:
+            raise self.source._error(error) from error
 
     def count(self, collection: str) -> int | None:
-        self._source._catalog[collection]
-        return int(self._table.metadata.num_rows)
-
-    def records(self, collection: str) -> Iterator[Row]:
-        schema = self._source._catalog[collection]
+        super().count(collection)
         try:
-            with self._source._unchanged(self._file):
-                yield from shape_records(
-                    schema,
-                    self._rows(schema),
-                    "row {}".format,
-                    decoders=self._decoders[collection],
-                    values_by=self._source._values,
-                )
-        except BuildError as error:
-            error.path = self._source.path
-            raise
+            return sum(int(parquet.ParquetFile(file).metadata.num_rows) for file, _ in self.each_file())
         except (OSError, pa.ArrowException) as error:
-            raise self._source._error(error) from error
+            raise self.source._error(error) from error
 
-    def _rows(self, schema: Schema) -> Iterator[Mapping[str, Any]]:
-        wanted = schema.columns and [*schema.key_fields, *schema.columns, *schema.embeddings]
-        there = None if wanted is None else [name for name in self._table.schema_arrow.names if name in wanted]
-        for batch in self._table.iter_batches(_BATCH_ROWS, columns=there):
+    def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:  # noqa: ARG002
+        table = parquet.ParquetFile(file)
+        columns = _wanted(schema, table.schema_arrow.names)
+        for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
             yield from _rows(batch, schema)
+
+
+class ParquetSource(ArrowFileSource):
+    """Parquet files, one record a row; a directory of them may be partitioned by names (`year=2026/`), which become
+    fields. See `FileSource`. Needs the extra `arrow`.
+
+    default: as of `IterableSource`; of a value that has no text, such as a date beyond the year 9999, it is given the
+        scalar of pyarrow. What is built with a function that cannot be imported by name is not rebuilt by other
+        processes; by name, `mmcache rebuild` must be told it again, as nothing that a file names is imported.
+    """
+
+    kind = "parquet"
+    suffixes = (".parquet", ".parq", ".pq")
+    _reads = ParquetReading
+    _gives_plain: ClassVar[bool] = True
+
+
+class IPCReading(ArrowReading):
+    """See `ArrowSource`."""
+
+    def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:  # noqa: ARG002
+        data = decompressed(file)
+        if not data.peek(6).startswith(_FILE):
+            with pa.ipc.open_stream(data) as stream:
+                yield from of_batches(stream, schema)
+            return
+        if data is not file:
+            raise OSError(
+                "it is an Arrow file that is compressed as a whole, in which batches cannot be found; "
+                "decompress it, or compress a stream"
+            )
+        with pa.ipc.open_file(data) as table:
+            yield from of_batches(map(table.get_batch, range(table.num_record_batches)), schema)
+
+
+class ArrowSource(ArrowFileSource):
+    """Arrow IPC files (Feather) and streams, one record a row; streams may be compressed as a whole. See `FileSource`.
+    Needs the extra `arrow`.
+
+    default: as of `ParquetSource`. `ArrowSource("items.feather", Schema("items"))`
+    """
+
+    kind = "arrow"
+    suffixes = (".arrow", ".arrows", ".feather", ".ipc")
+    _reads = IPCReading
+    _gives_plain: ClassVar[bool] = True
 
 
 def _rows(batch: pa.RecordBatch, schema: Schema) -> Iterator[dict[str, Any]]:
     columns: dict[str, Iterable[Any]] = {}
+    renames = dict(schema.renames)
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             if name in columns:
                 raise ValueError("two columns are called so")
-            columns[name] = _vectors(column) if name in schema.embeddings else values_of(column)
+            columns[name] = _vectors(column) if renames.get(name, name) in schema.embeddings else values_of(column)
         except (ValueError, pa.ArrowException) as error:
             raise BuildError.of(schema.name, None, f"column {name!r}: {error}") from error
     for values in zip(*columns.values(), strict=True):

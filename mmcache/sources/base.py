@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ..errors import BuildError
+from ..errors import BuildError, SourceError
 from ..format.keys import Key, is_key
 from ..query import Query
 from ..schema import Schema
@@ -24,13 +24,18 @@ __all__ = [
     "OrderedSource",
     "Reading",
     "Row",
+    "ScanningSource",
     "Source",
     "SourceRecord",
     "TrackedSource",
     "flat",
+    "given_by",
     "ordered",
+    "path_in",
     "plain_path",
     "refused",
+    "scans",
+    "told",
 ]
 
 
@@ -41,6 +46,31 @@ def plain_path(path: str) -> str | bytes:
         return data.decode()
     except UnicodeDecodeError:
         return data
+
+
+def path_in(spec: Mapping[str, Any]) -> str:
+    """The path that a spec holds. Raises SourceError where it holds none."""
+    path = spec.get("path")
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    if not isinstance(path, str) or not path:
+        raise SourceError(f"a source of kind {spec.get('kind')!r} needs a path, found {path!r}")
+    return path
+
+
+def told(spec: Mapping[str, Any], given: Mapping[str, Any], argument: str) -> Any:
+    """What a program or a command line gives for an argument, which a spec only mentions; None where neither does.
+
+    Raises SourceError where the spec mentions one, and nothing is given: a file is never believed in what it names.
+    """
+    value, mentioned = given.get(argument), spec.get(argument)
+    if value is None and mentioned is not None:
+        flag = argument.replace("_", "-")
+        raise SourceError(
+            f"the file was built with {argument}={mentioned!r}, and nothing that a file names is imported or connected "
+            f"to: use `mmcache rebuild FILE --{flag} ...`, or rebuild() of a cache that has the source"
+        )
+    return value
 
 
 class SourceRecord(NamedTuple):
@@ -123,8 +153,10 @@ class Reading(Protocol):
 class Source(Protocol):
     """The source of truth. Safe to use from several threads, after a fork, and, pickled, in another process.
 
-    One that has an attribute `is_constant` that is true has nothing that a file built from it lacks, and is not asked
-    for an id that is not there.
+    Two more methods make it one that `from_spec` can make again in another process, if its class is one of mmcache's:
+    `given() -> dict[str, Any] | None`, what a process hands on besides the spec: plain data, passwords and names of
+    functions, "module:function"; None if no other process can make the source. And a class method `remade(spec,
+    schemas, given)`, which raises SourceError; what `given` does not hold of functions is not imported: see `told`.
     """
 
     @property
@@ -153,7 +185,10 @@ class Source(Protocol):
         ...
 
     def spec(self) -> dict[str, Any] | None:
-        """Plain data (with `kind`) from which `from_spec` makes the source again, schemas apart; None if it cannot."""
+        """Plain data (with `kind`) by which a file names the source, schemas apart; None if it cannot be named.
+
+        It holds no secret, and nothing that would be imported or connected to because a file says so, short of paths
+        and of URLs without a password."""
         ...
 
 
@@ -184,6 +219,19 @@ class OrderedSource(Protocol):
 
 
 @runtime_checkable
+class ScanningSource(Protocol):
+    """What a source may be able to do besides: tell where a lookup costs as much as reading everything."""
+
+    def scans(self, collection: str) -> bool:
+        """Whether a lookup by key in this collection reads the whole of it.
+
+        Such a source is not asked for a key that a file lacks which was built from what the source holds now, by its
+        fingerprint. A constant fingerprint says that this is always so, until something is invalidated.
+        """
+        ...
+
+
+@runtime_checkable
 class EvolvingSource(Protocol):
     """What a source may be able to do besides: tell what of a schema it still has."""
 
@@ -201,3 +249,14 @@ def ordered(source: Source, collection: str, ids: Sequence[Key]) -> list[Key]:
     if isinstance(source, OrderedSource):
         return source.in_order(collection, ids)
     return list(dict.fromkeys(ids))
+
+
+def scans(source: Source, collection: str) -> bool:
+    """`ScanningSource.scans` of a source that has it; of any other, no."""
+    return isinstance(source, ScanningSource) and source.scans(collection)
+
+
+def given_by(source: Source) -> dict[str, Any] | None:
+    """What `Source.given` of a source that has it gives; of any other, nothing besides its spec."""
+    give = getattr(source, "given", None)
+    return {} if give is None else give()

@@ -8,7 +8,7 @@ import time
 from hashlib import blake2b
 from typing import NamedTuple
 
-__all__ = ["Stamp", "fingerprint_of", "once_only", "stamp_of", "unsettled"]
+__all__ = ["Stamp", "fingerprint_of", "lasting", "once_only", "stamp_of", "unsettled"]
 
 _MASK = 2**63 - 1
 _ABSENT = (0,) * 5
@@ -62,3 +62,9 @@ def unsettled(begun_ns: int, *stamps: Stamp | None) -> float:
 def once_only(fingerprint: bytes) -> bytes:
     """32 bytes that were never given before and will never be again: for files that may look alike and not be."""
     return blake2b(fingerprint + os.urandom(16), digest_size=32).digest()
+
+
+def lasting(begun_ns: int, *stamps: Stamp | None) -> bytes:
+    """`fingerprint_of` files whose times can tell of another write; of others, what is never given again."""
+    looks = fingerprint_of(*stamps)
+    return once_only(looks) if unsettled(begun_ns, *stamps) else looks

@@ -1,31 +1,38 @@
-"""Records that are mappings: in memory, or as lines of JSON. See `mappings` for how they are read and looked up."""
+"""Records that are mappings, in memory. See `mappings` for how they are read and looked up."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from itertools import islice
-from typing import IO, Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import Schema
 from ..values import Default, Values, importable
-from .base import Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
-from .fingerprint import fingerprint_of, stamp_of
-from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
+from .mappings import Keyed, shape_records
 from .vectors import Decoders, Vector, float32_bytes
 
-__all__ = ["FileSource", "IterableSource", "JSONLinesSource"]
+__all__ = ["IterableSource", "Records"]
 
 _BLOCK_ROWS = 1024
+_TABLES = {
+    "pyarrow": (
+        "Dataset",
+        "FileSystemDataset",
+        "InMemoryDataset",
+        "UnionDataset",
+        "Scanner",
+        "ParquetFile",
+        "RecordBatchFileReader",
+    ),
+    "polars": ("LazyFrame",),
+}
+"""What gives rows of Arrow, and does not speak its interface."""
 
 
 class ArrowStream(Protocol):
@@ -104,7 +111,7 @@ class IterableSource:
         schema = self._catalog[collection]
         records = self._records[collection]
         try:
-            is_stream = hasattr(records, "__arrow_c_stream__")
+            is_stream = hasattr(records, "__arrow_c_stream__") or is_table(records)
             iterator = self._arrow_rows(records, schema) if is_stream else iter(records)
         except TypeError:
             raise BuildError.of(
@@ -189,172 +196,9 @@ class IterableSource:
         return self._lookup[collection]
 
 
-class FileSource:
-    """A file of records without an index. Lookups are from a dict of all of them, read anew when the file has changed.
-
-    Pickles to its arguments.
-    """
-
-    kind: ClassVar[str]
-
-    def __init__(self, path: str | os.PathLike[str], schema: Schema) -> None:
-        self.path = os.path.abspath(os.fspath(path))
-        self._catalog = Catalog([schema], key="id")
-        self._schema = self._catalog[schema.name]
-        self._lookup: tuple[bytes, Keyed] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lookup": None}
-
-    @property
-    def schemas(self) -> tuple[Schema, ...]:
-        return (self._schema,)
-
-    def with_rules(self, **rules: Any) -> Self:
-        """See `sources.with_rules`."""
-        other = copy(self)
-        other._schema = replace(self._schema, **rules)
-        other._catalog = Catalog([other._schema])
-        return other
-
-    def read(self) -> AbstractContextManager[Reading]:
-        """The file as it is now, held open; that it does not change while it is read is checked at its end."""
-        raise NotImplementedError
-
-    @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115 (closed below, under its own error)
-        except OSError as error:
-            raise self._error(error) from error
-        with file:
-            yield file
-
-    @contextmanager
-    def _unchanged(self, file: IO[bytes]) -> Iterator[None]:
-        """Raises SourceError if the file was written to meanwhile."""
-        before = os.fstat(file.fileno())
-        yield
-        after = os.fstat(file.fileno())
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise SourceError("the file changed while it was being read; read it again", path=self.path)
-
-    def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
-        return self._by_key(collection).fetch(ids)
-
-    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
-        """See `OrderedSource`."""
-        return self._by_key(collection).in_order(ids)
-
-    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
-        return self._by_key(collection).find(query)
-
-    def fingerprint(self) -> bytes:
-        """Of the file's identity, size and times. Raises SourceError when there is no file."""
-        try:
-            return fingerprint_of(stamp_of(os.stat(self.path)))
-        except OSError as error:
-            raise self._error(error) from error
-
-    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
-        """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
-        asked = [schema for schema in schemas if schema.name == self._schema.name]
-        unknown = {field for schema in asked for field in schema.index} - set(self._schema.index)
-        if not unknown:
-            return tuple(asked)
-        lacking = self._lacking(unknown)
-        return tuple(
-            replace(schema, index=tuple(field for field in schema.index if field not in lacking)) for schema in asked
-        )
-
-    def _lacking(self, fields: set[str]) -> set[str]:
-        """Which of these fields, of other versions of a program, would be taken for misspelt."""
-        sought = Sought(self._schema, fields)
-        with self.read() as reading, suppress(BuildError):  # which the build raises again
-            for record in islice(reading.records(self._schema.name), LOOKED_AT - 1):
-                if not isinstance(record, Invalid):
-                    sought.see(flat(record.names), record.names, record.values)
-        return set(sought.fields)
-
-    def spec(self) -> dict[str, Any] | None:
-        return {"kind": self.kind, "path": plain_path(self.path)}
-
-    def _by_key(self, collection: str) -> Keyed:
-        self._catalog[collection]
-        now = self.fingerprint()
-        if self._lookup is None or self._lookup[0] != now:
-            with self.read() as reading:
-                self._lookup = now, Keyed(self._schema, reading.records(collection))
-        return self._lookup[1]
-
-    def _error(self, error: Exception) -> SourceError:
-        if isinstance(error, FileNotFoundError):
-            return SourceError("there is no file at this path; check the path", path=self.path)
-        return SourceError(f"cannot read the file: {error}", path=self.path)
-
-
-class JSONLinesSource(FileSource):
-    """A file of one JSON object a line, UTF-8, plain or (by the suffix .gz) gzipped; blank lines are skipped.
-
-    Read again for each build. See `FileSource` for lookups.
-    """
-
-    kind = "jsonl"
-    _gives_plain: ClassVar[bool] = True
-
-    @contextmanager
-    def read(self) -> Iterator[Reading]:
-        with self._opened() as file:
-            yield JSONLinesReading(self, file)
-
-
-class JSONLinesReading:
-    """One open file; made by `JSONLinesSource.read`."""
-
-    def __init__(self, source: JSONLinesSource, file: IO[bytes]) -> None:
-        self._source = source
-        self._file = file
-        self._line = 0
-        self._decoders = {schema.name: Decoders(schema) for schema in source.schemas}
-
-    def dtypes(self, collection: str) -> Mapping[str, str]:
-        """See `IterableSource.dtypes`."""
-        return self._decoders[collection].dtypes
-
-    def count(self, collection: str) -> int | None:  # noqa: ARG002 (only reading would tell)
-        return None
-
-    def records(self, collection: str) -> Iterator[Row]:
-        schema = self._source._catalog[collection]
-        try:
-            with self._source._unchanged(self._file):
-                yield from shape_records(
-                    schema,
-                    self._objects(schema),
-                    lambda _: f"line {self._line}",
-                    decoders=self._decoders[collection],
-                )
-        except BuildError as error:
-            error.path = self._source.path
-            raise
-        except (OSError, EOFError, zlib.error) as error:
-            raise self._source._error(error) from error
-
-    def _objects(self, schema: Schema) -> Iterator[Any]:
-        self._file.seek(0)
-        lines: Iterable[bytes] = self._file
-        if self._source.path.endswith(".gz"):
-            lines = gzip.GzipFile(fileobj=self._file, mode="rb")
-        for self._line, line in enumerate(lines, 1):
-            try:
-                text = line.decode("utf-8-sig" if self._line == 1 else "utf-8")
-                if not text.isspace():
-                    yield json.loads(text)
-            except (ValueError, RecursionError) as error:
-                reason = f"line {self._line} is not JSON: {error}"
-                if schema.on_invalid == "raise":
-                    raise BuildError.of(schema.name, None, reason) from error
-                yield Unread(reason)
+def is_table(records: object) -> bool:
+    """Whether `arrow.rows_of` takes it, without the interface. By name, so that nothing is imported for it."""
+    return any(kind.__name__ in _TABLES.get(kind.__module__.partition(".")[0], ()) for kind in type(records).__mro__)
 
 
 def _vectors(embeddings: Any, schema: Schema) -> Iterator[Vector]:

@@ -18,6 +18,7 @@ from ..query import Query, matcher, path_of, place_of, reaches
 from ..schema import Schema
 from ..values import Values, all_plain
 from .base import Invalid, Key, SourceRecord, refused
+from .casts import Adapter, adapter_of
 from .vectors import Decoders, Vector
 
 __all__ = ["LOOKED_AT", "Keyed", "Sought", "Unread", "replaces", "shape_records", "with_paths"]
@@ -48,6 +49,8 @@ def shape_records(
     *,
     decoders: Decoders | None = None,
     values_by: Values | None = None,
+    adapter: Adapter | None = None,
+    some: bool = False,
 ) -> Iterator[SourceRecord | Invalid]:
     """Mappings as source records; a bad one as `refused`. Raises BuildError.
 
@@ -55,10 +58,15 @@ def shape_records(
     vectors: the embeddings, one for each item, where the items do not hold them.
     values_by: the rule for values; None where all are plain already, and each item is to be taken alone, as `place`
         knows only the last.
+    adapter: makes mappings of the items, in place of the one that applies the schema's names and casts.
+    some: these are not all records, and may lack fields that the schema names.
 
     Records of the same fields share one `names`, whatever the order of the fields in each.
     """
-    shaper = _Shaper(schema, place, vectors, decoders or Decoders(schema), values_by)
+    adapter = adapter or adapter_of(schema, values_by or Values())
+    shaper = _Shaper(schema, place, vectors, decode=decoders or Decoders(schema), values_by=values_by, adapter=adapter)
+    if some:
+        shaper.sought.fields.clear()
     if values_by is None:
         for item in items:
             yield shaper.one(item)
@@ -78,27 +86,34 @@ class _Shaper:
         schema: Schema,
         place: Callable[[int], str],
         vectors: Iterator[Vector] | None,
+        *,
         decode: Decoders,
         values_by: Values | None,
+        adapter: Adapter | None,
     ) -> None:
         self.schema = schema
         self.place = place
         self.vectors = vectors
         self.decode = decode
         self.values_by = values_by
+        self.adapter = adapter
         self.layouts = _Layouts(schema)
         self.sought = Sought(schema, schema.index, schema.json, schema.embeddings if vectors is None else ())
+        self.sought.declare(schema)
         self.ordinal = 0
 
     def one(self, item: Any) -> SourceRecord | Invalid:
         """The next item. Raises BuildError."""
         schema, key = self.schema, None
         vector: Vector = None
+        fault: str | None = None
         given = None if self.vectors is None else next(self.vectors, None)
         try:
             if type(item) is Unread:
                 raise ValueError(item.reason)
-            if type(item) is not dict:
+            if self.adapter is not None:
+                item, fault = self.adapter.one(item)
+            elif type(item) is not dict:
                 item = (self.values_by or Values()).record(item)
             names, values_of = self.layouts[tuple(item)]
             values: Sequence[Any] = values_of(item)
@@ -109,6 +124,8 @@ class _Shaper:
             if type(key) is not str:
                 key = _checked(schema, key)
                 values = (key, *values[1:])
+            if fault is not None:
+                raise ValueError(fault)
             if self.sought.fields:
                 self.sought.see(item, names, values)
             if self.vectors is not None:
@@ -145,6 +162,14 @@ class _Shaper:
     def together(self, run: list[Any]) -> Iterator[SourceRecord] | None:
         """The next items, where they are dicts of the same fields, with plain values; None for others, which are to be
         taken one by one. In C, and so in half the time."""
+        if self.adapter is not None:
+            try:
+                adapted = self.adapter.run(run)
+            except ValueError:
+                return None
+            if adapted is None:
+                return None
+            run = adapted
         if set(map(type, run)) != {dict}:
             return None
         fields = tuple(run[0])
@@ -205,6 +230,11 @@ class Sought:
         self._schema = schema
         self._known: dict[Any, None] = {}
         self._left = LOOKED_AT
+
+    def declare(self, schema: Schema) -> None:
+        """The fields that get their name or type from the schema, too."""
+        for argument, fields in (("casts", dict(schema.casts)), ("renames", dict(schema.renames).values())):
+            self.fields |= dict.fromkeys((field for field in fields if field not in self.fields), argument)
 
     def see(self, fields: Collection[Any], names: tuple[Any, ...], values: Sequence[Any]) -> None:
         """Another record: all its fields, and what a `SourceRecord` has of it. Raises BuildError."""
@@ -311,18 +341,21 @@ def _checked(schema: Schema, key: Any) -> Key:
 
 class Keyed:
     """Records in their order, with the ordinal of each key. Of records with one key that counts which the schema
-    chooses, the first by default; it may be one that cannot be taken, which is given to lookups alone.
+    chooses, the first by default; it may be one that cannot be taken, which is given to lookups alone. wanted: only
+    these keys are kept.
 
     Raises SourceError for one that cannot be used, where the schema does not let it be left out.
     """
 
-    def __init__(self, schema: Schema, records: Iterator[SourceRecord | Invalid]) -> None:
+    def __init__(
+        self, schema: Schema, records: Iterable[SourceRecord | Invalid], wanted: Collection[Key] | None = None
+    ) -> None:
         self._records: list[SourceRecord | Invalid | None] = []
         self._ordinals: dict[Key, int] = {}
         try:
             for record in records:
                 key = record.key if isinstance(record, Invalid) else record.values[0]
-                if key is None:
+                if key is None or (wanted is not None and key not in wanted):
                     continue
                 before = self._ordinals.setdefault(key, len(self._records))
                 if before < len(self._records):

@@ -1,27 +1,355 @@
-"""What a path or URL is, and the source of it. A stand-in: SQLite, JSON lines and Parquet only."""
+"""What a source is, by its content first and its name second; and the source for it.
+
+A SQLite database is asked by SQLite: to open and close its file otherwise would drop the locks of this process's
+connections to it. What cannot be read raises a SourceError that says what it is and the way out.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from ..errors import SourceError
 from ..schema import Schema
-from . import Source
+from .parts import absolute, is_pattern, parts_of
+from .streams import compression_of, decompressed, encoding_of, is_pipe, open_file
+from .unreadable import foreign_directory, foreign_file, foreign_text
 
-__all__ = ["kind_of", "source_at"]
+__all__ = ["KINDS", "is_url", "kind_of", "source_at"]
+
+_HEAD = 1 << 16
+_SQLITE_PAGE = 512
+_URL = re.compile(r"([a-z][a-z0-9.]*(?:\+[a-z0-9_]+)?)://", re.IGNORECASE)
+_REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "ftp", "hdfs")
+_STREAMED = ("csv", "json", "jsonl", "arrow")
+KINDS: Mapping[str, tuple[str, tuple[str, ...], str | None]] = {
+    "sqlite": ("mmcache.sources.sqlite:SQLiteSource", (".db", ".sqlite", ".sqlite3", ".db3"), None),
+    "jsonl": ("mmcache.sources.jsonfiles:JSONLinesSource", (".jsonl", ".ndjson"), None),
+    "json": ("mmcache.sources.jsonfiles:JSONSource", (".json",), None),
+    "csv": ("mmcache.sources.csvfile:CSVSource", (".csv", ".tsv", ".tab", ".psv"), None),
+    "parquet": ("mmcache.sources.arrow:ParquetSource", (".parquet", ".parq", ".pq"), "arrow"),
+    "arrow": ("mmcache.sources.arrow:ArrowSource", (".arrow", ".arrows", ".feather", ".ipc"), "arrow"),
+    "duckdb": ("mmcache.sources.duckdbfile:DuckDBSource", (".duckdb", ".ddb"), "duckdb"),
+    "npy": ("", (".npy",), None),
+}
+"""Kind -> its class, what its files' names end with, and the extra that it needs."""
+
+_READABLE = (
+    "a SQLite or DuckDB database, CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather; text also as .gz, .bz2, .xz, "
+    ".zst"
+)
+
+
+def is_url(where: str) -> bool:
+    """Whether it is a URL and not a path."""
+    return _URL.match(where) is not None
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """The kind, as a spec names it, by content first, suffix second."""
-    name = os.fspath(path).lower()
-    if name.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")):
-        return "jsonl"
-    return "parquet" if name.endswith(".parquet") else "sqlite"
+    """The kind of source at a path, a pattern, a directory, or "-": a key of `KINDS`. Raises SourceError.
+
+    A file that is not there is of the kind that its name says, if it does."""
+    path = absolute(os.fsdecode(os.fspath(path)))
+    if not is_pipe(path) and (is_pattern(path) or os.path.isdir(path)):
+        return _kind_of_several(path)
+    return _kind_of_file(path)
 
 
-def source_at(where: str | os.PathLike[str], *schemas: Schema, **options: Any) -> Source:
-    """The source of a path."""
-    from . import _KINDS, _load
+def source_at(where: str | os.PathLike[str], *schemas: Schema, **options: Any) -> Any:
+    """The source at a path, a pattern of paths, a directory, "-" for standard input, or a URL of a database.
 
-    source: Source = _load(_KINDS[kind_of(where)])(where, *schemas, **options)
-    return source
+    options: those of the class, such as `delimiter` of CSV. `sqlite:///shop.db` is the path `shop.db`; any other URL is
+    one of SQLAlchemy. Raises SourceError for what cannot be read, ValueError or TypeError for options and schemas that
+    do not fit.
+    """
+    where = os.fsdecode(os.fspath(where))
+    if is_url(where):
+        scheme = where.partition(":")[0].lower()
+        if scheme == "file":
+            where = unquote(urlsplit(where).path)
+        elif scheme.startswith("sqlite"):
+            where = _sqlite_path(where)
+        elif scheme in _REMOTE:
+            raise SourceError(
+                f"{scheme}:// cannot be read; download it, and give the file, or - after a pipe", path=where
+            )
+        else:
+            return _database(where, schemas, options)
+    kind = kind_of(where)
+    if kind == "npy":
+        raise SourceError(
+            f"this is a .npy file{_shape(where)}: embeddings, without their records; give the table whose row i has "
+            f"embedding i, with embeddings={os.path.basename(where)!r}",
+            path=where,
+        )
+    source_class = _class_of(kind, where)
+    if kind != "sqlite" and len(schemas) != 1:
+        raise TypeError(
+            f"{where} holds one collection, and {len(schemas)} schemas were given; several are Sources(a, b)"
+        )
+    return source_class(where, *schemas, **options)
+
+
+def _class_of(kind: str, where: str) -> Any:
+    from importlib import import_module
+
+    home, _, extra = KINDS[kind]
+    module, _, name = home.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        raise SourceError(
+            f"this is {_NAMES[kind]}, which needs pip install 'mmcache[{extra}]' ({error})", path=where
+        ) from error
+
+
+_NAMES = {
+    "sqlite": "a SQLite database",
+    "jsonl": "JSON lines",
+    "json": "JSON",
+    "csv": "CSV",
+    "parquet": "a Parquet file",
+    "arrow": "an Arrow file",
+    "duckdb": "a DuckDB database",
+    "npy": "a .npy file",
+}
+
+
+def _database(url: str, schemas: tuple[Schema, ...], options: dict[str, Any]) -> Any:
+    from importlib import import_module
+
+    try:
+        source_class: Any = import_module("mmcache.sources.sqlalchemy").SQLAlchemySource
+    except ImportError as error:
+        shown = re.sub(r"//[^/@]*@", "//***@", url)
+        raise SourceError(
+            f"this is the URL of a database, which needs pip install 'mmcache[sqlalchemy]' and its driver ({error})",
+            path=shown,
+        ) from error
+    return source_class(url, *schemas, **options)
+
+
+def _sqlite_path(url: str) -> str:
+    path = url.partition("://")[2].partition("?")[0]
+    if not path.startswith("/") or path == "/":
+        raise SourceError("expected sqlite:///relative/path.db or sqlite:////absolute/path.db", path=url)
+    return unquote(path[1:])
+
+
+def _kind_of_several(path: str) -> str:
+    """That of the files that the pattern or directory has; the first one tells."""
+    if os.path.isdir(path):
+        names = frozenset(os.listdir(path))
+        found = foreign_directory(names)
+        if found is not None:
+            raise _refusal(found, path)
+        for kind, (_, suffixes, _) in KINDS.items():
+            if kind not in ("sqlite", "duckdb", "npy"):
+                try:
+                    parts_of(path, suffixes)
+                except SourceError:
+                    continue
+                return kind
+        shown = ", ".join(sorted(names)[:5]) or "nothing"
+        raise SourceError(
+            f"this is a directory without files of Parquet, Arrow, CSV or JSON; it holds: {shown}; give a file, or a "
+            "pattern",
+            path=path,
+        )
+    parts = parts_of(path, ())
+    kind = _kind_of_file(parts[0].path)
+    if len(parts) > 1 and kind in ("sqlite", "duckdb", "npy"):
+        raise SourceError(f"{len(parts)} files match, and the first is {_NAMES[kind]}: give one path", path=path)
+    return kind
+
+
+def _kind_of_file(path: str) -> str:
+    by_name = _by_name(path)
+    if not is_pipe(path):
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            if by_name is not None and isinstance(error, FileNotFoundError):
+                return by_name[0]
+            what = (
+                "there is no file at this path; check the path" if isinstance(error, FileNotFoundError) else str(error)
+            )
+            raise SourceError(what, path=path) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise SourceError("this is no regular file; give a file, a directory, or - for standard input", path=path)
+        if found.st_size == 0:
+            raise SourceError(
+                "the file is empty, which is no source of any kind; check what was to write it", path=path
+            )
+        if found.st_size % _SQLITE_PAGE == 0 and _is_sqlite(path):
+            return "sqlite"
+    inner = b""
+    try:
+        with open_file(path) as file:
+            head = file.read(_HEAD)
+            if (compressed := compression_of(head)) is not None:
+                data = decompressed(file)
+                inner = data.read(_HEAD)
+    except OSError as error:
+        raise SourceError(f"cannot read the file: {error}", path=path) from error
+    if compressed is None:
+        return _told(head, path, by_name)
+    if not inner:
+        raise SourceError(
+            f"the file is compressed as {compressed} and holds nothing; check what was to write it", path=path
+        )
+    kind = _told(inner, path, by_name)
+    if kind not in _STREAMED or (kind == "arrow" and inner.startswith(b"ARROW1")):
+        raise SourceError(
+            f"this is {_NAMES[kind]}, compressed as {compressed}, which cannot be read in place; decompress it first",
+            path=path,
+        )
+    return kind
+
+
+def _by_name(path: str) -> tuple[str, bool] | None:
+    """The kind that the name says, and whether it says it of something compressed."""
+    name = path.lower()
+    stem = re.sub(r"\.(gz|bz2|xz|zst|zstd)$", "", name)
+    for kind, (_, suffixes, _) in KINDS.items():
+        if stem.endswith(suffixes):
+            return kind, stem != name
+    return None
+
+
+def _is_sqlite(path: str) -> bool:
+    import sqlite3
+    from urllib.parse import quote
+
+    try:
+        connection = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True, timeout=0)
+    except sqlite3.Error:
+        return False
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        return getattr(error, "sqlite_errorname", "") not in ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "")
+    finally:
+        connection.close()
+    return True
+
+
+def _told(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
+    """The kind of what begins so. Raises SourceError."""
+    kind = _binary(head)
+    if kind is not None:
+        return kind
+    found = foreign_file(head, _names_in(path) if head.startswith(b"PK\x03\x04") else ())
+    if found is not None:
+        raise _refusal(found, path)
+    text = _text(head)
+    if text is None:
+        raise SourceError(_unknown(head, path, by_name), path=path)
+    return _of_text(text, path, by_name)
+
+
+def _binary(head: bytes) -> str | None:
+    if head.startswith(b"SQLite format 3\0"):
+        return "sqlite"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"ARROW1") or (
+        head.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(head[4:8], "little") < 1 << 28
+    ):
+        return "arrow"
+    if head.startswith(b"\x93NUMPY"):
+        return "npy"
+    return "duckdb" if head[8:12] == b"DUCK" else None
+
+
+def _text(head: bytes) -> str | None:
+    """As text, whatever it is encoded by; None for bytes that are none."""
+    encoding = encoding_of(head)
+    if encoding is not None:
+        return head.decode(encoding, "replace")
+    if any(byte in head for byte in b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0e\x0f\x10"):
+        return None
+    return head.decode("utf-8", "replace")
+
+
+def _of_text(text: str, path: str, by_name: tuple[str, bool] | None) -> str:
+    named = None if by_name is None else by_name[0]
+    start = text.lstrip("\ufeff \t\r\n")
+    if not start:
+        raise SourceError("the file holds white space only, which is no source of any kind", path=path)
+    if named == "csv":
+        return "csv"
+    if start[0] == "[":
+        return "json"
+    if start[0] == "{":
+        return _lines_or_values(start, named)
+    found = foreign_text(text)
+    if found is not None:
+        raise _refusal(found, path)
+    if named in ("json", "jsonl"):
+        return named
+    first = start.partition("\n")[0]
+    if any(delimiter in first for delimiter in ",\t;|"):
+        return "csv"
+    raise SourceError(
+        f"this is text, and neither a table nor JSON: it begins with {first.strip()[:60]!r}; expected {_READABLE}",
+        path=path,
+    )
+
+
+def _lines_or_values(start: str, named: str | None) -> str:
+    """Whether objects stand one a line, or, as jq prints them, over several lines each."""
+    import json
+
+    line, end, _ = start.partition("\n")
+    try:
+        json.loads(line)
+    except ValueError:
+        # Case: a first line that is longer than what was read.
+        return "jsonl" if not end and named != "json" else "jsonl" if named == "jsonl" else "json"
+    return "jsonl"
+
+
+def _names_in(path: str) -> tuple[str, ...]:
+    import zipfile
+
+    try:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            return tuple(archive.namelist()[:10_000])
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return ()
+
+
+def _unknown(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
+    named = None if by_name is None else by_name[0]
+    if not any(head):
+        return "the file holds zeros only, as after a crash or an unfinished download; put it in place again"
+    if named == "sqlite" or (
+        named is None and len(set(head[:4096])) > 200 and os.path.exists(path) and os.path.getsize(path) % 512 == 0
+    ):
+        return (
+            "this is no SQLite database that can be read: it does not begin as one; it is encrypted (SQLCipher, SEE), "
+            "or of another program; decrypt it to a copy, as by sqlcipher_export(), or export its table as CSV"
+        )
+    said = "" if named is None else f", though its name says {_NAMES[named]}"
+    return f"the content is of no kind that is known here{said}: it begins with {head[:8]!r}; expected {_READABLE}"
+
+
+def _refusal(found: tuple[str, str], path: str) -> SourceError:
+    what, way = found
+    return SourceError(f"this is {what}, which is no source here; {way}", path=path)
+
+
+def _shape(path: str) -> str:
+    from .npy import header_of
+
+    try:
+        with open_file(path) as file:
+            header = header_of(file)
+    except (OSError, ValueError):
+        return ""
+    return f" of shape {header.shape} and dtype {header.dtype}"

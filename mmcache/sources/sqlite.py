@@ -25,7 +25,8 @@ from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import Schema
-from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
+from .casts import check_unmapped
 from .catalog import Catalog
 from .conditions import storable
 from .connections import Connection, Connections
@@ -82,6 +83,7 @@ class SQLiteSource:
         if "\0" in self.path:
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
         self._catalog = Catalog(schemas)
+        check_unmapped(self._catalog.values(), "SQLite")
         self._connections = Connections(self.path, timeout)
         self._plans: dict[str, tuple[tuple[int, int], Plan]] = {}
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
@@ -290,6 +292,11 @@ class SQLiteSource:
 
     def spec(self) -> dict[str, Any] | None:
         return {"kind": self.kind, "path": plain_path(self.path)}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:  # noqa: ARG003
+        """See `sources.from_spec`."""
+        return cls(path_in(spec), *schemas)
 
     def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""

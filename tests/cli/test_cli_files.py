@@ -14,8 +14,6 @@ import mmcache
 from mmcache import Schema, Snapshot
 from tests.support.console import ok, run
 
-pytest.importorskip("mmcache.sources.csvfile", reason="sources of files are not merged yet")
-
 VECTORS = np.random.default_rng(1).standard_normal((60, 12)).astype("f4")
 RECORDS: list[dict[str, Any]] = [
     {"code": f"{i:03}", "kind": "ab"[i % 2], "n": i, "share": i / 7, "ok": i % 3 == 0, "tags": ["x", f"t{i % 4}"]}

@@ -8,7 +8,6 @@ from contextlib import closing
 
 import pytest
 
-import mmcache
 from mmcache import Snapshot
 from mmcache.cli import main
 from tests.support.console import ok, run
@@ -210,7 +209,6 @@ def test_a_config_without_output_or_beside_options_is_refused(config, tmp_path, 
     assert "cannot be read" in refused(capsys, "build", "--config", tmp_path / "none.toml", "-o", "x.mmc")
 
 
-@pytest.mark.skipif(not hasattr(mmcache, "Sources"), reason="Sources are not merged yet")
 def test_collections_of_several_sources_are_one_file(tmp_path):
     with closing(sqlite3.connect(tmp_path / "shop.db", isolation_level=None)) as db:
         db.execute("CREATE TABLE items (sku TEXT PRIMARY KEY)")

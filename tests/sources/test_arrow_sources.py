@@ -425,7 +425,7 @@ def test_in_one_command(path, tmp_path):
     with Snapshot.open(tmp_path / "i.mmc") as snapshot:
         assert np.array_equal(snapshot.embeddings, MATRIX)
     done = subprocess.run([*command, "--table", "x", "-o", "y"], capture_output=True, text=True, check=False)
-    assert "is for SQLite" in done.stderr
+    assert "--table is for databases" in done.stderr
 
 
 def test_columns_of_a_parquet_file_are_those_that_are_read(tmp_path):

@@ -12,6 +12,7 @@ from mmcache.errors import BuildError, SourceError
 from mmcache.schema import Schema
 from mmcache.sources import JSONLinesSource, from_spec
 from mmcache.sources.base import Source
+from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -86,14 +87,15 @@ def test_files_that_cannot_be_read_are_source_errors(tmp_path):
         with pytest.raises(SourceError, match="no file at this path") as caught:
             ask()
         assert caught.value.path == str(tmp_path / "no.jsonl")
-    with pytest.raises(SourceError, match="cannot read the file"):
+    with pytest.raises(SourceError, match="this directory holds no file"):
         records(tmp_path)
     (tmp_path / "plain.gz").write_text(LINES)
     (tmp_path / "cut.gz").write_bytes(gzip.compress(os.urandom(5000).hex().encode())[:-100])
     damaged = bytearray(gzip.compress(LINES.encode()))
     damaged[20:30] = b"\xff" * 10
     (tmp_path / "damaged.gz").write_bytes(damaged)
-    for name in ("plain.gz", "cut.gz", "damaged.gz"):
+    assert len(records(tmp_path / "plain.gz")) == 2  # as a browser leaves it, unpacked under its name
+    for name in ("cut.gz", "damaged.gz"):
         with pytest.raises((SourceError, BuildError)) as found:
             records(tmp_path / name)
         assert found.value.path == str(tmp_path / name)
@@ -124,9 +126,9 @@ def test_lookups_follow_the_file(file):
     source = JSONLinesSource(file, ITEMS)
     assert [record and record.values[0] for record in source.fetch("items", ["b", "no", "a"])] == ["b", None, "a"]
     assert [record.values[0] for record in source.find("items", {"tags": ("x", None)})] == ["a", "b"]
-    before = source.fingerprint()
+    other = JSONLinesSource(file, Schema("items"))
+    before = until("times that tell of a write", lambda: (one := source.fingerprint()) == other.fingerprint() and one)
     assert len(before) == 32
-    assert before == JSONLinesSource(file, Schema("items")).fingerprint()
     write(file, LINES + '{"id": "c", "tags": ["x"]}\n')
     assert source.fingerprint() != before
     assert [record and record.values[0] for record in source.fetch("items", ["c"])] == ["c"]

@@ -1,0 +1,81 @@
+"""Tables and queries of a DuckDB database file. Needs the extras `duckdb` and `arrow`.
+
+Read by DuckDB alone, in batches of Arrow: to open and close the file by other means would drop its locks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import duckdb
+
+from ..errors import BuildError, SourceError
+from ..schema import Schema
+from ..values import Default
+from .arrow import ArrowFileSource, ArrowReading, of_batches
+from .parts import Part
+
+__all__ = ["DuckDBSource"]
+
+_BATCH_ROWS = 4096
+_CONFIG: dict[str, Any] = {"enable_external_access": "false"}
+"""A query may come from a cache file, and reaches nothing but the database."""
+
+
+class DuckDBReading(ArrowReading):
+    """See `DuckDBSource`."""
+
+    failures = (*ArrowReading.failures, duckdb.Error)
+
+    def begin(self) -> None:
+        """Open the database. Raises SourceError."""
+        try:
+            self._connection = self._held.enter_context(
+                duckdb.connect(self.source.path, read_only=True, config=_CONFIG)
+            )
+        except (duckdb.Error, OSError) as error:
+            raise self.source._error(error) from error
+
+    def _items(self, schema: Schema) -> Iterator[Any]:
+        name = (schema.table or schema.name).replace('"', '""')
+        sql = schema.query or f'SELECT * FROM "{name}"'
+        try:
+            relation = self._connection.sql(sql)
+            if relation is None:
+                raise BuildError.of(schema.name, None, "query= gives no records; it must be a SELECT")
+            read = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
+            batches = read(_BATCH_ROWS)
+        except (duckdb.CatalogException, duckdb.ParserException, duckdb.BinderException) as error:
+            raise BuildError.of(schema.name, None, str(error)) from error
+        for item in of_batches(batches, schema):
+            self._seen += 1
+            yield item
+
+
+class DuckDBSource(ArrowFileSource):
+    """A table, view or query of a DuckDB database, one record a row. See `FileSource`, also for lookups.
+
+    The table is the collection's name, or `Schema(table=)` or `Schema(query=)` say otherwise; a query reaches no other
+    file. The database is opened to be read only, which DuckDB refuses while another process writes.
+    `DuckDBSource("shop.duckdb", Schema("items"))`
+    """
+
+    kind = "duckdb"
+    suffixes = (".duckdb", ".ddb")
+    _reads = DuckDBReading
+    _gives_plain: ClassVar[bool] = True
+
+    def __init__(self, path: str | os.PathLike[str], schema: Schema, *, default: Default | str | None = None) -> None:
+        super().__init__(path, schema, default=default)
+
+    def parts(self) -> list[Part]:
+        """The database, and what was not moved to it yet."""
+        log = self.path + ".wal"
+        return [Part(self.path), Part(log)] if os.path.exists(log) else [Part(self.path)]
+
+    def _error(self, error: Exception, path: str | None = None) -> SourceError:
+        if isinstance(error, duckdb.Error):
+            return SourceError(f"cannot read the DuckDB database: {error}", path=self.path)
+        return super()._error(error, path)

@@ -1,0 +1,110 @@
+"""The files of a source: one, those that a pattern matches, or those below a directory, in the order of their paths.
+
+Directories of the form `name=value` (hive partitions) give each record below them a field, as `pyarrow.dataset` has it:
+an int where all values of the name are ints of 32 bits, else text; `__HIVE_DEFAULT_PARTITION__` is None. Hidden files,
+and those whose name or directory begins with `_` or `.`, are none of the data.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from ..errors import SourceError
+from .streams import STDIN, is_pipe
+
+__all__ = ["Part", "absolute", "is_pattern", "parts_of"]
+
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_NOTHING = "__HIVE_DEFAULT_PARTITION__"
+_NUMBER = re.compile(r"-?[0-9]{1,10}")
+
+
+class Part(NamedTuple):
+    """One file. fields: what its directories say of all its records."""
+
+    path: str
+    fields: Mapping[str, int | str | None] = {}
+
+
+def absolute(path: str) -> str:
+    """A path, a pattern, or "-", independent of the current directory."""
+    if path == STDIN:
+        return path
+    if is_pattern(path) and not os.path.isabs(path):
+        return os.path.join(glob.escape(os.getcwd()), path)
+    return os.path.abspath(path)
+
+
+def is_pattern(path: str) -> bool:
+    """Whether files are to be found by it: no file of that very name is there."""
+    return glob.has_magic(path) and not os.path.lexists(path)
+
+
+def parts_of(path: str, suffixes: tuple[str, ...]) -> list[Part]:
+    """The files at a path, one or more. suffixes: what names in a directory end with, compressed or not.
+
+    Raises SourceError, where there is none."""
+    if is_pipe(path) or os.path.isfile(path):
+        return [Part(path)]
+    if os.path.isdir(path):
+        base, found = path, sorted(_below(path, suffixes))
+        what = f"this directory holds no file *{' or *'.join(suffixes)}"
+    elif is_pattern(path):
+        base, found = _fixed(path), sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+        what = "no file matches the pattern"
+    else:
+        return [Part(path)]  # which opening it says all about
+    if not found:
+        raise SourceError(f"{what}; check the path", path=path)
+    return _typed(base, found)
+
+
+def _below(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    endings = (*suffixes, *(suffix + ending for suffix in suffixes for ending in _COMPRESSED))
+    for directory, names, files in os.walk(path, followlinks=True):
+        names[:] = sorted(name for name in names if not name.startswith((".", "_")))
+        for name in files:
+            if not name.startswith((".", "_")) and name.lower().endswith(endings):
+                yield os.path.join(directory, name)
+
+
+def _fixed(pattern: str) -> str:
+    """The directory that a pattern begins with."""
+    while glob.has_magic(pattern):
+        pattern = os.path.dirname(pattern)
+    return pattern
+
+
+def _typed(base: str, found: list[str]) -> list[Part]:
+    told = [dict(_said(os.path.relpath(path, base))) for path in found]
+    values: dict[str, set[str]] = {}
+    for fields in told:
+        for name, value in fields.items():
+            values.setdefault(name, set()).add(value)
+    numbers = {name for name, texts in values.items() if _are_numbers(texts - {_NOTHING})}
+    return [
+        Part(
+            path,
+            {
+                name: None if value == _NOTHING else int(value) if name in numbers else value
+                for name, value in fields.items()
+            },
+        )
+        for path, fields in zip(found, told, strict=True)
+    ]
+
+
+def _said(path: str) -> Iterator[tuple[str, str]]:
+    for step in os.path.dirname(path).split(os.sep):
+        name, equals, value = step.partition("=")
+        if name and equals:
+            yield unquote(name), unquote(value)
+
+
+def _are_numbers(texts: set[str]) -> bool:
+    return all(_NUMBER.fullmatch(text) and -(2**31) <= int(text) < 2**31 for text in texts)
