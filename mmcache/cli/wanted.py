@@ -95,13 +95,14 @@ def _made(part: _Part) -> Source:
         if part.options:
             _make_importable()
             _check_options(part, source_at(part.where, *part.schemas))
-        return source_at(part.where, *part.schemas, **part.options)
+        source: Source = source_at(part.where, *part.schemas, **part.options)
     except ImportError as error:
         raise UsageError(f"{part.place}{part.where} needs a package that is not installed: {error}") from None
     except MmcacheError:
         raise
     except (ValueError, TypeError) as error:
         raise UsageError(f"{part.place}{error}") from None
+    return source
 
 
 def _check_options(part: _Part, source: Source) -> None:
