@@ -14,13 +14,12 @@ from types import NoneType
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..words import bytes_of, plural, printable
-from .get import add_reading, collection_of, fields_of, open_snapshot
+from .get import add_reading, collection_of, open_snapshot
 from .jsontext import dumps, plain
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, names
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..storage.record import Record
     from ..storage.snapshot import Collection
     from .output import Step
 
@@ -54,7 +53,8 @@ _SUFFIXES: Final = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-_PROGRESS_EVERY: Final = 1000
+_TOGETHER: Final = 256
+"""Records that are read together."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def _format(arguments: argparse.Namespace) -> str:
 def _wanted(arguments: argparse.Namespace, collection: Collection) -> list[str]:
     """The fields to write. Raises UsageError."""
     there = dict.fromkeys(name for shape in collection.layout.shapes for name in shape.names)
-    vectors = [field for field, one in collection.layout.embeddings.items() if one.dim]
+    vectors = list(collection.layout.embeddings)
     there |= dict.fromkeys(vectors)
     wanted = list(dict.fromkeys(arguments.columns or there))
     if unknown := [name for name in wanted if name not in there]:
@@ -177,19 +177,28 @@ def _write(
 
 
 def _rows(collection: Collection, wanted: list[str]) -> Iterator[dict[str, Any]]:
-    """Those of these fields that each record has. A record without an embedding has none there."""
-    has_vectors = any(field in collection.layout.embeddings for field in wanted)
+    """Those of these fields that each record has. A record without an embedding has null there."""
+    import numpy as np
 
-    def row(record: Record) -> dict[str, Any]:
-        fields = fields_of(collection, record, embedding=has_vectors)
-        return {name: fields[name] for name in wanted if name in fields}
+    from .decimals import shortest
 
-    return map(row, collection.all_records())
+    layout = collection.layout.embeddings
+    vectors = {field: collection.has_embedding_of(field) for field in wanted if field in layout and layout[field].dim}
+    without = dict.fromkeys(field for field in wanted if field in layout)
+    for begin in range(0, len(collection), _TOGETHER):
+        rows = np.arange(begin, min(begin + _TOGETHER, len(collection)), dtype=np.uint32)
+        lists = {field: shortest(collection.embeddings_at(rows, field)) for field in vectors}
+        for place, record in enumerate(collection.records_at(rows)):
+            fields = record.asdict() | without
+            for field, numbers in lists.items():
+                if vectors[field][begin + place]:
+                    fields[field] = numbers[place]
+            yield {name: fields[name] for name in wanted if name in fields}
 
 
 def _counted(rows: Iterable[Any], total: int, progress: Step) -> Iterator[Any]:
     for done, row in enumerate(rows):
-        if done % _PROGRESS_EVERY == 0:
+        if done % _TOGETHER == 0:
             progress("records", done, total)
         yield row
 

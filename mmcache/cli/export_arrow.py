@@ -52,8 +52,9 @@ def _batches(collection: Collection, stage: str, progress: Step) -> Iterator[np.
 
 def _schema(collection: Collection, wanted: list[str], progress: Step) -> pa.Schema:
     found = pa.schema([])
-    vectors = collection.layout.embeddings
-    fields = [name for name in wanted if name not in vectors]
+    vectors = _vectors(collection)
+    apart = collection.layout.embeddings
+    fields = [name for name in wanted if name not in apart]
     for rows in _batches(collection, "types", progress) if fields else ():
         try:
             seen = collection.table_at(rows, fields).schema
@@ -61,8 +62,13 @@ def _schema(collection: Collection, wanted: list[str], progress: Step) -> pa.Sch
         except (ValueError, pa.ArrowException) as error:
             raise _no_type(error) from error
     types = {field.name: field.type for field in found}
-    types |= {name: pa.list_(pa.float32(), vectors[name].dim) for name in wanted if name in vectors}
+    types |= {name: pa.list_(pa.float32(), vectors[name]) for name in wanted if name in vectors}
     return pa.schema([(name, types.get(name, pa.null())) for name in wanted])
+
+
+def _vectors(collection: Collection) -> dict[str, int]:
+    """Field -> dim of the embeddings, but those that no record has."""
+    return {name: one.dim for name, one in collection.layout.embeddings.items() if one.dim}
 
 
 def _no_type(error: Exception) -> UsageError:
@@ -71,7 +77,7 @@ def _no_type(error: Exception) -> UsageError:
 
 
 def _table(collection: Collection, rows: np.ndarray[Any, Any], schema: pa.Schema) -> pa.Table:
-    vectors = [name for name in schema.names if name in collection.layout.embeddings]
+    vectors = [name for name in schema.names if name in _vectors(collection)]
     columns: dict[str, Any] = {name: [] for name in schema.names if name not in vectors}
     if columns:
         for record in collection.records_at(rows):

@@ -69,10 +69,11 @@ def fields_of(collection: Collection, record: Record, *, embedding: bool) -> dic
     """The record's fields, and its embedding under the name that it has in the source."""
     fields = record.asdict()
     if embedding:
+        from .decimals import shortest
+
         for field in collection.embedding_fields:
             vector = record.embedding_of(field)
-            # The shortest decimal that gives the same float32 again.
-            fields[field] = None if vector is None else [float(str(number)) for number in vector]
+            fields[field] = None if vector is None else shortest(vector)
     return fields
 
 

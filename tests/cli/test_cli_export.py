@@ -170,6 +170,29 @@ def test_a_missing_file_is_3_and_a_damaged_one_5(items, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_embeddings_are_the_shortest_decimals_that_give_them_again(tmp_path):
+    rng = np.random.default_rng(2)
+    vectors = np.frombuffer(rng.bytes(4 * 600 * 8), "<f4").reshape(600, 8).copy()  # of every size
+    vectors[~np.isfinite(vectors)] = 0
+    vectors[300:] = rng.standard_normal((300, 8))  # as of embeddings
+    vectors[:3, :4] = [[0.1, -0.2, 1e-45, 3.4e38], [1, 0, -0.0, 2**24], [1 / 3, 1e10, 123456.7, 0.5]]
+    given = mmcache.IterableSource([{"id": i} for i in range(600)], Schema("c", embedding="v"), embeddings=vectors)
+    mmcache.build(tmp_path / "c.mmc", given)
+    numbers = [line["v"] for line in ok("export", tmp_path / "c.mmc").lines]
+    assert np.array_equal(np.float32(numbers), vectors)
+    assert numbers[0][:2] == [0.1, -0.2]
+    printed = [len(repr(number)) for one in numbers[300:] for number in one]
+    assert sum(printed) <= 1.01 * sum(len(repr(float(str(number)))) for one in vectors[300:] for number in one)
+
+
+def test_an_embedding_that_no_record_has_is_null(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    mmcache.build(tmp_path / "c.mmc", [{"id": "a", "v": None}], Schema("c", embedding="v"))
+    assert ok("export", tmp_path / "c.mmc").lines == [{"id": "a", "v": None}]
+    ok("export", tmp_path / "c.mmc", "-o", tmp_path / "c.parquet")
+    assert pq.read_table(tmp_path / "c.parquet").to_pylist() == [{"id": "a", "v": None}]
+
+
 def test_a_device_is_written_to_and_not_replaced(items):
     assert ok("export", items, "--format", "csv", "-o", "/dev/null", "--no-embeddings", "--columns", "n").code == 0
     assert not os.path.isfile("/dev/null")
