@@ -179,7 +179,7 @@ def test_embeddings_are_the_shortest_decimals_that_give_them_again(tmp_path):
     given = mmcache.IterableSource([{"id": i} for i in range(600)], Schema("c", embedding="v"), embeddings=vectors)
     mmcache.build(tmp_path / "c.mmc", given)
     numbers = [line["v"] for line in ok("export", tmp_path / "c.mmc").lines]
-    assert np.array_equal(np.float32(numbers), vectors)
+    assert np.array_equal(np.array(numbers, "f4"), vectors)
     assert numbers[0][:2] == [0.1, -0.2]
     printed = [len(repr(number)) for one in numbers[300:] for number in one]
     assert sum(printed) <= 1.01 * sum(len(repr(float(str(number)))) for one in vectors[300:] for number in one)
