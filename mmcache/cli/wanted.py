@@ -155,6 +155,8 @@ _KINDS: Final = {
 def _table(one: Wanted, given: str | None) -> str:
     """What is wrong with one that was given, the build says."""
     path = path_of_database(one.source)
+    if "connect" in one.options and (name := given or one.name):
+        return name  # only the connections of that hook can look
     if given is not None:
         return spelled(path, given) or given
     return (one.name and spelled(path, one.name)) or only_table(path)
