@@ -1,105 +1,68 @@
-"""Make a cache file from a database or from a file of records, and publish it at FILE.
-
-SOURCE is a SQLite or DuckDB database; a file of CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather; a directory of
-such files, or a pattern; or - for standard input. What it is, its content says. The file remembers how it was built:
-after changes, `mmcache rebuild FILE` is enough.
-
-  mmcache build shop.db --table items --key sku --index kind,tags --json tags --embedding vector -o items.mmc
-  mmcache build "$(llm collections path)" --preset llm -o notes.mmc
-"""
+"""`mmcache build`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ..schema import DTYPES, Schema
-from .options import FILE_COMPLETION, OK, UsageError, count, file_argument, names, setting
+from .groups import add_collections, allow_missing, asked_for, assigned, flags
+from .options import FILE_COMPLETION, OK, UsageError, file_argument, setting
 from .output import Output
 from .rebuild import add_rules, add_timeout, report, rules_of
 
 if TYPE_CHECKING:
     from ..sources import Source
+    from .wanted import Wanted
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
 
-_ARROW = ("parquet", "arrow", "duckdb")
-_SQLITE_ONLY = ("table", "query", "json_columns")
-_OF_SCHEMA = (
-    "collection",
-    "key",
-    "index",
-    "columns",
-    "embedding",
-    "dim",
-    "dtype",
-    "metric",
-    "allow_nan",
-    *_SQLITE_ONLY,
-)
+HELP: Final = """\
+Make a cache file from databases and files, and publish it at FILE.
+
+SOURCE is a SQLite database or a file of JSON lines, JSON, CSV, Parquet or Arrow, each also compressed; a glob or a
+directory of these; - for stdin; or the URL of another database. What it is, its content says. The file remembers how it
+was built: after changes, `mmcache rebuild FILE` is enough.
+
+One collection:
+  mmcache build shop.db --table items --key sku --index kind,tags --json-columns tags --embedding vector -o items.mmc
+  mmcache build "$(llm collections path)" --preset llm -o notes.mmc
+
+Several, each begun by --collection; options before the first are for all of them:
+  mmcache build shop.db --collection items --index kind --collection users --key email -o shop.mmc
+  mmcache build --collection items --source shop.db --collection prices --source prices.csv --key sku -o shop.mmc
+
+The same as a file, which `mmcache init shop.db` writes for a start:
+  mmcache build --config cache.toml
+
+    output = "shop.mmc"            # paths are relative to this file
+    source = "shop.db"             # of every collection that names none
+    [collections.items]
+    index = ["kind", "tags"]       # key, table, query, columns, json, embedding, dim, ... as the options here
+    json = ["tags"]
+    [collections.prices]
+    source = "prices.csv"
+    key = "sku"
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    file_argument(parser, "source", "a database, or a file, directory or pattern of records; - is standard input")
+    file_argument(parser, "source", "where the records are: a database, a file, a directory, a URL, or -")
     out = parser.add_argument(
         "-o", "--output", dest="file", metavar="FILE", required=True, help="the cache file to make"
     )
     out.complete = FILE_COMPLETION  # type: ignore[attr-defined]
-    records = parser.add_argument_group("records")
-    records.add_argument("--table", help="the table (default: the only one)")
-    records.add_argument("--query", metavar="SQL", help="a SELECT that gives the records, in place of a table")
-    records.add_argument("--collection", metavar="NAME", help="what to call them (default: as the table or the source)")
-    records.add_argument(
-        "--key",
-        type=names,
-        metavar="A,B",
-        help="the field that identifies a record, or several (default: the table's primary key, else its rowid; id)",
+    config = parser.add_argument(
+        "--config", action=_Config, metavar="TOML", help="a file that names collections, sources and output"
     )
-    records.add_argument(
-        "--index", type=names, action="extend", metavar="A,B", help="fields that `find` can ask for; lists are possible"
-    )
-    records.add_argument("--columns", type=names, action="extend", metavar="A,B", help="columns to take (default: all)")
-    records.add_argument(
-        "--json",
-        dest="json_columns",
-        type=names,
-        action=_JSONOrColumns,
-        nargs="?",
-        metavar="A,B",
-        help="columns of JSON text to decode; without names: print the report as JSON",
-    )
-    records.add_argument(
-        "--default",
-        metavar="MODULE:FUNCTION",
-        help="what makes of a value that a record cannot hold one that it can; of Parquet files",
-    )
-    records.add_argument(
+    config.complete = FILE_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument(
         "--preset", choices=("patterns", "llm"), help="a known kind of database, with all its collections"
     )
-    vectors = parser.add_argument_group("embeddings")
-    vectors.add_argument(
-        "--embedding", type=names, action="extend", metavar="A,B", help="the fields that hold embeddings, mostly one"
-    )
-    vectors.add_argument(
-        "--dim", type=_dims, metavar="N", help="numbers in an embedding (default: as in the first); of several: 384,768"
-    )
-    vectors.add_argument(
-        "--dtype",
-        type=names,
-        metavar="TYPE",
-        help=f"of the numbers in BLOBs: {', '.join(DTYPES)} (default: f4, float32, unless they are clearly others)",
-    )
-    vectors.add_argument("--metric", choices=("cosine", "dot", "euclidean"), help="what they are compared by; stored")
-    vectors.add_argument("--allow-nan", action="store_true", default=None, help="accept NaN and infinite numbers")
-    file = parser.add_argument_group("the file")
-    file.add_argument(
-        "--cluster-by", metavar="FIELD", help="let records with equal values of this field stand together"
-    )
-    file.add_argument(
+    add_collections(parser)
+    parser.add_argument_group("the file").add_argument(
         "--metadata",
-        type=_metadata,
+        type=assigned,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -109,170 +72,113 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timeout(parser)
 
 
-class _JSONOrColumns(argparse.Action):
-    """`--json a,b` names columns, `--json` alone asks for JSON on stdout, as in every other command."""
+class _Config(argparse.Action):
+    """With a file that names them, source and output may be left out."""
 
     def __call__(
         self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002
+        parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
         values: Any,
         option_string: str | None = None,  # noqa: ARG002
     ) -> None:
-        if values is None:
-            namespace.json = True
-        else:
-            namespace.json_columns = (*(namespace.json_columns or ()), *values)
+        namespace.config = values
+        allow_missing(parser, "source", "file")
 
 
-def _dims(text: str) -> tuple[int, ...]:
-    return tuple(map(count, names(text)))
+class _Order(NamedTuple):
+    """What is to be built. cluster_by: as of `mmcache.build`."""
 
-
-def _metadata(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.rstrip(":"):
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
-    if not key.endswith(":"):
-        return key, value
-    try:
-        return key[:-1], json.loads(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} after := is not JSON ({error})") from None
+    file: str
+    source: Source
+    cluster_by: str | Mapping[str, str] | None
+    metadata: Mapping[str, Any]
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..sharing.publishing import build
     from .files import refuse_foreign
 
-    refuse_foreign(arguments.file)
-    source = _source(arguments)
+    if arguments.file is not None:
+        refuse_foreign(arguments.file)
+    order = _preset(arguments) or _configured(arguments) or _grouped(arguments)
+    if order.file != arguments.file:
+        refuse_foreign(order.file)
     with output.progress() as progress:
         done = build(
-            arguments.file,
-            source,
-            cluster_by=arguments.cluster_by,
-            metadata=dict(arguments.metadata),
+            order.file,
+            order.source,
+            cluster_by=order.cluster_by,
+            metadata={**order.metadata, **dict(arguments.metadata)},
             progress=progress,
             timeout=setting(arguments, "timeout"),
             **rules_of(arguments),
         )
-    report(done, arguments.file, output)
+    report(done, order.file, output)
     return OK
 
 
-def _source(arguments: argparse.Namespace) -> Source:
-    path: str = arguments.source
-    given = [name for name in _OF_SCHEMA if getattr(arguments, name) is not None]
-    if arguments.preset is not None and given:
-        raise UsageError(f"--preset says it all; leave out {_flags(given)}")
+def _preset(arguments: argparse.Namespace) -> _Order | None:
+    if arguments.preset is None:
+        return None
+    _refuse_others(arguments, "--preset", but="cluster_by")
+    if arguments.config is not None:
+        raise UsageError("give --preset or --config, not both")
+    (group,) = asked_for(arguments)
+    source: Source
     if arguments.preset == "patterns":
         from ..presets.patterns import PatternsSource
 
-        return PatternsSource(path)
-    if arguments.preset == "llm":
+        source = PatternsSource(arguments.source)
+    else:
         from ..presets.llm import llm_source
 
-        return llm_source(path)
-    from ..sources.recognize import kind_of
-
-    kind = kind_of(path)
-    if arguments.default is not None and kind not in _ARROW:
-        raise UsageError(
-            f"--default is for Parquet, Arrow and DuckDB: every value of {path} is one that a record can hold"
-        )
-    if arguments.table is not None and arguments.query is not None:
-        raise UsageError("give --table or --query, not both")
-    if kind != "sqlite":
-        return _file_source(arguments, path, kind, given)
-    from ..sources import SQLiteSource
-
-    if arguments.query is not None:
-        return SQLiteSource(path, _schema(arguments, {"query": arguments.query}, _stem(path)))
-    table = _only_table(path) if arguments.table is None else _spelled(path, arguments.table)
-    return SQLiteSource(path, _schema(arguments, {"table": table}, table))
+        source = llm_source(arguments.source)
+    return _Order(arguments.file, source, group.get("cluster_by"), {})
 
 
-def _file_source(arguments: argparse.Namespace, path: str, kind: str, given: list[str]) -> Source:
-    from ..sources.recognize import source_at
+def _configured(arguments: argparse.Namespace) -> _Order | None:
+    if arguments.config is None:
+        return None
+    from .config import read
+    from .wanted import gathered
 
-    unfit = () if kind == "duckdb" else ("table", "query")
-    wrong = [name for name in given if name in unfit or (name == "json_columns" and kind in ("json", "jsonl"))]
-    if wrong:
-        raise UsageError(f"{_flags(wrong)} is for databases, and {path} holds {kind}")
-    origin: dict[str, Any] = {name: getattr(arguments, name) for name in given if name in ("table", "query")}
-    options = {} if arguments.default is None else {"default": arguments.default}
-    schema = _schema(arguments, origin, arguments.table or _stem(path))
-    try:
-        source: Source = source_at(path, schema, **options)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return source
+    _refuse_others(arguments, "--config")
+    config = read(arguments.config, arguments.source)
+    file = arguments.file or config.output
+    if file is None:
+        raise UsageError(f"{arguments.config} names no output: output = 'FILE', or -o FILE")
+    return _Order(file, gathered(config.wanted).source, config.cluster_by or None, config.metadata)
 
 
-def _schema(arguments: argparse.Namespace, origin: dict[str, Any], name: str) -> Schema:
-    name = arguments.collection or name
-    if origin.get("table") == name:
-        origin = {}  # the table is the collection's name unless it says otherwise
-    options = {
-        field: value
-        for field in ("key", "index", "columns", "embedding", "dim", "dtype", "metric", "allow_nan")
-        if (value := getattr(arguments, field)) is not None
+def _grouped(arguments: argparse.Namespace) -> _Order:
+    from .wanted import gathered
+
+    groups = asked_for(arguments)
+    found = gathered([_wanted(arguments.source, group, one_of=len(groups)) for group in groups])
+    cluster_by = {
+        name: group["cluster_by"] for name, group in zip(found.names, groups, strict=True) if "cluster_by" in group
     }
+    return _Order(arguments.file, found.source, cluster_by or None, {})
+
+
+def _wanted(source: str | None, group: dict[str, Any], *, one_of: int) -> Wanted:
+    from .wanted import SCHEMA_FIELDS, Wanted
+
+    name = group.get("collection")
+    place = f"--collection {name}: " if one_of > 1 else ""
+    where = group.get("source", source)
+    if where is None:
+        raise UsageError(f"{place}say where its records are: SOURCE, or --source for this collection")
+    schema = {field: value for field, value in group.items() if field in (*SCHEMA_FIELDS, "renames", "casts")}
     for field in ("dim", "dtype"):  # one for all embeddings
-        if len(options.get(field, ())) == 1:
-            (options[field],) = options[field]
-    if arguments.json_columns is not None:
-        options["json"] = arguments.json_columns
-    try:
-        return Schema(name, **options, **origin)
-    except ValueError as error:
-        hint = "" if arguments.collection or not str(error).startswith("collection name") else "; name it: --collection"
-        raise UsageError(f"{error}{hint}") from None
+        if len(schema.get(field, ())) == 1:
+            (schema[field],) = schema[field]
+    options = {**({"default": group["default"]} if "default" in group else {}), **dict(group.get("options", ()))}
+    return Wanted(name, where, schema, options, place)
 
 
-def _spelled(path: str, table: str) -> str:
-    """The table as the database writes it. What is wrong, the build says."""
-    import sqlite3
-
-    from ..errors import SourceError
-    from ..sources.connections import Connections
-    from ..sources.names import find_table
-
-    connections = Connections(os.path.abspath(path), timeout=5.0)
-    try:
-        with connections.take() as connection:
-            return find_table(connection, table)[0]
-    except (ValueError, SourceError, sqlite3.Error):
-        return table
-    finally:
-        connections.close()
-
-
-def _only_table(path: str) -> str:
-    """The table of a database that has one. Raises UsageError naming those that there are, or SourceError."""
-    import sqlite3
-
-    from ..sources.connections import Connections
-    from ..sources.listing import tables_of
-
-    connections = Connections(os.path.abspath(path), timeout=5.0)
-    try:
-        with connections.take() as connection:
-            tables = tables_of(connection)
-    except sqlite3.Error as error:
-        raise connections.error(error) from None
-    finally:
-        connections.close()
-    if len(tables) != 1:
-        raise UsageError(f"say which table, with --table; {path} has: {', '.join(tables) or 'none'}")
-    return tables[0]
-
-
-def _stem(path: str) -> str:
-    name = os.path.basename(os.path.abspath(path)).split(".")[0]
-    return name if name[:1].isalnum() and path != "-" and "*" not in name else "records"
-
-
-def _flags(fields: list[str]) -> str:
-    return ", ".join("--" + field.removesuffix("_columns").replace("_", "-") for field in fields)
+def _refuse_others(arguments: argparse.Namespace, flag: str, but: str = "") -> None:
+    given = [name for group in arguments.groups or () for name in group if name != but]
+    if given:
+        raise UsageError(f"{flag} says it all; leave out {flags(given)}")

@@ -1,22 +1,29 @@
-"""Remove a cache file, its backup, its metrics and the temporary files of builds that died.
-
-Asks first, on a terminal; elsewhere it needs --yes. Waits for a build that is running. Only what mmcache wrote is
-removed; the lock file and the control page stay, because other processes may be waiting on the one and listening to
-the other. Processes that have the file open keep it, and count on.
-"""
+"""`mmcache clear`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from dataclasses import asdict
+from typing import Final
 
 from ..words import printable
 from .options import ERROR, OK, UsageError, file_argument, setting
 from .output import Output
 from .rebuild import add_timeout, report
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Remove a cache file, its backup, its metrics and the temporary files of builds that died.
+
+Asks first, on a terminal; elsewhere it needs --yes. Waits for a build that is running. Only what mmcache wrote is
+removed; the lock file and the control page stay, because other processes may be waiting on the one and listening to
+the other. Processes that have the file open keep it, and count on.
+
+  mmcache clear items.mmc --dry-run
+  mmcache clear items.mmc --yes --rebuild
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,4 @@
-"""See it work, offline, in a few seconds: a bank of 1,000 test patterns in SQLite, one file made from it, and a fleet
-of four worker processes that read that file without a pause: while it is built again, while a record is changed in
-SQLite, and while a builder is killed.
-
-Every figure is measured while you watch, on this machine. Works in a temporary directory, or in one that you name and
-can play with afterwards.
-"""
+"""`mmcache demo`."""
 
 from __future__ import annotations
 
@@ -18,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
 from ..words import bytes_of, number, plural, printable, span
@@ -30,7 +24,19 @@ if TYPE_CHECKING:
     from ..presets.patterns import PatternsSource
     from .demo_workers import Worker
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+See it work, offline: a bank of 1,000 test patterns in SQLite, one file made from it, and a fleet of four worker
+processes that read that file without a pause: while it is built again, while a record is changed in SQLite, and while a
+builder is killed. It takes some 10 seconds on an idle machine, up to a minute on a busy one.
+
+Every figure is measured while you watch, on this machine. Works in a temporary directory, or in one that you name and
+can play with afterwards.
+
+  mmcache demo
+  mmcache demo --dir play
+"""
 
 RECORDS = 1000
 DIM = 768
@@ -119,6 +125,7 @@ class _Demo:
             "system": f"{platform.system()} {platform.machine()}",
             "cpus": os.cpu_count(),
         }
+        self.output.note("some 10 seconds on an idle machine, up to a minute on a busy one")
         result: dict[str, Any] = {"machine": machine, "bank": self.make_bank(), "build": self.build()}
         with open_cache(self.path, self.source) as cache:
             result["lookups"] = self.look_up(cache)

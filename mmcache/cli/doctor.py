@@ -1,9 +1,4 @@
-"""Check that a directory, a cache file in it and this machine can do what caches need, and say what to do if not.
-
-Works in the directory with files of its own and with a second process, and removes the files again. Give the
-directory where a cache is going to be, or the file that is there (default: the directory that we are in). Exit code 1:
-a check failed; warnings are 0.
-"""
+"""`mmcache doctor`."""
 
 from __future__ import annotations
 
@@ -27,7 +22,18 @@ if TYPE_CHECKING:
     from ..freshness import Policy
     from .doctor_directory import Check
 
-__all__ = ["DEPENDENCIES", "add_arguments", "run"]
+__all__ = ["DEPENDENCIES", "HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Check that a directory, a cache file in it and this machine can do what caches need, and say what to do if not.
+
+Works in the directory with files of its own and with a second process, and removes the files again. Give the
+directory where a cache is going to be, or the file that is there (default: the directory that we are in). Exit code 1:
+a check failed; warnings are 0.
+
+  mmcache doctor /var/cache/shop
+  mmcache doctor items.mmc
+"""
 
 DEPENDENCIES: Final = {"filelock": "3.30", "msgpack": "1.2.4", "numpy": "2.0", "xxhash": "3.5"}
 """Name -> the first version that will do."""

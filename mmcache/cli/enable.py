@@ -1,13 +1,20 @@
-"""Let a file that was disabled answer again, in all workers, from their next get on."""
+"""`mmcache enable`."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from .options import OK, file_argument
 from .output import Output
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Let a file that was disabled answer again, in all workers, from their next get on.
+
+  mmcache enable items.mmc
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

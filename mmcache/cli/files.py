@@ -11,7 +11,7 @@ from ..format.layout import Layout, validate
 from ..storage import fs
 from .options import UsageError
 
-__all__ = ["described", "layout_of", "opened", "refuse_foreign"]
+__all__ = ["described", "layout_of", "opened", "refuse_cache", "refuse_foreign"]
 
 
 @contextlib.contextmanager
@@ -46,10 +46,20 @@ def described(path: str) -> Layout:
 
 def refuse_foreign(path: str) -> None:
     """Raise UsageError if a file that mmcache did not write is in the way, such as the database itself."""
+    head = _head_of(path)  # None: missing, or what publishing refuses with its own words
+    if head is not None and head != MAGIC:
+        raise UsageError(f"{path} is there and is not an mmcache file: choose another name, or remove it first")
+
+
+def refuse_cache(path: str) -> None:
+    """Raise UsageError if a cache file would be written over."""
+    if _head_of(path) == MAGIC:
+        raise UsageError(f"{path} is a cache file: choose another name, or `mmcache clear` it first")
+
+
+def _head_of(path: str) -> bytes | None:
     try:
         with opened(path) as file:
-            head = file.read(0, len(MAGIC))
+            return file.read(0, len(MAGIC))
     except UnusableFileError:
-        return  # missing, or what publishing refuses with its own words
-    if head != MAGIC:
-        raise UsageError(f"{path} is there and is not an mmcache file: choose another name, or remove it first")
+        return None

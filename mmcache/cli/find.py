@@ -1,24 +1,10 @@
-"""Print the records that have these values in indexed fields.
-
-  mmcache find packages.mmc section=games tags=role::program        both
-  mmcache find packages.mmc section=games section=editors           either
-  mmcache find packages.mmc section!=games                          no such value
-  mmcache find packages.mmc size:1000..2000                         a range, both ends included; 1000.. and ..2000
-  mmcache find packages.mmc 'size:>1000'                            and >=, <, <=
-  mmcache find packages.mmc 'name:lib*'                             text that begins with lib
-  mmcache find packages.mmc --order-by size --desc --limit 10       the largest
-  mmcache find packages.mmc priority:=null                          JSON, where text will not do
-
-A value is text. If no record has that text and it spells a number, null, true or false that one has, it is that. Bounds
-that spell numbers are numbers, unless no record has one in that field; in double quotes they are text.
-On a terminal the records are a table, elsewhere one JSON document a line; with --json, one list.
-"""
+"""`mmcache find`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
 from ..query import follow, path_of
@@ -33,7 +19,24 @@ if TYPE_CHECKING:
     from ..storage.selection import Selection
     from ..storage.snapshot import Collection
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Print the records that have these values in indexed fields.
+
+  mmcache find packages.mmc section=games tags=role::program        both
+  mmcache find packages.mmc section=games section=editors           either
+  mmcache find packages.mmc section!=games                          no such value
+  mmcache find packages.mmc size:1000..2000                         a range, both ends included; 1000.. and ..2000
+  mmcache find packages.mmc 'size:>1000'                            and >=, <, <=
+  mmcache find packages.mmc 'name:lib*'                             text that begins with lib
+  mmcache find packages.mmc --order-by size --desc --limit 10       the largest
+  mmcache find packages.mmc priority:=null                          JSON, where text will not do
+
+A value is text. If no record has that text and it spells a number, null, true or false that one has, it is that. Bounds
+that spell numbers are numbers, unless no record has one in that field; in double quotes they are text.
+On a terminal the records are a table, elsewhere one JSON document a line; with --json, one list.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,18 +1,11 @@
-"""Print records by their keys, as JSON.
-
-A key is a text; or, where the keys of the collection are, an int (7), bytes in hexadecimal (0xc0ffee), or a JSON list
-of several values ('["EPSG", 4326]').
-
-One record is one JSON document: indented on a terminal, else on a line of its own. With --json, all of them are one
-list, in the order asked, null for an id that the file does not have (exit code 1). The file is asked, not its source.
-"""
+"""`mmcache get`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .options import ERROR, OK, UsageError, file_argument, one_of, setting
 from .output import Output
@@ -22,7 +15,20 @@ if TYPE_CHECKING:
     from ..storage.record import Record
     from ..storage.snapshot import Collection, Snapshot
 
-__all__ = ["add_arguments", "add_reading", "collection_of", "fields_of", "open_snapshot", "run"]
+__all__ = ["HELP", "add_arguments", "add_reading", "collection_of", "fields_of", "open_snapshot", "run"]
+
+HELP: Final = """\
+Print records by their keys, as JSON.
+
+A key is a text; or, where the keys of the collection are, an int (7), bytes in hexadecimal (0xc0ffee), or a JSON list
+of several values ('["EPSG", 4326]').
+
+One record is one JSON document: indented on a terminal, else on a line of its own. With --json, all of them are one
+list, in the order asked, null for an id that the file does not have (exit code 1). The file is asked, not its source.
+
+  mmcache get items.mmc sku-7 sku-9
+  mmcache get places.mmc '["EPSG", 4326]' --embedding
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,10 +69,11 @@ def fields_of(collection: Collection, record: Record, *, embedding: bool) -> dic
     """The record's fields, and its embedding under the name that it has in the source."""
     fields = record.asdict()
     if embedding:
+        from .decimals import shortest
+
         for field in collection.embedding_fields:
             vector = record.embedding_of(field)
-            # The shortest decimal that gives the same float32 again.
-            fields[field] = None if vector is None else [float(str(number)) for number in vector]
+            fields[field] = None if vector is None else shortest(vector)
     return fields
 
 

@@ -1,13 +1,9 @@
-"""Show what a cache file is made of: sections, shapes of records, indexes and their most frequent values.
-
-With --section NAME, what that one section holds, summed up. Damage that is met on the way is shown where it is, and
-the exit code is 5.
-"""
+"""`mmcache inspect`."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import CorruptFileError
 from ..format.header import KINDS
@@ -21,7 +17,17 @@ if TYPE_CHECKING:
     from ..format.layout import Layout
     from ..storage.snapshot import Collection
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Show what a cache file is made of: sections, shapes of records, indexes and their most frequent values.
+
+With --section NAME, what that one section holds, summed up. Damage that is met on the way is shown where it is, and
+the exit code is 5.
+
+  mmcache inspect items.mmc
+  mmcache inspect items.mmc --section items/index.kind
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

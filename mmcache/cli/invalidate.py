@@ -1,16 +1,4 @@
-"""Tell every worker on this machine that the source has changed; write there first, and commit.
-
-With IDs: exactly these, new and deleted ones too, are answered by the source until a newer generation of the file has
-them. Without: everything, as the reason says: softly (the file goes on answering while it is built again) for
-record_stored and ttl_expired, hard (the source answers until it is built again) for the others, unless --hard or --soft
-decides. With --collection and no IDs, hard means that collection only. When the command ends, no get that begins later
-overlooks it. An ID is what `mmcache get` takes for a key; one that can be read as several keys of the collection
-means all of them.
-
-  mmcache invalidate patterns.mmc pattern-7 pattern-9 --reason record_stored
-  changed-ids | mmcache invalidate patterns.mmc --ids-from -
-  mmcache invalidate patterns.mmc --reason schema_migration
-"""
+"""`mmcache invalidate`."""
 
 from __future__ import annotations
 
@@ -30,7 +18,22 @@ if TYPE_CHECKING:
     from ..format.keys import Key
     from ..format.layout import Layout
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Tell every worker on this machine that the source has changed; write there first, and commit.
+
+With IDs: exactly these, new and deleted ones too, are answered by the source until a newer generation of the file has
+them. Without: everything, as the reason says: softly (the file goes on answering while it is built again) for
+record_stored and ttl_expired, hard (the source answers until it is built again) for the others, unless --hard or --soft
+decides. With --collection and no IDs, hard means that collection only. When the command ends, no get that begins later
+overlooks it. An ID is what `mmcache get` takes for a key; one that can be read as several keys of the collection
+means all of them.
+
+  mmcache invalidate patterns.mmc pattern-7 pattern-9 --reason record_stored
+  changed-ids | mmcache invalidate patterns.mmc --ids-from -
+  mmcache invalidate patterns.mmc --reason schema_migration
+"""
 
 REASONS: Final = ("manual", "record_stored", "record_deleted", "config_updated", "schema_migration", "ttl_expired")
 """Those of `sharing.events`, spelt out so that building the parser does not need it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,9 @@ from .output import Output
 __all__ = ["main", "make_parser"]
 
 COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
-    "build": ("build", (), "make a cache file from a SQLite database or JSON lines"),
-    "rebuild": ("rebuild", ("optimize",), "make a cache file anew from the source that it names"),
+    "init": ("init", (), "look at a database or file, and write the TOML for `build --config`"),
+    "build": ("build", (), "make a cache file from databases and files"),
+    "rebuild": ("rebuild", ("optimize",), "make a cache file anew from the source that it names; optimize is the same"),
     "rollback": ("rollback", (), "put the backup back, for all workers, and hold it there"),
     "resume": ("resume", (), "let a file that was rolled back be built again"),
     "disable": ("disable", (), "have the source answer in place of a file, in all workers"),
@@ -39,6 +41,7 @@ COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "verify": ("verify", (), "check every byte of a cache file"),
     "get": ("get", (), "print records by id, as JSON"),
     "find": ("find", (), "print the records that have these values in indexed fields"),
+    "export": ("export", (), "write the records to JSON lines, CSV, Parquet or Arrow"),
     "inspect": ("inspect", (), "show the sections, shapes and indexes of a cache file"),
     "invalidate": ("invalidate", (), "tell all workers that records, or everything, changed"),
     "track": ("track", (), "let a SQLite database log which records change, whatever writes"),
@@ -76,7 +79,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
         )
         if only is None or only in (name, *aliases):
             command = import_module(f".{module}", __package__)
-            sub.description = command.__doc__
+            sub.description = command.HELP
             command.add_arguments(sub)
             _add_common(sub)
             sub.set_defaults(run=command.run)
@@ -84,16 +87,14 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser, **defaults: bool) -> None:
-    """Flags that stand before or after the command. A command's own --json (of `build`) has precedence."""
+    """Flags that stand before or after the command."""
     for flags, text in (
         (("--json",), "print JSON on stdout"),
         (("-q", "--quiet"), "print only data and errors"),
         (("-v", "--verbose"), "print the log, and tracebacks of errors"),
     ):
-        name = flags[-1].lstrip("-")
-        if flags[-1] not in parser._option_string_actions:
-            default = defaults.get(name, argparse.SUPPRESS)
-            parser.add_argument(*flags, action="store_true", default=default, help=text)
+        default = defaults.get(flags[-1].lstrip("-"), argparse.SUPPRESS)
+        parser.add_argument(*flags, action="store_true", default=default, help=text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,6 +129,8 @@ def _run(arguments: Sequence[str] | None, output: Output) -> int:
         arguments = sys.argv[1:]
     # None of the flags before the command takes a value, so the command is the first word that is no flag.
     parser = make_parser(next((word for word in arguments if not word.startswith("-")), ""))
+    if with_value := next((word for word in arguments if word.startswith("--json=")), None):
+        parser.error(_JSON_TAKES_NOTHING.format(with_value.partition("=")[2]))
     parsed, rest = parser.parse_known_args(arguments)
     if rest:
         # Ids after an option, which argparse does not take for more of those before it.
@@ -136,6 +139,8 @@ def _run(arguments: Sequence[str] | None, output: Output) -> int:
             (found for name in ("ids", "terms") if isinstance(found := getattr(parsed, name, None), list)), None
         )
         if words is None or any(word.startswith("-") for word in rest[:end]):
+            if parsed.command == "build" and (named := _after_json(arguments)):
+                parser.error(_JSON_TAKES_NOTHING.format(named))
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         words += rest[:end] + rest[end + 1 :]
     if parsed.command is None:
@@ -158,6 +163,15 @@ def _run(arguments: Sequence[str] | None, output: Output) -> int:
     except MemoryError:
         output.error(f"mmcache {parsed.command}: out of memory")
         return ERROR
+
+
+_JSON_TAKES_NOTHING: Final = "--json takes no value, it prints JSON; columns of JSON text are: --json-columns {}"
+
+
+def _after_json(arguments: Sequence[str]) -> str | None:
+    """What follows `--json` and may have been meant as names."""
+    after = [word for flag, word in itertools.pairwise(arguments) if flag == "--json"]
+    return after[0] if after and not {*after[0]} & {"-", "/", "."} else None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,19 @@
-"""Print what all workers of a cache file have counted, as Prometheus reads it, or as JSON.
+"""`mmcache metrics`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.util import find_spec
+from typing import Final
+
+from .options import ERROR, FILE_COMPLETION, OK, UsageError
+from .output import Output
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Print what all workers of a cache file have counted, as Prometheus reads it, or as JSON.
 
   mmcache metrics FILE > /var/lib/node_exporter/textfile/mmcache.prom
   mmcache metrics --rules > mmcache-rules.yml
@@ -6,17 +21,6 @@
 
 Prometheus's format needs the prometheus extra: pip install 'mmcache[prometheus]'. The others do not.
 """
-
-from __future__ import annotations
-
-import argparse
-import json
-from importlib.util import find_spec
-
-from .options import ERROR, FILE_COMPLETION, OK, UsageError
-from .output import Output
-
-__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

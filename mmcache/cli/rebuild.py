@@ -1,13 +1,4 @@
-"""Make a cache file anew from the source that it names, with the same schemas, clustering and metadata.
-
-Needs nothing but FILE; where FILE is damaged or gone, its backup says how. A file of an older format is built in the
-format of today; one of a newer format is left alone, and `mmcache build` replaces it. If the content is the same, the
-published file stays, and counts as built now. Workers that have it open move to the new file within their next get.
-
---if-stale is for cron: it does nothing, and ends with 0, while the file is fresh. --profile or --ttl must then be what
-the workers were told. Not fresh is what is due by its age, was invalidated, in whole or in single ids, or whose source
-was written to since. A file that is held after a rollback stays as it is; without --if-stale, a rebuild ends that.
-"""
+"""`mmcache rebuild`."""
 
 from __future__ import annotations
 
@@ -16,7 +7,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..schema import DTYPES, ON_DUPLICATE, ON_INVALID
 from ..words import bytes_of, plural, printable, span
@@ -27,7 +18,25 @@ if TYPE_CHECKING:
     from ..storage.publish import BuildReport
     from .status import Seen
 
-__all__ = ["add_arguments", "add_rules", "add_timeout", "report", "rules_of", "run"]
+__all__ = ["HELP", "add_arguments", "add_rules", "add_timeout", "report", "rules_of", "run"]
+
+HELP: Final = """\
+Make a cache file anew from the source that it names, with the same schemas, clustering and metadata.
+
+Needs nothing but FILE; where FILE is damaged or gone, its backup says how. A file of an older format is built in the
+format of today; one of a newer format is left alone, and `mmcache build` replaces it. If the content is the same, the
+published file stays, and counts as built now. Workers that have it open move to the new file within their next get.
+
+--if-stale is for cron: it does nothing, and ends with 0, while the file is fresh. --profile or --ttl must then be what
+the workers were told. Not fresh is what is due by its age, was invalidated, in whole or in single ids, or whose source
+was written to since. A file that is held after a rollback stays as it is; without --if-stale, a rebuild ends that.
+
+`mmcache optimize` is another name of this command: a file holds no garbage, so that to build it anew is all there is.
+
+  mmcache rebuild items.mmc
+  mmcache rebuild items.mmc --if-stale --ttl 3600          from cron
+  mmcache rebuild items.mmc --source /new/place/shop.db
+"""
 
 _FUNCTIONS = {
     "default": "as for `mmcache build`; a file cannot import it",

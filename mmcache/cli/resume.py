@@ -1,17 +1,23 @@
-"""Let a file that was rolled back be built again, as its age and its source ask for.
-
-The first rebuild begins soon, since the file is not what the source holds; until it has landed the file answers on.
-`mmcache rebuild` ends a rollback too, and builds at once.
-"""
+"""`mmcache resume`."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from .options import OK, file_argument
 from .output import Output
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Let a file that was rolled back be built again, as its age and its source ask for.
+
+The first rebuild begins soon, since the file is not what the source holds; until it has landed the file answers on.
+`mmcache rebuild` ends a rollback too, and builds at once.
+
+  mmcache resume items.mmc
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,20 @@
-"""Put the backup back, for all workers, and hold it until a person decides otherwise.
+"""`mmcache rollback`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Final
+
+from ..words import printable
+from .options import OK, file_argument, setting
+from .output import Output
+from .rebuild import add_timeout
+
+__all__ = ["HELP", "add_arguments", "add_reason", "run"]
+
+HELP: Final = """\
+Put the backup back, for all workers, and hold it until a person decides otherwise.
 
 The records of FILE.bak are published under a new generation, and the present file becomes the backup: a second rollback
 goes forward again. From then on the state is "held": age, fingerprint and tracking are not consulted, and no worker
@@ -7,18 +23,6 @@ or `mmcache resume` ends it. Workers move over within their next get.
 
   mmcache rollback patterns.mmc --reason 'half of the patterns lack a domain'
 """
-
-from __future__ import annotations
-
-import argparse
-from dataclasses import asdict
-
-from ..words import printable
-from .options import OK, file_argument, setting
-from .output import Output
-from .rebuild import add_timeout
-
-__all__ = ["add_arguments", "add_reason", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

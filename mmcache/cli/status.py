@@ -1,16 +1,4 @@
-"""Say what a cache file is, whether it is fresh, and what the workers that have it open are doing.
-
-Reads header, section table and meta, however large the file is, the control page, and what workers count; `mmcache
-verify` checks every byte. The source is asked for its fingerprint only. --profile or --ttl must be what the workers
-were told: no file says how long it is good for.
-
-With --check it prints a line for each broken rule, or one that all is well. Exit codes:
-  0  no rule is broken. A stale file is no alert: it answers, and is due to be built again; if none does, it expires
-  4  it has expired or was invalidated, so that the source answers everything; or a rule about the workers is broken:
-     hit rate in the last --window seconds, load time, damaged places in a day, rebuilds in an hour
-  5  it is damaged; 3: there is no file; 1: it cannot be used for another reason
-Without --check: 3, 5 and 1 as here, else 0.
-"""
+"""`mmcache status`."""
 
 from __future__ import annotations
 
@@ -23,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
@@ -41,7 +29,26 @@ if TYPE_CHECKING:
     from ..sharing.status import Status
     from ..sources.base import Source
 
-__all__ = ["Seen", "add_arguments", "look", "run", "source_of"]
+__all__ = ["HELP", "Seen", "add_arguments", "look", "run", "source_of"]
+
+HELP: Final = """\
+Say what a cache file is, whether it is fresh, and what the workers that have it open are doing.
+
+Reads header, section table and meta, however large the file is, the control page, and what workers count; `mmcache
+verify` checks every byte. The source is asked for its fingerprint only. --profile or --ttl must be what the workers
+were told: no file says how long it is good for.
+
+With --check it prints a line for each broken rule, or one that all is well. Exit codes:
+  0  no rule is broken. A stale file is no alert: it answers, and is due to be built again; if none does, it expires
+  4  it has expired or was invalidated, so that the source answers everything; or a rule about the workers is broken:
+     hit rate in the last --window seconds, load time, damaged places in a day, rebuilds in an hour
+  5  it is damaged; 3: there is no file; 1: it cannot be used for another reason
+Without --check: 3, 5 and 1 as here, else 0.
+
+  mmcache status items.mmc
+  mmcache status items.mmc --watch
+  mmcache status items.mmc --check --ttl 3600 || echo 'a rule is broken'
+"""
 
 _EVERY = 2.0
 """Seconds between two looks of --watch."""

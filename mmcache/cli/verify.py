@@ -1,14 +1,11 @@
-"""Check every byte of a cache file against its checksums, padding included; with --deep, use every record too.
-
-Exit code 5: the file is damaged, and the message says where.
-"""
+"""`mmcache verify`."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from ..errors import UnusableFileError
 from ..words import bytes_of, plural, printable, span
@@ -16,7 +13,16 @@ from .files import opened
 from .options import OK, file_argument
 from .output import Output, Step
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP: Final = """\
+Check every byte of a cache file against its checksums, padding included; with --deep, use every record too.
+
+Exit code 5: the file is damaged, and the message says where.
+
+  mmcache verify items.mmc
+  mmcache verify items.mmc --deep --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

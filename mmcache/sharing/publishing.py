@@ -214,10 +214,14 @@ def build_once(
         except LockTimeoutError:
             raise
         except Exception as error:
+            # A person gets the exception; from a build that upkeep started, none but the log tells.
+            level = logging.INFO if is_asked_for else logging.WARNING
+            extra = {"event": "build_failed", "path": name}
             if error not in told:
                 _count_failure(name, error, control, counts, begun)
+                log.log(level, "%s: build failed: %s", name, str(error), extra=extra)
             else:
-                log.warning("%s: not built: %s", name, str(error), extra={"event": "build_failed", "path": name})
+                log.log(level, "%s: not built: %s", name, str(error), extra=extra)
             raise
         if not served:
             control.succeeded()
@@ -261,7 +265,6 @@ def _count_failure(path: str, error: Exception, control: Announcer, counters: Wo
     if failure is None or failure.at < begun:  # it did not get as far as building, which tells by itself
         control.failed(error)
     record_event(path, "rebuild_failed")
-    log.warning("%s: build failed: %s", path, str(error), extra={"event": "build_failed", "path": path})
 
 
 def _count(path: str, report: BuildReport, counters: WorkerCounters, begun: float) -> None:

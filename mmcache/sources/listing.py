@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-__all__ = ["tables_of"]
+__all__ = ["tables_of", "virtual_tables"]
 
 _OWN: Final = ("sqlite_", "_mmcache_")
 
@@ -37,15 +37,30 @@ class _Executes(Protocol):
 def tables_of(connection: _Executes, *, views: bool = True) -> list[str]:
     """Tables, and views, by name. A virtual table is among them where there is nothing else. Raises what sqlite3
     raises."""
-    rows = connection.execute("SELECT name, type, sql FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1")
-    entries = [(name, kind, sql or "") for name, kind, sql in rows if not name.lower().startswith(_OWN)]
-    modules = {name: found[1].lower() for name, _, sql in entries if (found := _VIRTUAL.match(sql))}
+    entries = _entries(connection)
+    modules = _modules(entries)
     hidden = _shadows_known(connection) | {
         name.lower() for name, _, _ in entries if any(_is_shadow(name, *index) for index in modules.items())
     }
     kinds = ("table", "view") if views else ("table",)
     there = [name for name, kind, _ in entries if kind in kinds and name.lower() not in hidden]
     return [name for name in there if name not in modules] or there
+
+
+def virtual_tables(connection: _Executes) -> list[str]:
+    """By name. Raises what sqlite3 raises."""
+    return list(_modules(_entries(connection)))
+
+
+def _entries(connection: _Executes) -> list[tuple[str, str, str]]:
+    """Name, type and SQL of each table and view that is not SQLite's or ours."""
+    rows = connection.execute("SELECT name, type, sql FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1")
+    return [(name, kind, sql or "") for name, kind, sql in rows if not name.lower().startswith(_OWN)]
+
+
+def _modules(entries: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    """Virtual table -> its module."""
+    return {name: found[1].lower() for name, _, sql in entries if (found := _VIRTUAL.match(sql))}
 
 
 def _shadows_known(connection: _Executes) -> set[str]:

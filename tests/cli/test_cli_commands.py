@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import mmcache
 from mmcache import Schema, Snapshot, SQLiteSource
 from mmcache.cli import main
 from mmcache.cli.main import COMMANDS
+from mmcache.cli.options import FILE_COMPLETION
 from mmcache.presets.patterns import write_bank
-from tests.support.console import ROOT, make_shelf, ok, run
+from tests.support.console import ROOT, environment, make_shelf, ok, run
 from tests.support.observe import beside
 
 
@@ -247,7 +249,9 @@ def shop(tmp_path):
 
 def test_build_takes_the_only_table_and_says_what_it_made(shop, tmp_path):
     target = tmp_path / "items.mmc"
-    done = ok("build", shop, "--key", "sku", "--index", "kind", "--index", "tags", "--json", "tags", "-o", target)
+    done = ok(
+        "build", shop, "--key", "sku", "--index", "kind", "--index", "tags", "--json-columns", "tags", "-o", target
+    )
     assert done.out.startswith(f"{target}: generation 1 (items: 6 records, ")
     with mmcache.Snapshot.open(target) as snapshot:
         assert snapshot.where(tags="t1", kind="b").ids == ["s1"]
@@ -412,6 +416,20 @@ def test_every_command_has_help_and_json(command, capsys):
     assert "--quiet" in text
 
 
+def test_every_help_has_a_description_and_an_example_without_docstrings():
+    code = (
+        "import sys; from mmcache.cli.main import COMMANDS, make_parser; p = make_parser(); "
+        "print(*[c.format_help() for c in dict(p._subparsers._group_actions[0].choices).values()], sep='\\0')"
+    )
+    command = [sys.executable, "-OO", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment())
+    helps = done.stdout.split("\0")
+    assert len(helps) == len(COMMANDS) + 1
+    for text in helps:
+        assert re.search(r"^ +(\w+: |.*\| )?mmcache \w+", text.partition("\n\n")[2], re.MULTILINE), text
+        assert not re.search(r"\b(docs|tests|benchmarks)/", text), text
+
+
 def test_help_lists_every_command_and_exit_code(capsys):
     text = call(capsys, "--help")
     assert call(capsys) == text
@@ -436,11 +454,12 @@ def test_flags_may_stand_before_the_command(shelf, capsys):
     assert call(capsys, "verify", shelf, "--quiet") == ""
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
 def test_completion_prints_a_script(capsys, shell):
     pytest.importorskip("shtab", reason="the cli extra is not installed")
     script = call(capsys, "completion", shell)
     assert "optimize" in script
+    assert FILE_COMPLETION[shell] in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not DATABASE.exists(), reason="the database of D
 
 BUILD = (
     *("--table", "packages", "--key", "name", "--index", "section,priority,architecture,tags"),
-    *("--json", "tags,depends", "--embedding", "embedding", "-o", "packages.mmc"),
+    *("--json-columns", "tags,depends", "--embedding", "embedding", "-o", "packages.mmc"),
 )
 
 

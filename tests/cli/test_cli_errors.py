@@ -207,7 +207,7 @@ def test_wrong_arguments_are_2_and_change_nothing(shelf, capsys, monkeypatch, wo
         ('{"name": "x"}', "line 1: no field 'id'"),
         ('{"id": "x"}\n{"id": "x"}', "the key stands twice"),
         ('{"id": 5.5}', "the key 'id': a key cannot be 5.5"),
-        ("[1", "line 1 is not JSON"),
+        ('{"id"', "line 1 is not JSON"),
     ],
 )
 def test_records_that_cannot_be_built_are_1_and_leave_the_old_file(tmp_path, capsys, line, reason):
