@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def sections_of(path: Path) -> dict[str, bytes]:
     }
 
 
-SOURCES = {
+SOURCES: dict[str, Callable[[Path], mmcache.Source]] = {
     "iterable": lambda _: IterableSource(list(rows()), SCHEMA),
     "callable": lambda _: CallableSource(load, SCHEMA),
     "by collection": lambda _: CallableSource(lambda: {"items": load()}, SCHEMA),
