@@ -154,7 +154,7 @@ class ParquetReading(ArrowReading):
             raise self.source._error(error) from error
 
     def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:  # noqa: ARG002
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(file, pre_buffer=False)
         columns = _wanted(schema, table.schema_arrow.names)
         for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
             yield from _rows(batch, schema)
