@@ -33,6 +33,7 @@ __all__ = [
     "ParquetSource",
     "PublishError",
     "Record",
+    "SQLAlchemySource",
     "SQLiteSource",
     "Schema",
     "Selection",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from .sources.arrow import ParquetSource
     from .sources.base import Invalid, Source, SourceRecord
     from .sources.iterable import IterableSource, JSONLinesSource
+    from .sources.sql import SQLAlchemySource
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
     from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
@@ -125,6 +127,7 @@ _HOMES = {
         ".format.leftout": ("LeftOut",),
         ".sources.base": ("Invalid", "Source", "SourceRecord"),
         ".sources.iterable": ("IterableSource", "JSONLinesSource"),
+        ".sources.sql": ("SQLAlchemySource",),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),

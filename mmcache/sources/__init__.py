@@ -18,6 +18,7 @@ from .base import Changes, EvolvingSource, Invalid, OrderedSource, Reading, Sour
 if TYPE_CHECKING:
     from .arrow import ParquetSource
     from .iterable import IterableSource, JSONLinesSource
+    from .sql import SQLAlchemySource
     from .sqlite import SQLiteSource
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "OrderedSource",
     "ParquetSource",
     "Reading",
+    "SQLAlchemySource",
     "SQLiteSource",
     "Source",
     "SourceRecord",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "IterableSource": "mmcache.sources.iterable",
     "JSONLinesSource": "mmcache.sources.iterable",
+    "SQLAlchemySource": "mmcache.sources.sql",
     "SQLiteSource": "mmcache.sources.sqlite",
     "ParquetSource": "mmcache.sources.arrow",
     "PatternsSource": "mmcache.presets.patterns",
@@ -53,6 +56,7 @@ _KINDS = {
     "jsonl": "JSONLinesSource",
     "parquet": "ParquetSource",
     "patterns": "PatternsSource",
+    "sqlalchemy": "SQLAlchemySource",
 }
 """All that a spec can name. A file chooses from this table and cannot add to it."""
 
@@ -145,6 +149,9 @@ def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], *, default: An
     kind, path = spec.get("kind"), spec.get("path")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise SourceError(f"unknown kind of source {kind!r}; this version knows: {', '.join(_KINDS)}")
+    if kind == "sqlalchemy":
+        remade: Source = _load(_KINDS[kind]).remade(spec, tuple(schemas), {})
+        return remade
     if isinstance(path, bytes):
         path = os.fsdecode(path)
     if not isinstance(path, str) or not path:
