@@ -77,8 +77,11 @@ def _int(value: Any) -> Any:
     return value if type(value) is int and _LEAST <= value <= _MOST else ABSENT
 
 
-def _unsigned(value: Any) -> Any:
-    return value if type(value) is int else ABSENT
+def _whole_text(value: Any) -> Any:
+    """Those beyond 64 bits are texts in a record."""
+    if type(value) is str and re.fullmatch(r"-?[1-9]\d{18,80}", value) and not _LEAST <= int(value) < 2**64:
+        return value
+    return str(value) if type(value) is int else ABSENT
 
 
 def _float(value: Any) -> Any:
@@ -130,7 +133,7 @@ def _moment(value: Any) -> Any:
 
 _BINDS: dict[Kind, Callable[[Any], Any]] = {
     "int": _int,
-    "whole": _unsigned,
+    "whole": _whole_text,
     "float": _float,
     "real": _real,
     "bool": _bool,
@@ -156,7 +159,9 @@ def bounds(kind: Kind, low: Any, high: Any) -> tuple[Any, Any] | None:
     nothing of this kind is between."""
     is_text = isinstance(high if low is None else low, str)
     if kind in ("int", "whole", "float", "real"):
-        return None if is_text else _whole_bounds(low, high) if kind in ("int", "whole") else _float_bounds(low, high)
+        if is_text:
+            return (None, None) if kind == "whole" else None
+        return _whole_bounds(low, high) if kind in ("int", "whole") else _float_bounds(low, high)
     if not is_text:
         return None if kind in _TEXTS else (None, None)
     if kind in ("date", "timestamp", "timestamptz"):

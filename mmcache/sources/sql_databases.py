@@ -28,6 +28,7 @@ class Database:
     """Whether a query keeps its order below another."""
 
     has_limit = False
+    is_binary = False
 
     def begin(self, link: Link) -> None:
         """Begin a transaction that sees one state of the database."""
@@ -126,6 +127,7 @@ class Database:
 class PostgreSQL(Database):
     keeps_order = True
     has_limit = True
+    is_binary = True
 
     def begin(self, link: Link) -> None:
         link.connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -282,8 +284,8 @@ class MySQL(Database):
         return super().keys(columns, keys, limit)
 
     def bind(self, kind: Kind, value: Any) -> Any:
-        if kind == "int":  # may be unsigned
-            kind = "whole"
+        if kind in ("int", "whole") and type(value) is int:  # may be unsigned, and longer
+            return value
         found = bindable(kind, value)
         return ABSENT if kind in ("date", "timestamp") and "+" in str(found) else found
 

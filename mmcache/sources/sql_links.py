@@ -10,6 +10,7 @@ continue in the child.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -44,7 +45,7 @@ class Link:
 
     def __init__(self, connection: Connection, name: str) -> None:
         self._pid = os.getpid()
-        self._open: list[CursorResult[Any]] = []
+        self._open: list[Any] = []
         self.connection = connection
         self.name = name
 
@@ -55,31 +56,42 @@ class Link:
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, stream: bool = False) -> CursorResult[Any]:
         """stream: by a cursor of the server's, so that only `RUN` rows are held."""
-        if not self.is_ours:
-            reason = "this read was begun before a fork; a read cannot continue in the child process"
-            raise SourceError(reason, path=self.name)
+        self._check()
         options: dict[str, Any] = {"stream_results": True, "max_row_buffer": RUN} if stream else {}
         if not parameters:
             return self.connection.exec_driver_sql(sql, execution_options={**options, "no_parameters": True})
         text, values = _rendered(sql, parameters, self.connection.dialect.paramstyle)
         return self.connection.exec_driver_sql(text, values, execution_options=options)
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """Streamed."""
-        result = self.execute(sql, parameters, stream=True)
+    def rows(self, sql: str, parameters: Sequence[Any] = (), *, binary: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Streamed. binary: all columns have types of which the driver makes the same of either form; PostgreSQL gives
+        the binary one in half the time."""
+        if binary and not parameters and self.connection.dialect.driver == "psycopg":
+            result = self._raw().cursor(f"mmcache_{next(_number)}", binary=True)
+            result.itersize = RUN
+            result.execute(sql)
+        else:
+            result = self.execute(sql, parameters, stream=True)
         self._open.append(result)
         try:
             while rows := result.fetchmany(RUN):
-                if not self.is_ours:
-                    self.execute("")  # which raises
                 yield from map(tuple, rows)
+                self._check()
         finally:
             if self.is_ours:
                 result.close()
 
+    def _check(self) -> None:
+        if not self.is_ours:
+            reason = "this read was begun before a fork; a read cannot continue in the child process"
+            raise SourceError(reason, path=self.name)
+
+    def _raw(self) -> Any:
+        return self.connection.connection.driver_connection
+
     def close(self) -> None:
         """Some drivers must have read what was not, before anything else is asked for by their connection."""
-        with suppress(sqlalchemy.exc.SQLAlchemyError):
+        with suppress(sqlalchemy.exc.SQLAlchemyError, _errors_of(self.connection)):
             for result in self._open:
                 result.close()
             self.connection.close()
@@ -110,6 +122,7 @@ class Links:
         self.timeout = timeout
         self.hint = hint
         self._engine = self._given
+        self._lent: set[Link] = set()
         on_fork(self)
 
     @property
@@ -151,18 +164,20 @@ class Links:
         except (sqlalchemy.exc.SQLAlchemyError, UnicodeError) as error:
             raise SourceError(f"cannot connect: {_first_line(error)}{self.hint}", path=self.name) from error
         link = Link(connection, self.name)
+        self._lent.add(link)
         try:
             yield link
-        except (sqlalchemy.exc.SQLAlchemyError, UnicodeError) as error:
+        except (sqlalchemy.exc.SQLAlchemyError, UnicodeError, _errors_of(connection)) as error:
             raise SourceError(_first_line(error), path=self.name) from error
         finally:
+            self._lent.discard(link)
             if link.is_ours:
                 link.close()
-            else:
-                _kept.append(link)
 
     def begin_process(self) -> None:
         """In a forked child."""
+        _kept.append(self._lent)
+        self._lent = set()
         if self._engine is not None:
             _kept.append(self._engine.pool)
             self._engine.dispose(close=False)
@@ -178,6 +193,13 @@ class Links:
                 self.close()
 
 
+def _errors_of(connection: Connection) -> type[Exception]:
+    """Of the driver."""
+    errors: Any = connection.dialect.loaded_dbapi
+    found: type[Exception] = errors.Error
+    return found
+
+
 def _in_utc(connection: Any, _: object) -> None:
     """TIMESTAMP columns of MySQL are given in the session's zone."""
     cursor = connection.cursor()
@@ -191,6 +213,8 @@ def _first_line(error: Exception) -> str:
     text = cause.args[-1] if type(cause).__module__.startswith("pymysql") and cause.args else cause
     return " ".join(line.strip() for line in str(text).splitlines() if line.strip())[:500] or type(cause).__name__
 
+
+_number = itertools.count()
 
 _kept: list[Any] = []
 """What a forked child inherited, and must never close."""

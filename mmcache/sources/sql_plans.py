@@ -47,6 +47,7 @@ class SQLPlan:
     count: the statement that counts the records, or None where only reading them would.
     columns: by name. converts: at these positions of a row.
     has_moments: whether the session's settings make a difference.
+    is_binary: see `Link.rows`.
     """
 
     database: Database
@@ -63,6 +64,7 @@ class SQLPlan:
     converts: tuple[tuple[int, Convert], ...]
     arrays: frozenset[str]
     has_moments: bool
+    is_binary: bool
 
     def decoders(self) -> Decoders:
         """Of the embeddings: those that have learned nothing yet."""
@@ -75,7 +77,7 @@ class SQLPlan:
 
     def rows(self, link: Link) -> Iterator[tuple[Any, ...]]:
         """All rows, as `looking` gives them. Streamed."""
-        rows = link.rows(self.all)
+        rows = link.rows(self.all, binary=self.is_binary)
         yield from rows if self.pick is None else map(self.pick, rows)
 
     def lookable(self, keys: Iterable[Key]) -> dict[Key, tuple[Any, ...]]:
@@ -248,7 +250,13 @@ def make_plan(link: Link, database: Database, schema: Schema) -> SQLPlan:
         has_moments=any(
             columns[name].kind in _DATED and columns[name].sql != columns[name].selected for name in selected
         ),
+        is_binary=database.is_binary and all(_is_exact(columns[name]) for name in (*keys, *fields)),
     )
+
+
+def _is_exact(column: SQLColumn) -> bool:
+    """Not of a real, which is 0.1 as text, and 0.10000000149011612 as it is."""
+    return column.kind != "real" and (column.kind != "opaque" or column.selected != column.sql)
 
 
 def _resolved(schema: Schema, origin: _Origin, columns: list[str]) -> Schema:
