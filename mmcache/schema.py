@@ -186,7 +186,7 @@ class Schema:
         key = tuple(column.name for column in table.primary_key.columns)
         apart = {*key, fields.get("embedding"), *(fields.get("embedding") or ())}
         json = (column.name for column in columns if column.type.__visit_name__ in ("JSON", "JSONB"))
-        derived = {
+        derived: dict[str, Any] = {
             "table": None if place == (name or table.name) else place,
             "key": fields.get("key") or key or None,
             "columns": tuple(column.name for column in columns if column.name not in apart),

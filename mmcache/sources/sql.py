@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL, Engine
 from ..errors import BuildError, SourceError
 from ..query import Query, matcher, path_of
 from ..schema import Schema
-from .base import Invalid, Key, Reading, Row, SourceRecord, flat
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat
 from .catalog import Catalog
 from .mappings import replaces, with_paths
 from .sql_databases import database_of
@@ -246,6 +246,12 @@ class SQLAlchemySource:
                 return self._database.state(link) or bytes(32)
             rows = [tuple(row) for row in link.execute(self._fingerprint).fetchall()]
         return blake2b(repr(rows).encode("utf-8", "surrogatepass"), digest_size=32).digest()
+
+    def changes(self, since: bytes) -> Changes | None:
+        """See `TrackedSource`. Of a SQLite database that is tracked (`mmcache track`); None of any other."""
+        source = self._as_sqlite() if self._fingerprint is None else None
+        found: Changes | None = None if source is None else source.changes(since)
+        return found
 
     def _as_sqlite(self) -> Any:
         """What looks at the files of a SQLite database; None for any other."""

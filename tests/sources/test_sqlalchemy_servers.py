@@ -7,6 +7,7 @@ import gc
 import math
 import pickle
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ sqlalchemy = pytest.importorskip("sqlalchemy", reason="the sqlalchemy extra is n
 pytestmark = pytest.mark.integration
 
 DAY = "2026-01-31"
-POSTGRES = {
+POSTGRES: dict[str, tuple[str, str, Any]] = {
     "small": ("smallint", "7", 7),
     "large": ("bigint", "-9223372036854775808", -(2**63)),
     "exact": ("numeric(12,3)", "1.500", "1.500"),
@@ -58,7 +59,7 @@ POSTGRES = {
 }
 """Column -> type, a literal, and what a record holds."""
 
-MARIADB = {
+MARIADB: dict[str, tuple[str, str, Any]] = {
     "small": ("tinyint", "7", 7),
     "large": ("bigint unsigned", "18446744073709551615", 2**64 - 1),
     "exact": ("decimal(12,3)", "1.500", "1.500"),
@@ -116,7 +117,19 @@ def test_keys_of_all_types_are_found(postgres, key):
     schema = Schema("types", key=key, columns=("id",))
     value = POSTGRES[key][2]
     with contextlib.closing(SQLAlchemySource(postgres.url, schema)) as source:
-        others = ["", "x", "x\0", 7.5, 2**80, b"", b"x", "2026-02-31", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", -1, "ab"]
+        others: list[Any] = [
+            "",
+            "x",
+            "x\0",
+            7.5,
+            2**80,
+            b"",
+            b"x",
+            "2026-02-31",
+            "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",
+            -1,
+            "ab",
+        ]
         found = source.fetch("types", [value, *others])
         assert [row and row.values for row in found] == [(value, 1), *[None] * len(others)]
         assert source.in_order("types", [*others, value]) == [value]
@@ -147,7 +160,11 @@ def test_a_moment_beyond_the_years_of_python_is_refused_by_name(postgres, kind, 
 @pytest.mark.parametrize("dim", [None, 3])
 def test_an_embedding_may_be_an_array_text_or_bytes(postgres, kind, dim):
     numbers = [0.1, -2.5, 3e30]
-    literal = {"jsonb": f"'{numbers}'", "text": f"'{numbers}'", "bytea": r"'\x" + np.float32(numbers).tobytes().hex()}
+    literal = {
+        "jsonb": f"'{numbers}'",
+        "text": f"'{numbers}'",
+        "bytea": r"'\x" + np.array(numbers, "f4").tobytes().hex(),
+    }
     value = literal.get(kind, f"'{{{','.join(map(str, numbers))}}}'") + ("'" if kind == "bytea" else "")
     postgres.run(
         f"CREATE TABLE items (id int PRIMARY KEY, v {kind})",
@@ -157,7 +174,7 @@ def test_an_embedding_may_be_an_array_text_or_bytes(postgres, kind, dim):
     with contextlib.closing(SQLAlchemySource(postgres.url, Schema("items", embedding="v", dim=dim))) as source:
         with source.read() as reading:
             *rows, last = [row.vector for row in reading.records("items")]
-        assert set(rows) == {np.float32(numbers).tobytes()}
+        assert set(rows) == {np.array(numbers, "f4").tobytes()}
         assert last is None
         assert [row and row.vector for row in source.fetch("items", [5, 601])] == [rows[0], None]
 
@@ -203,6 +220,19 @@ def test_a_commit_that_is_not_seen_yet_changes_the_fingerprint_when_it_is(postgr
         before = source.fingerprint()
         postgres.run("SELECT * FROM items")
         assert source.fingerprint() == before
+
+
+def test_the_query_of_row_versions_follows_one_table_alone(postgres):
+    postgres.run("CREATE TABLE items (id int PRIMARY KEY, n int)", "INSERT INTO items VALUES (1, 0), (2, 0)")
+    sql = "SELECT count(*), sum(hashtextextended(ctid::text || ' ' || xmin::text, 0)) FROM items"
+    with contextlib.closing(SQLAlchemySource(postgres.url, Schema("items"), fingerprint=sql)) as source:
+        seen = [source.fingerprint()]
+        for change in ("UPDATE items SET n = 0 WHERE id = 1", "DELETE FROM items WHERE id = 2", "TRUNCATE items"):
+            postgres.run("CREATE TABLE other (id int)", "DROP TABLE other")
+            assert source.fingerprint() == seen[-1]
+            postgres.run(change)
+            assert source.fingerprint() not in seen
+            seen.append(source.fingerprint())
 
 
 def test_every_worker_answers_what_another_client_wrote(served, path):
@@ -302,11 +332,11 @@ def test_a_password_goes_to_other_processes_and_never_into_a_file(postgres, path
         again = pickle.loads(pickle.dumps(source))
         assert again.fetch("items", [1]) == source.fetch("items", [1])
         again.close()
-        without = SQLAlchemySource.remade(source.spec(), source.schemas, {})
+        without = SQLAlchemySource.remade(source.spec() or {}, source.schemas, {})
         with pytest.raises(SourceError, match=r"password.*give the URL with it") as refused:
             without.fingerprint()
         assert "cret" not in str(refused.value)
-        with contextlib.closing(SQLAlchemySource.remade(source.spec(), source.schemas, source.given())) as found:
+        with contextlib.closing(SQLAlchemySource.remade(source.spec() or {}, source.schemas, source.given())) as found:
             assert found.fingerprint() == source.fingerprint()
 
 

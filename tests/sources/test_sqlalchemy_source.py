@@ -396,6 +396,21 @@ def test_a_database_that_cannot_tell_has_no_fingerprint(source, items):
         assert source.fingerprint() != before
 
 
+def test_a_tracked_sqlite_database_names_the_keys_that_changed(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as db, db:
+        db.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, a)")
+        db.execute("INSERT INTO items VALUES (1, 1), (2, 2)")
+    with contextlib.closing(SQLiteSource(tmp_path / "a.db", Schema("items"))) as local:
+        local.track()
+    with contextlib.closing(SQLAlchemySource(f"sqlite:///{tmp_path}/a.db", Schema("items"))) as source:
+        before = source.fingerprint()
+        with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as db, db:
+            db.execute("UPDATE items SET a = 5 WHERE id = 2")
+        changes = source.changes(before)
+        assert changes is not None
+        assert changes.keys == {"items": {2}}
+
+
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
