@@ -154,8 +154,10 @@ class SQLAlchemySource:
         return other
 
     def scans(self, collection: str) -> bool:
-        """Whether a lookup there may cost a read of the whole collection: that of a query."""
-        return self._catalog[collection].query is not None
+        """Whether a lookup there may cost a read of the whole collection: that of a query. Not where nothing tells of
+        changes: then only a lookup finds what the file lacks."""
+        tells = self._fingerprint is not None or self._database.tells or path_of_sqlite(self._links.url) is not None
+        return tells and self._catalog[collection].query is not None
 
     def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
         """Looked up by the key's columns, `MAX_IDS` at a time, in one consistent read."""

@@ -29,6 +29,8 @@ class Database:
 
     has_limit = False
     is_binary = False
+    tells = False
+    """Whether it has a `state`."""
 
     def begin(self, link: Link) -> None:
         """Begin a transaction that sees one state of the database."""
@@ -128,6 +130,7 @@ class PostgreSQL(Database):
     keeps_order = True
     has_limit = True
     is_binary = True
+    tells = True
 
     def begin(self, link: Link) -> None:
         link.connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)

@@ -176,6 +176,8 @@ def test_a_query_is_run_as_it_is_and_keeps_its_order(items):
         assert source.in_order("some", [expected[4], "none", expected[1]]) == [expected[1], expected[4]]
         assert keys(source.fetch("some", [expected[2], "item-00001"])) == [expected[2], None]
         assert found(source, "some", size=mmcache.between(100, 400)) == expected[3:6]
+        assert source.scans("some") is (items.kind != "mariadb")
+    with contextlib.closing(SQLAlchemySource(items.url, schema, fingerprint="SELECT 1")) as source:
         assert source.scans("some")
 
 
