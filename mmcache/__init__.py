@@ -42,6 +42,7 @@ __all__ = [
     "Query",
     "Reading",
     "Record",
+    "SQLAlchemySource",
     "SQLiteSource",
     "Schema",
     "Selection",
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from .sources.jsonfiles import JSONLinesSource, JSONSource
     from .sources.own import BaseSource
     from .sources.several import Sources
+    from .sources.sql import SQLAlchemySource
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
     from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
@@ -147,6 +149,7 @@ _HOMES = {
         ".sources.jsonfiles": ("JSONLinesSource", "JSONSource"),
         ".sources.own": ("BaseSource",),
         ".sources.several": ("Sources",),
+        ".sources.sql": ("SQLAlchemySource",),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.publishing": ("build",),

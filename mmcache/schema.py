@@ -211,6 +211,39 @@ class Schema:
         pairs = self.tracks.items() if isinstance(self.tracks, Mapping) else self.tracks
         return tuple((table, (columns,) if isinstance(columns, str) else columns) for table, columns in pairs)
 
+    @classmethod
+    def from_model(cls, model: Any, name: str | None = None, **fields: Any) -> Schema:
+        """Of an ORM model of SQLAlchemy, or of a `Table`: its table, primary key, columns, and those of JSON.
+
+            Schema.from_model(Item, index=("kind",), embedding="vector", dim=384)
+
+        name: of the collection, by default the table's. fields: all others of a schema, and those that are to differ.
+        Raises TypeError for what is no model, ValueError for one whose columns are of several tables.
+        """
+        table = getattr(model, "__table__", model)
+        columns = getattr(table, "columns", None)
+        if columns is None or not hasattr(table, "primary_key"):
+            raise TypeError(f"from_model() takes a mapped class or a Table of SQLAlchemy, not {model!r:.100}")
+        mapper = getattr(model, "__mapper__", None)
+        if mapper is not None and len(mapper.tables) > 1:
+            tables = ", ".join(str(one.name) for one in mapper.tables)
+            raise ValueError(
+                f"the columns of {model.__name__} are of several tables ({tables}); use query= with a join"
+            )
+        if not hasattr(table, "name"):
+            raise ValueError(f"{model!r:.100} is mapped to no table, but to a query; use query=")
+        place = table.name if table.schema is None else f"{table.schema}.{table.name}"
+        key = tuple(column.name for column in table.primary_key.columns)
+        apart = {*key, fields.get("embedding"), *(fields.get("embedding") or ())}
+        json = (column.name for column in columns if column.type.__visit_name__ in ("JSON", "JSONB"))
+        derived: dict[str, Any] = {
+            "table": None if place == (name or table.name) else place,
+            "key": fields.get("key") or key or None,
+            "columns": tuple(column.name for column in columns if column.name not in apart),
+            "json": tuple(column for column in json if column not in apart),
+        }
+        return cls(name or table.name, **(derived | fields))
+
     def resolved(self, key: str | tuple[str, ...] = "id") -> Schema:
         """With this key, if it has none of its own."""
         return self if self.key is not None else replace(self, key=key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -49,7 +48,7 @@ _FUNCTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_argument(parser)
     source = parser.add_argument(
-        "--source", metavar="PATH", help="where the source is now, if it moved; the new file names this one"
+        "--source", metavar="PATH|URL", help="where the source is now, if it moved; the new file names this one"
     )
     source.complete = FILE_COMPLETION  # type: ignore[attr-defined]
     for flag, what in _FUNCTIONS.items():
@@ -92,7 +91,7 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     timeout: float = setting(arguments, "timeout")
-    moved = None if arguments.source is None else os.path.abspath(arguments.source)
+    moved: str | None = arguments.source
     asked_ns = None
     if arguments.if_stale:
         asked_ns = time.time_ns()  # what another process builds from now on will do

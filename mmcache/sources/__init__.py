@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .jsonfiles import JSONLinesSource, JSONSource
     from .own import BaseSource
     from .several import Sources
+    from .sql import SQLAlchemySource
     from .sqlite import SQLiteSource
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "OrderedSource",
     "ParquetSource",
     "Reading",
+    "SQLAlchemySource",
     "SQLiteSource",
     "ScanningSource",
     "Source",
@@ -74,6 +76,7 @@ _HOMES = {
     "JSONLinesSource": "mmcache.sources.jsonfiles",
     "JSONSource": "mmcache.sources.jsonfiles",
     "CSVSource": "mmcache.sources.csvfile",
+    "SQLAlchemySource": "mmcache.sources.sql",
     "SQLiteSource": "mmcache.sources.sqlite",
     "Sources": "mmcache.sources.several",
     "ParquetSource": "mmcache.sources.arrow",
@@ -93,6 +96,7 @@ _KINDS = {
     "patterns": "PatternsSource",
     "call": "CallableSource",
     "several": "Sources",
+    "sqlalchemy": "SQLAlchemySource",
 }
 """All that a spec can name. A file chooses from this table and cannot add to it."""
 
@@ -253,7 +257,9 @@ def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping
 
 
 def moved(spec: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The spec of the same kind of source in another place. Raises SourceError for a kind that has no path."""
+    """The spec of the same kind of source at another path or URL. Raises SourceError for a kind that has neither."""
+    if "url" in spec:
+        return {**spec, "url": place}
     if "path" not in spec:
         raise SourceError(f"a source of kind {spec.get('kind')!r} is not at a path, and cannot have moved to {place!r}")
     return {**spec, "path": os.path.abspath(place)}

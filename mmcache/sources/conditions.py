@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from ..query import Alternative, Excluding, Interval, Prefix, Term
 
-__all__ = ["MAX_TERMS", "Clause", "Column", "clause", "storable"]
+__all__ = ["MAX_TERMS", "Clause", "Column", "after", "clause", "storable"]
 
 MAX_TERMS: Final = 500
 """More terms than this in one field are not put into SQL; the caller's check alone finds them."""
@@ -75,11 +75,11 @@ def _span(wanted: Alternative) -> Interval | None:
     if isinstance(wanted, range) and wanted:
         return Interval(min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1]))
     if isinstance(wanted, Prefix):
-        return Interval(wanted.text, _after(wanted.text))
+        return Interval(wanted.text, after(wanted.text))
     return wanted if isinstance(wanted, Interval) else None
 
 
-def _after(prefix: str) -> str | None:
+def after(prefix: str) -> str | None:
     """The first text after all that begin like this; None if there is none."""
     for end in range(len(prefix), 0, -1):
         if prefix[end - 1] < chr(sys.maxunicode):

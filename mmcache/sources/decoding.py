@@ -12,8 +12,7 @@ from itertools import islice
 from typing import Any
 
 from .base import Invalid, SourceRecord, refused
-from .rowkeys import SCALARS, bad_key, is_key
-from .statements import Plan
+from .rowkeys import SCALARS, Shape, bad_key, is_key
 from .vectors import Decoders, Vector
 
 __all__ = ["source_records"]
@@ -25,7 +24,7 @@ _TOGETHER = 8
 _TEXT_OR_NULL = {str, type(None)}
 
 
-def source_records(plan: Plan, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
+def source_records(plan: Shape, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
     """The rows of a statement, `keyed`, decoded and checked; a bad row as `refused`. sqlite3's own errors pass.
 
     A row is handed on as a slice of the tuple that sqlite3 made; `tuple.__new__` skips
@@ -38,7 +37,7 @@ def source_records(plan: Plan, rows: Iterable[tuple[Any, ...]], decode: Decoders
     return _vector_rows(plan, rows, decode)
 
 
-def _bare_rows(plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord | Invalid]:
+def _bare_rows(plan: Shape, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord | Invalid]:
     new, record, names, scalars = tuple.__new__, SourceRecord, plan.names, SCALARS
     for row in rows:
         if type(row[0]) not in scalars and not is_key(row[0]):
@@ -47,7 +46,7 @@ def _bare_rows(plan: Plan, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRe
         yield new(record, (names, row, None))
 
 
-def _vector_rows(plan: Plan, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
+def _vector_rows(plan: Shape, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
     new, record, names, schema = tuple.__new__, SourceRecord, plan.names, plan.schema
     width = len(names)
     size = decode.size
@@ -68,7 +67,7 @@ def _vector_rows(plan: Plan, rows: Iterable[tuple[Any, ...]], decode: Decoders) 
         yield new(record, (names, row[:width], vector))
 
 
-def _decoded_rows(plan: Plan, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
+def _decoded_rows(plan: Shape, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
     new, record, names, schema = tuple.__new__, SourceRecord, plan.names, plan.schema
     width = len(names)
     size = decode.size

@@ -23,6 +23,7 @@ from .opening import what_it_lacks
 __all__ = [
     "NoKeyError",
     "Origin",
+    "ended",
     "find_table",
     "keys_of_view",
     "listed",
@@ -70,7 +71,7 @@ _TOKEN = re.compile(
 )
 
 
-def _ended(query: str) -> str:
+def ended(query: str) -> str:
     """A statement without the semicolons and comments at its end, which no sub-select may have."""
     end = 0
     for token in _TOKEN.finditer(query):
@@ -82,7 +83,7 @@ def _ended(query: str) -> str:
 def origin_of(connection: _Executes, schema: Schema) -> Origin:
     """Reads no row. Raises ValueError with the reason where there is no such table, or no such query is possible."""
     if schema.query is not None:
-        query = _ended(schema.query)
+        query = ended(schema.query)
         body = f"(\n{query}\n)"
         return Origin(body, "query", None, _query_columns(connection, query, body), ())
     table, kind = find_table(connection, schema.table or schema.name)

@@ -123,7 +123,7 @@ def _database(url: str, schemas: tuple[Schema, ...], options: dict[str, Any]) ->
     from importlib import import_module
 
     try:
-        source_class: Any = import_module("mmcache.sources.sqlalchemy").SQLAlchemySource
+        source_class: Any = import_module("mmcache.sources.sql").SQLAlchemySource
     except ImportError as error:
         shown = re.sub(r"//[^/@]*@", "//***@", url)
         raise SourceError(

@@ -1,0 +1,390 @@
+"""Any database that SQLAlchemy reaches as the source of truth. Needs the extra `sqlalchemy`, and a driver.
+
+A build is one read of one state of the database, streamed by a cursor of the server's. Lookups use the same columns
+with a condition, and every row that they give is checked by the same rules as the file's (`query.terms_of`, keys equal
+by type and value), so that collations and types of a database never make the two tiers differ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any, ClassVar, Self
+
+from sqlalchemy.engine import URL, Engine
+
+from ..errors import BuildError, SourceError
+from ..query import Query, matcher, path_of
+from ..schema import Schema
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat
+from .casts import check_unmapped
+from .catalog import Catalog
+from .mappings import replaces, with_paths
+from .sql_databases import database_of
+from .sql_links import Link, Links
+from .sql_plans import SQLPlan, make_plan
+from .sql_urls import has_secrets, path_of_sqlite, shown
+from .vectors import MAX_DOUBTS, Decoders
+
+__all__ = ["SQLAlchemySource"]
+
+MAX_IDS = 512
+"""Keys that are looked up by one statement."""
+
+_PLAN_SECONDS = 10.0
+"""For so long lookups rely on the columns that a table had."""
+
+
+class SQLAlchemySource:
+    """The tables, views or queries of one database, one collection for each schema.
+
+        source = mmcache.SQLAlchemySource("postgresql://app@db/shop", mmcache.Schema("items", index=("kind",)))
+        cache = mmcache.open("items.mmc", source)
+
+    engine_or_url: an engine, which stays the caller's, or a URL. By a URL alone this source goes to other processes
+        and into files: what else an engine was made with (`creator`, `connect_args`, listeners) does not go along.
+    schemas: as of `SQLiteSource`. Without a key a table's primary key is taken, of a view or query the column `id`.
+        A table of another schema of the database is `table="schema.table"`.
+    fingerprint: a SELECT whose rows differ whenever the source has changed, as
+        `SELECT count(*), max(updated_at) FROM items`. It must not be equal by mistake: a transaction that commits late
+        may bring an older `updated_at`. Without it PostgreSQL tells whether any transaction of the server wrote;
+        SQLite what its files tell; of any other database a cache knows only its own age (`ttl`).
+    timeout: seconds that connecting may take.
+
+    Records come in the order of the primary key, or of the collection's key where there is none; those of a query in
+    the order of its ORDER BY. Moments with a zone are given in UTC. One consistent read: REPEATABLE READ of PostgreSQL,
+    a consistent snapshot of MariaDB and MySQL, a transaction of SQLite; of any other a transaction as it has them.
+
+    Safe to use from several threads. After a fork the child makes connections of its own.
+    """
+
+    kind: ClassVar[str] = "sqlalchemy"
+    _gives_plain: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        engine_or_url: Engine | URL | str,
+        *schemas: Schema,
+        fingerprint: str | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        self._catalog = Catalog(schemas)
+        check_unmapped(schemas, "a database")
+        if tracking := [schema.name for schema in schemas if schema.tracks]:
+            raise ValueError(f"Schema {tracking[0]!r}: tracks= is for SQLite; a database by URL is not tracked")
+        self._links = Links(engine_or_url, timeout)
+        self._database = database_of(self._links.url.get_backend_name())
+        self._fingerprint = fingerprint
+        # Each is replaced whole, so that threads need no lock.
+        self._plans: dict[str, tuple[float, SQLPlan]] = {}
+        self._resolved: dict[str, Schema] = {}
+        self._learned: dict[str, Decoders] = {}
+        self._local: Any = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._links.name!r}, {', '.join(self._catalog)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The URL with its password. Raises TypeError for a database in memory."""
+        if self.spec() is None:
+            raise TypeError("a database in memory is of one process; its source cannot be pickled")
+        url = self._links.url.render_as_string(hide_password=False)
+        schemas, timeout = tuple(self._catalog.values()), self._links.timeout
+        return {"url": url, "schemas": schemas, "fingerprint": self._fingerprint, "timeout": timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = {"fingerprint": state["fingerprint"], "timeout": state["timeout"]}
+        SQLAlchemySource.__init__(self, state["url"], *state["schemas"], **options)
+
+    @property
+    def url(self) -> str:
+        """The database's, without a password."""
+        return self._links.name
+
+    @property
+    def schemas(self) -> tuple[Schema, ...]:
+        """With their keys, and names as the database spells them; as given while it cannot be asked."""
+        if len(self._resolved) < len(self._catalog):
+            with suppress(SourceError, BuildError), self._taken() as link:
+                for schema in self._catalog.values():
+                    with suppress(BuildError):  # no such table yet
+                        self._plan(link, schema)
+        return tuple(self._resolved.get(name, schema) for name, schema in self._catalog.items())
+
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        """One consistent read, begun here. Raises SourceError, or BuildError for a schema the database cannot meet."""
+        with self._taken() as link:
+            plans = {name: self._make_plan(link, schema) for name, schema in self._catalog.items()}
+            if any(plan.has_moments for plan in plans.values()):
+                self._database.settle(link)
+            reading = SQLReading(link, self._catalog, plans)
+            try:
+                yield reading
+            finally:
+                reading.close()
+
+    @contextmanager
+    def _taken(self) -> Iterator[Link]:
+        with self._links.take() as link:
+            self._database.begin(link)
+            yield link
+
+    @contextmanager
+    def _asked(self, collection: str) -> Iterator[tuple[Link, SQLPlan]]:
+        """For lookups. Raises SourceError alone."""
+        schema = self._catalog[collection]
+        try:
+            with self._taken() as link:
+                plan = self._plan(link, schema)
+                if plan.has_moments:
+                    self._database.settle(link)
+                yield link, plan
+        except BuildError as error:
+            raise SourceError(error.message, path=self.url) from error
+        except SourceError:
+            self._plans = {}  # a column may be gone
+            raise
+
+    def with_rules(self, **rules: Any) -> Self:
+        """See `sources.with_rules`. By the same engine."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._catalog = Catalog(replace(schema, **rules) for schema in self._catalog.values())
+        other._plans, other._resolved, other._learned = {}, {}, {}
+        return other
+
+    def scans(self, collection: str) -> bool:
+        """Whether a lookup there may cost a read of the whole collection: that of a query. Not where nothing tells of
+        changes: then only a lookup finds what the file lacks."""
+        tells = self._fingerprint is not None or self._database.tells or path_of_sqlite(self._links.url) is not None
+        return tells and self._catalog[collection].query is not None
+
+    def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
+        """Looked up by the key's columns, `MAX_IDS` at a time, in one consistent read."""
+        with self._asked(collection) as (link, plan):
+            found = self._looked_up(link, plan, ids)
+        return [found.get(key) for key in ids]
+
+    def _looked_up(self, link: Link, plan: SQLPlan, ids: Iterable[Key]) -> dict[Key, SourceRecord | Invalid]:
+        found: dict[Key, SourceRecord | Invalid] = {}
+        lookable = plan.lookable(ids)
+        wanted, decoders = list(lookable), self._decoders(link, plan)
+        # Of several rows with one key the first or last in the order of a query: only the query itself has that.
+        is_whole = not plan.order and plan.schema.on_duplicate != "raise"
+        for start in range(0, len(wanted), len(wanted) if is_whole else MAX_IDS):
+            some = wanted[start : start + (len(wanted) if is_whole else MAX_IDS)]
+            if is_whole:
+                rows = plan.rows(link)
+            else:
+                clause, parameters = plan.by_key([lookable[key] for key in some], MAX_IDS)
+                rows = link.rows(f"{plan.looking} WHERE {clause} {plan.order}", parameters)
+            keys = frozenset(some)
+            for row in plan.records(rows, decoders):
+                key = row.key if isinstance(row, Invalid) else row.values[0]
+                if key in keys and replaces(plan.schema, found.get(key)):
+                    found[key] = row
+        return found
+
+    def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
+        """See `OrderedSource`. A table or view is asked by the key's columns; a query is run whole."""
+        found: dict[Key, None] = {}
+        with self._asked(collection) as (link, plan):
+            lookable = plan.lookable(ids)
+            if not lookable:
+                return []
+            rows = plan.rows(link)
+            if plan.order:
+                clause, parameters = plan.by_key(list(lookable.values()), 1 << 15)
+                rows = link.rows(f"{plan.looking} WHERE {clause} {plan.order}", parameters)
+            is_last = plan.schema.on_duplicate == "last"
+            for record in plan.records(rows, plan.decoders()):
+                key = record.key if isinstance(record, Invalid) else record.values[0]
+                if key not in lookable:
+                    continue
+                if is_last:
+                    found.pop(key, None)
+                found[key] = None
+        return list(found)
+
+    def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
+        """A query is run whole. Streams, and holds a connection until it is exhausted or closed."""
+        with self._asked(collection) as (link, plan):
+            matches = self._matches(link, plan, query)
+            yield from matches if plan.schema.on_duplicate == "raise" else self._only_chosen(link, plan, matches)
+
+    def _matches(self, link: Link, plan: SQLPlan, query: Query) -> Iterator[SourceRecord]:
+        where = plan.condition(query)
+        if where is None:
+            return
+        rows = plan.rows(link)
+        if plan.order:
+            rows = link.rows(f"{plan.looking} WHERE {where[0]} {plan.order}", where[1])
+        answers = matcher(query)
+        for record in plan.records(rows, self._decoders(link, plan)):
+            if not isinstance(record, Invalid) and answers(record.names, record.values):
+                yield record
+
+    def _only_chosen(self, link: Link, plan: SQLPlan, matches: Iterator[SourceRecord]) -> Iterable[SourceRecord]:
+        """Those that are what a lookup of their key gives. All are held."""
+        found = list(matches)
+        chosen = self._looked_up(link, plan, [record.values[0] for record in found])
+        kept: dict[Key, SourceRecord] = {}
+        for record in found:
+            key = record.values[0]
+            if record == chosen.get(key) and replaces(plan.schema, kept.get(key)):
+                kept.pop(key, None)  # the last of several comes at its own place
+                kept[key] = record
+        return kept.values()
+
+    def fingerprint(self) -> bytes:
+        """Of the rows of `fingerprint=`, where that was given. Else of PostgreSQL: differs when any transaction that
+        wrote to the server has ended since. Of SQLite: as of `SQLiteSource`. Of any other database 32 zeros, which say
+        that it cannot tell. Raises SourceError."""
+        if self._fingerprint is None and (source := self._as_sqlite()) is not None:
+            found: bytes = source.fingerprint()
+            return found
+        with self._links.take() as link:
+            if self._fingerprint is None:
+                return self._database.state(link) or bytes(32)
+            rows = [tuple(row) for row in link.execute(self._fingerprint).fetchall()]
+        return blake2b(repr(rows).encode("utf-8", "surrogatepass"), digest_size=32).digest()
+
+    def changes(self, since: bytes) -> Changes | None:
+        """See `TrackedSource`. Of a SQLite database that is tracked (`mmcache track`); None of any other."""
+        source = self._as_sqlite() if self._fingerprint is None else None
+        found: Changes | None = None if source is None else source.changes(since)
+        return found
+
+    def _as_sqlite(self) -> Any:
+        """What looks at the files of a SQLite database; None for any other."""
+        path = path_of_sqlite(self._links.url)
+        if path is not None and self._local is None:
+            from .sqlite import SQLiteSource
+
+            self._local = SQLiteSource(path, *self._catalog.values())
+        return self._local
+
+    def spec(self) -> dict[str, Any] | None:
+        """The URL without its password, and the SELECT of `fingerprint=`; None for a database in memory."""
+        url = self._links.url
+        if url.get_backend_name() == "sqlite" and path_of_sqlite(url) is None:
+            return None
+        found = {"kind": self.kind, "url": shown(url)}
+        return found if self._fingerprint is None else {**found, "fingerprint": self._fingerprint}
+
+    def given(self) -> dict[str, Any]:
+        """What a process hands to another one besides: the URL with its password, if it has one."""
+        url = self._links.url
+        return {"url": url.render_as_string(hide_password=False)} if has_secrets(url) else {}
+
+    @classmethod
+    def remade(cls, spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping[str, Any]) -> Self:
+        """From a spec, and the URL with its password where the database asks for one. Raises SourceError."""
+        url, fingerprint = given.get("url") or spec.get("url"), spec.get("fingerprint")
+        if not isinstance(url, str) or not url:
+            raise SourceError(f"a source of kind {cls.kind!r} needs a url, found {url!r}")
+        source = cls(url, *schemas, fingerprint=fingerprint if isinstance(fingerprint, str) else None)
+        if not given.get("url"):
+            source._links.hint = "; a file holds no password: if one is needed, give the URL with it"
+        return source
+
+    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+        """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
+        with self._taken() as link:
+            found = [self._reduced(link, schema) for schema in schemas]
+        return tuple(schema for schema in found if schema is not None)
+
+    def _reduced(self, link: Link, schema: Schema) -> Schema | None:
+        try:
+            plan = make_plan(link, self._database, replace(schema, index=(), json=(), columns=None))
+        except ValueError:
+            return None
+
+        def kept(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(name for name in names if name in plan.columns or path_of(name)[0] in plan.columns)
+
+        columns = None if schema.columns is None else kept(schema.columns)
+        return replace(plan.schema, index=kept(schema.index), json=kept(schema.json), columns=columns)
+
+    def close(self) -> None:
+        """Close the connections of an engine of its own. Not final: a later call makes new ones."""
+        self._links.close()
+        if self._local is not None:
+            self._local.close()
+
+    def _make_plan(self, link: Link, schema: Schema) -> SQLPlan:
+        try:
+            plan = make_plan(link, self._database, schema)
+        except ValueError as error:
+            failure = BuildError.of(schema.name, None, str(error))
+            failure.path = self.url
+            raise failure from error
+        self._resolved = self._resolved | {schema.name: plan.schema}
+        return plan
+
+    def _plan(self, link: Link, schema: Schema) -> SQLPlan:
+        known = self._plans.get(schema.name)
+        if known is not None and time.monotonic() - known[0] < _PLAN_SECONDS:
+            return known[1]
+        plan = self._make_plan(link, schema)
+        self._plans = self._plans | {schema.name: (time.monotonic(), plan)}
+        return plan
+
+    def _decoders(self, link: Link, plan: SQLPlan) -> Decoders:
+        """Those that have learned from the first embeddings, as those of a build do, so that both tiers read alike."""
+        name = plan.schema.name
+        known = self._learned.get(name)
+        if known is not None:
+            return known.like()
+        decoders = plan.decoders()
+        if not decoders.is_settled and self._database.has_limit:
+            for row in list(link.rows(f"{plan.looking} {plan.order} LIMIT {MAX_DOUBTS}")):
+                with suppress(ValueError):  # a build refuses it
+                    list(plan.records(iter([row]), decoders))
+        if decoders.is_settled:
+            self._learned = self._learned | {name: decoders}
+        return decoders.like()
+
+
+class SQLReading:
+    """One consistent read; made by `SQLAlchemySource.read`, and good until that ends."""
+
+    def __init__(self, link: Link, catalog: Catalog, plans: dict[str, SQLPlan]) -> None:
+        self._link: Link | None = link
+        self._path = link.name
+        self._catalog = catalog
+        self._plans = plans
+        self._decoders = {name: plan.decoders() for name, plan in plans.items()}
+
+    def dtypes(self, collection: str) -> Mapping[str, str]:
+        """See `IterableSource.dtypes`."""
+        return self._decoders[self._catalog[collection].name].dtypes
+
+    def close(self) -> None:
+        """The connection is another reader's from now on."""
+        self._link = None
+
+    def count(self, collection: str) -> int | None:
+        """Exact for a table with a primary key; None for any other, and for a query or view."""
+        sql = self._plans[self._catalog[collection].name].count
+        return None if sql is None else int(self._lent().execute(sql).scalar_one())
+
+    def records(self, collection: str) -> Iterator[Row]:
+        plan = self._plans[self._catalog[collection].name]
+        try:
+            records = plan.records(plan.rows(self._lent()), self._decoders[plan.schema.name])
+            fields = flat(plan.names)
+            has_paths = not set(plan.schema.index).issubset(fields)
+            yield from with_paths(plan.schema, fields, records) if has_paths else records
+        except BuildError as error:
+            error.path = self._path
+            raise
+
+    def _lent(self) -> Link:
+        if self._link is None:
+            raise SourceError("the read is over; use it inside `with source.read()`", path=self._path)
+        return self._link
