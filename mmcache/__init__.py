@@ -21,6 +21,7 @@ __all__ = [
     "CorruptFileError",
     "EmbeddingRef",
     "EmbeddingReport",
+    "FileCollection",
     "GenerationGoneError",
     "IncompatibleFormatError",
     "Invalid",
@@ -30,6 +31,7 @@ __all__ = [
     "LockTimeoutError",
     "MissingFileError",
     "MmcacheError",
+    "ModelError",
     "ParquetSource",
     "PublishError",
     "Record",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
         LockTimeoutError,
         MissingFileError,
         MmcacheError,
+        ModelError,
         PublishError,
         SourceError,
         UntrustedPathError,
@@ -85,7 +88,7 @@ if TYPE_CHECKING:
     from .sources.iterable import IterableSource, JSONLinesSource
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
-    from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
+    from .storage.snapshot import Collection, EmbeddingRef, FileCollection, Record, Selection, Snapshot
 else:  # hidden from type checkers, which would otherwise take any misspelt name for one of ours
 
     def __getattr__(name: str) -> object:
@@ -114,6 +117,7 @@ _HOMES = {
             "LockTimeoutError",
             "MissingFileError",
             "MmcacheError",
+            "ModelError",
             "PublishError",
             "SourceError",
             "UntrustedPathError",
@@ -130,7 +134,14 @@ _HOMES = {
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
         ".storage.publish": ("BuildReport", "EmbeddingReport"),
-        ".storage.snapshot": ("Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"),
+        ".storage.snapshot": (
+            "Collection",
+            "EmbeddingRef",
+            "FileCollection",
+            "Record",
+            "Selection",
+            "Snapshot",
+        ),
     }.items()
     for name in names
 }

@@ -7,12 +7,23 @@ may ask is in `query`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field as declared, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from .query import Query, Term, matches, parse_query, terms_of
 
-__all__ = ["Query", "Schema", "Term", "check_width", "matches", "parse_query", "terms_of"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # which type checkers bring along: it is not needed to run
+
+    from .storage.record import Record
+
+    R_co = TypeVar("R_co", covariant=True, default=Record)
+else:
+    from typing import TypeVar
+
+    R_co = TypeVar("R_co", covariant=True)
+
+__all__ = ["AnySchema", "Query", "R_co", "Schema", "Term", "check_width", "matches", "parse_query", "terms_of"]
 
 MAX_KEY_FIELDS = 8
 MAX_NAME_BYTES = 255
@@ -42,7 +53,7 @@ DTYPES: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(Generic[R_co]):
     """One collection: its key, its indexed fields, its embeddings.
 
     name: of the collection; printable text of at most 255 bytes of UTF-8.
@@ -71,6 +82,16 @@ class Schema:
     dtype: of the numbers in embeddings that are bytes, converted to float32 where it is another (see `DTYPES`). None:
         float32, unless `dim` and the bytes leave no doubt that they are another. JSON text, lists, arrays and the bytes
         of .npy files say themselves what they are.
+
+    What a cache gives for a record:
+    model: a dataclass, TypedDict, NamedTuple, attrs class or pydantic model, made of the fields of the same names; by
+        default a `Record`. It is of this process, not of the file: see docs/types.md. Raises ModelError where a record
+        does not fit.
+
+    >>> Schema("items", key="sku", index=("kind", "price"), embedding="vector", dim=384).key
+    'sku'
+    >>> Schema("items", model=Item).model.__name__
+    'Item'
     """
 
     name: str
@@ -88,6 +109,7 @@ class Schema:
     on_invalid: OnInvalid = "raise"
     max_invalid: int | None = None
     on_duplicate: OnDuplicate = "raise"
+    model: type[R_co] | None = declared(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("index", "json", "columns"):
@@ -107,6 +129,10 @@ class Schema:
         if self.table is not None and self.query is not None:
             raise ValueError(f"Schema {self.name!r}: give table= or query=, not both")
         self._check_rules()
+        if self.model is not None:
+            from .models import check_model
+
+            check_model(self.model)
 
     def _check_rules(self) -> None:
         for name, known in (("on_invalid", ON_INVALID), ("on_duplicate", ON_DUPLICATE)):
@@ -161,7 +187,7 @@ class Schema:
             raise ValueError(f"Schema {self.name!r}: only the source knows its key, and has not been asked")
         return (self.key,) if isinstance(self.key, str) else self.key
 
-    def resolved(self, key: str | tuple[str, ...] = "id") -> Schema:
+    def resolved(self, key: str | tuple[str, ...] = "id") -> Schema[R_co]:
         """With this key, if it has none of its own."""
         return self if self.key is not None else replace(self, key=key)
 
@@ -205,11 +231,11 @@ class Schema:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
-            if value != _DEFAULTS[name]
+            if name in _DEFAULTS and value != _DEFAULTS[name]
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Schema:
+    def from_dict(cls, data: Mapping[str, Any]) -> Schema[Any]:
         """The schema that `to_dict` described. Names it does not know (a newer writer's) are ignored.
 
         Raises TypeError or ValueError when a value is not what the field takes.
@@ -217,7 +243,9 @@ class Schema:
         return cls(**{name: value for name, value in data.items() if name in _DEFAULTS})
 
 
-_DEFAULTS = {f.name: f.default for f in fields(Schema)}
+_DEFAULTS = {f.name: f.default for f in fields(Schema) if f.name != "model"}
+AnySchema = Schema[Any]
+"""Of any model: in a list of several, each has its own."""
 
 
 def _key(name: str, key: object) -> str | tuple[str, ...]:

@@ -9,7 +9,7 @@ from .format.keys import Key
 from .sharing.decide import Decision
 from .sharing.events import Dirty
 from .storage.overlay import Overlay
-from .storage.snapshot import Collection, Snapshot
+from .storage.snapshot import FileCollection, Snapshot
 
 __all__ = ["NOTHING", "View"]
 
@@ -30,8 +30,8 @@ class View:
     def __init__(self, decision: Decision, snapshot: Snapshot | None = None) -> None:
         self.decision = decision
         self.snapshot = snapshot
-        self.readers: Mapping[str | None, Collection] = {}
-        self.wholes: dict[str | None, Collection | Overlay] = {}
+        self.readers: Mapping[str | None, FileCollection] = {}
+        self.wholes: dict[str | None, FileCollection | Overlay] = {}
         if snapshot is not None and decision.serves:
             self.readers = _readers(snapshot, decision)
             self.wholes = {name: reader for name, reader in self.readers.items() if not self.dirty(reader.name)}
@@ -49,7 +49,7 @@ class View:
         """The dirty ids of a collection. It may grow meanwhile."""
         return self.decision.dirty.get(name, _NONE)
 
-    def overlay(self, name: str | None, ask: Callable[[Collection, list[Key]], Overlay]) -> Overlay | None:
+    def overlay(self, name: str | None, ask: Callable[[FileCollection, list[Key]], Overlay]) -> Overlay | None:
         """A collection with the source's answers for its dirty ids; None where they cannot be named.
 
         ask: makes it, of the file's collection and these keys. Two threads may ask at once.
@@ -66,8 +66,8 @@ class View:
         return found
 
 
-def _readers(snapshot: Snapshot, decision: Decision) -> Mapping[str | None, Collection]:
-    readers: dict[str | None, Collection] = {}
+def _readers(snapshot: Snapshot, decision: Decision) -> Mapping[str | None, FileCollection]:
+    readers: dict[str | None, FileCollection] = {}
     for name, collection in snapshot.collections.items():
         if name not in decision.closed:
             dirty = decision.dirty.get(name)

@@ -22,19 +22,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Unpack, overload
 
 from ..words import bytes_of, number, plural, printable, span
 
 if TYPE_CHECKING:
     from ..cache import Cache
-    from ..options import OpenOptions
-    from ..schema import Query, Schema
+    from ..models import M
+    from ..options import MadeOptions, OpenOptions
+    from ..schema import AnySchema, Query, R_co, Schema
     from ..sharing.fleet import Fleet
-    from ..sources.base import Key, Reading, Row, Source, SourceRecord
-    from ..sources.iterable import IterableSource
+    from ..sources.base import Key, Reading, Row, Source, SourceOf, SourceRecord
+    from ..sources.iterable import IterableSource, Records
 
-__all__ = ["CacheFactory", "Run", "Scope", "isolating", "summary"]
+    Build = Callable[[], Records | Mapping[str, Records]]
+
+__all__ = ["CacheFactory", "Isolate", "Run", "Scope", "isolating", "summary"]
 
 _KEPT, _LATELY = 3, 3600.0
 """Persistent caches of one name that are kept: the last, and those used within an hour."""
@@ -112,19 +115,42 @@ class CacheFactory:
         self._run = run
         self._wait = wait
         self._cache_dir = cache_dir
-        self._caches: list[Cache] = []
+        self._caches: list[Cache[Any]] = []
 
+    @overload
     def __call__(
         self,
         name: str,
-        build: Callable[[], Iterable[Any]] | None = None,
+        build: Build | None = None,
+        *,
+        source: SourceOf[R_co],
+        key: str | None = None,
+        scope: Scope = "run",
+        **options: Unpack[MadeOptions],
+    ) -> Cache[R_co]: ...
+    @overload
+    def __call__(
+        self,
+        name: str,
+        build: Build | None = None,
         *,
         source: Source | None = None,
-        schema: Schema | Iterable[Schema] = (),
+        schema: Schema[R_co] | Iterable[AnySchema] = (),
+        key: str | None = None,
+        scope: Scope = "run",
+        **options: Unpack[MadeOptions],
+    ) -> Cache[R_co]: ...
+    def __call__(
+        self,
+        name: str,
+        build: Build | None = None,
+        *,
+        source: Source | None = None,
+        schema: AnySchema | Iterable[AnySchema] = (),
         key: str | None = None,
         scope: Scope = "run",
         **options: Any,
-    ) -> Cache:
+    ) -> Cache[Any]:
         """The cache of this name, built by exactly one process of the run; the others wait for it.
 
         build: gives the records, with `schema`; called where the cache is built, and where its source is asked.
@@ -298,7 +324,7 @@ def _is_there(path: Path, source: Source) -> bool:
 # --- a function as source ---------------------------------------------------------------------------------------------
 
 
-def _called(build: Callable[[], Iterable[Any]], schema: Schema | Iterable[Schema]) -> _Called:
+def _called(build: Build, schema: AnySchema | Iterable[AnySchema]) -> _Called:
     from ..schema import Schema
 
     return _Called(build, (schema,) if isinstance(schema, Schema) else tuple(schema))
@@ -309,7 +335,7 @@ class _Called:
 
     _gives_plain = True
 
-    def __init__(self, build: Callable[[], Iterable[Any]], schemas: tuple[Schema, ...]) -> None:
+    def __init__(self, build: Build, schemas: tuple[AnySchema, ...]) -> None:
         self._build = build
         self.schemas = tuple(schema.resolved() for schema in schemas)
         self.is_constant = all(schema.on_invalid == "raise" for schema in self.schemas)
@@ -352,16 +378,24 @@ def _listed(records: Any) -> Any:
 # --- a cache for one test ---------------------------------------------------------------------------------------------
 
 
+class Isolate(Protocol):
+    """The type of the fixture `mmcache_isolated`."""
+
+    def __call__(self, cache: Cache[M], **options: Unpack[OpenOptions]) -> Cache[M]:
+        """A second cache over the file of this one, with a control page of its own."""
+        ...
+
+
 @contextlib.contextmanager
-def isolating(directory: Path) -> Iterator[Callable[..., Cache]]:
+def isolating(directory: Path) -> Iterator[Isolate]:
     """A function that gives a second cache over a cache's file, below the directory, which is removed at the end."""
     import mmcache
 
     from ..storage.fs import control_name
 
-    caches: list[Cache] = []
+    caches: list[Cache[Any]] = []
 
-    def isolate(cache: Cache, **options: Unpack[OpenOptions]) -> Cache:
+    def isolate(cache: Cache[M], **options: Unpack[OpenOptions]) -> Cache[M]:
         if cache.snapshot is None:
             raise ValueError(f"{cache.path}: there is no file to share: the source answers everything")
         directory.mkdir(exist_ok=True)
@@ -372,9 +406,10 @@ def isolating(directory: Path) -> Iterator[Callable[..., Cache]]:
             os.link(cache.path, path)
         except OSError:
             shutil.copyfile(cache.path, path)
-        settings: dict[str, Any] = {**_SETTINGS, **options}
-        caches.append(mmcache.open(path, cache.source, **settings))
-        return caches[-1]
+        settings: dict[str, Any] = {**_SETTINGS, "model": cache.model, **options}
+        isolated: Cache[M] = mmcache.open(path, cache.source, **settings)
+        caches.append(isolated)
+        return isolated
 
     yield isolate
     for cache in caches:

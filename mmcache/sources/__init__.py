@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
-from ..schema import Schema
+from ..schema import AnySchema, Schema
 from .base import Changes, EvolvingSource, Invalid, OrderedSource, Reading, Source, SourceRecord, TrackedSource, ordered
 
 if TYPE_CHECKING:
@@ -67,21 +67,23 @@ def _load(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
+def as_source(records_or_source: Any, schemas: Iterable[AnySchema], *, embeddings: Any = None) -> Source:
     """What `mmcache.build` was given, as a source: a source as it is, anything else by way of `IterableSource`.
 
-    Several schemas take a mapping {collection: records}. Raises TypeError when a source comes with schemas, as it has
-    its own, or records come without.
+    Several schemas take a mapping {collection: records}. embeddings: see `IterableSource`. Raises TypeError when a
+    source comes with schemas or embeddings, as it has its own, or records come without a schema.
     """
     schemas = tuple(schemas)
     if isinstance(records_or_source, Source):
         if schemas:
             names = ", ".join(schema.name for schema in records_or_source.schemas)
             raise TypeError(f"a source has its own schemas ({names}); give them there and not here")
+        if embeddings is not None:
+            raise TypeError("embeddings= goes with records in memory; a source has its own embeddings")
         return records_or_source
     if not schemas:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
-    source: Source = _load("IterableSource")(records_or_source, *schemas)
+    source: Source = _load("IterableSource")(records_or_source, *schemas, embeddings=embeddings)
     return source
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
-from ..schema import Schema
+from ..schema import R_co, Schema
 from ..values import Default, Values, importable
 from .base import Reading, Row
 from .columns import values_of
@@ -40,7 +40,7 @@ def rows_of(stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
         raise SourceError(f"cannot read the {type(stream).__name__} as rows of Arrow: {error}") from error
 
 
-class ParquetSource(FileSource):
+class ParquetSource(FileSource[R_co]):
     """A Parquet file, one record a row. See `FileSource` for lookups. Needs the extra `arrow`.
 
     default: as of `IterableSource`; of a value that has no text, such as a date beyond the year 9999, it is given the
@@ -51,7 +51,9 @@ class ParquetSource(FileSource):
     kind = "parquet"
     _gives_plain: ClassVar[bool] = True
 
-    def __init__(self, path: str | os.PathLike[str], schema: Schema, *, default: Default | str | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], schema: Schema[R_co], *, default: Default | str | None = None
+    ) -> None:
         super().__init__(path, schema)
         function, self._default = importable(default)
         self._values = Values(function)
@@ -79,7 +81,7 @@ class ParquetSource(FileSource):
 class ParquetReading:
     """One open file; made by `ParquetSource.read`."""
 
-    def __init__(self, source: ParquetSource, file: IO[bytes], table: parquet.ParquetFile) -> None:
+    def __init__(self, source: ParquetSource[Any], file: IO[bytes], table: parquet.ParquetFile) -> None:
         self._source = source
         self._file = file
         self._table = table

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from ..errors import BuildError
 from ..format.keys import Key, is_key
 from ..query import Query
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 
 __all__ = [
     "Changes",
@@ -25,13 +25,18 @@ __all__ = [
     "Reading",
     "Row",
     "Source",
+    "SourceOf",
     "SourceRecord",
     "TrackedSource",
+    "Where",
     "flat",
     "ordered",
     "plain_path",
     "refused",
 ]
+
+
+Where = str | os.PathLike[str]
 
 
 def plain_path(path: str) -> str | bytes:
@@ -128,7 +133,7 @@ class Source(Protocol):
     """
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
         """One per collection, the default collection first; resolved, unless the source cannot be asked now."""
         ...
 
@@ -154,6 +159,15 @@ class Source(Protocol):
 
     def spec(self) -> dict[str, Any] | None:
         """Plain data (with `kind`) from which `from_spec` makes the source again, schemas apart; None if it cannot."""
+        ...
+
+
+class SourceOf(Source, Protocol[R_co]):
+    """A source of which type checkers know the model of its default collection."""
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
         ...
 
 

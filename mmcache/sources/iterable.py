@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from copy import copy
 from dataclasses import replace
 from itertools import islice
-from typing import IO, Any, ClassVar, Protocol, Self
+from typing import IO, Any, ClassVar, Generic, Protocol, Self, overload
 
 from ..errors import BuildError, SourceError
 from ..query import Query
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 from ..values import Default, Values, importable
 from .base import Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
 from .catalog import Catalog
@@ -23,7 +23,7 @@ from .fingerprint import fingerprint_of, stamp_of
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
 from .vectors import Decoders, Vector, float32_bytes
 
-__all__ = ["FileSource", "IterableSource", "JSONLinesSource"]
+__all__ = ["Embeddings", "FileSource", "IterableSource", "JSONLinesSource"]
 
 _BLOCK_ROWS = 1024
 
@@ -34,10 +34,18 @@ class ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
 
+class SupportsArray(Protocol):
+    """What numpy takes for an array, as its own, or a tensor in memory."""
+
+    def __array__(self) -> Any: ...
+
+
 Records = Iterable[Mapping[str, Any]] | ArrowStream
+Array = Sequence[Sequence[float]] | SupportsArray
+Embeddings = Array | Mapping[str, Array | Mapping[str, Array]]
 
 
-class IterableSource:
+class IterableSource(Generic[R_co]):
     """Mappings with a key field, from any iterable; or the rows of anything that speaks Arrow's PyCapsule interface, as
     the data frames of pandas and polars, the relations of DuckDB and the tables of pyarrow do (extra `arrow`).
 
@@ -51,15 +59,37 @@ class IterableSource:
 
     A list can be read again and looked up; an iterator such as a generator can be read once. An iterable cannot tell
     that it changed, so the fingerprint is constant: after a change, rebuild, and use a new source for lookups.
+
+    >>> source = IterableSource([{"id": 7, "size": 1}], Schema("items"))
+    >>> mmcache.open("memory.mmc", source, executor="thread")[7]["size"]
+    1
     """
 
     _gives_plain: ClassVar[bool] = True
 
+    @overload
     def __init__(
         self,
         records: Records | Mapping[str, Records],
-        *schemas: Schema,
-        embeddings: Any = None,
+        first: Schema[R_co],
+        /,
+        *others: AnySchema,
+        embeddings: Embeddings | None = None,
+        default: Default | str | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        records: Records | Mapping[str, Records],
+        *schemas: Schema[R_co],
+        embeddings: Embeddings | None = None,
+        default: Default | str | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        records: Records | Mapping[str, Records],
+        *schemas: AnySchema,
+        embeddings: Embeddings | None = None,
         default: Default | str | None = None,
     ) -> None:
         self._catalog = Catalog(schemas, key="id")
@@ -82,8 +112,14 @@ class IterableSource:
         return self.__dict__ | {"_lookup": {}, "_decoders": {}}
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
+        """With their keys."""
         return tuple(self._catalog.values())
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
+        return self.schemas[0]
 
     def with_rules(self, **rules: Any) -> Self:
         """See `sources.with_rules`. An iterator that was read once was read for both."""
@@ -189,7 +225,7 @@ class IterableSource:
         return self._lookup[collection]
 
 
-class FileSource:
+class FileSource(Generic[R_co]):
     """A file of records without an index. Lookups are from a dict of all of them, read anew when the file has changed.
 
     Pickles to its arguments.
@@ -197,7 +233,7 @@ class FileSource:
 
     kind: ClassVar[str]
 
-    def __init__(self, path: str | os.PathLike[str], schema: Schema) -> None:
+    def __init__(self, path: str | os.PathLike[str], schema: Schema[R_co]) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self._catalog = Catalog([schema], key="id")
         self._schema = self._catalog[schema.name]
@@ -207,8 +243,14 @@ class FileSource:
         return self.__dict__ | {"_lookup": None}
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
+        """The one, with its key."""
         return (self._schema,)
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """The one, with its key."""
+        return self._schema
 
     def with_rules(self, **rules: Any) -> Self:
         """See `sources.with_rules`."""
@@ -293,10 +335,13 @@ class FileSource:
         return SourceError(f"cannot read the file: {error}", path=self.path)
 
 
-class JSONLinesSource(FileSource):
+class JSONLinesSource(FileSource[R_co]):
     """A file of one JSON object a line, UTF-8, plain or (by the suffix .gz) gzipped; blank lines are skipped.
 
     Read again for each build. See `FileSource` for lookups.
+
+    >>> mmcache.open("lines.mmc", JSONLinesSource("items.jsonl", Schema("items")))["b"]["size"]
+    2
     """
 
     kind = "jsonl"
@@ -311,7 +356,7 @@ class JSONLinesSource(FileSource):
 class JSONLinesReading:
     """One open file; made by `JSONLinesSource.read`."""
 
-    def __init__(self, source: JSONLinesSource, file: IO[bytes]) -> None:
+    def __init__(self, source: JSONLinesSource[Any], file: IO[bytes]) -> None:
         self._source = source
         self._file = file
         self._line = 0

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Generic, NamedTuple, Self, overload
 
 from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
-from ..schema import Schema
-from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat, plain_path
+from ..schema import AnySchema, R_co, Schema
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, Where, flat, plain_path
 from .catalog import Catalog
 from .conditions import storable
 from .connections import Connection, Connections
@@ -58,7 +58,7 @@ class _BusyError(Exception):
     """A writer holds the database locked."""
 
 
-class SQLiteSource:
+class SQLiteSource(Generic[R_co]):
     """The tables, views or queries of one SQLite database, one collection for each schema.
 
     path: of the database; made absolute at once, opened when first needed, never created.
@@ -72,12 +72,19 @@ class SQLiteSource:
     read, its writers cannot commit; in WAL mode they can.
 
     Safe to use from several threads. After a fork the child opens connections of its own. Pickles to its arguments.
+
+    >>> mmcache.build("two.mmc", SQLiteSource("items.db", Schema("items"), Schema("b", table="items"))).records
+    {'items': 3, 'b': 3}
     """
 
     kind: ClassVar[str] = "sqlite"
     _gives_plain: ClassVar[bool] = True
 
-    def __init__(self, path: str | os.PathLike[str], *schemas: Schema, timeout: float = 5.0) -> None:
+    @overload
+    def __init__(self, path: Where, first: Schema[R_co], /, *others: AnySchema, timeout: float = 5.0) -> None: ...
+    @overload
+    def __init__(self, path: Where, *schemas: Schema[R_co], timeout: float = 5.0) -> None: ...
+    def __init__(self, path: Where, *schemas: AnySchema, timeout: float = 5.0) -> None:
         self.path = os.path.abspath(os.fspath(path))
         if "\0" in self.path:
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
@@ -103,12 +110,17 @@ class SQLiteSource:
         SQLiteSource.__init__(self, state["path"], *state["schemas"], timeout=state["timeout"])
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
         """With their keys, and names as the database spells them. The database is asked for that when it is first
         needed, waiting for no writer, and again when its tables have changed; as given while it cannot be asked."""
         if len(self._resolved) < len(self._catalog):
             self._resolve()
         return tuple(self._resolved.get(name, schema) for name, schema in self._catalog.items())
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
+        return self.schemas[0]
 
     def _resolve(self) -> None:
         found = {}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..sources.base import SourceRecord
-    from .snapshot import Collection
+    from .snapshot import FileCollection
 
 __all__ = ["Overlay"]
 
@@ -52,7 +52,7 @@ class Overlay:
 
     __slots__ = ("_answers", "_collection", "_dirty", "_length", "_order", "_records", "_sorted", "_terms")
 
-    def __init__(self, collection: Collection, keys: Iterable[Hashable], records: Iterable[SourceRecord]) -> None:
+    def __init__(self, collection: FileCollection, keys: Iterable[Hashable], records: Iterable[SourceRecord]) -> None:
         """keys: the dirty ones; of a type that the file cannot have, they have no row. records: all that the source
         has for them, those without a row in the source's order.
 
@@ -75,7 +75,7 @@ class Overlay:
         self._length = len(collection) - len(self._dirty) + len(given)
 
     @property
-    def collection(self) -> Collection:
+    def collection(self) -> FileCollection:
         """The file's, dirty rows included."""
         return self._collection
 

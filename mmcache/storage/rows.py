@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..sources.base import SourceRecord
     from .record import Record
 
-__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced"]
+__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced", "merged"]
 
 NO_ROW = 2**32
 """Above every row. Added to a place in the source's order, it orders a key that the file does not have."""
@@ -220,3 +220,14 @@ class NoFile:
 
     def has_embedding_of(self, _: str) -> NDArray[np.bool_]:
         return np.zeros(0, np.bool_)
+
+
+def merged(of_file: list[Any], of_source: Sequence[Any], at: NDArray[np.intp]) -> list[Any]:
+    """One list of both, with those of the source at these places."""
+    both: list[Any] = []
+    here = 0
+    for i, (place, value) in enumerate(zip(at.tolist(), of_source, strict=True)):
+        both += of_file[here : place - i]
+        both.append(value)
+        here = place - i
+    return both + of_file[here:]

@@ -1,0 +1,45 @@
+"""The types of arguments and results that have no class, for annotations in programs that use mmcache.
+
+def changed(cache: mmcache.Cache[Item], key: Key, reason: Reason) -> None:
+    cache.invalidate([key], reason=reason)
+"""
+
+from __future__ import annotations
+
+from .format.keys import Key
+from .integrations.pytest_caches import CacheFactory, Isolate
+from .options import Executor, MadeOptions, OpenOptions, Profile
+from .progress import Progress, Shown
+from .query import Term
+from .schema import AnySchema, Dtype, Metric, OnDuplicate, OnInvalid
+from .sharing.decide import State
+from .sharing.invalidation import Kind, Reason
+from .sources.base import SourceOf
+from .sources.iterable import Embeddings, Records
+from .storage.snapshot import Access, Verify
+
+__all__ = [
+    "Access",
+    "AnySchema",
+    "CacheFactory",
+    "Dtype",
+    "Embeddings",
+    "Executor",
+    "Isolate",
+    "Key",
+    "Kind",
+    "MadeOptions",
+    "Metric",
+    "OnDuplicate",
+    "OnInvalid",
+    "OpenOptions",
+    "Profile",
+    "Progress",
+    "Reason",
+    "Records",
+    "Shown",
+    "SourceOf",
+    "State",
+    "Term",
+    "Verify",
+]
