@@ -27,6 +27,7 @@ __all__ = [
     "DuckDBSource",
     "EmbeddingRef",
     "EmbeddingReport",
+    "FileCollection",
     "GenerationGoneError",
     "IncompatibleFormatError",
     "Invalid",
@@ -37,6 +38,7 @@ __all__ = [
     "LockTimeoutError",
     "MissingFileError",
     "MmcacheError",
+    "ModelError",
     "ParquetSource",
     "PublishError",
     "Query",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
         LockTimeoutError,
         MissingFileError,
         MmcacheError,
+        ModelError,
         PublishError,
         SourceError,
         UntrustedPathError,
@@ -103,7 +106,7 @@ if TYPE_CHECKING:
     from .sources.sql import SQLAlchemySource
     from .sources.sqlite import SQLiteSource
     from .storage.publish import BuildReport, EmbeddingReport
-    from .storage.snapshot import Collection, EmbeddingRef, Record, Selection, Snapshot
+    from .storage.snapshot import Collection, EmbeddingRef, FileCollection, Record, Selection, Snapshot
 else:  # hidden from type checkers, which would otherwise take any misspelt name for one of ours
 
     def __getattr__(name: str) -> object:
@@ -132,6 +135,7 @@ _HOMES = {
             "LockTimeoutError",
             "MissingFileError",
             "MmcacheError",
+            "ModelError",
             "PublishError",
             "SourceError",
             "UntrustedPathError",
@@ -155,7 +159,14 @@ _HOMES = {
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
         ".storage.publish": ("BuildReport", "EmbeddingReport"),
-        ".storage.snapshot": ("Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"),
+        ".storage.snapshot": (
+            "Collection",
+            "EmbeddingRef",
+            "FileCollection",
+            "Record",
+            "Selection",
+            "Snapshot",
+        ),
     }.items()
     for name in names
 }

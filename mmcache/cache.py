@@ -10,19 +10,23 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from .cached import CachedCollection
 from .callbacks import CacheEvent
 from .errors import SourceError, UnusableFileError
-from .options import Executor, OpenOptions, Options, Profile, is_disabled
-from .schema import OnDuplicate, OnInvalid, Schema
+from .models import M, Model
+from .options import Executor, GivenOptions, OpenOptions, Options, Profile, is_disabled
+from .progress import Shown
+from .schema import AnySchema, OnDuplicate, OnInvalid, R_co, Schema
 from .sharing.alerts import WINDOW, Alert, Rules
+from .sharing.fleet import State
 from .sharing.metrics import stats_of
 from .sharing.operate import resume
 from .sharing.status import Status, check, status_of
 from .sources import chosen, closing, with_rules
-from .sources.base import Source
+from .sources.base import Source, SourceOf, Where
+from .sourcetier import known
 from .storage import fs
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.snapshot import Access, Snapshot, Verify
@@ -30,7 +34,7 @@ from .watch import Watch
 from .words import html_of, number
 
 if TYPE_CHECKING:
-    from .sources.call import Fetch, Load
+    from .sources.call import ChangedSince, Fetch, Fingerprint, Load
 
 __all__ = ["Cache", "CachedCollection", "Stats", "open"]
 
@@ -67,7 +71,7 @@ class Stats:
     load_seconds: float
     fallback_seconds: float
     generation: int | None
-    state: str
+    state: State
     counters: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -77,18 +81,27 @@ class Stats:
         return self.hits / total if total else 1.0
 
 
-class Cache(CachedCollection):
+class Cache(CachedCollection[R_co]):
     """A file and its source, as one read-only mapping: that of the first collection. Make one with `mmcache.open`.
 
     Safe in threads and after a fork. Pickles to its arguments and opens the file again where it arrives, under
     spawn and forkserver too. A context manager.
+
+    >>> cache = mmcache.open("items.mmc", SQLiteSource("items.db", Schema("items", model=Item, index=("kind",))))
+    >>> cache["a"]
+    Item(id='a', kind='tool', size=1)
     """
 
     _made: Source | None = None
     """The source that this cache made of the given one, for its rules about bad rows."""
 
     def __init__(
-        self, path: str | os.PathLike[str], source: Source | None = None, **options: Unpack[OpenOptions]
+        self,
+        path: str | os.PathLike[str],
+        source: Source | None = None,
+        *,
+        model: type[R_co] | None = None,
+        **options: Unpack[OpenOptions],
     ) -> None:
         """The arguments of `mmcache.open`; the file is opened, or built, at the first read."""
         if source is not None and not isinstance(source, Source):
@@ -103,11 +116,23 @@ class Cache(CachedCollection):
             rules = {name: options.get(name) for name in ("on_invalid", "max_invalid", "on_duplicate")}
             source = with_rules(source, **rules)
         self._made = source if source is not given else None
-        super().__init__(Watch(os.path.abspath(os.fspath(path)), source, Options(**options)), None)
+        schema = None if source is None else next(iter(source.schemas), None)
+        watch = Watch(os.path.abspath(os.fspath(path)), source, Options(**options))
+        super().__init__(watch, None, _model_of(schema, model))
 
-    def collection(self, name: str) -> CachedCollection:
-        """A collection by name. Raises KeyError naming those that there are."""
-        return CachedCollection(self._watch, self._known(name))
+    @overload
+    def collection(self, name: str, model: None = None) -> CachedCollection: ...
+    @overload
+    def collection(self, name: str, model: type[M]) -> CachedCollection[M]: ...
+    def collection(self, name: str, model: type[Any] | None = None) -> CachedCollection[Any]:
+        """A collection by name. Raises KeyError naming those that there are.
+
+        model: what it gives for a record: see `Schema`, whose own it is by default. It tells a type checker, which
+        cannot know what a name stands for.
+        """
+        source, name = self._watch.source, known(self._watch, name)
+        schema = None if source is None else next(one for one in source.schemas if one.name == name)
+        return CachedCollection(self._watch, name, _model_of(schema, model))
 
     @property
     def path(self) -> str:
@@ -116,6 +141,7 @@ class Cache(CachedCollection):
 
     @property
     def source(self) -> Source | None:
+        """As it was given, or with other rules about bad rows where these were given."""
         return self._watch.source
 
     @property
@@ -248,15 +274,50 @@ class Cache(CachedCollection):
         self.close()
 
 
+def _model_of(schema: AnySchema | None, model: type[M] | None) -> Model[M] | None:
+    """What makes instances of the model that is asked for, or else of the schema's."""
+    if schema is None:
+        return None if model is None else Model(model)
+    chosen: type[M] | None = schema.model if model is None else model
+    return None if chosen is None else Model(chosen, schema.name, schema.embeddings)
+
+
+@overload
 def open(
-    path: str | os.PathLike[str],
-    source: Source | str | os.PathLike[str] | None = None,
+    path: Where,
+    source: Source | Where | None = None,
     *,
-    schema: Schema | Iterable[Schema] | None = None,
+    model: type[M],
+    schema: AnySchema | Iterable[AnySchema] | None = None,
+    **options: Unpack[GivenOptions],
+) -> Cache[M]: ...
+@overload
+def open(  # type: ignore[overload-overlap]  # a SourceOf is a Source too
+    path: Where, source: SourceOf[M], *, model: None = None, **options: Unpack[OpenOptions]
+) -> Cache[M]: ...
+@overload
+def open(
+    path: Where, source: Where | None = None, *, schema: Schema[M], model: None = None, **options: Unpack[GivenOptions]
+) -> Cache[M]: ...
+@overload
+def open(
+    path: Where,
+    source: Source | Where | None = None,
+    *,
+    schema: Iterable[AnySchema] | None = None,
+    model: None = None,
+    **options: Unpack[GivenOptions],
+) -> Cache: ...
+def open(
+    path: Where,
+    source: Source | Where | None = None,
+    *,
+    schema: AnySchema | Iterable[AnySchema] | None = None,
     load: Load | str | None = None,
     fetch: Fetch | str | Mapping[str, Fetch | str] | None = None,
-    changed_since: Callable[[Any], Any] | str | None = None,
-    fingerprint: Callable[[], Any] | str | None = None,
+    changed_since: ChangedSince | str | None = None,
+    fingerprint: Fingerprint | str | None = None,
+    model: type[Any] | None = None,
     ttl: float | None = None,
     profile: Profile = "staging",
     refresh_at: float | None = None,
@@ -272,7 +333,7 @@ def open(
     verify: Verify = "auto",
     access: Access = "mmap",
     cluster_by: str | Mapping[str, str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
     label: str = "",
     rollout: float = 1.0,
     trust: str | int | Iterable[str | int] = (),
@@ -280,7 +341,8 @@ def open(
     on_invalid: OnInvalid | None = None,
     max_invalid: int | None = None,
     on_duplicate: OnDuplicate | None = None,
-) -> Cache:
+    progress: Shown = None,
+) -> Cache[Any]:
     """Open a cache: the file at `path`, and the source that answers for whatever the file cannot.
 
     Where the file is missing or damaged it is built now, by one process; the others wait for it. Times in seconds.
@@ -292,6 +354,7 @@ def open(
 
             cache = mmcache.open("items.mmc", load=fetch_all, schema=Schema("items", index=("kind",)))
 
+    model: what the cache gives for a record: see `Schema`, whose own it is by default.
     ttl: age at which a file expires, and the source answers until it is built again; math.inf: never. By default that
         of `profile`: development 600, staging 3600, production 86,400.
     refresh_at: share of the ttl from which on one process builds it again in the background, 0.8; earlier, where builds
@@ -317,14 +380,21 @@ def open(
         cache. An exception is logged, and changes nothing. It pickles with the cache.
     on_invalid, max_invalid, on_duplicate: which rows of the source are left out, of the file and of every answer but
         `get`: see `Schema`. For all collections; None leaves it as the source's schemas have it.
+    progress: True shows on stderr how far the first build is, where that is a terminal; "lines" prints lines of text
+        wherever it goes; a function is called as progress(stage, done, total).
 
     The directory is made where it is missing, unless the cache builds nothing; PublishError where it cannot be.
     Raises UnusableFileError (missing, corrupt, incompatible, unreadable, untrusted) only without a source.
+
+    >>> with mmcache.open("items.mmc", SQLiteSource("items.db", Schema("items", index=("kind",))), ttl=600) as items:
+    ...     items["a"]["kind"], items.where(kind="tool").ids
+    ('tool', ['a', 'b'])
     """
     given = chosen(source, schema, load=load, fetch=fetch, changed_since=changed_since, fingerprint=fingerprint)
     cache = Cache(
         path,
         given,
+        model=model,
         ttl=ttl,
         profile=profile,
         refresh_at=refresh_at,
@@ -348,6 +418,7 @@ def open(
         on_invalid=on_invalid,
         max_invalid=max_invalid,
         on_duplicate=on_duplicate,
+        progress=progress,
     )
     if given is not source:
         cache._made = cache.source  # and so ours to close

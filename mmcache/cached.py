@@ -14,22 +14,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key, check_key, check_keys, is_key
+from .models import Model
 from .options import OpenOptions, Options
 from .query import Query, Term, parse_query
-from .schema import Schema, check_width
+from .schema import R_co, Schema
 from .sharing import metrics
-from .sharing.invalidation import Kind
-from .sharing.widening import schemas_of
+from .sharing.invalidation import Kind, Reason
 from .sources.base import Source
-from .sourcetier import SourceTier
+from .sourcetier import SourceTier, answerable, known
+from .storage.modelled import modelled
 from .storage.overlay import Overlay
 from .storage.record import Record, RecordItems, RecordValues
 from .storage.selection import Selection
-from .storage.snapshot import Collection, DirtyError, EmbeddingRef, Snapshot
+from .storage.snapshot import Collection, DirtyError, EmbeddingRef, FileCollection, Snapshot
 from .storage.vectors import presence_of, stacked
 from .watch import Watch
 
@@ -40,24 +41,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CachedCollection", "Reason"]
 
-Reason = Literal[
-    "manual",
-    "record_stored",
-    "record_deleted",
-    "config_updated",
-    "schema_migration",
-    "ttl_expired",
-    "pattern_stored",
-    "pattern_deleted",
-]
 T = TypeVar("T")
 
 _NOT_HERE = KeyError, DirtyError, UnusableFileError
 """Raised by a reader of the file for a record that the source has to answer."""
 
 
-class CachedCollection(Mapping[Key, Record]):
+class CachedCollection(Collection[R_co]):
     """One collection of a cache: a read-only mapping over both tiers. Made by `Cache.collection`.
+
+    >>> items = cache.collection("items")
+    >>> items["a"]["kind"], items.where(kind="prompt").ids, len(items)
+    ('tool', ['c'], 3)
 
     What the file cannot answer, or may not because it was invalidated or has expired, is answered by the source.
     Raises KeyError where no tier has the key, SourceError where the source fails or is missing, ClosedError after the
@@ -65,16 +60,22 @@ class CachedCollection(Mapping[Key, Record]):
     has is logged once.
     """
 
-    def __init__(self, watch: Watch, name: str | None) -> None:
+    def __init__(self, watch: Watch, name: str | None, model: Model[R_co] | None = None) -> None:
+        self._model = model
         self._watch = watch
         self._counting = watch.counting
         self._tier = SourceTier(watch, name)
         self._name = name  # None is the default collection, whatever it is called
 
+    @property
+    def model(self) -> type[R_co] | None:
+        """What it gives for a record, instances of this class; None: a `Record`."""
+        return None if self._model is None else self._model.kind
+
     # --- lookups by key
     # `__getitem__` and `embedding` repeat the path of a hit: a function that both call makes each hit 2 % slower.
 
-    def __getitem__(self, key: Key) -> Record:
+    def __getitem__(self, key: Key) -> R_co:
         watch = self._watch
         begun = time.monotonic()
         if begun >= watch.due or watch.word[0] != watch.seen:
@@ -90,28 +91,31 @@ class CachedCollection(Mapping[Key, Record]):
                 hits = counting.bump()
                 if not hits & counting.mask:
                     watch.sample(begun, hits)
-                return record
+                return record if self._model is None else self._model(record)  # type: ignore[return-value]
             found = self._tier.fetch([key], cause)[0]
         else:
             found = self._read([key])[0]
         if found is None:
             raise KeyError(key)
-        return found
+        return found if self._model is None else self._model(found)  # type: ignore[return-value]
 
     @overload
-    def get(self, key: Key) -> Record | None: ...
+    def get(self, key: Key) -> R_co | None: ...
     @overload
-    def get(self, key: Key, default: Record | T) -> Record | T: ...
-    def get(self, key: Key, default: Any = None) -> Any:
+    def get(self, key: Key, default: T) -> R_co | T: ...
+    def get(self, key: Key, default: T | None = None) -> R_co | T | None:
         """The record, or a default where no tier has it."""
         try:
             return self[key]
         except KeyError:
             return default
 
-    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
+    def get_many(self, keys: Iterable[Key]) -> list[R_co | None]:
         """The records of these keys, in their order, None where no tier has it."""
-        return self._read(check_keys(keys))
+        found, model = self._read(check_keys(keys)), self._model
+        if model is None:
+            return found  # type: ignore[return-value]
+        return [None if record is None else model(record) for record in found]
 
     def __contains__(self, key: object) -> bool:
         if not is_key(key):
@@ -203,16 +207,23 @@ class CachedCollection(Mapping[Key, Record]):
         else:
             yield from whole
 
-    def values(self) -> ValuesView[Record]:
+    def values(self) -> ValuesView[R_co]:
         """The records, decoded in batches."""
         return RecordValues(self)
 
-    def items(self) -> ItemsView[Key, Record]:
+    def items(self) -> ItemsView[Key, R_co]:
         """Keys and records, decoded in batches."""
-        return RecordItems(self)
+        model = self._model
+        if model is None:
+            return RecordItems(self)
+        return RecordItems(self, lambda: ((record.id, model(record)) for record in self._records()))
 
-    def all_records(self) -> Iterator[Record]:
+    def all_records(self) -> Iterator[R_co]:
         """What `values` iterates over."""
+        records = self._records()
+        return records if self._model is None else map(self._model, records)  # type: ignore[return-value]
+
+    def _records(self) -> Iterator[Record]:
         whole, cause = self._whole()
         if whole is None:
             return self._tier.records(cause)
@@ -241,7 +252,7 @@ class CachedCollection(Mapping[Key, Record]):
         self._check_embedding(field)
         return self._block(lambda whole: _presence(whole, field))
 
-    def _block(self, read: Callable[[Collection | Selection], T]) -> T:
+    def _block(self, read: Callable[[FileCollection | Selection], T]) -> T:
         """What one array of all records is: the file's, if it may answer at all, else made from the source."""
         reader, cause = self._reader()
         try:
@@ -287,9 +298,9 @@ class CachedCollection(Mapping[Key, Record]):
 
     # --- lookups by field
 
-    def where(
+    def where(  # type: ignore[override]  # a field `snapshot` goes into `terms`
         self, terms: Mapping[str, object] | None = None, /, *, snapshot: bool = False, **more: object
-    ) -> Selection:
+    ) -> Selection[R_co]:
         """The records whose indexed fields have these values: AND over fields, a list means OR within one.
 
         A value may be a range: `between` and its like, `startswith`, a `range` of ints; or `excluding`. The answer can
@@ -310,8 +321,11 @@ class CachedCollection(Mapping[Key, Record]):
                 cause = self._watch.damaged(error)
             else:
                 self._counting.add(metrics.BATCH_HITS)
-                return selection
-        return self._tier.find(query, cause)
+                return self._as_given(selection)
+        return self._as_given(self._tier.find(query, cause))
+
+    def _as_given(self, found: Selection) -> Selection[R_co]:
+        return found if self._model is None else modelled(found, self._model)  # type: ignore[return-value]
 
     def terms(self, field: str) -> dict[Term, int]:
         """The values of an indexed field and how many records have each, in the order of terms: null, numbers, text.
@@ -361,42 +375,14 @@ class CachedCollection(Mapping[Key, Record]):
         if collection is None:
             collection = self.schema.name if ids is not None or self._name is not None else None
         else:
-            collection = self._known(collection)
+            collection = known(self._watch, collection)
         if ids is not None and not isinstance(ids, (str, bytes)):
-            ids = self._answerable(str(collection), list(ids))
+            ids = answerable(self._watch, str(collection), list(ids))
         return self._watch.invalidate(collection, ids, reason=reason, hard=hard)
-
-    def _answerable(self, collection: str, ids: list[Key]) -> list[Key]:
-        """The ids, if they can be keys of a collection, and a source may know better than the file."""
-        source, snapshot = self._watch.source, self._watch.files.snapshot
-        if source is None and snapshot is not None and snapshot.layout.source is None:
-            raise SourceError(
-                "nothing can answer for single ids: this cache was opened without a source, and its file was built "
-                "from none that it could name; open it with its source, or build the file anew",
-                path=self._watch.path,
-            )
-        schemas = source.schemas if source is not None else [] if snapshot is None else schemas_of(snapshot.layout)
-        schema = next((schema for schema in schemas if schema.name == collection), None)
-        if schema is not None and schema.key is not None:
-            for key in ids:
-                check_width(schema, key)
-        return ids
-
-    def _known(self, name: str) -> str:
-        """The name of a collection, if there is one. Raises KeyError naming those that there are."""
-        source = self._watch.source
-        if source is not None:
-            known = [schema.name for schema in source.schemas]
-        else:
-            snapshot = self._watch.files.snapshot or self._watch.current().snapshot
-            known = list(snapshot.collections) if snapshot is not None else []
-        if name not in known:
-            raise KeyError(f"no collection {name!r}; there are: {', '.join(known)}")
-        return name
 
     # --- the tiers
 
-    def _reader(self) -> tuple[Collection | None, str]:
+    def _reader(self) -> tuple[FileCollection | None, str]:
         """What a lookup by key asks, if the file may answer; else None, and why not."""
         view = self._watch.current()
         return view.readers.get(self._name), view.cause
@@ -407,7 +393,7 @@ class CachedCollection(Mapping[Key, Record]):
             return self._watch.damaged(error)
         return "invalidated" if isinstance(error, DirtyError) else "absent"
 
-    def _whole(self) -> tuple[Collection | Overlay | None, str]:
+    def _whole(self) -> tuple[FileCollection | Overlay | None, str]:
         """All records: the file's collection, or that with the source's answers for dirty ids; else None, and why."""
         view = self._watch.current()
         whole = view.wholes.get(self._name)
@@ -421,15 +407,15 @@ class CachedCollection(Mapping[Key, Record]):
             return None, self._watch.damaged(error)
 
     def _indexed(
-        self, query: Query, whole: Collection | Overlay | None = None
-    ) -> tuple[Collection | Overlay | None, str]:
+        self, query: Query, whole: FileCollection | Overlay | None = None
+    ) -> tuple[FileCollection | Overlay | None, str]:
         """The same, where all fields of a query have an index in the file."""
         whole, cause = (whole, "") if whole is not None else self._whole()
         if whole is not None and not set(query).issubset(whole.schema.index):
             return None, "incompatible"  # another version of the program built the file without this index
         return whole, cause
 
-    def _collection_of(self, snapshot: Snapshot) -> Collection:
+    def _collection_of(self, snapshot: Snapshot) -> FileCollection:
         return snapshot.default if self._name is None else snapshot.collection(self._name)
 
     def _read(self, keys: list[Key]) -> list[Record | None]:
@@ -442,7 +428,7 @@ class CachedCollection(Mapping[Key, Record]):
         except DirtyError:
             return self._read_around(reader, keys)
         except UnusableFileError:  # one of them is damaged: the others are not
-            return [self.get(key) for key in keys]
+            return [self._read_one(key) for key in keys]
         missing = [i for i, record in enumerate(found) if record is None]
         if len(found) > len(missing):
             self._counting.add(metrics.BATCH_HITS, len(found) - len(missing))
@@ -451,7 +437,19 @@ class CachedCollection(Mapping[Key, Record]):
                 found[i] = record
         return found
 
-    def _read_around(self, reader: Collection, keys: list[Key]) -> list[Record | None]:
+    def _read_one(self, key: Key) -> Record | None:
+        reader, cause = self._reader()
+        if reader is not None:
+            try:
+                record = reader[key]
+            except _NOT_HERE as error:
+                cause = self._why_not(error)
+            else:
+                self._counting.add(metrics.BATCH_HITS)
+                return record
+        return self._tier.fetch([key], cause)[0]
+
+    def _read_around(self, reader: FileCollection, keys: list[Key]) -> list[Record | None]:
         """The same, where some of the ids are dirty."""
         dirty = [i for i, key in enumerate(keys) if reader.is_dirty(key)]
         clean = sorted(set(range(len(keys))).difference(dirty))
@@ -470,19 +468,24 @@ class CachedCollection(Mapping[Key, Record]):
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened again where it arrives."""
         watch = self._watch
-        return _reopen, (type(self), watch.path, watch.source, watch.options.given(), self._name)
+        opened = watch.path, watch.source, watch.options.given()
+        return _reopen, (type(self), opened, self._name, self._model)
 
 
 def _reopen(
-    kind: type[CachedCollection], path: str, source: Source | None, options: OpenOptions, name: str | None
-) -> CachedCollection:
+    kind: type[CachedCollection[Any]],
+    opened: tuple[str, Source | None, OpenOptions],
+    name: str | None,
+    model: Model[Any] | None,
+) -> CachedCollection[Any]:
+    path, source, options = opened
     watch = Watch(path, source, Options(**options))
     collection = kind.__new__(kind)
-    CachedCollection.__init__(collection, watch, name)
+    CachedCollection.__init__(collection, watch, name, model)
     return collection
 
 
-def _presence(whole: Collection | Selection, field: str | None) -> NDArray[np.bool_]:
-    if isinstance(whole, Collection):
+def _presence(whole: FileCollection | Selection, field: str | None) -> NDArray[np.bool_]:
+    if isinstance(whole, FileCollection):
         return whole.has_embedding if field is None else whole.has_embedding_of(field)
     return presence_of([record.embedding if field is None else record.embedding_of(field) for record in whole])

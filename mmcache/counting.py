@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 from .forks import Lock, on_fork
 from .sharing import metrics
 from .sharing.counters import WorkerCounters
-from .sharing.decide import STATES
+from .sharing.decide import STATES, State
 from .sharing.metrics import CAUSES, FALLBACK, FALLBACKS, LOAD, LOOKUP
 from .storage import shared
 from .storage.snapshot import Snapshot
@@ -157,7 +157,7 @@ class Counting:
             self.counters.set(metrics.LOOKS, self._looks)
             self.counters.hits(self.bump())
 
-    def note_state(self, state: str) -> None:
+    def note_state(self, state: State) -> None:
         """Set the state, and count what was answered since the last decision by a file that was stale then."""
         self.settle()
         counters = self.counters

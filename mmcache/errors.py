@@ -18,6 +18,7 @@ __all__ = [
     "LockTimeoutError",
     "MissingFileError",
     "MmcacheError",
+    "ModelError",
     "PublishError",
     "SourceError",
     "UntrustedPathError",
@@ -101,6 +102,17 @@ class BuildError(MmcacheError, ValueError):
             key=key if isinstance(key, str) else None if key is None else repr(key),
             reason=reason,
         )
+
+
+class ModelError(MmcacheError, ValueError):
+    """A record is not what `Schema(model=...)` declares. `collection`, `key` and `field` say where; `expected` and
+    `found`, in words, why."""
+
+    collection: str | None = None
+    key: object = None
+    field: str | None = None
+    expected: str | None = None
+    found: str | None = None
 
 
 class PublishError(MmcacheError, OSError):

@@ -10,28 +10,29 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from .callbacks import CacheEvent
 from .freshness import Policy, policy
+from .progress import Shown, check_shown
 from .schema import OnDuplicate, OnInvalid
 from .sharing.decide import Rules
 from .storage.trust import uids_of
 
 if TYPE_CHECKING:
+    from .sources.call import ChangedSince, Fetch, Fingerprint, Load
     from .storage.snapshot import Access, Verify
 
-__all__ = ["EXECUTORS", "Executor", "OpenOptions", "Options", "Profile", "is_disabled"]
+__all__ = ["EXECUTORS", "Executor", "GivenOptions", "MadeOptions", "OpenOptions", "Options", "Profile", "is_disabled"]
 
 Executor = Literal["subprocess", "thread", "inline", "external"]
 Profile = Literal["development", "staging", "production"]
 EXECUTORS: Final = ("subprocess", "thread", "inline", "external")
 
 
-class OpenOptions(TypedDict, total=False):
-    """The keyword arguments of `mmcache.open`, which says what they mean."""
+class MadeOptions(TypedDict, total=False):
+    """The keyword arguments of `mmcache.open`, which says what they mean, for what builds the file itself."""
 
     ttl: float | None
     profile: Profile
     refresh_at: float | None
     max_stale: float | None
-    build: bool
     executor: Executor
     rebuild_after: float
     build_timeout: float
@@ -42,7 +43,7 @@ class OpenOptions(TypedDict, total=False):
     verify: Verify
     access: Access
     cluster_by: str | Mapping[str, str] | None
-    metadata: Mapping[str, Any] | None
+    metadata: Mapping[str, object] | None
     label: str
     rollout: float
     trust: str | int | Iterable[str | int]
@@ -50,6 +51,22 @@ class OpenOptions(TypedDict, total=False):
     on_invalid: OnInvalid | None
     max_invalid: int | None
     on_duplicate: OnDuplicate | None
+    progress: Shown
+
+
+class OpenOptions(MadeOptions, total=False):
+    """Those for a source that is there."""
+
+    build: bool
+
+
+class GivenOptions(OpenOptions, total=False):
+    """All of them but `schema` and `model`."""
+
+    load: Load | str | None
+    fetch: Fetch | str | Mapping[str, Fetch | str] | None
+    changed_since: ChangedSince | str | None
+    fingerprint: Fingerprint | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +88,7 @@ class Options:
     verify: Verify = "auto"
     access: Access = "mmap"
     cluster_by: str | Mapping[str, str] | None = None
-    metadata: Mapping[str, Any] | None = None
+    metadata: Mapping[str, object] | None = None
     label: str = ""
     rollout: float = 1.0
     trust: str | int | Iterable[str | int] = ()
@@ -79,6 +96,7 @@ class Options:
     on_invalid: OnInvalid | None = None
     max_invalid: int | None = None
     on_duplicate: OnDuplicate | None = None
+    progress: Shown = None
     policy: Policy = field(init=False)
     uids: tuple[int, ...] = field(init=False)
 
@@ -93,6 +111,7 @@ class Options:
             raise ValueError(f"rollout must be a share of the processes, from 0 to 1, not {self.rollout!r}")
         if self.on_event is not None and not callable(self.on_event):
             raise TypeError(f"on_event must be callable with one CacheEvent, not {type(self.on_event).__name__}")
+        check_shown(self.progress)
         object.__setattr__(self, "trust", tuple(self.trust) if isinstance(self.trust, Iterator) else self.trust)
         object.__setattr__(self, "uids", uids_of(self.trust))
         chosen = policy(self.profile, ttl=self.ttl, refresh_at=self.refresh_at, max_stale=self.max_stale)

@@ -276,7 +276,11 @@ def between(low: Asked, high: Asked) -> Interval:
     """For `where`: terms from low to high, both included. Numbers or texts, which is what the bounds are; null, and
     terms of the other kind, never match. A date, UUID, enum and the like is what a record holds in its place. Raises
     TypeError for bounds of two kinds or of neither, and for a Decimal or a timedelta, whose texts are not ordered as
-    they are; ValueError for NaN."""
+    they are; ValueError for NaN.
+
+    >>> cache.where(size=mmcache.between(2, 3)).ids
+    ['b', 'c']
+    """
     least, most = _bound(low), _bound(high)
     if isinstance(least, str) is not isinstance(most, str):
         raise TypeError(
@@ -286,27 +290,47 @@ def between(low: Asked, high: Asked) -> Interval:
 
 
 def above(low: Asked) -> Interval:
-    """For `where`: terms greater than this, numbers or texts as it is. See `between`."""
+    """For `where`: terms greater than this, numbers or texts as it is. See `between`.
+
+    >>> cache.where(size=mmcache.above(2)).ids
+    ['c']
+    """
     return Interval(_bound(low), None, low_open=True)
 
 
 def at_least(low: Asked) -> Interval:
-    """For `where`: this term and those greater, numbers or texts as it is. See `between`."""
+    """For `where`: this term and those greater, numbers or texts as it is. See `between`.
+
+    >>> cache.where(size=mmcache.at_least(2)).ids
+    ['b', 'c']
+    """
     return Interval(_bound(low), None)
 
 
 def below(high: Asked) -> Interval:
-    """For `where`: terms less than this, numbers or texts as it is. See `between`."""
+    """For `where`: terms less than this, numbers or texts as it is. See `between`.
+
+    >>> cache.where(size=mmcache.below(2)).ids
+    ['a']
+    """
     return Interval(None, _bound(high), high_open=True)
 
 
 def at_most(high: Asked) -> Interval:
-    """For `where`: this term and those less, numbers or texts as it is. See `between`."""
+    """For `where`: this term and those less, numbers or texts as it is. See `between`.
+
+    >>> cache.where(size=mmcache.at_most(2)).ids
+    ['a', 'b']
+    """
     return Interval(None, _bound(high))
 
 
 def startswith(prefix: str) -> Prefix:
-    """For `where`: texts that begin with this one. The case counts. Raises TypeError for what is no text."""
+    """For `where`: texts that begin with this one. The case counts. Raises TypeError for what is no text.
+
+    >>> cache.where(kind=mmcache.startswith("to")).ids
+    ['a', 'b']
+    """
     prefix = _by_rule(prefix)
     if not isinstance(prefix, str):
         raise TypeError(f"startswith() takes a text, not {prefix!r}; for several give a list of startswith(...)")
@@ -315,7 +339,11 @@ def startswith(prefix: str) -> Prefix:
 
 def excluding(what: object) -> Excluding:
     """For `where`: records that carry no term of these: a value, a range, or a list of them. Records without a value
-    are among them, and those with an empty list. Raises TypeError for what is none of these."""
+    are among them, and those with an empty list. Raises TypeError for what is none of these.
+
+    >>> cache.where(kind=mmcache.excluding("tool")).ids, cache.where(size=mmcache.excluding([1, 2])).ids
+    (['c'], ['c'])
+    """
     found = _alternatives(what)
     if any(isinstance(one, Excluding) for one in found):
         raise TypeError("excluding() takes values and ranges, not excluding() again; ask for the values themselves")

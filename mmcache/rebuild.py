@@ -24,6 +24,7 @@ from .filetier import FileTier
 from .forks import in_child, on_fork, why_no_thread
 from .lines import Lines
 from .options import Options
+from .progress import shown
 from .sharing import levers, metrics
 from .sharing.announce import Announcer
 from .sharing.job import Job
@@ -85,20 +86,22 @@ class Rebuilder:
     ) -> BuildReport:
         """Build and publish from the source, if no other process did: see `sharing.publishing.build_once`."""
         assert self.source is not None
-        return build_once(
-            self.files.path,
-            self.source,
-            page=page,
-            counters=self._counting.counters,
-            cluster_by=self.options.cluster_by,
-            metadata=self.options.metadata,
-            timeout=timeout,
-            serves=self.files.serves if first else None,
-            asked_ns=asked_ns,
-            since=since,
-            lock=lock,
-            exact=exact,
-        )
+        with shown(self.options.progress if first else None) as step:
+            return build_once(
+                self.files.path,
+                self.source,
+                page=page,
+                counters=self._counting.counters,
+                cluster_by=self.options.cluster_by,
+                metadata=self.options.metadata,
+                progress=step,
+                timeout=timeout,
+                serves=self.files.serves if first else None,
+                asked_ns=asked_ns,
+                since=since,
+                lock=lock,
+                exact=exact,
+            )
 
     def build_first(self, page: Page | None, take: Callable[[], bool], lines: Lines) -> None:
         """One process builds; the others wait until its file is there, take over if it dies, and give up in time.

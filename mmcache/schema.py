@@ -7,12 +7,23 @@ may ask is in `query`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field as declared, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from .query import Query, Term, matches, parse_query, path_of, terms_of
 
-__all__ = ["Query", "Schema", "Term", "check_width", "matches", "parse_query", "terms_of"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # which type checkers bring along: it is not needed to run
+
+    from .storage.record import Record
+
+    R_co = TypeVar("R_co", covariant=True, default=Record)
+else:
+    from typing import TypeVar
+
+    R_co = TypeVar("R_co", covariant=True)
+
+__all__ = ["AnySchema", "Query", "R_co", "Schema", "Term", "check_width", "matches", "parse_query", "terms_of"]
 
 MAX_KEY_FIELDS = 8
 MAX_NAME_BYTES = 255
@@ -48,7 +59,7 @@ Tracks = Mapping[str, str | tuple[str, ...]] | tuple[tuple[str, str | tuple[str,
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(Generic[R_co]):
     """One collection: its key, its indexed fields, its embeddings.
 
     name: of the collection; printable text of at most 255 bytes of UTF-8.
@@ -82,6 +93,16 @@ class Schema:
     renames: {column in the source: field}. All else names fields.
     casts: {field: type}, of `str`, `int`, `float`, `bool`, `bytes`, `json`. A value that does not fit makes its row one
         that cannot be taken. None stays None.
+
+    What a cache gives for a record:
+    model: a dataclass, TypedDict, NamedTuple, attrs class or pydantic model, made of the fields of the same names; by
+        default a `Record`. It is of this process, not of the file: see docs/types.md. Raises ModelError where a record
+        does not fit.
+
+    >>> Schema("items", key="sku", index=("kind", "price"), embedding="vector", dim=384).key
+    'sku'
+    >>> Schema("items", model=Item).model.__name__
+    'Item'
     """
 
     name: str
@@ -103,6 +124,7 @@ class Schema:
     expires: str | None = None
     renames: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     casts: Mapping[str, Cast] | tuple[tuple[str, Cast], ...] = ()
+    model: type[R_co] | None = declared(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("index", "json", "columns"):
@@ -126,6 +148,10 @@ class Schema:
         object.__setattr__(self, "tracks", _tracks(self.name, self.tracks))
         if self.expires is not None:
             self._check_expires(self.expires)
+        if self.model is not None:
+            from .models import check_model
+
+            check_model(self.model)
 
     def _check_expires(self, field: str) -> None:
         """And index it: what has expired is found by the order of that index."""
@@ -212,7 +238,7 @@ class Schema:
         return tuple((table, (columns,) if isinstance(columns, str) else columns) for table, columns in pairs)
 
     @classmethod
-    def from_model(cls, model: Any, name: str | None = None, **fields: Any) -> Schema:
+    def from_model(cls, model: Any, name: str | None = None, **fields: Any) -> Schema[Any]:
         """Of an ORM model of SQLAlchemy, or of a `Table`: its table, primary key, columns, and those of JSON.
 
             Schema.from_model(Item, index=("kind",), embedding="vector", dim=384)
@@ -244,7 +270,7 @@ class Schema:
         }
         return cls(name or table.name, **(derived | fields))
 
-    def resolved(self, key: str | tuple[str, ...] = "id") -> Schema:
+    def resolved(self, key: str | tuple[str, ...] = "id") -> Schema[R_co]:
         """With this key, if it has none of its own."""
         return self if self.key is not None else replace(self, key=key)
 
@@ -288,11 +314,11 @@ class Schema:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
-            if value != _DEFAULTS[name]
+            if name in _DEFAULTS and value != _DEFAULTS[name]
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Schema:
+    def from_dict(cls, data: Mapping[str, Any]) -> Schema[Any]:
         """The schema that `to_dict` described. Names it does not know (a newer writer's) are ignored.
 
         Raises TypeError or ValueError when a value is not what the field takes.
@@ -300,7 +326,9 @@ class Schema:
         return cls(**{name: value for name, value in data.items() if name in _DEFAULTS})
 
 
-_DEFAULTS = {f.name: f.default for f in fields(Schema)}
+_DEFAULTS = {f.name: f.default for f in fields(Schema) if f.name != "model"}
+AnySchema = Schema[Any]
+"""Of any model: in a list of several, each has its own."""
 
 
 def _key(name: str, key: object) -> str | tuple[str, ...]:

@@ -16,8 +16,9 @@ from .format.keys import Key, check_keys, check_length, type_of
 from .format.leftout import may_have
 from .logs import log_once
 from .query import Query, Term, order_key, terms_in
-from .schema import Schema
+from .schema import Schema, check_width
 from .sharing import metrics
+from .sharing.widening import schemas_of
 from .sources.base import Invalid, Source, SourceRecord, ordered, scans
 from .sources.plain import plain_rows
 from .storage.admission import admitted
@@ -25,7 +26,7 @@ from .storage.ends import is_over
 from .storage.overlay import Overlay
 from .storage.record import Record, detached
 from .storage.selection import Selection
-from .storage.snapshot import Collection, DirtyError
+from .storage.snapshot import DirtyError, FileCollection
 from .view import View
 from .watch import Watch
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SourceTier"]
+__all__ = ["SourceTier", "answerable", "known"]
 
 
 class SourceTier:
@@ -150,7 +151,7 @@ class SourceTier:
         return len(key) if isinstance(key, tuple) else 1
 
     @property
-    def _in_file(self) -> Collection | None:
+    def _in_file(self) -> FileCollection | None:
         """The collection of the file that is open, whether it may answer or not."""
         snapshot = self._watch.files.snapshot
         if snapshot is None:
@@ -195,7 +196,7 @@ class SourceTier:
         self._watch.counting.add_fallback(cause, 1, time.perf_counter() - begun)
         return found
 
-    def everything(self, cause: str) -> Selection | Collection:
+    def everything(self, cause: str) -> Selection | FileCollection:
         """All records, in memory."""
         try:
             with self.source.read() as reading:
@@ -250,7 +251,7 @@ class SourceTier:
             return reader.terms(field)
         return {term: counts[term] for term in sorted(counts, key=order_key)}
 
-    def overlay(self, collection: Collection, keys: list[Key], gone: NDArray[np.uint32]) -> Overlay:
+    def overlay(self, collection: FileCollection, keys: list[Key], gone: NDArray[np.uint32]) -> Overlay:
         """A collection of the file with the source's answers for these keys, without these rows. One fetch, if any."""
         if not keys:
             return Overlay(collection, keys, (), gone)
@@ -265,7 +266,7 @@ class SourceTier:
         self._watch.counting.add_fallback("invalidated", len(records), time.perf_counter() - begun)
         return Overlay(collection, keys, chosen.values(), gone)
 
-    def stand_in(self, cause: str, error: Exception) -> Collection | Overlay:
+    def stand_in(self, cause: str, error: Exception) -> FileCollection | Overlay:
         """What is read as a whole of the file, in the place of a source that has just failed, if it may answer, which
         dirty ids forbid; else raises the source's error."""
         view, other = self._watch.view, self._other_view(cause, error)
@@ -281,3 +282,33 @@ class SourceTier:
         if other is view or self._name not in other.readers:
             raise error
         return other
+
+
+def answerable(watch: Watch, collection: str, ids: list[Key]) -> list[Key]:
+    """The ids, if they can be keys of a collection, and a source may know better than the file."""
+    source, snapshot = watch.source, watch.files.snapshot
+    if source is None and snapshot is not None and snapshot.layout.source is None:
+        raise SourceError(
+            "nothing can answer for single ids: this cache was opened without a source, and its file was built "
+            "from none that it could name; open it with its source, or build the file anew",
+            path=watch.path,
+        )
+    schemas = source.schemas if source is not None else () if snapshot is None else schemas_of(snapshot.layout)
+    schema = next((schema for schema in schemas if schema.name == collection), None)
+    if schema is not None and schema.key is not None:
+        for key in ids:
+            check_width(schema, key)
+    return ids
+
+
+def known(watch: Watch, name: str) -> str:
+    """The name of a collection, if there is one. Raises KeyError naming those that there are."""
+    source = watch.source
+    if source is not None:
+        names = [schema.name for schema in source.schemas]
+    else:
+        snapshot = watch.files.snapshot or watch.current().snapshot
+        names = list(snapshot.collections) if snapshot is not None else []
+    if name not in names:
+        raise KeyError(f"no collection {name!r}; there are: {', '.join(names)}")
+    return name

@@ -11,7 +11,7 @@ from .sharing.decide import Decision
 from .sharing.events import Dirty
 from .storage.expiring import Expiring, expired_at
 from .storage.overlay import Overlay
-from .storage.snapshot import Collection, Snapshot
+from .storage.snapshot import FileCollection, Snapshot
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,8 @@ class View:
         self.decision = decision
         self.snapshot = snapshot
         self.fingerprint = fingerprint
-        self.readers: Mapping[str | None, Collection] = {}
-        self.wholes: dict[str | None, Collection | Overlay] = {}
+        self.readers: Mapping[str | None, FileCollection] = {}
+        self.wholes: dict[str | None, FileCollection | Overlay] = {}
         if snapshot is not None and decision.serves:
             self.readers = _readers(snapshot, decision)
             self.wholes = {
@@ -63,8 +63,8 @@ class View:
         return self.decision.dirty.get(name, _NONE)
 
     def overlay(
-        self, name: str | None, ask: Callable[[Collection, list[Key], NDArray[np.uint32]], Overlay]
-    ) -> Collection | Overlay | None:
+        self, name: str | None, ask: Callable[[FileCollection, list[Key], NDArray[np.uint32]], Overlay]
+    ) -> FileCollection | Overlay | None:
         """A collection with the source's answers for its dirty ids, without what has expired by now; None where they
         cannot be named.
 
@@ -87,8 +87,8 @@ class View:
 _NONE: Final[Dirty] = {}
 
 
-def _readers(snapshot: Snapshot, decision: Decision) -> Mapping[str | None, Collection]:
-    readers: dict[str | None, Collection] = {}
+def _readers(snapshot: Snapshot, decision: Decision) -> Mapping[str | None, FileCollection]:
+    readers: dict[str | None, FileCollection] = {}
     for name, collection in snapshot.collections.items():
         if name not in decision.closed:
             dirty = decision.dirty.get(name)

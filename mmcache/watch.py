@@ -442,7 +442,7 @@ class Watch:
     # --- telling the others
 
     def invalidate(
-        self, collection: str | None, ids: Iterable[Key] | None, *, reason: str, hard: bool | None
+        self, collection: str | None, ids: Iterable[Key] | None, *, reason: invalidation.Reason, hard: bool | None
     ) -> invalidation.Kind:
         if self._known.is_closed:
             raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)

@@ -52,7 +52,7 @@ MODULES = (
     "mmcache.integrations.torch",
     "mmcache.testing",
 )
-MADE_BY_US = {"CachedCollection", "Collection", "EmbeddingRef", "Record", "Selection", "Snapshot"}
+MADE_BY_US = {"CachedCollection", "Collection", "EmbeddingRef", "FileCollection", "Record", "Selection", "Snapshot"}
 """Classes that no caller constructs."""
 IMPLIED = {"BaseException", "Collection", "Container", "Exception", "Generic", "Iterable", "Reversible", "Sized"}
 """Bases that follow from others."""
@@ -84,7 +84,7 @@ def _lines_of(name: str, value: Any) -> Iterator[str]:
     if not inspect.isclass(value):
         yield f"{name}{_signature(value)}"
         return
-    bases = [base.__name__ for base in value.__mro__[1:-1] if base.__name__ not in IMPLIED]
+    bases = [base.__name__ for base in value.__mro__[1:-1] if base in _ours(base) or base.__name__ not in IMPLIED]
     yield f"{name}: class({', '.join(base for base in bases if not base.startswith('_'))})"
     if value.__name__ not in MADE_BY_US:
         yield f"{name}{_signature(value)}"

@@ -20,7 +20,7 @@ from .options import FILE_COMPLETION, OK, UsageError, file_argument, names
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..storage.snapshot import Collection
+    from ..storage.snapshot import FileCollection
     from .output import Step
 
 __all__ = ["FORMATS", "HELP", "add_arguments", "run"]
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return OK
 
 
-def _report(target: str, kind: str, collection: Collection, size: int, output: Output) -> None:
+def _report(target: str, kind: str, collection: FileCollection, size: int, output: Output) -> None:
     if output.json:
         told = {"path": target, "format": kind, "collection": collection.name, "records": len(collection), "size": size}
         output.document(told)
@@ -116,7 +116,7 @@ def _format(arguments: argparse.Namespace) -> str:
     return kind
 
 
-def _wanted(arguments: argparse.Namespace, collection: Collection) -> list[str]:
+def _wanted(arguments: argparse.Namespace, collection: FileCollection) -> list[str]:
     """The fields to write. Raises UsageError."""
     there = dict.fromkeys(name for shape in collection.layout.shapes for name in shape.names)
     vectors = list(collection.layout.embeddings)
@@ -160,7 +160,7 @@ def _destination(target: str | None) -> Iterator[IO[bytes]]:
 
 
 def _write(
-    kind: str, collection: Collection, wanted: list[str], file: IO[bytes], progress: Step, *, is_stream: bool
+    kind: str, collection: FileCollection, wanted: list[str], file: IO[bytes], progress: Step, *, is_stream: bool
 ) -> list[str]:
     """What there is to say of values in another form. Raises UsageError, CorruptFileError."""
     if kind in ("parquet", "arrow"):
@@ -176,7 +176,7 @@ def _write(
     return _write_csv(collection, rows, wanted, file)
 
 
-def _rows(collection: Collection, wanted: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(collection: FileCollection, wanted: list[str]) -> Iterator[dict[str, Any]]:
     """Those of these fields that each record has. A record without an embedding has null there."""
     import numpy as np
 
@@ -263,7 +263,9 @@ _TYPED: Final = re.compile(
 """Text that a reader of CSV takes for something else."""
 
 
-def _write_csv(collection: Collection, rows: Iterable[dict[str, Any]], wanted: list[str], file: IO[bytes]) -> list[str]:
+def _write_csv(
+    collection: FileCollection, rows: Iterable[dict[str, Any]], wanted: list[str], file: IO[bytes]
+) -> list[str]:
     forms = _Forms()
     vectors = {field for field in wanted if field in collection.layout.embeddings}
     typed = dict.fromkeys(wanted, True)

@@ -16,7 +16,7 @@ from .options import UsageError
 from .output import Step
 
 if TYPE_CHECKING:
-    from ..storage.snapshot import Collection
+    from ..storage.snapshot import FileCollection
 
 __all__ = ["write"]
 
@@ -27,7 +27,7 @@ _MAX_ROWS: Final = 16_384
 
 
 def write(
-    kind: str, collection: Collection, wanted: list[str], file: IO[bytes], progress: Step, *, is_stream: bool
+    kind: str, collection: FileCollection, wanted: list[str], file: IO[bytes], progress: Step, *, is_stream: bool
 ) -> None:
     """is_stream: to what cannot seek. Raises UsageError for values that have no common type, CorruptFileError."""
     schema = _schema(collection, wanted, progress)
@@ -42,7 +42,7 @@ def _writer(kind: str, file: IO[bytes], schema: pa.Schema, *, is_stream: bool) -
     return ipc.new_stream(file, schema) if is_stream else ipc.new_file(file, schema)
 
 
-def _batches(collection: Collection, stage: str, progress: Step) -> Iterator[np.ndarray[Any, Any]]:
+def _batches(collection: FileCollection, stage: str, progress: Step) -> Iterator[np.ndarray[Any, Any]]:
     width = 4 * sum(one.dim for one in collection.layout.embeddings.values())
     size = min(_MAX_ROWS, max(1, _BATCH_BYTES // max(width, 1)))
     for begin in range(0, len(collection), size):
@@ -50,7 +50,7 @@ def _batches(collection: Collection, stage: str, progress: Step) -> Iterator[np.
         yield np.arange(begin, min(begin + size, len(collection)), dtype=np.uint32)
 
 
-def _schema(collection: Collection, wanted: list[str], progress: Step) -> pa.Schema:
+def _schema(collection: FileCollection, wanted: list[str], progress: Step) -> pa.Schema:
     found = pa.schema([])
     vectors = _vectors(collection)
     apart = collection.layout.embeddings
@@ -66,7 +66,7 @@ def _schema(collection: Collection, wanted: list[str], progress: Step) -> pa.Sch
     return pa.schema([(name, types.get(name, pa.null())) for name in wanted])
 
 
-def _vectors(collection: Collection) -> dict[str, int]:
+def _vectors(collection: FileCollection) -> dict[str, int]:
     """Field -> dim of the embeddings, but those that no record has."""
     return {name: one.dim for name, one in collection.layout.embeddings.items() if one.dim}
 
@@ -76,7 +76,7 @@ def _no_type(error: Exception) -> UsageError:
     return UsageError(f"{text}; leave it out with --columns, or --format jsonl")
 
 
-def _table(collection: Collection, rows: np.ndarray[Any, Any], schema: pa.Schema) -> pa.Table:
+def _table(collection: FileCollection, rows: np.ndarray[Any, Any], schema: pa.Schema) -> pa.Table:
     vectors = [name for name in schema.names if name in _vectors(collection)]
     columns: dict[str, Any] = {name: [] for name in schema.names if name not in vectors}
     if columns:

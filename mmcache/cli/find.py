@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..format.keys import Key
     from ..storage.record import Record
     from ..storage.selection import Selection
-    from ..storage.snapshot import Collection
+    from ..storage.snapshot import FileCollection
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -102,7 +102,7 @@ def _print_ids(ids: Iterable[Key], output: Output) -> None:
         output.text(text_of(key))
 
 
-def _print_table(collection: Collection, records: Selection, output: Output) -> None:
+def _print_table(collection: FileCollection, records: Selection, output: Output) -> None:
     """Key and indexed fields: what was asked for, and what could be asked next."""
     schema = collection.schema
     columns = list(dict.fromkeys((*schema.key_fields, *schema.index)))

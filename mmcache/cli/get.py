@@ -13,7 +13,7 @@ from .output import Output
 if TYPE_CHECKING:
     from ..format.keys import Key
     from ..storage.record import Record
-    from ..storage.snapshot import Collection, Snapshot
+    from ..storage.snapshot import FileCollection, Snapshot
 
 __all__ = ["HELP", "add_arguments", "add_reading", "collection_of", "fields_of", "open_snapshot", "run"]
 
@@ -57,7 +57,7 @@ def open_snapshot(arguments: argparse.Namespace) -> Snapshot:
     return Snapshot.open(arguments.file, verify=setting(arguments, "verify"), access=setting(arguments, "access"))
 
 
-def collection_of(snapshot: Snapshot, name: str | None) -> Collection:
+def collection_of(snapshot: Snapshot, name: str | None) -> FileCollection:
     if name is None:
         return next(iter(snapshot.collections.values()))
     if name not in snapshot.collections:
@@ -65,7 +65,7 @@ def collection_of(snapshot: Snapshot, name: str | None) -> Collection:
     return snapshot.collections[name]
 
 
-def fields_of(collection: Collection, record: Record, *, embedding: bool) -> dict[str, Any]:
+def fields_of(collection: FileCollection, record: Record, *, embedding: bool) -> dict[str, Any]:
     """The record's fields, and its embedding under the name that it has in the source."""
     fields = record.asdict()
     if embedding:
@@ -77,7 +77,7 @@ def fields_of(collection: Collection, record: Record, *, embedding: bool) -> dic
     return fields
 
 
-def _found(collection: Collection, keys: Iterable[Key]) -> Record | None:
+def _found(collection: FileCollection, keys: Iterable[Key]) -> Record | None:
     """The record of the first of these keys that has one. One that can be no key of this collection has none."""
     for key in keys:
         with contextlib.suppress(TypeError):

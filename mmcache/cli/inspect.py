@@ -15,7 +15,7 @@ from .sections import part_of, summary
 
 if TYPE_CHECKING:
     from ..format.layout import Layout
-    from ..storage.snapshot import Collection
+    from ..storage.snapshot import FileCollection
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return CORRUPT if damaged else OK
 
 
-def _indexes(collection: Collection, top: int) -> dict[str, dict[str, Any]]:
+def _indexes(collection: FileCollection, top: int) -> dict[str, dict[str, Any]]:
     """Per field: how many values, how many postings, and the most frequent values."""
     found: dict[str, dict[str, Any]] = {}
     for field in collection.schema.index:

@@ -6,28 +6,15 @@ plain text. NO_COLOR means no escape sequence at all.
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+from typing import Any, Literal, TextIO
 
-from ..words import bytes_of, number, printable, short
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from ..progress import Step, console_of, shown, unseen, wants_colour
+from ..words import printable, short
 
 __all__ = ["Output", "Step"]
-
-_SHOW_AFTER = 0.3
-"""Seconds of work before progress is worth a line."""
-
-
-class Step(Protocol):
-    """progress(stage, done, total), as builds call it; stage "write" and "verify" count bytes."""
-
-    def __call__(self, stage: str, done: int, total: int | None, /) -> None: ...
 
 
 class Output:
@@ -37,7 +24,7 @@ class Output:
         self.json = json
         self.quiet = quiet
         self.verbose = verbose
-        self.colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.colour = wants_colour()
 
     @property
     def is_terminal(self) -> bool:
@@ -79,7 +66,7 @@ class Output:
         """right: the columns, from 0, whose text is aligned to the right."""
         if self.json or self.quiet:
             return
-        if self.is_terminal and (console := self._console(sys.stdout)) is not None:
+        if self.is_terminal and (console := console_of(sys.stdout)) is not None:
             from rich import box
             from rich.table import Table
             from rich.text import Text
@@ -126,33 +113,12 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[Step]:
         """Something to call as work goes on; shown on a terminal once the work takes long enough to wonder."""
-        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
-            yield _unseen
-            return
-        console = self._console(sys.stderr) if self.colour else None  # a moving bar is made of escape sequences
-        meter = _Line(sys.stderr) if console is None else _Bars(console)
-        try:
-            yield meter
-        finally:
-            meter.close()
-
-    def _console(self, file: TextIO) -> Console | None:
-        from importlib.util import find_spec
-
-        if find_spec("rich") is None or os.environ.get("TERM") == "dumb":
-            return None
-        from rich.console import Console
-
-        system = "auto" if self.colour else None
-        return Console(file=file, highlight=False, markup=False, emoji=False, color_system=system)  # type: ignore[arg-type]
+        with shown(not self.quiet) as step:
+            yield step or unseen
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-
-
-def _unseen(_stage: str, _done: int, _total: int | None, /) -> None:
-    """Progress that is not shown."""
 
 
 def _ascii_only(file: TextIO | None) -> bool:
@@ -166,63 +132,3 @@ def _encodable(text: str, file: TextIO | None) -> str:
     """
     encoding = getattr(file, "encoding", None) or "ascii"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _amount(stage: str, done: int) -> str:
-    return bytes_of(done) if stage in ("write", "verify") else number(done)
-
-
-class _Line:
-    """Progress without rich: one line that is written over."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._next = time.monotonic() + _SHOW_AFTER
-        self._shown = False
-
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + 0.1
-            self._shown = True
-            of = f" of {_amount(stage, total)}" if total else ""
-            print(f"\r{printable(stage)}: {_amount(stage, done)}{of}".ljust(60), end="", file=self._file, flush=True)
-
-    def close(self) -> None:
-        if self._shown:
-            print("\r" + " " * 60 + "\r", end="", file=self._file, flush=True)
-
-
-class _Bars:
-    """Progress by rich: a bar a stage."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._begin = time.monotonic() + _SHOW_AFTER
-        self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
-
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        if self._bars is None:
-            if time.monotonic() < self._begin:
-                return
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._bars = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.fields[amount]}"),
-                TimeElapsedColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._bars.start()
-        of = f" of {_amount(stage, total)}" if total else ""
-        amount = f"{_amount(stage, done)}{of}"
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(printable(stage), total=total, amount=amount)
-        self._bars.update(self._tasks[stage], completed=done, total=total, amount=amount)
-
-    def close(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()

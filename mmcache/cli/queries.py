@@ -24,7 +24,7 @@ from .options import UsageError
 
 if TYPE_CHECKING:
     from ..storage.selection import Selection
-    from ..storage.snapshot import Collection
+    from ..storage.snapshot import FileCollection
 
 __all__ = ["selected"]
 
@@ -34,7 +34,7 @@ _COMPARED = {">=": at_least, "<=": at_most, ">": above, "<": below}
 _FLOAT = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def selected(collection: Collection, words: Iterable[str]) -> Selection:
+def selected(collection: FileCollection, words: Iterable[str]) -> Selection:
     """What the words ask for. Raises UsageError for what cannot be meant so, or for a field without an index."""
     wanted: dict[str, list[Alternative]] = {}
     excluded: dict[str, list[Term]] = {}
@@ -53,7 +53,7 @@ def selected(collection: Collection, words: Iterable[str]) -> Selection:
     return found
 
 
-def _alternative(collection: Collection, field: str, operator: str, value: str) -> Alternative:
+def _alternative(collection: FileCollection, field: str, operator: str, value: str) -> Alternative:
     if operator == ":=":
         return _json(value)
     return _typed(collection, field, value) if operator == "=" else _range(collection, field, value)
@@ -82,7 +82,7 @@ def _json(text: str) -> Term:
     raise UsageError(f"{text!r} after := must be a text, a number, true, false or null")
 
 
-def _typed(collection: Collection, field: str, text: str) -> Term:
+def _typed(collection: FileCollection, field: str, text: str) -> Term:
     other = _WORDS[text] if text in _WORDS else _number(text)
     if (other is None and text != "null") or len(collection.where({field: text})):
         return text
@@ -99,7 +99,7 @@ def _number(text: str) -> int | float | None:
     return float(text) if text.isascii() and _FLOAT.fullmatch(text) else None
 
 
-def _range(collection: Collection, field: str, text: str) -> Alternative:
+def _range(collection: FileCollection, field: str, text: str) -> Alternative:
     low, dots, high = text.partition("..")
     operator = next((one for one in _COMPARED if text.startswith(one)), None)
     if operator is not None:
@@ -116,7 +116,7 @@ def _range(collection: Collection, field: str, text: str) -> Alternative:
     )
 
 
-def _bounds(collection: Collection, field: str, texts: Sequence[str]) -> list[Any]:
+def _bounds(collection: FileCollection, field: str, texts: Sequence[str]) -> list[Any]:
     """All of them numbers, or all of them text."""
     numbers = [_number(text) for text in texts]
     if None not in numbers and len(collection.where({field: [below(0), at_least(0)]})):

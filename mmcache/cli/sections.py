@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..format.keys import Key
     from ..format.layout import CollectionLayout, Layout
-    from ..storage.snapshot import Collection, Snapshot
+    from ..storage.snapshot import FileCollection, Snapshot
 
 __all__ = ["part_of", "summary"]
 
@@ -116,7 +116,7 @@ def _rows(snapshot: Snapshot, name: str) -> dict[str, Any]:
     }
 
 
-def _index(collection: Collection, field: str, top: int) -> dict[str, Any]:
+def _index(collection: FileCollection, field: str, top: int) -> dict[str, Any]:
     terms = collection.terms(field)
     types = Counter(type(term).__name__ for term in terms)
     frequent = sorted(terms.items(), key=lambda item: -item[1])[:top]
@@ -131,7 +131,7 @@ def _index(collection: Collection, field: str, top: int) -> dict[str, Any]:
     }
 
 
-def _first_ids(collection: Collection, top: int) -> list[Key]:
+def _first_ids(collection: FileCollection, top: int) -> list[Key]:
     return collection.ids_at(np.arange(min(top, len(collection)), dtype=np.uint32))
 
 

@@ -22,18 +22,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Unpack, overload
 
 from ..words import bytes_of, number, plural, printable, span
 
 if TYPE_CHECKING:
     from ..cache import Cache
-    from ..options import OpenOptions
-    from ..schema import Schema
+    from ..models import M
+    from ..options import MadeOptions, OpenOptions
+    from ..schema import AnySchema, R_co, Schema
     from ..sharing.fleet import Fleet
-    from ..sources import Source
+    from ..sources.base import Source, SourceOf
+    from ..sources.call import Load
 
-__all__ = ["CacheFactory", "Run", "Scope", "isolating", "summary"]
+__all__ = ["CacheFactory", "Isolate", "Run", "Scope", "isolating", "summary"]
 
 _KEPT, _LATELY = 3, 3600.0
 """Persistent caches of one name that are kept: the last, and those used within an hour."""
@@ -111,19 +113,42 @@ class CacheFactory:
         self._run = run
         self._wait = wait
         self._cache_dir = cache_dir
-        self._caches: list[Cache] = []
+        self._caches: list[Cache[Any]] = []
 
+    @overload
     def __call__(
         self,
         name: str,
-        build: Callable[[], Iterable[Any]] | None = None,
+        build: Load | None = None,
+        *,
+        source: SourceOf[R_co],
+        key: str | None = None,
+        scope: Scope = "run",
+        **options: Unpack[MadeOptions],
+    ) -> Cache[R_co]: ...
+    @overload
+    def __call__(
+        self,
+        name: str,
+        build: Load | None = None,
         *,
         source: Source | None = None,
-        schema: Schema | Iterable[Schema] = (),
+        schema: Schema[R_co] | Iterable[AnySchema] = (),
+        key: str | None = None,
+        scope: Scope = "run",
+        **options: Unpack[MadeOptions],
+    ) -> Cache[R_co]: ...
+    def __call__(
+        self,
+        name: str,
+        build: Load | None = None,
+        *,
+        source: Source | None = None,
+        schema: AnySchema | Iterable[AnySchema] = (),
         key: str | None = None,
         scope: Scope = "run",
         **options: Any,
-    ) -> Cache:
+    ) -> Cache[Any]:
         """The cache of this name, built by exactly one process of the run; the others wait for it.
 
         build: gives the records, with `schema`; called where the cache is built, and where its source is asked.
@@ -300,16 +325,24 @@ def _is_there(path: Path, source: Source) -> bool:
 # --- a cache for one test ---------------------------------------------------------------------------------------------
 
 
+class Isolate(Protocol):
+    """The type of the fixture `mmcache_isolated`."""
+
+    def __call__(self, cache: Cache[M], **options: Unpack[OpenOptions]) -> Cache[M]:
+        """A second cache over the file of this one, with a control page of its own."""
+        ...
+
+
 @contextlib.contextmanager
-def isolating(directory: Path) -> Iterator[Callable[..., Cache]]:
+def isolating(directory: Path) -> Iterator[Isolate]:
     """A function that gives a second cache over a cache's file, below the directory, which is removed at the end."""
     import mmcache
 
     from ..storage.fs import control_name
 
-    caches: list[Cache] = []
+    caches: list[Cache[Any]] = []
 
-    def isolate(cache: Cache, **options: Unpack[OpenOptions]) -> Cache:
+    def isolate(cache: Cache[M], **options: Unpack[OpenOptions]) -> Cache[M]:
         if cache.snapshot is None:
             raise ValueError(f"{cache.path}: there is no file to share: the source answers everything")
         directory.mkdir(exist_ok=True)
@@ -320,9 +353,10 @@ def isolating(directory: Path) -> Iterator[Callable[..., Cache]]:
             os.link(cache.path, path)
         except OSError:
             shutil.copyfile(cache.path, path)
-        settings: dict[str, Any] = {**_SETTINGS, **options}
-        caches.append(mmcache.open(path, cache.source, **settings))
-        return caches[-1]
+        settings: dict[str, Any] = {**_SETTINGS, "model": cache.model, **options}
+        isolated: Cache[M] = mmcache.open(path, cache.source, **settings)
+        caches.append(isolated)
+        return isolated
 
     yield isolate
     for cache in caches:

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from .pytest_caches import CacheFactory, Run, isolating, summary
+from .pytest_caches import CacheFactory, Isolate, Run, isolating, summary
 
-if TYPE_CHECKING:
-    from ..cache import Cache
-
-__all__ = ["CacheFactory", "Factory", "Hooks"]
+__all__ = ["CacheFactory", "Factory", "Hooks", "Isolate"]
 
 Factory = CacheFactory
 """The name that it had first."""
@@ -141,7 +138,7 @@ def mmcache_dir(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def mmcache_isolated(tmp_path: Path) -> Iterator[Callable[..., Cache]]:
+def mmcache_isolated(tmp_path: Path) -> Iterator[Isolate]:
     """`mmcache_isolated(cache)`: the same file with a control page of its own, so that a test may invalidate, rebuild
     and clear without touching the others. Nothing is copied where the file system knows hard links."""
     with isolating(tmp_path / "mmcache-isolated") as isolate:

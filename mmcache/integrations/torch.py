@@ -29,7 +29,7 @@ from ..cache import Cache
 from ..errors import SourceError
 from ..storage.record import Record
 from ..storage.selection import Selection
-from ..storage.snapshot import Collection, Place, Snapshot
+from ..storage.snapshot import FileCollection, Place, Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class MmcacheDataset(Dataset[Any]):
 
     def __init__(
         self,
-        of: Cache | Snapshot | Collection | Selection,
+        of: Cache | Snapshot | FileCollection | Selection,
         *,
         columns: str | Iterable[str] | None = None,
         transform: Callable[[Record, Any], Any] | None = None,
@@ -92,7 +92,7 @@ class MmcacheDataset(Dataset[Any]):
                     "leave them out with drop_missing=True"
                 )
             rows = rows[has]
-        self._at: Collection | Place = collection
+        self._at: FileCollection | Place = collection
         self._rows = rows
         self._names = names
         self._fields = {name for name in names if name != embedding}
@@ -129,7 +129,7 @@ class MmcacheDataset(Dataset[Any]):
         ]
         return list(columns[0]) if self._is_one else list(zip(*columns, strict=True))
 
-    def _collection(self) -> Collection:
+    def _collection(self) -> FileCollection:
         if isinstance(self._at, Place):
             self._at = self._at.collection()
         return self._at
@@ -142,29 +142,29 @@ class MmcacheDataset(Dataset[Any]):
         return f"<MmcacheDataset {place.path!r}, generation {place.generation}, {len(self)} of {place.name!r}>"
 
 
-def _rows_of(of: Cache | Snapshot | Collection | Selection) -> tuple[Collection, NDArray[np.uint32]]:
+def _rows_of(of: Cache | Snapshot | FileCollection | Selection) -> tuple[FileCollection, NDArray[np.uint32]]:
     if isinstance(of, Cache):
         with of.pinned() as snapshot:
             return _rows_of(snapshot)
     if isinstance(of, Snapshot):
         of = of.default
-    if isinstance(of, Collection):
+    if isinstance(of, FileCollection):
         return of, np.arange(len(of), dtype=np.uint32)
     if isinstance(of, Selection):
         collection = of._collection
-        if not of.complete or not isinstance(collection, Collection | Place):
+        if not of.complete or not isinstance(collection, FileCollection | Place):
             raise SourceError(
                 f"{len(of) - len(of.rows)} of {len(of)} records are the source's answer, and only a file has rows: "
                 "pin a snapshot, or use where(..., snapshot=True)"
             )
-        return collection if isinstance(collection, Collection) else collection.collection(), of.rows
+        return collection if isinstance(collection, FileCollection) else collection.collection(), of.rows
     raise TypeError(
-        f"a dataset is of a Cache, a Snapshot, a Collection or a Selection, not of {type(of).__name__}: "
+        f"a dataset is of a Cache, a Snapshot, a FileCollection or a Selection, not of {type(of).__name__}: "
         "for another collection of a cache there is cache.snapshot.collection(name)"
     )
 
 
-def _records_at(collection: Collection, rows: NDArray[np.uint32]) -> list[Record]:
+def _records_at(collection: FileCollection, rows: NDArray[np.uint32]) -> list[Record]:
     """The records of rows, which may be in any order, and there more than once."""
     found = collection.get_many(collection.ids_at(rows))
     records = [record for record in found if record is not None]

@@ -6,13 +6,13 @@ no file; `decide` is the only function that knows what follows."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from ..format.header import Header, Tokens, is_telling
 from ..format.keys import Key, hash_key
 from ..freshness import Freshness, Policy, freshness, may_answer
 from .events import Dirty, Said, add_dirty
-from .fleet import STATES
+from .fleet import STATES, State
 from .head import Coverage, Failure
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Facts",
     "Rules",
     "SourceFacts",
+    "State",
     "Trouble",
     "baseline_of",
     "decide",
@@ -126,7 +127,7 @@ class Decision(NamedTuple):
     rebuild: why the file should be built again now, or "".
     """
 
-    state: str
+    state: State
     why: str
     serves: bool
     cause: str
@@ -156,7 +157,7 @@ def decide(facts: Facts, rules: Rules) -> Decision:
         trouble = facts.trouble or Trouble("missing", "there is no file yet")
         cause = "building" if facts.building else trouble.cause
         rebuild = trouble.why if trouble.mends and _may_build(facts, rules) else ""
-        return Decision(trouble.cause, trouble.why, serves=False, cause=cause, rebuild=rebuild)
+        return Decision(cast("State", trouble.cause), trouble.why, serves=False, cause=cause, rebuild=rebuild)
     baseline = facts.baseline
     age = freshness(rules.policy, now=facts.now, built=baseline.built, build_seconds=baseline.took, draw=rules.jitter)
     doubt = _doubt(facts, baseline)
@@ -232,7 +233,7 @@ def _dirty(facts: Facts, baseline: Baseline) -> tuple[Mapping[str, Dirty], int, 
     return merged, ids, False
 
 
-def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> tuple[str, str]:
+def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> tuple[State, str]:
     if doubt.hard:
         return "invalidated", doubt.hard
     if age.state == "expired" and not facts.held:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 __all__ = [
     "CAUSES",
@@ -16,6 +16,7 @@ __all__ = [
     "History",
     "Recent",
     "Sample",
+    "State",
     "Worker",
     "answers_of",
 ]
@@ -23,10 +24,22 @@ __all__ = [
 CAUSES_WITHOUT_FILE: Final = ("missing", "corrupt", "incompatible", "unreadable", "untrusted")
 """Why there is no file that can be used."""
 
-STATES: Final = (
-    *("starting", "fresh", "stale", "expired", "invalidated", "slow", *CAUSES_WITHOUT_FILE),
-    *("disabled", "held"),
-)
+State = Literal[
+    "starting",
+    "fresh",
+    "stale",
+    "expired",
+    "invalidated",
+    "slow",
+    "missing",
+    "corrupt",
+    "incompatible",
+    "unreadable",
+    "untrusted",
+    "disabled",
+    "held",
+]
+STATES: Final[tuple[State, ...]] = get_args(State)
 """What a decision may find a cache in, and "starting", which it is in before its first decision."""
 
 CAUSES: Final = (

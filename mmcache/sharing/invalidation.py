@@ -16,11 +16,21 @@ from .counters import WorkerCounters
 from .events import MAX_APPEND, MAX_IDS, REASONS, Event, Kind as EventKind, encode, ids_events
 from .page import MovedError, Page
 
-__all__ = ["Kind", "invalidate", "invalidate_file"]
+__all__ = ["Kind", "Reason", "invalidate", "invalidate_file"]
 
 log = logging.getLogger("mmcache")
 
 Kind = Literal["ids", "soft", "hard"]
+Reason = Literal[
+    "manual",
+    "record_stored",
+    "record_deleted",
+    "config_updated",
+    "schema_migration",
+    "ttl_expired",
+    "pattern_stored",
+    "pattern_deleted",
+]
 _TRIES: Final = 5
 _COUNTERS: Final[dict[Kind, int]] = {
     "ids": metrics.INVALIDATIONS_IDS,

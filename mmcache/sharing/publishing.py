@@ -15,13 +15,15 @@ from typing import Any
 from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
-from ..schema import OnDuplicate, OnInvalid, Schema
+from ..progress import Progress, Shown, shown
+from ..schema import AnySchema, OnDuplicate, OnInvalid, Schema
 from ..sources import Source, as_source, closing, from_spec, moved, with_rules
-from ..sources.iterable import Records
+from ..sources.base import Where
+from ..sources.iterable import Embeddings, Records
 from ..storage import describe, publish as storage
 from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
-from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Progress, Serves
+from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Serves
 from ..storage.trust import name_owners, uids_of
 from . import metrics, operate
 from .announce import Announcer
@@ -37,11 +39,12 @@ log = logging.getLogger("mmcache")
 
 def build(
     path: str | os.PathLike[str],
-    records: Source | Records | Mapping[str, Records] | str | os.PathLike[str],
-    *schemas: Schema,
+    records: Source | Records | Mapping[str, Records] | Where,
+    *schemas: AnySchema,
+    embeddings: Embeddings | None = None,
     cluster_by: str | Mapping[str, str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    metadata: Mapping[str, object] | None = None,
+    progress: Shown = None,
     timeout: float = LOCK_TIMEOUT,
     trust: str | int | Iterable[str | int] = (),
     on_invalid: OnInvalid | None = None,
@@ -55,7 +58,10 @@ def build(
     cluster_by: a field whose equal values shall stand together, which makes each of them one contiguous view;
         of several collections, a mapping of collection to field.
     metadata: a map of anything msgpack carries, to be found as `Snapshot.metadata`.
-    progress: called as progress(stage, done, total).
+    embeddings: of records in memory, an (n, dim) array whose row i is the embedding of record i; or a mapping of
+        collection to array: see `IterableSource`.
+    progress: True shows on stderr how far it is, where that is a terminal; "lines" prints lines of text wherever it
+        goes; a function is called as progress(stage, done, total).
     timeout: seconds to wait for another build of this file.
     trust: owners, by name or uid, who are trusted with the directory besides this user and root: see `mmcache.open`.
     on_invalid, max_invalid, on_duplicate: which rows are left out: see `Schema`. For all collections; None leaves it as
@@ -66,12 +72,17 @@ def build(
     that have the path open move to the new file within their next get.
     Raises BuildError for records that cannot be stored, SourceError, LockTimeoutError, UntrustedPathError, and
     PublishError for what the system refuses; after any of them the published file is as it was.
+
+    >>> vectors = np.eye(2, dtype="f4")
+    >>> report = mmcache.build("pairs.mmc", [{"id": 7}, {"id": 8}], Schema("pairs", embedding="v"), embeddings=vectors)
+    >>> report.generation, dict(report.records)
+    (1, {'pairs': 2})
     """
     name_owners(os.fspath(path), uids_of(trust))
-    given = as_source(records, schemas)
+    given = as_source(records, schemas, embeddings=embeddings)
     source = with_rules(given, on_invalid=on_invalid, max_invalid=max_invalid, on_duplicate=on_duplicate)
-    with closing(None if source is given else source):
-        return build_once(path, source, cluster_by=cluster_by, metadata=metadata, progress=progress, timeout=timeout)
+    with closing(None if source is given else source), shown(progress) as step:
+        return build_once(path, source, cluster_by=cluster_by, metadata=metadata, progress=step, timeout=timeout)
 
 
 def rebuild(

@@ -22,7 +22,7 @@ from .asking import ask
 from .attach import look
 from .counters import read_fleet
 from .decide import Decision, Facts, Rules as DecisionRules, Trouble, decide
-from .fleet import Fleet
+from .fleet import Fleet, State
 from .head import Builder, Failure
 from .hearing import Hearing
 from .levers import BY_ENVIRONMENT, look as look_at_levers
@@ -45,7 +45,7 @@ class Status:
     what they counted. left_out: of each collection of which the file leaves rows out, how many, and the first ones."""
 
     path: str
-    state: str
+    state: State
     why: str
     header: Header | None
     freshness: Freshness | None
@@ -60,6 +60,7 @@ class Status:
 
     @property
     def generation(self) -> int | None:
+        """Of the file; None where there is none."""
         return None if self.header is None else self.header.generation
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
-from ..schema import Schema
+from ..schema import AnySchema, Schema
 from .base import (
     Changes,
     EvolvingSource,
@@ -23,6 +23,7 @@ from .base import (
     Source,
     SourceRecord,
     TrackedSource,
+    Where,
     given_by,
     ordered,
 )
@@ -111,12 +112,12 @@ def _load(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
+def as_source(records_or_source: Any, schemas: Iterable[AnySchema], *, embeddings: Any = None) -> Source:
     """What `mmcache.build` was given, as a source: a source as it is, a path or URL as the source that is there,
     anything else by way of `IterableSource`.
 
-    Several schemas take a mapping {collection: records}. Raises TypeError when a source comes with schemas, as it has
-    its own, or records come without.
+    Several schemas take a mapping {collection: records}. embeddings: see `IterableSource`. Raises TypeError when a
+    source comes with schemas or embeddings, as it has its own, or records come without a schema.
     """
     schemas = tuple(schemas)
     if isinstance(records_or_source, (str, os.PathLike)):
@@ -125,22 +126,24 @@ def as_source(records_or_source: Any, schemas: Iterable[Schema]) -> Source:
         if schemas:
             names = ", ".join(schema.name for schema in records_or_source.schemas)
             raise TypeError(f"a source has its own schemas ({names}); give them there and not here")
+        if embeddings is not None:
+            raise TypeError("embeddings= goes with records in memory; a source has its own embeddings")
         return records_or_source
     if not schemas:
         raise TypeError("records need a Schema, to know their key: build(path, records, Schema(...))")
-    source: Source = _load("IterableSource")(records_or_source, *schemas)
+    source: Source = _load("IterableSource")(records_or_source, *schemas, embeddings=embeddings)
     return source
 
 
-def source_there(place: str | os.PathLike[str], schemas: Iterable[Schema]) -> Source:
+def source_there(place: Where, schemas: Iterable[AnySchema]) -> Source:
     """The source at a path or URL. Raises SourceError."""
     found: Source = import_module("mmcache.sources.recognize").source_at(place, *schemas)
     return found
 
 
 def chosen(
-    source: Source | str | os.PathLike[str] | None,
-    schema: Schema | Iterable[Schema] | None,
+    source: Source | Where | None,
+    schema: AnySchema | Iterable[AnySchema] | None,
     *,
     load: Load | str | None,
     fetch: Fetch | str | Mapping[str, Fetch | str] | None,
@@ -191,7 +194,7 @@ def with_rules(source: Source, **rules: Any) -> Source:
     return changed
 
 
-def with_schemas(source: Source, schemas: Iterable[Schema]) -> Source:
+def with_schemas(source: Source, schemas: Iterable[AnySchema]) -> Source:
     """A source like this one with other schemas of the same collections, where it can be made; else itself."""
     wanted = tuple(schemas)
     gone = {schema.name for schema in source.schemas} - {schema.name for schema in wanted}
@@ -216,7 +219,7 @@ def closing(source: Source | None) -> Iterator[Source | None]:
             close()
 
 
-def available(source: Source, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+def available(source: Source, schemas: Iterable[AnySchema]) -> tuple[Schema, ...]:
     """`EvolvingSource.available` of a source that has it; of any other, those that it has itself.
 
     Raises SourceError.
@@ -236,7 +239,7 @@ def is_remakable(source: Source) -> bool:
     return given_by(source) is not None
 
 
-def from_spec(spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping[str, Any] | None = None) -> Source:
+def from_spec(spec: Mapping[str, Any], schemas: Iterable[AnySchema], given: Mapping[str, Any] | None = None) -> Source:
     """The source that `Source.spec` described. Raises SourceError for a kind that this version does not know.
 
     given: arguments that a spec does not hold, such as functions or their names and passwords, from a program or a

@@ -7,7 +7,6 @@ the schema stays an array, whose rows are taken without making a number of Pytho
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -18,8 +17,9 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
-from ..schema import Schema
+from ..schema import R_co, Schema
 from ..values import Default, Unimported, Values, importable
+from .base import Where
 from .casts import is_kept
 from .columns import values_of
 from .files import FileReading, FileSource
@@ -84,17 +84,17 @@ def _wanted(schema: Schema, names: Iterable[str]) -> list[str] | None:
     return [name for name in names if is_kept(schema, renames.get(name, name))]
 
 
-class ArrowFileSource(FileSource):
+class ArrowFileSource(FileSource[R_co]):
     """What the sources of Arrow's formats have in common."""
 
     takes = ("default",)
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        schema: Schema,
+        path: Where,
+        schema: Schema[R_co],
         *,
-        embeddings: str | os.PathLike[str] | None = None,
+        embeddings: Where | None = None,
         default: Default | str | None = None,
     ) -> None:
         super().__init__(path, schema, embeddings=embeddings)
@@ -160,7 +160,7 @@ class ParquetReading(ArrowReading):
             yield from _rows(batch, schema)
 
 
-class ParquetSource(ArrowFileSource):
+class ParquetSource(ArrowFileSource[R_co]):
     """Parquet files, one record a row; a directory of them may be partitioned by names (`year=2026/`), which become
     fields. See `FileSource`. Needs the extra `arrow`.
 
@@ -193,7 +193,7 @@ class IPCReading(ArrowReading):
             yield from of_batches(map(table.get_batch, range(table.num_record_batches)), schema)
 
 
-class ArrowSource(ArrowFileSource):
+class ArrowSource(ArrowFileSource[R_co]):
     """Arrow IPC files (Feather) and streams, one record a row; streams may be compressed as a whole. See `FileSource`.
     Needs the extra `arrow`.
 

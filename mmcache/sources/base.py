@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from ..errors import BuildError, SourceError
 from ..format.keys import Key, is_key
 from ..query import Query
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 
 __all__ = [
     "Changes",
@@ -26,9 +26,11 @@ __all__ = [
     "Row",
     "ScanningSource",
     "Source",
+    "SourceOf",
     "SourceRecord",
     "TrackedSource",
     "UntoldError",
+    "Where",
     "flat",
     "given_by",
     "ordered",
@@ -38,6 +40,9 @@ __all__ = [
     "scans",
     "told",
 ]
+
+
+Where = str | os.PathLike[str]
 
 
 def plain_path(path: str) -> str | bytes:
@@ -166,7 +171,7 @@ class Source(Protocol):
     """
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
         """One per collection, the default collection first; resolved, unless the source cannot be asked now."""
         ...
 
@@ -195,6 +200,15 @@ class Source(Protocol):
 
         It holds no secret, and nothing that would be imported or connected to because a file says so, short of paths
         and of URLs without a password."""
+        ...
+
+
+class SourceOf(Source, Protocol[R_co]):
+    """A source of which type checkers know the model of its default collection."""
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
         ...
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict, Unpack, overload
 
 from ..errors import SourceError
 from ..format.keys import check_key
-from ..schema import Schema, check_width
+from ..schema import AnySchema, R_co, Schema, check_width
 from ..values import Default, Values, importable
 from .base import Changes, Key, Reading, Row, told
 from .functions import described, is_findable
@@ -24,16 +24,27 @@ from .mappings import Keyed, shape_records
 from .own import BaseSource
 from .tokens import fingerprint_of_token, token_in
 
-__all__ = ["CallableSource", "Fetch", "Load"]
+__all__ = ["CallOptions", "CallableSource", "ChangedSince", "Fetch", "Fingerprint", "Load"]
 
 Load = Callable[[], Iterable[Any] | ArrowStream]
 Fetch = Callable[[list[Key]], Iterable[Any]]
+Fingerprint = Callable[[], object]
+ChangedSince = Callable[[Any], Iterable[object] | Mapping[str, Iterable[object]] | None]
+"""Called with what `Fingerprint` gave."""
 
 _STORED = "load", "fingerprint", "default"
 """Arguments without which a file cannot be built again as it is."""
 
 
-class CallableSource(BaseSource):
+class CallOptions(TypedDict, total=False):
+    """What makes it cheaper to ask a function: see `CallableSource`."""
+
+    fetch: Fetch | str | Mapping[str, Fetch | str] | None
+    changed_since: ChangedSince | str | None
+    fingerprint: Fingerprint | str | None
+
+
+class CallableSource(BaseSource[R_co]):
     """Records that a function gives, called for each build. Every function is given itself, or as its name
     "module:function".
 
@@ -57,13 +68,31 @@ class CallableSource(BaseSource):
     kind: ClassVar[str] = "call"
     _gives_plain: ClassVar[bool] = True
 
+    @overload
     def __init__(
         self,
         load: Load | str,
-        *schemas: Schema,
+        first: Schema[R_co],
+        /,
+        *others: AnySchema,
+        default: Default | str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        load: Load | str,
+        *schemas: Schema[R_co],
+        default: Default | str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> None: ...
+    def __init__(
+        self,
+        load: Load | str,
+        *schemas: AnySchema,
         fetch: Fetch | str | Mapping[str, Fetch | str] | None = None,
-        changed_since: Callable[[Any], Any] | str | None = None,
-        fingerprint: Callable[[], Any] | str | None = None,
+        changed_since: ChangedSince | str | None = None,
+        fingerprint: Fingerprint | str | None = None,
         default: Default | str | None = None,
     ) -> None:
         super().__init__(*schemas)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..schema import Schema
+from ..schema import AnySchema, Schema
 
 __all__ = ["Catalog"]
 
 
-class Catalog(dict[str, Schema]):
+class Catalog(dict[str, AnySchema]):
     """Collection name -> Schema; asking for another name is a ValueError that lists those there are."""
 
-    def __init__(self, schemas: Iterable[Schema], *, key: str | None = None) -> None:
+    def __init__(self, schemas: Iterable[AnySchema], *, key: str | None = None) -> None:
         """key: of the schemas that name none."""
         super().__init__()
         for schema in schemas:
@@ -27,5 +27,5 @@ class Catalog(dict[str, Schema]):
         if not self:
             raise TypeError("a source needs at least one Schema, to know the key and the collection's name")
 
-    def __missing__(self, name: str) -> Schema:
+    def __missing__(self, name: str) -> AnySchema:
         raise ValueError(f"the source has no collection {name!r}; it has: {', '.join(self)}")

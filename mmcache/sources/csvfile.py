@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice
@@ -16,8 +15,9 @@ from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import BuildError
-from ..schema import Schema
+from ..schema import R_co, Schema
 from ..values import Values
+from .base import Where
 from .casts import cast, clash, declared, is_kept, unknown_fields
 from .files import FileReading, FileSource
 from .inference import Guess, read_by
@@ -50,7 +50,7 @@ class _Line(NamedTuple):
     texts: list[str]
 
 
-class CSVSource(FileSource):
+class CSVSource(FileSource[R_co]):
     """Files of one record a line, under a header that names the fields. See `FileSource`.
 
     delimiter: None takes of comma, tab, semicolon and bar the one that cuts the header into most fields.
@@ -71,10 +71,10 @@ class CSVSource(FileSource):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        schema: Schema,
+        path: Where,
+        schema: Schema[R_co],
         *,
-        embeddings: str | os.PathLike[str] | None = None,
+        embeddings: Where | None = None,
         delimiter: str | None = None,
         quotechar: str | None = None,
         encoding: str | None = None,

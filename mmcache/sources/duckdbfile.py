@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import duckdb
 
 from ..errors import BuildError, SourceError
-from ..schema import Schema
+from ..schema import R_co, Schema
 from ..values import Default
 from .arrow import ArrowFileSource, ArrowReading, of_batches
+from .base import Where
 from .parts import Part
 
 __all__ = ["DuckDBSource"]
@@ -61,7 +62,7 @@ class DuckDBReading(ArrowReading):
         return ", ".join(str(name) for (name,) in self._connection.execute(sql).fetchall()) or "none"
 
 
-class DuckDBSource(ArrowFileSource):
+class DuckDBSource(ArrowFileSource[R_co]):
     """A table, view or query of a DuckDB database, one record a row. See `FileSource`, also for lookups.
 
     The table is the collection's name, or `Schema(table=)` or `Schema(query=)` say otherwise; a query reaches no other
@@ -74,7 +75,7 @@ class DuckDBSource(ArrowFileSource):
     _reads = DuckDBReading
     _gives_plain: ClassVar[bool] = True
 
-    def __init__(self, path: str | os.PathLike[str], schema: Schema, *, default: Default | str | None = None) -> None:
+    def __init__(self, path: Where, schema: Schema[R_co], *, default: Default | str | None = None) -> None:
         super().__init__(path, schema, default=default)
 
     def parts(self) -> list[Part]:

@@ -17,13 +17,13 @@ from copy import copy
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self
 
 from ..errors import BuildError, SourceError
 from ..query import Query
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 from ..values import Values
-from .base import Invalid, Key, Reading, Row, SourceRecord, flat, path_in, plain_path
+from .base import Invalid, Key, Reading, Row, SourceRecord, Where, flat, path_in, plain_path
 from .casts import Adapter
 from .catalog import Catalog
 from .fingerprint import lasting, stamp_of
@@ -38,7 +38,7 @@ _REMEMBERED = 1024
 """Lines that are known of the last items: more than are taken together."""
 
 
-class FileSource:
+class FileSource(Generic[R_co]):
     """A file of records without an index; or several: a pattern such as `logs/*.jsonl`, or a directory.
 
     path: made absolute at once. "-" is standard input, which no other process can read again.
@@ -56,9 +56,7 @@ class FileSource:
     """Arguments that only a program or a command line gives."""
     _reads: ClassVar[type[FileReading]]
 
-    def __init__(
-        self, path: str | os.PathLike[str], schema: Schema, *, embeddings: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, path: Where, schema: Schema[R_co], *, embeddings: Where | None = None) -> None:
         self.path = absolute(os.fsdecode(os.fspath(path)))
         if "\0" in self.path:
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
@@ -78,8 +76,14 @@ class FileSource:
         return self.__dict__ | {"_lookup": None}
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
+        """The one, with its key."""
         return (self._schema,)
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """The one, with its key."""
+        return self._schema
 
     def scans(self, collection: str) -> bool:
         """See `ScanningSource`: there is no index."""

@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Generic, Protocol, Self, overload
 
 from ..errors import BuildError, SourceError
 from ..query import Query
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 from ..values import Default, Values, importable
 from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
 from .mappings import Keyed, shape_records
 from .vectors import Decoders, Vector, float32_bytes
 
-__all__ = ["IterableSource", "Records"]
+__all__ = ["Embeddings", "IterableSource", "Records"]
 
 _BLOCK_ROWS = 1024
 _TABLES = {
@@ -41,10 +41,18 @@ class ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
 
+class SupportsArray(Protocol):
+    """What numpy takes for an array, as its own, or a tensor in memory."""
+
+    def __array__(self) -> Any: ...
+
+
 Records = Iterable[Mapping[str, Any]] | ArrowStream
+Array = Sequence[Sequence[float]] | SupportsArray
+Embeddings = Array | Mapping[str, Array | Mapping[str, Array]]
 
 
-class IterableSource:
+class IterableSource(Generic[R_co]):
     """Mappings with a key field, from any iterable; or the rows of anything that speaks Arrow's PyCapsule interface, as
     the data frames of pandas and polars, the relations of DuckDB and the tables of pyarrow do (extra `arrow`).
 
@@ -58,15 +66,37 @@ class IterableSource:
 
     A list can be read again and looked up; an iterator such as a generator can be read once. An iterable cannot tell
     that it changed, so the fingerprint is constant: after a change, rebuild, and use a new source for lookups.
+
+    >>> source = IterableSource([{"id": 7, "size": 1}], Schema("items"))
+    >>> mmcache.open("memory.mmc", source, executor="thread")[7]["size"]
+    1
     """
 
     _gives_plain: ClassVar[bool] = True
 
+    @overload
     def __init__(
         self,
         records: Records | Mapping[str, Records],
-        *schemas: Schema,
-        embeddings: Any = None,
+        first: Schema[R_co],
+        /,
+        *others: AnySchema,
+        embeddings: Embeddings | None = None,
+        default: Default | str | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        records: Records | Mapping[str, Records],
+        *schemas: Schema[R_co],
+        embeddings: Embeddings | None = None,
+        default: Default | str | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        records: Records | Mapping[str, Records],
+        *schemas: AnySchema,
+        embeddings: Embeddings | None = None,
         default: Default | str | None = None,
     ) -> None:
         self._catalog = Catalog(schemas, key="id")
@@ -89,8 +119,14 @@ class IterableSource:
         return self.__dict__ | {"_lookup": {}, "_decoders": {}}
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
+        """With their keys."""
         return tuple(self._catalog.values())
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
+        return self.schemas[0]
 
     def with_rules(self, **rules: Any) -> Self:
         """See `sources.with_rules`. An iterator that was read once was read for both."""

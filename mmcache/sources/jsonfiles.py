@@ -13,7 +13,7 @@ from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from typing import IO, Any, ClassVar
 
 from ..errors import BuildError
-from ..schema import Schema
+from ..schema import R_co, Schema
 from .files import FileReading, FileSource
 from .mappings import Unread
 from .parts import Part
@@ -53,10 +53,11 @@ def _as_utf8(data: io.BufferedReader, encoding: str) -> Iterator[bytes]:
         text.detach()
 
 
-class JSONLinesSource(FileSource):
+class JSONLinesSource(FileSource[R_co]):
     """Files of one JSON object a line, compressed or not; blank lines are skipped. See `FileSource`.
 
-    `JSONLinesSource("items.jsonl.gz", Schema("items", index=("kind",)))`
+    >>> mmcache.open("lines.mmc", JSONLinesSource("items.jsonl", Schema("items")))["b"]["size"]
+    2
     """
 
     kind = "jsonl"
@@ -79,7 +80,7 @@ class JSONReading(FileReading):
             raise failure from error
 
 
-class JSONSource(FileSource):
+class JSONSource(FileSource[R_co]):
     """Files of one JSON array of objects, or of objects one after another, as `jq` prints them. See `FileSource`.
 
     An element is held at a time, and not the array. What is no JSON ends the read, as nothing after it has a meaning:

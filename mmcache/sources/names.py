@@ -23,6 +23,7 @@ from .opening import what_it_lacks
 __all__ = [
     "NoKeyError",
     "Origin",
+    "attached_names",
     "ended",
     "find_table",
     "keys_of_view",
@@ -245,6 +246,13 @@ def keys_of_view(connection: Connection, origin: Origin) -> str:
     where = f"its first {_ROWS:,} rows" if rows > _ROWS else f"its {rows:,} rows"
     unique = [name for name, is_unique in zip(columns, could, strict=True) if is_unique]
     return f"unique and not null in {where}: {listed(unique)}"
+
+
+def attached_names(connection: Connection) -> list[str]:
+    """Of databases besides the one that was opened."""
+    return [
+        name for _, name, _ in connection.execute("PRAGMA database_list").fetchall() if name not in ("main", "temp")
+    ]
 
 
 def quoted(name: str) -> str:

@@ -11,16 +11,25 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypedDict
 from urllib.parse import quote
 
 from ..errors import SourceError
 from ..values import importable
 
-__all__ = ["Connect", "Hook", "Opening", "path_of_database", "what_it_lacks"]
+__all__ = ["Connect", "Hook", "Opening", "OpeningOptions", "path_of_database", "what_it_lacks"]
 
 Connect = Callable[..., Any]
 """Called with the arguments of `sqlite3.connect`, all of which it hands on."""
+
+
+class OpeningOptions(TypedDict, total=False):
+    """The keyword arguments of `SQLiteSource`, which says what they mean."""
+
+    timeout: float
+    connect: Connect | str | None
+    immutable: bool
+
 
 _MANY: Final = 999
 """Parameters that every build of SQLite takes."""

@@ -18,16 +18,16 @@ from contextlib import AbstractContextManager, suppress
 from copy import copy
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Generic, Self, overload
 
 from ..errors import BuildError, SourceError
 from ..format.keys import is_key
 from ..query import Query, matcher
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 from ..values import Default
 from .base import Invalid, Key, Reading, Row, SourceRecord, flat, refused
 from .catalog import Catalog
-from .iterable import IterableSource, Records
+from .iterable import Embeddings, IterableSource, Records
 from .loads import Loads
 from .mappings import LOOKED_AT, Keyed, Sought
 from .plain import plain_rows
@@ -35,7 +35,7 @@ from .plain import plain_rows
 __all__ = ["BaseSource"]
 
 
-class BaseSource(ABC):
+class BaseSource(ABC, Generic[R_co]):
     """A source of one's own: `read` is enough.
 
     schemas: one for each collection, the default collection first. A key that is not named is the field `id`.
@@ -53,16 +53,25 @@ class BaseSource(ABC):
         cache = mmcache.open("orders.mmc", Orders(mmcache.Schema("orders", index=("status",))))
     """
 
-    def __init__(self, *schemas: Schema) -> None:
+    @overload
+    def __init__(self, first: Schema[R_co], /, *others: AnySchema) -> None: ...
+    @overload
+    def __init__(self, *schemas: Schema[R_co]) -> None: ...
+    def __init__(self, *schemas: AnySchema) -> None:
         self._catalog = Catalog(schemas, key="id")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_loads"}
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
         """As given, with their keys."""
         return tuple(self._by_name.values())
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
+        return self.schemas[0]
 
     @property
     def _by_name(self) -> Catalog:
@@ -84,7 +93,7 @@ class BaseSource(ABC):
         self,
         records: Records | Mapping[str, Records],
         *,
-        embeddings: Any = None,
+        embeddings: Embeddings | None = None,
         default: Default | str | None = None,
     ) -> Reading:
         """What `read` gives. The arguments are those of `IterableSource`: an iterable of mappings, or a mapping from
@@ -134,7 +143,7 @@ class BaseSource(ABC):
         """See `mmcache.open` (on_invalid, max_invalid, on_duplicate). By default `with_schemas`."""
         return self.with_schemas(*(replace(schema, **rules) for schema in self._by_name.values()))
 
-    def with_schemas(self, *schemas: Schema) -> Self:
+    def with_schemas(self, *schemas: AnySchema) -> Self:
         """A source like this one with other schemas of the same collections: other versions of a program may want more
         indexes. By default a shallow copy, of which `close` does nothing, as it shares what this one has open."""
         other = copy(self)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, overload
 
 from ..errors import BuildError, SourceError
 from ..format.header import PARTLY
 from ..query import Query
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 from .base import (
     Changes,
     Key,
     Reading,
     Row,
     Source,
+    SourceOf,
     SourceRecord,
     TrackedSource,
     given_by,
@@ -31,7 +32,7 @@ _REMEMBERED = 64
 """Fingerprints of which the parts are remembered."""
 
 
-class Sources:
+class Sources(Generic[R_co]):
     """Several sources as one: their collections together, the first source's first one as the default.
 
     The names of collections must differ. Each source is read consistently by itself, at about the same time as the
@@ -43,6 +44,10 @@ class Sources:
     kind: ClassVar[str] = "several"
     _gives_plain: ClassVar[bool] = True
 
+    @overload
+    def __init__(self, first: SourceOf[R_co], /, *others: Source) -> None: ...
+    @overload
+    def __init__(self, *sources: Source) -> None: ...
     def __init__(self, *sources: Source) -> None:
         if not sources:
             raise TypeError("Sources(...) takes at least one source")
@@ -66,8 +71,14 @@ class Sources:
         return f"{type(self).__name__}({', '.join(map(repr, self.sources))})"
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
+        """Of all sources, in their order."""
         return tuple(schema for source in self.sources for schema in source.schemas)
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
+        return self.schemas[0]
 
     def _of(self, collection: str) -> Source:
         if collection not in self._by_name:
@@ -146,13 +157,13 @@ class Sources:
                 found += available(self._by_name[schema.name], [schema])
         return tuple(found)
 
-    def with_rules(self, **rules: Any) -> Sources:
+    def with_rules(self, **rules: Any) -> Self:
         """See `sources.with_rules`."""
         from . import with_rules
 
         return self._like([with_rules(source, **rules) for source in self.sources])
 
-    def with_schemas(self, *schemas: Schema) -> Sources:
+    def with_schemas(self, *schemas: AnySchema) -> Self:
         """See `sources.with_schemas`."""
         from . import with_schemas
 
@@ -160,7 +171,7 @@ class Sources:
         parts = [[schema for schema in schemas if schema.name in known] for known in names]
         return self._like([with_schemas(source, part) for source, part in zip(self.sources, parts, strict=True)])
 
-    def _like(self, sources: Sequence[Source]) -> Sources:
+    def _like(self, sources: Sequence[Source]) -> Self:
         """With others in place of some, which alone are closed with it."""
         other = type(self)(*sources)
         other._ours = tuple(one for one, ours in zip(sources, self.sources, strict=True) if one is not ours)
@@ -213,7 +224,7 @@ class Sources:
 
 
 class _SeveralReadings:
-    def __init__(self, source: Sources, readings: Sequence[tuple[Source, Reading]]) -> None:
+    def __init__(self, source: Sources[Any], readings: Sequence[tuple[Source, Reading]]) -> None:
         self._source = source
         self._readings = readings
 

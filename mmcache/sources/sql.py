@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, overload
 
 from sqlalchemy.engine import URL, Engine
 
 from ..errors import BuildError, SourceError
 from ..query import Query, matcher, path_of
-from ..schema import Schema
+from ..schema import AnySchema, R_co, Schema
 from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat
 from .casts import check_unmapped
 from .catalog import Catalog
@@ -38,7 +38,7 @@ _PLAN_SECONDS = 10.0
 """For so long lookups rely on the columns that a table had."""
 
 
-class SQLAlchemySource:
+class SQLAlchemySource(Generic[R_co]):
     """The tables, views or queries of one database, one collection for each schema.
 
         source = mmcache.SQLAlchemySource("postgresql://app@db/shop", mmcache.Schema("items", index=("kind",)))
@@ -64,10 +64,28 @@ class SQLAlchemySource:
     kind: ClassVar[str] = "sqlalchemy"
     _gives_plain: ClassVar[bool] = True
 
+    @overload
     def __init__(
         self,
         engine_or_url: Engine | URL | str,
-        *schemas: Schema,
+        first: Schema[R_co],
+        /,
+        *others: AnySchema,
+        fingerprint: str | None = None,
+        timeout: float = 10.0,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        engine_or_url: Engine | URL | str,
+        *schemas: Schema[R_co],
+        fingerprint: str | None = None,
+        timeout: float = 10.0,
+    ) -> None: ...
+    def __init__(
+        self,
+        engine_or_url: Engine | URL | str,
+        *schemas: AnySchema,
         fingerprint: str | None = None,
         timeout: float = 10.0,
     ) -> None:
@@ -105,7 +123,7 @@ class SQLAlchemySource:
         return self._links.name
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
         """With their keys, and names as the database spells them; as given while it cannot be asked."""
         if len(self._resolved) < len(self._catalog):
             with suppress(SourceError, BuildError), self._taken() as link:
@@ -113,6 +131,11 @@ class SQLAlchemySource:
                     with suppress(BuildError):  # no such table yet
                         self._plan(link, schema)
         return tuple(self._resolved.get(name, schema) for name, schema in self._catalog.items())
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
+        return self.schemas[0]
 
     @contextmanager
     def read(self) -> Iterator[Reading]:

@@ -12,27 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Generic, NamedTuple, Self, Unpack, overload
 
 from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
-from ..schema import Schema
-from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, path_in, plain_path, told
+from ..schema import AnySchema, R_co, Schema
+from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, Where, path_in, plain_path, told
 from .casts import check_unmapped
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .decoding import source_records
 from .fingerprint import once_only
 from .mappings import replaces
-from .names import NoKeyError, keys_of_view, origin_of, quoted, reduced, resolved
-from .opening import Connect, Hook, path_of_database
+from .names import NoKeyError, attached_names, keys_of_view, origin_of, quoted, reduced, resolved
+from .opening import Connect, Hook, OpeningOptions, path_of_database
 from .outside import look_at
 from .rowkeys import lookable, of_keys
 from .statements import Plan, by_key, condition, keys_in_order, make_plan
@@ -60,7 +59,7 @@ class _BusyError(Exception):
     """A writer holds the database locked."""
 
 
-class SQLiteSource:
+class SQLiteSource(Generic[R_co]):
     """The tables, views or queries of one SQLite database, one collection for each schema.
 
     path: of the database; made absolute at once, opened when first needed, never created.
@@ -87,15 +86,24 @@ class SQLiteSource:
     read, its writers cannot commit; in WAL mode they can.
 
     Safe to use from several threads. After a fork the child opens connections of its own. Pickles to its arguments.
+
+    >>> mmcache.build("two.mmc", SQLiteSource("items.db", Schema("items"), Schema("b", table="items"))).records
+    {'items': 3, 'b': 3}
     """
 
     kind: ClassVar[str] = "sqlite"
     _gives_plain: ClassVar[bool] = True
 
+    @overload
+    def __init__(
+        self, path: Where, first: Schema[R_co], /, *others: AnySchema, **options: Unpack[OpeningOptions]
+    ) -> None: ...
+    @overload
+    def __init__(self, path: Where, *schemas: Schema[R_co], **options: Unpack[OpeningOptions]) -> None: ...
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        *schemas: Schema,
+        path: Where,
+        *schemas: AnySchema,
         timeout: float = 5.0,
         connect: Connect | str | None = None,
         immutable: bool = False,
@@ -131,12 +139,17 @@ class SQLiteSource:
         SQLiteSource.__init__(self, state["path"], *state["schemas"], **options)
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
+    def schemas(self) -> tuple[AnySchema, ...]:
         """With their keys, and names as the database spells them. The database is asked for that when it is first
         needed, waiting for no writer, and again when its tables have changed; as given while it cannot be asked."""
         if len(self._resolved) < len(self._catalog):
             self._resolve()
         return tuple(self._resolved.get(name, schema) for name, schema in self._catalog.items())
+
+    @property
+    def schema(self) -> Schema[R_co]:
+        """Of the default collection."""
+        return self.schemas[0]
 
     def _resolve(self) -> None:
         found = {}
@@ -153,7 +166,7 @@ class SQLiteSource:
             try:
                 connection.execute("BEGIN")  # locks nothing yet; looking at the tables does
                 if self._connections.attached:
-                    for name in _attached_names(connection):  # each is as of this moment, too
+                    for name in attached_names(connection):  # each is as of this moment, too
                         connection.execute(f"SELECT 1 FROM {quoted(name)}.sqlite_master LIMIT 1").close()
                 plans = {name: self._make_plan(connection, schema, look=True) for name, schema in self._catalog.items()}
             except sqlite3.Error as error:
@@ -451,7 +464,7 @@ class SQLiteSource:
 
     def _plan(self, connection: Connection, schema: Schema) -> Plan:
         """The plan for lookups: kept for as long as the database's own schema stays as it is."""
-        names = _attached_names(connection) if self._connections.attached else ()
+        names = attached_names(connection) if self._connections.attached else ()
         versions = [f"PRAGMA {quoted(name)}.schema_version" for name in ("main", *names)]
         version = connection.epoch, *(connection.execute(sql).fetchone()[0] for sql in versions)
         known = self._plans.get(schema.name)
@@ -484,9 +497,3 @@ class SQLiteSource:
         else:
             connection.notes[name] = plan, version, decoders
         return decoders.like()
-
-
-def _attached_names(connection: Connection) -> list[str]:
-    return [
-        name for _, name, _ in connection.execute("PRAGMA database_list").fetchall() if name not in ("main", "temp")
-    ]

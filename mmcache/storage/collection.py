@@ -1,4 +1,4 @@
-"""`Collection`: the records of one kind in a file, a read-only mapping that reads everything in place.
+"""`FileCollection`: the records of one kind in a file, a read-only mapping that reads everything in place.
 
 What is verified when. A record's checksum is checked on every get, in every mode. Everything else is verified at
 open, or in blocks of 64 KiB when first touched. An id that is found needs no block: the record's own checksum
@@ -14,7 +14,7 @@ import contextlib
 import struct
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 from msgpack import unpackb
@@ -32,6 +32,7 @@ from ..schema import Schema
 from .batches import BATCH, SMALL_BATCH, Batches
 from .lookup import DirtyError, Lookup
 from .mapped import UNEXPECTED, Mapped, careful
+from .readable import Collection, EmbeddingRef
 from .record import Record, RecordItems, RecordValues
 from .rows import FilePlace
 from .selection import Selection
@@ -44,30 +45,15 @@ if TYPE_CHECKING:
 
     from .arrow import Vectors as ArrowVectors
 
-__all__ = ["Collection", "EmbeddingRef"]
+__all__ = ["FileCollection"]
 
+T = TypeVar("T")
 _new = object.__new__
 _unpack_record = struct.Struct("<QI2xHQ").unpack_from
 """Of a row entry, all but the key's length."""
 
 
-class EmbeddingRef(NamedTuple):
-    """An embedding to be sent to another process of the machine: some hundred bytes, whatever its length."""
-
-    place: FilePlace
-    row: int
-    field: str | None = None
-
-    @property
-    def embedding(self) -> NDArray[np.float32] | None:
-        """float32, (dim,), read-only: a view of the file, mapped at the first use; None for a record without one.
-
-        Raises GenerationGoneError when the generation it came from is neither the published file nor its backup.
-        """
-        return self.place.collection().vector(self.row, self.field)
-
-
-class Collection(Mapping[Key, Record]):
+class FileCollection(Collection[Record]):
     """The records of one collection: a read-only mapping from key to `Record`, in the order of its rows.
 
     Takes no lock and may be used from any thread. A get costs one hash, a slot or two, one checksum and one
@@ -89,14 +75,16 @@ class Collection(Mapping[Key, Record]):
         self._vectors = {name: Vectors(file, name, layout) for name, layout in file.layout.embeddings.items()}
         self._first = next(iter(self._vectors.values()), Vectors(file, "", EmbeddingLayout(0, 0)))
 
-    def around(self, dirty: Mapping[int, Sequence[Key | None]], kind: type[Collection] | None = None) -> Collection:
+    def around(
+        self, dirty: Mapping[int, Sequence[Key | None]], kind: type[FileCollection] | None = None
+    ) -> FileCollection:
         """The same collection, whose look-ups by key raise DirtyError for these keys. All else is as in the file.
 
         dirty: hash of a key -> the keys that have it; it may grow while the collection is used. kind: a subclass, whose
         look-ups are others.
         """
-        twin = _new(kind or Collection)
-        for name in Collection.__slots__[1:]:
+        twin = _new(kind or FileCollection)
+        for name in FileCollection.__slots__[1:]:
             setattr(twin, name, getattr(self, name))
         twin._lookup = self._lookup.around(dirty)
         return twin
@@ -153,7 +141,11 @@ class Collection(Mapping[Key, Record]):
         # file that is not verified yet, a key of another type than others, or what is no key at all.
         return self._batches.record(look.locate(look.checked(key)), self)
 
-    def get(self, key: Key, default: Any = None) -> Any:
+    @overload
+    def get(self, key: Key) -> Record | None: ...
+    @overload
+    def get(self, key: Key, default: T) -> Record | T: ...
+    def get(self, key: Key, default: T | None = None) -> Record | T | None:
         """The record, or a default where there is none. Raises TypeError for what is no key."""
         try:
             return self[key]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 
 from ..query import Term, terms_in
-from .collection import Collection
+from .collection import FileCollection
 
 __all__ = ["verify_deep"]
 
 
-def verify_deep(collection: Collection) -> None:
+def verify_deep(collection: FileCollection) -> None:
     """Every record decodes, is found by its key, and stands in exactly the posting lists of its terms. O(n).
 
     Raises CorruptFileError.

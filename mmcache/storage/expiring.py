@@ -16,8 +16,9 @@ import numpy as np
 
 from ..format.keys import Key, check_keys
 from ..query import Interval, Prefix
-from .collection import Collection, EmbeddingRef
+from .collection import FileCollection
 from .ends import has_ended
+from .readable import EmbeddingRef
 from .record import Record
 from .rows import joined
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Expired", "Expiring", "expired_at"]
 
 
-class Expiring(Collection):
+class Expiring(FileCollection):
     """A collection whose look-ups by key do not find what has ended. All else is as in the file: see `around`."""
 
     __slots__ = ()
@@ -50,21 +51,21 @@ class Expiring(Collection):
         return True
 
     def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
-        """See `Collection.get_many`."""
+        """See `FileCollection.get_many`."""
         now = time.time()
         return [self._living(record, now) for record in super().get_many(keys)]
 
     def row(self, key: Key) -> int:
-        """See `Collection.row`."""
+        """See `FileCollection.row`."""
         return self[key]._row
 
     def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
-        """See `Collection.embedding`."""
+        """See `FileCollection.embedding`."""
         self[key]
         return super().embedding(key, field)
 
     def get_embeddings(self, keys: Iterable[Key], field: str | None = None) -> NDArray[np.float32]:
-        """See `Collection.get_embeddings`."""
+        """See `FileCollection.get_embeddings`."""
         wanted = check_keys(keys)
         for key, record in zip(wanted, self.get_many(wanted), strict=True):
             if record is None:
@@ -72,7 +73,7 @@ class Expiring(Collection):
         return super().get_embeddings(wanted, field)
 
     def embedding_ref(self, key: Key, field: str | None = None) -> EmbeddingRef:
-        """See `Collection.embedding_ref`."""
+        """See `FileCollection.embedding_ref`."""
         self[key]
         return super().embedding_ref(key, field)
 
@@ -84,7 +85,7 @@ class Expired(NamedTuple):
     rows: NDArray[np.uint32]
 
 
-def expired_at(now: float, collection: Collection, before: Expired | None) -> Expired:
+def expired_at(now: float, collection: FileCollection, before: Expired | None) -> Expired:
     """What has ended. before: what had at an earlier moment, if that is known; then only what ended since is looked up.
     Costs that, and the records that end in this second. Raises UnusableFileError for a damaged index."""
     field = collection.schema.expires

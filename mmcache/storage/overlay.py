@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..schema import Schema
     from ..sources.base import SourceRecord
     from .record import Record
-    from .snapshot import Collection
+    from .snapshot import FileCollection
 
 __all__ = ["Overlay"]
 
@@ -57,7 +57,7 @@ class Overlay:
 
     def __init__(
         self,
-        collection: Collection,
+        collection: FileCollection,
         keys: Iterable[Hashable],
         records: Iterable[SourceRecord],
         gone: NDArray[np.uint32] | None = None,
@@ -85,7 +85,7 @@ class Overlay:
         self._length = len(collection) - len(self._dirty) + len(given)
 
     @property
-    def collection(self) -> Collection:
+    def collection(self) -> FileCollection:
         """The file's, dirty rows included."""
         return self._collection
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..format.keys import Key, key_of
 from ..format.records import Names, Shape
+from ..models import M, Model
+from ..schema import R_co
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,10 @@ class Record(Mapping[str, Any]):
 
     Equal to a dict with the same items. Lists and maps in it are this record's own; changing them changes
     nothing else. Pickles with its embedding, as bytes; a list of rows of `embeddings` is cheaper to send.
+
+    >>> record = cache["a"]
+    >>> record["kind"], record.id, dict(record)
+    ('tool', 'a', {'id': 'a', 'kind': 'tool', 'size': 1})
     """
 
     __slots__ = ("_owner", "_row", "_shape", "_values")
@@ -87,8 +93,18 @@ class Record(Mapping[str, Any]):
         """The same of one of several embeddings. Raises ValueError for a field that is none."""
         return self._owner.vector(self._row, field)
 
+    @property
+    def embedding_fields(self) -> tuple[str, ...]:
+        """The fields that hold embeddings; () where there are none, or their name is not known here."""
+        fields = tuple(self._owner.embedding_fields)
+        return () if fields == UNNAMED else fields
+
     def asdict(self) -> dict[str, Any]:
-        """A plain dict of the fields."""
+        """A plain dict of the fields, without embeddings: what json and pydantic take, unless a field holds bytes.
+
+        >>> json.dumps(cache["a"].asdict())
+        '{"id": "a", "kind": "tool", "size": 1}'
+        """
         shape = self._shape
         if shape.key or len(shape.names) < shape.count:
             return {name: self[name] for name in shape.names}
@@ -96,6 +112,28 @@ class Record(Mapping[str, Any]):
         for i in shape.nested:
             fields[shape.names[i]] = shape.inner(i, self._values)
         return fields
+
+    def to(self, model: type[M]) -> M:
+        """This record as an instance of a dataclass, TypedDict, NamedTuple, attrs class or pydantic model: see
+        `Schema(model=...)`, with which a cache does so itself. Raises ModelError.
+
+        >>> cache["a"].to(Item)
+        Item(id='a', kind='tool', size=1)
+        """
+        return Model(model)(self)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> Any:
+        """For pydantic and FastAPI: a record, or a mapping of its fields; on the way out an object of the fields."""
+        from pydantic_core import core_schema
+
+        fields = core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema())
+        record = core_schema.no_info_after_validator_function(_of_fields, fields)
+        return core_schema.json_or_python_schema(
+            json_schema=record,
+            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), record]),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.asdict, return_schema=fields),
+        )
 
     def __repr__(self) -> str:
         return f"Record({self.asdict()!r})"
@@ -148,6 +186,13 @@ def detached(names: Names, values: Sequence[Any], vector: Vector, embeddings: Se
     return Record(Shape(names, {}), list(values), _Vector(vector, embeddings), 0)
 
 
+def _of_fields(fields: Mapping[str, Any]) -> Record:
+    """Of a mapping, whose first field is the key."""
+    if not fields:
+        raise ValueError("a record has at least one field, its key")
+    return detached(tuple(fields), list(fields.values()), None)
+
+
 def copied(names: Names, values: Sequence[Any], vector: Vector, embeddings: Sequence[str] = UNNAMED) -> Record:
     """The same, whose values are copies: what a caller changes in it changes no other record."""
     return detached(names, [_copy(value) for value in values], vector, embeddings)
@@ -161,25 +206,34 @@ def _copy(value: Any) -> Any:
     return tuple(map(_copy, value)) if isinstance(value, tuple) else value
 
 
-class _Records(Protocol):
-    def all_records(self) -> Iterator[Record]: ...
+class _Records(Protocol[R_co]):
+    def all_records(self) -> Iterator[R_co]: ...
 
     def __len__(self) -> int: ...
 
 
-class RecordValues(ValuesView[Record]):
+Pairs = Callable[[], Iterator[tuple[Key, Any]]]
+
+
+class RecordValues(ValuesView[R_co]):
     """`values()` of a mapping that can read its records in bulk."""
 
-    _mapping: _Records
+    _mapping: _Records[R_co]
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[R_co]:
         return self._mapping.all_records()
 
 
-class RecordItems(ItemsView[Key, Record]):
-    """`items()` of a mapping that can read its records in bulk."""
+class RecordItems(ItemsView[Key, R_co]):
+    """`items()` of the same. pairs: gives them, where the key is not in the record."""
 
-    _mapping: _Records
+    _mapping: _Records[Any]
 
-    def __iter__(self) -> Iterator[tuple[Key, Record]]:
+    def __init__(self, mapping: Any, pairs: Pairs | None = None) -> None:
+        super().__init__(mapping)
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[tuple[Key, R_co]]:
+        if self._pairs is not None:
+            return self._pairs()
         return ((record.id, record) for record in self._mapping.all_records())

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..sources.base import SourceRecord
     from .record import Record
 
-__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced", "joined"]
+__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced", "joined", "merged"]
 
 NO_ROW = 2**32
 """Above every row. Added to a place in the source's order, it orders a key that the file does not have."""
@@ -230,3 +230,14 @@ def joined(*rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
         return some[0] if some else np.empty(0, np.uint32)
     everything = np.sort(np.concatenate(some))
     return everything[np.concatenate(([True], everything[1:] != everything[:-1]))]
+
+
+def merged(of_file: list[Any], of_source: Sequence[Any], at: NDArray[np.intp]) -> list[Any]:
+    """One list of both, with those of the source at these places."""
+    both: list[Any] = []
+    here = 0
+    for i, (place, value) in enumerate(zip(at.tolist(), of_source, strict=True)):
+        both += of_file[here : place - i]
+        both.append(value)
+        here = place - i
+    return both + of_file[here:]

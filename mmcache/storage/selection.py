@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import compress, islice
 from operator import index
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from ..errors import SourceError
 from ..format.keys import Key
 from ..format.records import Names, Shape
 from ..query import path_of
+from ..schema import R_co
 from ..sources.base import SourceRecord, flat
 from .ordering import Ordering
 from .record import UNNAMED, Record, copied, parts_of
-from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced
+from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced, merged
 from .unread import Packed, Ranged
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_ROW", "Given", "Selection", "in_order", "row_of", "unread"]
 
+S = TypeVar("S")
 _NO_ROWS = np.empty(0, np.uint32)
 
 
-class Selection(Sequence[Record]):
+class Selection(Sequence[R_co]):
     """Records of one collection. Making one reads no record; iterating decodes them as it goes.
 
     Belongs to the generation that its rows came from, and keeps it mapped. Records that a source gave are in it by
@@ -51,6 +53,12 @@ class Selection(Sequence[Record]):
     generation they read no record, and give the canonical order: rows, then records without one; but what `order_by`
     gave keeps its order on the left, and what only the right one has follows. So it does in selections of two
     generations, by value.
+
+    >>> tools = cache.where(kind="tool")
+    >>> len(tools), tools.ids, tools[0]["size"], tools.order_by("size", descending=True).limit(1).ids
+    (2, ['a', 'b'], 1, ['b'])
+    >>> (tools - cache.where(size=1)).ids, (tools | cache.where(size=3)).ids
+    (['b'], ['a', 'b', 'c'])
     """
 
     __slots__ = ("_collection", "_found", "_held", "_is_ordered")
@@ -69,7 +77,7 @@ class Selection(Sequence[Record]):
         self._is_ordered = is_ordered
 
     @classmethod
-    def from_source(cls, records: Iterable[SourceRecord], schema: Schema) -> Selection:
+    def from_source(cls, records: Iterable[SourceRecord], schema: Schema) -> Selection[R_co]:
         """What a source gave, in its order, where no file may answer."""
         found = list(records)
         places = np.arange(len(found))
@@ -99,7 +107,7 @@ class Selection(Sequence[Record]):
         if given is None:
             return self._collection.ids_at(self._rows)
         ids = self._collection.ids_at(self._rows) if len(self._rows) else []
-        return _merged(ids, given.keys, given.at)
+        return merged(ids, given.keys, given.at)
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
@@ -127,7 +135,7 @@ class Selection(Sequence[Record]):
             return self._collection.table_at(self._rows, columns)
         return self._table(self._given, columns)
 
-    def order_by(self, field: str, *, descending: bool = False) -> Selection:
+    def order_by(self, field: str, *, descending: bool = False) -> Selection[R_co]:
         """The same records by the values of a field: null, then numbers, then text by its bytes; or descending.
 
         Of a list the smallest counts, descending the largest. Records with an empty list, or with a value that is no
@@ -147,7 +155,7 @@ class Selection(Sequence[Record]):
                 raise ValueError(f"no record has a field {field!r} to be ordered by; there are: {known}")
         return Selection(self._collection, Ordering(file, found, given, field, descending), None, True)  # noqa: FBT003
 
-    def limit(self, n: int) -> Selection:
+    def limit(self, n: int) -> Selection[R_co]:
         """The first n records, or all where there are fewer. Raises ValueError for a number below 0."""
         if index(n) < 0:
             raise ValueError(f"limit({n}): a number of records is 0 or more")
@@ -157,14 +165,17 @@ class Selection(Sequence[Record]):
     def __len__(self) -> int:
         return self._found.size + self._from_source
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[R_co]:
+        return cast("Iterator[R_co]", self._records())
+
+    def _records(self) -> Iterator[Record]:
         return self._collection.records_at(self._rows) if self._given is None else self._interleaved(self._given)
 
     @overload
-    def __getitem__(self, i: int) -> Record: ...
+    def __getitem__(self, i: int) -> R_co: ...
     @overload
-    def __getitem__(self, i: slice) -> Selection: ...
-    def __getitem__(self, i: int | slice) -> Record | Selection:
+    def __getitem__(self, i: slice) -> Selection[R_co]: ...
+    def __getitem__(self, i: int | slice) -> Any:
         if isinstance(i, slice):
             if isinstance(self._found, Ordering) and (end := _end_of(i)) is not None:
                 return self._settled(*self._found.first(end))[i]
@@ -180,19 +191,19 @@ class Selection(Sequence[Record]):
             at -= before
         return next(self._collection.records_at(self._rows[at : at + 1]))
 
-    def __or__(self, other: Selection) -> Selection:
+    def __or__(self, other: Selection[S]) -> Selection[R_co | S]:
         if not isinstance(other, Selection):
             return NotImplemented
         rest = other._taken(np.flatnonzero(~_shared(other, self)))
         return _united(self, rest) if _is_canonical(self, other) else _appended(self, rest)
 
-    def __and__(self, other: Selection) -> Selection:
+    def __and__(self, other: Selection[object]) -> Selection[R_co]:
         if not isinstance(other, Selection):
             return NotImplemented
         kept = self._taken(np.flatnonzero(_shared(self, other)))
         return _sorted(kept) if _is_canonical(self, other) else kept
 
-    def __sub__(self, other: Selection) -> Selection:
+    def __sub__(self, other: Selection[object]) -> Selection[R_co]:
         if not isinstance(other, Selection):
             return NotImplemented
         kept = self._taken(np.flatnonzero(~_shared(self, other)))
@@ -225,7 +236,7 @@ class Selection(Sequence[Record]):
             self._found = found = found.rows()
         return found
 
-    def _settled(self, rows: NDArray[np.uint32], given: Given | None) -> Selection:
+    def _settled(self, rows: NDArray[np.uint32], given: Given | None) -> Selection[Any]:
         if given is None:
             return Selection(self._collection, rows, None, True)  # noqa: FBT003
         return _selection(self._collection, rows, given, is_ordered=True)
@@ -261,7 +272,7 @@ class Selection(Sequence[Record]):
             raise IndexError(f"record {at} of a Selection of {n}")
         return at % n
 
-    def _taken(self, places: NDArray[np.intp]) -> Selection:
+    def _taken(self, places: NDArray[np.intp]) -> Selection[Any]:
         """The records at these places, each below the length, in the order of the places."""
         given = self._given
         if given is None:
@@ -336,7 +347,7 @@ class Selection(Sequence[Record]):
         shapes = [shape.names for shape in file.layout.shapes]
         shapes += [Shape(names, {}).names for names in dict.fromkeys(record.names for record in given.records)]
         names = list(dict.fromkeys(name for shape in shapes for name in shape))
-        return table_of(self, names, columns_of_vectors, columns)
+        return table_of(self._records(), names, columns_of_vectors, columns)
 
     # --- and another
 
@@ -345,7 +356,7 @@ class Selection(Sequence[Record]):
         place = self._collection.place()
         return place.collection() if place is self._collection else cast("File", self._collection)
 
-    def _is_beside(self, other: Selection) -> bool:
+    def _is_beside(self, other: Selection[Any]) -> bool:
         """Whether the rows of both are of one generation."""
         place = self._collection.place()
         return place == other._collection.place() and not isinstance(place, NoFile)
@@ -361,12 +372,12 @@ class Selection(Sequence[Record]):
         return order
 
 
-def _is_canonical(one: Selection, other: Selection) -> bool:
+def _is_canonical(one: Selection[Any], other: Selection[Any]) -> bool:
     """Whether what an operation makes of both is in canonical order."""
     return not one._is_ordered and one._is_beside(other)
 
 
-def _sorted(one: Selection) -> Selection:
+def _sorted(one: Selection[Any]) -> Selection[Any]:
     """In canonical order."""
     rows, given = np.sort(one._rows), one._given
     if given is None:
@@ -374,7 +385,7 @@ def _sorted(one: Selection) -> Selection:
     return in_order(one._collection, rows, given.records, given.order)
 
 
-def unread(found: Selection) -> Packed | Ranged:
+def unread(found: Selection[Any]) -> Packed | Ranged:
     """The rows of what a look-up in a file has just found."""
     assert isinstance(found._found, (Packed, Ranged))
     return found._found
@@ -382,7 +393,7 @@ def unread(found: Selection) -> Packed | Ranged:
 
 def in_order(
     collection: Rows, rows: NDArray[np.uint32], records: Sequence[SourceRecord], order: NDArray[np.int64]
-) -> Selection:
+) -> Selection[Any]:
     """A selection in canonical order. rows: ascending. records, order: see `Given`; in any order, of other keys."""
     if not len(records):
         return Selection(collection, rows)
@@ -405,13 +416,13 @@ def _end_of(part: slice) -> int | None:
     return index(end)
 
 
-def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given, *, is_ordered: bool) -> Selection:
+def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given, *, is_ordered: bool) -> Selection[Any]:
     """Rows alone, where there is a file and no other record."""
     is_mixed = len(given.records) or isinstance(collection, NoFile)
     return Selection(collection, rows, given if is_mixed else None, is_ordered)
 
 
-def _without_rows(file: File, records: Sequence[SourceRecord], *, is_ordered: bool) -> Selection:
+def _without_rows(file: File, records: Sequence[SourceRecord], *, is_ordered: bool) -> Selection[Any]:
     order = [row_of(file, record.values[0], i) for i, record in enumerate(records)]
     given = Given(records, np.arange(len(records)), np.array(order, np.int64))
     return _selection(file, _NO_ROWS, given, is_ordered=is_ordered)
@@ -424,13 +435,13 @@ def _arrived(
     at: Sequence[int],
     order: Sequence[int],
     *ordered: bool,
-) -> Selection:
+) -> Selection[Any]:
     """What `Selection.__reduce__` sent."""
     given = Given(list(map(SourceRecord._make, records)), np.array(at, np.intp), np.array(order, np.int64))
     return Selection(place, rows, given, *ordered)
 
 
-def _shared(one: Selection, other: Selection) -> NDArray[np.bool_]:
+def _shared(one: Selection[Any], other: Selection[Any]) -> NDArray[np.bool_]:
     """bool, (len(one),): whether the other has the key too."""
     if not one._is_beside(other):
         keys = set(other.ids)
@@ -444,7 +455,7 @@ def _shared(one: Selection, other: Selection) -> NDArray[np.bool_]:
     return shared
 
 
-def _united(one: Selection, rest: Selection) -> Selection:
+def _united(one: Selection[Any], rest: Selection[Any]) -> Selection[Any]:
     """In canonical order: two of one generation, without a common key."""
     rows = np.sort(np.concatenate((one._rows, rest._rows)))
     given = [selection._given for selection in (one, rest) if selection._given is not None]
@@ -454,7 +465,7 @@ def _united(one: Selection, rest: Selection) -> Selection:
     return in_order(one._collection, rows, records, np.concatenate([part.order for part in given]))
 
 
-def _appended(one: Selection, rest: Selection) -> Selection:
+def _appended(one: Selection[Any], rest: Selection[Any]) -> Selection[Any]:
     """One after the other, without a common key. The rows are of one file: of the first one's, if it has one."""
     if not len(rest):
         return one
@@ -476,7 +487,7 @@ def _appended(one: Selection, rest: Selection) -> Selection:
     return Selection(one._collection, rows, both, one._is_ordered)
 
 
-def _values_of(selection: Selection) -> list[SourceRecord]:
+def _values_of(selection: Selection[Any]) -> list[SourceRecord]:
     """All records by value. One tuple of names for each shape."""
     given = selection._given
     names: dict[Names, Names] = {}
@@ -484,15 +495,4 @@ def _values_of(selection: Selection) -> list[SourceRecord]:
     for record in selection._of_file():
         shape, fields, vector = parts_of(record)
         values.append(SourceRecord(names.setdefault(shape, shape), fields, vector))
-    return values if given is None else _merged(values, given.records, given.at)
-
-
-def _merged(of_file: list[Any], of_source: Sequence[Any], at: NDArray[np.intp]) -> list[Any]:
-    """One list of both, with those of the source at these places."""
-    merged: list[Any] = []
-    here = 0
-    for i, (place, value) in enumerate(zip(at.tolist(), of_source, strict=True)):
-        merged += of_file[here : place - i]
-        merged.append(value)
-        here = place - i
-    return merged + of_file[here:]
+    return values if given is None else merged(values, given.records, given.at)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from xxhash import xxh3_64_intdigest
@@ -28,11 +28,12 @@ from ..query import Term
 from ..schema import Schema
 from ..words import ago, bytes_of, html_of
 from .blocks import Blocks
-from .collection import Collection, EmbeddingRef
+from .collection import FileCollection
 from .deep import verify_deep
 from .fs import Identity, ReadFile, backup_name
 from .lookup import DirtyError
 from .mapped import Mapped
+from .readable import Collection, EmbeddingRef
 from .record import Record
 from .selection import Selection
 from .verify import verify_bytes
@@ -44,11 +45,22 @@ if TYPE_CHECKING:
 
     from .expiring import Expired
 
-__all__ = ["Collection", "DirtyError", "EmbeddingRef", "Place", "Record", "Selection", "Snapshot", "UnverifiedError"]
+__all__ = [
+    "Collection",
+    "DirtyError",
+    "EmbeddingRef",
+    "FileCollection",
+    "Place",
+    "Record",
+    "Selection",
+    "Snapshot",
+    "UnverifiedError",
+]
 
 AUTO_FULL_BYTES = 64 * 2**20
 """verify="auto" checksums files up to this size whole at open, which takes a few ms in the page cache."""
 
+T = TypeVar("T")
 Verify = Literal["auto", "full", "lazy"]
 Access = Literal["mmap", "copy"]
 
@@ -65,7 +77,7 @@ class Place(NamedTuple):
     generation: int
     build_id: bytes
 
-    def collection(self) -> Collection:
+    def collection(self) -> FileCollection:
         """Mapped once in a process, while anybody uses it; the last one stays. Raises GenerationGoneError."""
         found = _arrived.get(self)
         if found is None or found.file.closed:
@@ -73,7 +85,7 @@ class Place(NamedTuple):
         _last[:] = [found]
         return found
 
-    def _open(self) -> Collection:
+    def _open(self) -> FileCollection:
         found = []
         for path in (self.path, backup_name(self.path)):
             try:
@@ -107,8 +119,8 @@ class Place(NamedTuple):
         return self.collection().table_at(rows, columns)
 
 
-_arrived: WeakValueDictionary[Place, Collection] = WeakValueDictionary()
-_last: list[Collection] = []
+_arrived: WeakValueDictionary[Place, FileCollection] = WeakValueDictionary()
+_last: list[FileCollection] = []
 
 
 Choose = Callable[[Layout], Sequence[Schema]]
@@ -142,15 +154,19 @@ class Host(Protocol):
     def verified(self, header: Header, identity: Identity) -> None: ...
 
 
-class Snapshot(Mapping[Key, Record]):
+class Snapshot(Collection[Record]):
     """One generation of a file, with no source, no lock and no control page; a mapping of its first collection.
 
     Make one with `Snapshot.open`. A context manager. Safe in threads and after a fork; does not pickle, because
     the path may hold another generation by then.
+
+    >>> with mmcache.Snapshot.open("cache.mmc") as snapshot:
+    ...     snapshot.generation, snapshot["a"]["kind"], list(snapshot.collections)
+    (1, 'tool', ['items'])
     """
 
     def __init__(
-        self, file: ReadFile, layout: Layout, collections: dict[str, Collection], in_memory: bytes | None
+        self, file: ReadFile, layout: Layout, collections: dict[str, FileCollection], in_memory: bytes | None
     ) -> None:
         self._file = file
         self._layout = layout
@@ -235,7 +251,7 @@ class Snapshot(Mapping[Key, Record]):
             generation, build_id = layout.header.generation, layout.header.build_id
             path = os.path.abspath(file.path)
             collections = {
-                name: Collection(
+                name: FileCollection(
                     Mapped(file.path, buffer, view, described, blocks, ids_verified=ids_verified),
                     Place(path, name, generation, build_id),
                 )
@@ -256,6 +272,7 @@ class Snapshot(Mapping[Key, Record]):
 
     @property
     def path(self) -> str:
+        """As it was opened."""
         return self._file.path
 
     @property
@@ -299,11 +316,11 @@ class Snapshot(Mapping[Key, Record]):
         return self.default.schema
 
     @property
-    def collections(self) -> Mapping[str, Collection]:
+    def collections(self) -> Mapping[str, FileCollection]:
         """Every collection by name, the default one first."""
         return MappingProxyType(self._collections)
 
-    def collection(self, name: str) -> Collection:
+    def collection(self, name: str) -> FileCollection:
         """A collection by name. Raises KeyError naming those that there are."""
         try:
             return self._collections[name]
@@ -324,7 +341,11 @@ class Snapshot(Mapping[Key, Record]):
     def __contains__(self, key: object) -> bool:
         return key in self.default
 
-    def get(self, key: Key, default: Any = None) -> Any:
+    @overload
+    def get(self, key: Key) -> Record | None: ...
+    @overload
+    def get(self, key: Key, default: T) -> Record | T: ...
+    def get(self, key: Key, default: T | None = None) -> Record | T | None:
         """The record, or a default where there is none."""
         try:
             return self.default[key]
@@ -427,7 +448,7 @@ class Snapshot(Mapping[Key, Record]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a Snapshot does not pickle, because its path may hold another generation when it arrives: "
             f"send the path and use Snapshot.open({self.path!r}), or send a Cache"

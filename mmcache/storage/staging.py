@@ -32,6 +32,7 @@ from ..format.layout import most_sections
 from ..format.leftout import NOTHING_LEFT_OUT, LeftOut
 from ..format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, Encoder
 from ..format.slots import in_order
+from ..progress import Progress
 from ..query import terms_of
 from ..schema import MAX_DIM, Schema
 from ..sources.base import SourceRecord
@@ -44,9 +45,6 @@ _PIECES = 4096
 """Records that are copied together from where they lie scattered."""
 
 _PLAIN_KEYS = {str, int, bytes}
-
-Progress = Callable[[str, int, int | None], None]
-"""progress(stage, done, total): stage is a collection's name (done counts records) or "write" (bytes)."""
 
 
 class Scratch(Protocol):

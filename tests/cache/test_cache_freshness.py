@@ -464,7 +464,7 @@ def test_every_option_of_open_is_one_of_the_cache():
 
     opened = inspect.signature(mmcache.open).parameters
     kept = {field.name: field.default for field in fields(Options) if field.init}
-    assert {name: opened[name].default for name in opened if name not in ("path", "source")} == kept
+    assert {name: opened[name].default for name in opened if name not in ("path", "source", "model")} == kept
     assert list(kept) == list(OpenOptions.__annotations__) == list(OPTIONS)
 
 

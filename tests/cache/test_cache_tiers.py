@@ -260,7 +260,7 @@ def test_without_a_source_the_cache_says_that_it_cannot_answer(path: Path, sourc
 
 def test_records_in_place_of_a_source_are_refused_with_the_way_to_do_it(path: Path) -> None:
     with pytest.raises(TypeError, match=r"mmcache\.build, or IterableSource"):
-        mmcache.open(path, [{"id": "a"}])  # type: ignore[arg-type]
+        mmcache.open(path, [{"id": "a"}])  # type: ignore[call-overload]
 
 
 def test_a_file_built_with_other_schemas_is_built_again(path: Path, bank: Path, source: SQLiteSource) -> None:

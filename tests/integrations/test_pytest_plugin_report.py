@@ -95,7 +95,7 @@ from pathlib import Path
 import pytest
 
 import mmcache
-from mmcache.integrations.pytest_plugin import CacheFactory
+from mmcache.integrations.pytest_plugin import CacheFactory, Isolate
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +110,7 @@ def pytest_mmcache_prebuild(factory: CacheFactory) -> None:
     factory("items", source=mmcache.SQLiteSource("items.db", mmcache.Schema("items")))
 
 
-def test_it(items: mmcache.Cache, mmcache_dir: Path, mmcache_isolated: Callable[..., mmcache.Cache]) -> None:
+def test_it(items: mmcache.Cache, mmcache_dir: Path, mmcache_isolated: Isolate) -> None:
     assert mmcache_isolated(items)["a"] == {"id": "a"}
     items_of_a_misspelt_scope: Callable[[CacheFactory], mmcache.Cache]
     items_of_a_misspelt_scope = lambda factory: factory("x", build=list, scope="session")
@@ -124,6 +124,6 @@ def test_a_fixture_is_typed_under_mypy_strict(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "MYPYPATH": str(ROOT), "HOME": str(tmp_path)}
     out = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False).stdout
     errors = [line for line in out.splitlines() if line.startswith("conftest.py") and "error:" in line]
-    assert 'Revealed type is "mmcache.cache.Cache"' in out
+    assert 'Revealed type is "mmcache.cache.Cache[mmcache.storage.record.Record]"' in out
     assert len(errors) == 1, out
-    assert '"scope"' in errors[0]
+    assert 'No overload variant of "__call__" of "CacheFactory" matches' in errors[0]

@@ -26,7 +26,7 @@ import pytest
 import mmcache
 from mmcache import (
     ClosedError,
-    Collection,
+    FileCollection,
     GenerationGoneError,
     Schema,
     Selection,
@@ -262,11 +262,11 @@ def test_subsets_and_repeated_rows(snapshot):
 def test_a_batch_is_one_gather(snapshot, monkeypatch):
     asked = []
 
-    def gather(self, rows, gather=Collection.embeddings_at):
+    def gather(self, rows, gather=FileCollection.embeddings_at):
         asked.append(len(rows))
         return gather(self, rows)
 
-    monkeypatch.setattr(Collection, "embeddings_at", gather)
+    monkeypatch.setattr(FileCollection, "embeddings_at", gather)
     list(DataLoader(MmcacheDataset(snapshot), batch_size=100))
     assert asked == [100] * 3
 

@@ -597,7 +597,7 @@ def test_the_circuit_opens_after_a_run_of_slow_lookups_cools_down_and_closes(
 ) -> None:
     """Every look-up takes longer than no time at all."""
     options = {"slow_after": 0.0, "fallback_on_slow": True, "executor": "external", "check_interval": 0}
-    with mmcache.open(path, source_of(bank), **options) as cache, caplog.at_level(logging.WARNING, "mmcache"):  # type: ignore[arg-type]
+    with mmcache.open(path, source_of(bank), **options) as cache, caplog.at_level(logging.WARNING, "mmcache"):  # type: ignore[call-overload]
         for turn in range(1, 3):
             run = cache.stats().slow_lookups
             for _ in range(3):
@@ -622,7 +622,7 @@ def test_the_circuit_stays_closed_unless_it_is_asked_for_and_while_a_fast_lookup
             number(cache)
         assert (cache.stats().slow_lookups, cache.stats().fallbacks) == (10, {})
     options = {"slow_after": 60.0, "fallback_on_slow": True, "executor": "external"}
-    with mmcache.open(path, source_of(bank), **options) as cache:  # type: ignore[arg-type]
+    with mmcache.open(path, source_of(bank), **options) as cache:  # type: ignore[call-overload]
         for i in range(12):
             inside.slow_after(cache, 60.0 if i % 3 == 2 else 0.0)
             number(cache)
@@ -631,7 +631,7 @@ def test_the_circuit_stays_closed_unless_it_is_asked_for_and_while_a_fast_lookup
 
 def test_a_slow_file_still_stands_in_for_a_source_that_fails(path: Path, bank: Path) -> None:
     options = {"slow_after": 0.0, "fallback_on_slow": True, "executor": "external"}
-    with mmcache.open(path, source_of(bank), **options) as cache:  # type: ignore[arg-type]
+    with mmcache.open(path, source_of(bank), **options) as cache:  # type: ignore[call-overload]
         for _ in range(3):
             number(cache)
         spoil_gone(bank)

@@ -368,7 +368,7 @@ def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(
     path: Path, hanging: JSONLinesSource, crew: Crew
 ) -> None:
     options = {"rebuild_after": 0, "check_interval": 0.05, "build_timeout": 5.0}
-    worker, other = crew.hire(lambda: mmcache.open(path, hanging, **options), 2)  # type: ignore[arg-type]
+    worker, other = crew.hire(lambda: mmcache.open(path, hanging, **options), 2)  # type: ignore[call-overload]
     other.opened()
     worker.opened()
     hang(hanging)
@@ -512,7 +512,7 @@ def test_what_is_invalidated_while_a_rebuild_runs_is_in_the_last_file(
     gate = log.with_name("gate")
     source = SlowSource(bank, log=log, gate=gate)
     options = {"executor": "thread", "check_interval": 0.05, "rebuild_after": 0}
-    worker = crew.hire(lambda: mmcache.open(path, source, **options)).opened()  # type: ignore[arg-type]
+    worker = crew.hire(lambda: mmcache.open(path, source, **options)).opened()  # type: ignore[call-overload]
     gate.touch()
     commit(bank, 1)
     worker("invalidate", hard=True)

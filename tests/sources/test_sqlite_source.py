@@ -436,7 +436,7 @@ def test_arguments_are_checked_when_the_source_is_made(db):
     with pytest.raises(TypeError, match="at least one Schema"):
         SQLiteSource(db)
     with pytest.raises(TypeError, match="takes Schema objects, not str"):
-        SQLiteSource(db, "items")  # type: ignore[arg-type]
+        SQLiteSource(db, "items")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="two schemas are named 'items'"):
         SQLiteSource(db, ITEMS, Schema("items", key="id"))
     with pytest.raises(ValueError, match="NUL"):

@@ -1,0 +1,167 @@
+"""`Collection`: what everything that has records by key can do, whichever tier answers.
+
+A collection of a file, of a cache, a snapshot and a cache are collections: a function that only reads takes a
+`mmcache.Collection`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import ItemsView, Iterable, Mapping, ValuesView
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
+
+from ..format.keys import Key
+from ..query import Term
+from ..schema import R_co, Schema
+from .rows import FilePlace
+from .selection import Selection
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+__all__ = ["Collection", "EmbeddingRef"]
+
+T = TypeVar("T")
+
+
+class EmbeddingRef(NamedTuple):
+    """An embedding to be sent to another process of the machine: some hundred bytes, whatever its length."""
+
+    place: FilePlace
+    row: int
+    field: str | None = None
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """float32, (dim,), read-only: a view of the file, mapped at the first use; None for a record without one.
+
+        Raises GenerationGoneError when the generation it came from is neither the published file nor its backup.
+        """
+        return self.place.collection().vector(self.row, self.field)
+
+
+class Collection(Mapping[Key, R_co]):
+    """Records by key, read-only: of a file (`Snapshot`, `FileCollection`) or of both tiers (`Cache`,
+    `CachedCollection`). Its values are of type `Record`, or of the model of its schema.
+
+    >>> def sizes(items: mmcache.Collection) -> int:
+    ...     return sum(record["size"] for record in items.where(kind="tool"))
+    >>> sizes(cache), sizes(snapshot), sizes(cache.collection("items"))
+    (3, 3, 3)
+    """
+
+    __slots__ = ()
+
+    @overload
+    def get(self, key: Key) -> R_co | None: ...
+    @overload
+    def get(self, key: Key, default: T) -> R_co | T: ...
+    @abstractmethod
+    def get(self, key: Key, default: T | None = None) -> R_co | T | None:
+        """The record, or a default where there is none. Raises TypeError for what is no key.
+
+        >>> cache.get("a"), cache.get("nope"), cache.get("nope", 0)
+        (Record({'id': 'a', 'kind': 'tool', 'size': 1}), None, 0)
+        """
+
+    @abstractmethod
+    def get_many(self, keys: Iterable[Key]) -> list[R_co | None]:
+        """The records of these keys, in their order, None where there is none. Cheaper than one by one.
+
+        >>> [record and record.id for record in cache.get_many(["b", "nope", "a"])]
+        ['b', None, 'a']
+        """
+
+    @abstractmethod
+    def values(self) -> ValuesView[R_co]:
+        """The records, decoded in batches."""
+
+    @abstractmethod
+    def items(self) -> ItemsView[Key, R_co]:
+        """Keys and records, decoded in batches."""
+
+    @abstractmethod
+    def where(self, terms: Mapping[str, object] | None = None, /, **more: object) -> Selection[R_co]:
+        """The records whose indexed fields have these values: AND over fields, a list means OR within one.
+
+        >>> cache.where(kind="tool", size=mmcache.at_least(2)).ids
+        ['b']
+        """
+
+    @abstractmethod
+    def terms(self, field: str) -> dict[Term, int]:
+        """The values of an indexed field and how many records have each, in the order of terms.
+
+        >>> cache.terms("kind")
+        {'prompt': 1, 'tool': 2}
+        """
+
+    @abstractmethod
+    def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
+        """float32, (dim,), read-only; None for a record without one. field: of several embeddings, by default the
+        first. Raises KeyError.
+
+        >>> cache.embedding("a")
+        array([1., 0.], dtype=float32)
+        """
+
+    @abstractmethod
+    def get_embeddings(self, keys: Iterable[Key], field: str | None = None) -> NDArray[np.float32]:
+        """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.
+
+        >>> cache.get_embeddings(["b", "a"]).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+        """
+
+    @abstractmethod
+    def embedding_ref(self, key: Key, field: str | None = None) -> EmbeddingRef:
+        """What to send to another process in place of an embedding. Raises KeyError.
+
+        >>> cache.embedding_ref("a").embedding
+        array([1., 0.], dtype=float32)
+        """
+
+    @property
+    @abstractmethod
+    def embeddings(self) -> NDArray[np.float32]:
+        """float32, (n, dim), read-only, rows without an embedding zero; of several embeddings the first.
+
+        >>> cache.embeddings.shape
+        (3, 2)
+        """
+
+    @abstractmethod
+    def embeddings_of(self, field: str) -> NDArray[np.float32]:
+        """The same of one of several embeddings. Raises ValueError for a field that is none."""
+
+    @property
+    @abstractmethod
+    def has_embedding(self) -> NDArray[np.bool_]:
+        """bool, (n,): which rows of `embeddings` are those of records that have one. O(n)."""
+
+    @abstractmethod
+    def has_embedding_of(self, field: str) -> NDArray[np.bool_]:
+        """The same of one of several embeddings."""
+
+    @abstractmethod
+    def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """A pyarrow.Table of all records. Needs the extra `arrow`.
+
+        >>> cache.to_arrow(["id", "size"]).to_pydict()
+        {'id': ['a', 'b', 'c'], 'size': [1, 2, 3]}
+        """
+
+    @abstractmethod
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The Arrow PyCapsule interface, through which pandas and DuckDB take a collection as it is."""
+
+    @property
+    @abstractmethod
+    def schema(self) -> Schema:
+        """Of this collection, the first one of a snapshot or cache.
+
+        >>> cache.schema.name, cache.schema.key, cache.schema.index
+        ('items', 'id', ('kind', 'size'))
+        """
