@@ -441,6 +441,7 @@ OPTIONS: dict[str, Any] = {
     "on_invalid": "skip",
     "max_invalid": 3,
     "on_duplicate": "first",
+    "progress": "lines",
 }
 
 
@@ -460,12 +461,13 @@ def test_every_option_of_open_is_one_of_the_cache():
     import inspect
     from dataclasses import fields
 
-    from mmcache.options import OpenOptions, Options
+    from mmcache.options import GivenOptions, OpenOptions, Options
 
     opened = inspect.signature(mmcache.open).parameters
     kept = {field.name: field.default for field in fields(Options) if field.init}
-    assert {name: opened[name].default for name in opened if name not in ("path", "source", "model")} == kept
-    assert list(kept) == list(OpenOptions.__annotations__) == list(OPTIONS)
+    of_the_source = {"path", "source", "model", "schema", *GivenOptions.__annotations__} - {*OpenOptions.__annotations__}
+    assert {name: opened[name].default for name in opened if name not in of_the_source} == kept
+    assert sorted(kept) == sorted(OpenOptions.__annotations__) == sorted(OPTIONS)
 
 
 @pytest.mark.parametrize(

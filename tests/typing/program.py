@@ -5,6 +5,8 @@ It is checked, not run: see test_type_checkers.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, assert_type
 
@@ -13,7 +15,22 @@ import pytest
 from numpy.typing import NDArray
 
 import mmcache
-from mmcache import IterableSource, JSONLinesSource, ParquetSource, Schema, SQLiteSource
+from mmcache import (
+    ArrowSource,
+    BaseSource,
+    CallableSource,
+    CSVSource,
+    DuckDBSource,
+    IterableSource,
+    JSONLinesSource,
+    JSONSource,
+    ParquetSource,
+    Reading,
+    Schema,
+    Sources,
+    SQLAlchemySource,
+    SQLiteSource,
+)
 from mmcache.integrations.pytest_plugin import CacheFactory
 from mmcache.types import Isolate, Key, Kind, Profile, Reason, State, Term
 
@@ -119,6 +136,59 @@ several = SQLiteSource("items.db", Schema("items", model=Item), Schema("configs"
 assert_type(mmcache.open("items.mmc", several)["a"], Item)
 assert_type(mmcache.open("i.mmc", IterableSource({}, Schema("items", model=Item), Schema("c")))["a"], Item)
 assert_type(mmcache.open("items.mmc", SQLiteSource("items.db", *[Schema("a"), Schema("b")]))["a"], mmcache.Record)
+
+# --- every source
+
+item = Schema("items", model=Item)
+assert_type(mmcache.open("i.mmc", CSVSource("i.csv", item))["a"], Item)
+assert_type(mmcache.open("i.mmc", JSONSource("i.json", item))["a"], Item)
+assert_type(mmcache.open("i.mmc", ArrowSource("i.feather", item))["a"], Item)
+assert_type(mmcache.open("i.mmc", DuckDBSource("i.duckdb", item))["a"], Item)
+assert_type(mmcache.open("i.mmc", SQLAlchemySource("postgresql://db/shop", item, Schema("c"), timeout=3))["a"], Item)
+assert_type(mmcache.open("i.mmc", SQLiteSource("items.db", item, immutable=True))["a"], Item)
+both = Sources(SQLiteSource("items.db", item), CSVSource("c.csv", Schema("c", model=Config)))
+assert_type(mmcache.open("i.mmc", both)["a"], Item)
+assert_type(mmcache.open("i.mmc", CSVSource("i.csv", Schema("items")))["a"], mmcache.Record)
+
+
+def fetch_all() -> list[dict[str, object]]:
+    return [{"id": "a", "kind": "tool"}]
+
+
+def fetch_some(keys: list[Key]) -> Iterator[Mapping[str, object]]:
+    return (record for record in fetch_all() if record["id"] in keys)
+
+
+def written_since(before: int) -> list[str]:
+    return ["a"][before:]
+
+
+assert_type(mmcache.open("i.mmc", CallableSource(fetch_all, item, fetch=fetch_some))["a"], Item)
+assert_type(mmcache.open("i.mmc", load=fetch_all, schema=item)["a"], Item)
+assert_type(mmcache.open("i.mmc", load=fetch_all, schema=Schema("items"), fetch=fetch_some)["a"], mmcache.Record)
+assert_type(mmcache.open("i.mmc", load=fetch_all, schema=Schema("items"), model=Item, ttl=60)["a"], Item)
+assert_type(mmcache.open("i.mmc", load="shop:rows", schema=[item, Schema("c")])["a"], mmcache.Record)
+mmcache.open("i.mmc", load=fetch_all, schema=item, fingerprint=lambda: 7, changed_since=written_since)
+assert_type(mmcache.open("i.mmc", "items.csv", schema=item)["a"], Item)
+assert_type(mmcache.open("i.mmc", "postgresql://db/shop", schema=Schema("items"))["a"], mmcache.Record)
+mmcache.build("i.mmc", "items.csv", item)
+mmcache.open("i.mmc", load=7, schema=item)  # type: ignore[call-overload]
+
+
+class Own(BaseSource[Item]):
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        yield self.reading(fetch_all())
+
+
+class Plain(BaseSource):
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        yield self.reading(fetch_all())
+
+
+assert_type(mmcache.open("i.mmc", Own(item))["a"], Item)
+assert_type(mmcache.open("i.mmc", Plain(Schema("items")))["a"], mmcache.Record)
 
 
 def sizes(of: mmcache.Collection[Item]) -> int:
