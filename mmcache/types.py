@@ -17,7 +17,7 @@ from .sharing.invalidation import Kind, Reason
 from .sources.base import SourceOf
 from .sources.call import CallOptions, ChangedSince, Fetch, Fingerprint, Load
 from .sources.iterable import Embeddings, Records
-from .sources.opening import Connect, OpeningOptions
+from .sources.opening import Connect, SQLiteOptions
 from .storage.snapshot import Access, Verify
 
 __all__ = [
@@ -43,11 +43,11 @@ __all__ = [
     "OnDuplicate",
     "OnInvalid",
     "OpenOptions",
-    "OpeningOptions",
     "Profile",
     "Progress",
     "Reason",
     "Records",
+    "SQLiteOptions",
     "Shown",
     "SourceOf",
     "State",

@@ -17,13 +17,13 @@ from urllib.parse import quote
 from ..errors import SourceError
 from ..values import importable
 
-__all__ = ["Connect", "Hook", "Opening", "OpeningOptions", "path_of_database", "what_it_lacks"]
+__all__ = ["Connect", "Hook", "Opening", "SQLiteOptions", "path_of_database", "what_it_lacks"]
 
 Connect = Callable[..., Any]
 """Called with the arguments of `sqlite3.connect`, all of which it hands on."""
 
 
-class OpeningOptions(TypedDict, total=False):
+class SQLiteOptions(TypedDict, total=False):
     """The keyword arguments of `SQLiteSource`, which says what they mean."""
 
     timeout: float

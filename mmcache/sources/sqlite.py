@@ -31,7 +31,7 @@ from .decoding import source_records
 from .fingerprint import once_only
 from .mappings import replaces
 from .names import NoKeyError, attached_names, keys_of_view, origin_of, quoted, reduced, resolved
-from .opening import Connect, Hook, OpeningOptions, path_of_database
+from .opening import Connect, Hook, SQLiteOptions, path_of_database
 from .outside import look_at
 from .rowkeys import lookable, of_keys
 from .statements import Plan, by_key, condition, keys_in_order, make_plan
@@ -96,10 +96,10 @@ class SQLiteSource(Generic[R_co]):
 
     @overload
     def __init__(
-        self, path: Where, first: Schema[R_co], /, *others: AnySchema, **options: Unpack[OpeningOptions]
+        self, path: Where, first: Schema[R_co], /, *others: AnySchema, **options: Unpack[SQLiteOptions]
     ) -> None: ...
     @overload
-    def __init__(self, path: Where, *schemas: Schema[R_co], **options: Unpack[OpeningOptions]) -> None: ...
+    def __init__(self, path: Where, *schemas: Schema[R_co], **options: Unpack[SQLiteOptions]) -> None: ...
     def __init__(
         self,
         path: Where,

@@ -465,7 +465,9 @@ def test_every_option_of_open_is_one_of_the_cache():
 
     opened = inspect.signature(mmcache.open).parameters
     kept = {field.name: field.default for field in fields(Options) if field.init}
-    of_the_source = {"path", "source", "model", "schema", *GivenOptions.__annotations__} - {*OpenOptions.__annotations__}
+    of_the_source = {"path", "source", "model", "schema", *GivenOptions.__annotations__} - {
+        *OpenOptions.__annotations__
+    }
     assert {name: opened[name].default for name in opened if name not in of_the_source} == kept
     assert sorted(kept) == sorted(OpenOptions.__annotations__) == sorted(OPTIONS)
 
