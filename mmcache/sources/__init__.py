@@ -219,7 +219,7 @@ def closing(source: Source | None) -> Iterator[Source | None]:
             close()
 
 
-def available(source: Source, schemas: Iterable[AnySchema]) -> tuple[Schema, ...]:
+def available(source: Source, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
     """`EvolvingSource.available` of a source that has it; of any other, those that it has itself.
 
     Raises SourceError.

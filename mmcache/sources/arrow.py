@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
-from ..schema import R_co, Schema
+from ..schema import AnySchema, R_co, Schema
 from ..values import Default, Unimported, Values, importable
 from .base import Where
 from .casts import is_kept
@@ -118,7 +118,7 @@ class ArrowFileSource(FileSource[R_co]):
         return {} if self._default is None else {"default": self._default}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[AnySchema], given: Mapping[str, Any]) -> Self:
         """See `sources.from_spec`. Without the function, values that need it are refused."""
         if given.get("default") is None and "default" in spec:
             given = {"default": Unimported(str(spec["default"]))}

@@ -255,7 +255,7 @@ class ScanningSource(Protocol):
 class EvolvingSource(Protocol):
     """What a source may be able to do besides: tell what of a schema it still has."""
 
-    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+    def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """The schemas, without the indexes and columns that the source does not have, and without collections of which
         it lacks more than that. Cheap. Raises SourceError."""
         ...

@@ -245,7 +245,7 @@ class CallableSource(BaseSource[R_co]):
         return dict(self._names) if all(map(is_findable, names)) else None
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[AnySchema], given: Mapping[str, Any]) -> Self:
         """See `sources.from_spec`. Without the functions that the spec mentions, a SourceError."""
         functions = {name: told(spec, given, name) for name in _STORED}
         functions |= {name: given.get(name) for name in ("fetch", "changed_since")}

@@ -143,7 +143,7 @@ class FileSource(Generic[R_co]):
         names = "\0".join(part.path for part in parts)
         return blake2b(found + os.fsencode(names), digest_size=32).digest()
 
-    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+    def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
         asked = [schema for schema in schemas if schema.name == self._schema.name]
         unknown = {field for schema in asked for field in schema.index} - set(self._schema.index)
@@ -173,7 +173,7 @@ class FileSource(Generic[R_co]):
         return {"kind": self.kind, "path": plain_path(self.path), **given}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[AnySchema], given: Mapping[str, Any]) -> Self:
         """See `sources.from_spec`."""
         if len(schemas) != 1:
             raise ValueError(f"it holds one collection, not {len(schemas)}")

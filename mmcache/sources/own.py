@@ -153,7 +153,7 @@ class BaseSource(ABC, Generic[R_co]):
             other.__dict__["close"] = _nothing
         return other
 
-    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+    def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. The first records say which fields there are; they are read only if one is asked for
         that the schemas of this source do not name."""
         asked = [schema for schema in schemas if schema.name in self._by_name]

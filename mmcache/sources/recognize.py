@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import SourceError
-from ..schema import Schema
+from ..schema import AnySchema
 from .parts import absolute, is_pattern, parts_of
 from .streams import compression_of, decompressed, encoding_of, is_pipe, open_file
 from .unreadable import foreign_directory, foreign_file, foreign_text
@@ -59,7 +59,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return _kind_of_file(path)
 
 
-def source_at(where: str | os.PathLike[str], *schemas: Schema, **options: Any) -> Any:
+def source_at(where: str | os.PathLike[str], *schemas: AnySchema, **options: Any) -> Any:
     """The source at a path, a pattern of paths, a directory, "-" for standard input, or a URL of a database.
 
     options: those of the class, such as `delimiter` of CSV. `sqlite:///shop.db` is the path `shop.db`; any other URL is
@@ -119,7 +119,7 @@ _NAMES = {
 }
 
 
-def _database(url: str, schemas: tuple[Schema, ...], options: dict[str, Any]) -> Any:
+def _database(url: str, schemas: tuple[AnySchema, ...], options: dict[str, Any]) -> Any:
     from importlib import import_module
 
     try:

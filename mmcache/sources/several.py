@@ -147,7 +147,7 @@ class Sources(Generic[R_co]):
             keys |= {schema.name: found.keys.get(schema.name, frozenset()) for schema in source.schemas}
         return Changes(now, keys)
 
-    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+    def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`."""
         from . import available
 
@@ -201,7 +201,7 @@ class Sources(Generic[R_co]):
         return {"sources": [given_by(source) for source in self.sources]}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[AnySchema], given: Mapping[str, Any]) -> Self:
         """See `sources.from_spec`. given: what is not given for each of them is given to the one that mentions it."""
         from . import from_spec
 

@@ -305,7 +305,7 @@ class SQLAlchemySource(Generic[R_co]):
         return {"url": url.render_as_string(hide_password=False)} if has_secrets(url) else {}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Iterable[Schema], given: Mapping[str, Any]) -> Self:
+    def remade(cls, spec: Mapping[str, Any], schemas: Iterable[AnySchema], given: Mapping[str, Any]) -> Self:
         """From a spec, and the URL with its password where the database asks for one. Raises SourceError."""
         url, fingerprint = given.get("url") or spec.get("url"), spec.get("fingerprint")
         if not isinstance(url, str) or not url:
@@ -315,7 +315,7 @@ class SQLAlchemySource(Generic[R_co]):
             source._links.hint = "; a file holds no password: if one is needed, give the URL with it"
         return source
 
-    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+    def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
         with self._taken() as link:
             found = [self._reduced(link, schema) for schema in schemas]

@@ -363,14 +363,14 @@ class SQLiteSource(Generic[R_co]):
         return None if self._hook.name is None else {"connect": self._hook.name}
 
     @classmethod
-    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[Schema], given: Mapping[str, Any]) -> Self:
+    def remade(cls, spec: Mapping[str, Any], schemas: Sequence[AnySchema], given: Mapping[str, Any]) -> Self:
         """See `sources.from_spec`."""
         options: dict[str, Any] = {"connect": told(spec, given, "connect")}
         if spec.get("immutable") is True:
             options["immutable"] = True
         return cls(path_in(spec), *schemas, **options)
 
-    def available(self, schemas: Iterable[Schema]) -> tuple[Schema, ...]:
+    def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
         with self._connections.take() as connection:
             try:
