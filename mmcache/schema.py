@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field as declared, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from .query import Query, Term, matches, parse_query, path_of, terms_of
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # which type checkers bring along: it is not needed to run
 
+    from .models import M
     from .storage.record import Record
 
     R_co = TypeVar("R_co", covariant=True, default=Record)
@@ -237,34 +238,45 @@ class Schema(Generic[R_co]):
         pairs = self.tracks.items() if isinstance(self.tracks, Mapping) else self.tracks
         return tuple((table, (columns,) if isinstance(columns, str) else columns) for table, columns in pairs)
 
+    @overload
     @classmethod
-    def from_model(cls, model: Any, name: str | None = None, **fields: Any) -> Schema[Any]:
+    def from_model(cls, mapped: object, /, name: str | None = None, *, model: type[M], **fields: Any) -> Schema[M]: ...
+    @overload
+    @classmethod
+    def from_model(cls, mapped: object, /, name: str | None = None, **fields: Any) -> Schema: ...
+    @classmethod
+    def from_model(cls, mapped: Any, /, name: str | None = None, **fields: Any) -> Schema[Any]:
         """Of an ORM model of SQLAlchemy, or of a `Table`: its table, primary key, columns, and those of JSON.
 
             Schema.from_model(Item, index=("kind",), embedding="vector", dim=384)
 
-        name: of the collection, by default the table's. fields: all others of a schema, and those that are to differ.
+        name: of the collection, by default the table's. fields: all others of a schema, and those that are to differ;
+        `model` among them, as what a cache gives for a record is no ORM model.
         Raises TypeError for what is no model, ValueError for one whose columns are of several tables.
         """
-        table = getattr(model, "__table__", model)
+        table = getattr(mapped, "__table__", mapped)
         columns = getattr(table, "columns", None)
         if columns is None or not hasattr(table, "primary_key"):
-            raise TypeError(f"from_model() takes a mapped class or a Table of SQLAlchemy, not {model!r:.100}")
-        mapper = getattr(model, "__mapper__", None)
+            raise TypeError(f"from_model() takes a mapped class or a Table of SQLAlchemy, not {mapped!r:.100}")
+        mapper = getattr(mapped, "__mapper__", None)
         if mapper is not None and len(mapper.tables) > 1:
             tables = ", ".join(str(one.name) for one in mapper.tables)
             raise ValueError(
-                f"the columns of {model.__name__} are of several tables ({tables}); use query= with a join"
+                f"the columns of {mapped.__name__} are of several tables ({tables}); use query= with a join"
             )
         if not hasattr(table, "name"):
-            raise ValueError(f"{model!r:.100} is mapped to no table, but to a query; use query=")
+            raise ValueError(f"{mapped!r:.100} is mapped to no table, but to a query; use query=")
         place = table.name if table.schema is None else f"{table.schema}.{table.name}"
-        key = tuple(column.name for column in table.primary_key.columns)
-        apart = {*key, fields.get("embedding"), *(fields.get("embedding") or ())}
+        key = fields.get("key") or tuple(column.name for column in table.primary_key.columns)
+        apart = {
+            name
+            for names in (key, fields.get("embedding") or ())
+            for name in ((names,) if isinstance(names, str) else names)
+        }
         json = (column.name for column in columns if column.type.__visit_name__ in ("JSON", "JSONB"))
         derived: dict[str, Any] = {
             "table": None if place == (name or table.name) else place,
-            "key": fields.get("key") or key or None,
+            "key": key or None,
             "columns": tuple(column.name for column in columns if column.name not in apart),
             "json": tuple(column for column in json if column not in apart),
         }

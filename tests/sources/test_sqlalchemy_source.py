@@ -8,6 +8,7 @@ import pickle
 import sqlite3
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -442,6 +443,19 @@ def test_a_schema_is_derived_from_a_model(database):
         (row,) = records(source)
         assert row == (("no", "name", "tags"), [1, "one", ["a", "b"]], vector(1))
         assert found(source, tags="b") == [1]
+
+
+class Code(NamedTuple):
+    code: str
+
+
+def test_a_schema_of_a_table_keeps_columns_beside_a_key_of_its_own():
+    columns = [sqlalchemy.Column(name, sqlalchemy.String) for name in ("v", "e", "code", "vec")]
+    table = sqlalchemy.Table(
+        "t", sqlalchemy.MetaData(), sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True), *columns
+    )
+    schema = Schema.from_model(table, key="code", embedding="vec", model=Code)
+    assert (schema.key, schema.columns, schema.model) == ("code", ("id", "v", "e"), Code)
 
 
 def test_what_is_no_model_of_one_table_is_refused():

@@ -26,7 +26,7 @@ HONEST = {
 }
 """Where Any is the honest type, and why. A name stands for all of its members."""
 
-PLAIN_DATA = re.compile(r"\.(spec|with_rules)$")
+PLAIN_DATA = re.compile(r"\.(spec|given|remade|with_rules)$")
 """Members of every source that give or take plain data."""
 
 
