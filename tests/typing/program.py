@@ -5,7 +5,7 @@ It is checked, not run: see test_type_checkers.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, assert_type
@@ -177,13 +177,13 @@ mmcache.open("i.mmc", load=7, schema=item)  # type: ignore[call-overload]
 
 class Own(BaseSource[Item]):
     @contextmanager
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Generator[Reading, None, None]:
         yield self.reading(fetch_all())
 
 
 class Plain(BaseSource):
     @contextmanager
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Generator[Reading, None, None]:
         yield self.reading(fetch_all())
 
 
