@@ -74,7 +74,7 @@ def test_every_spec_makes_its_source_again(tmp_path):
     [
         (
             {"kind": "os:system", "path": "x"},
-            "unknown kind of source 'os:system'; this version knows: sqlite, jsonl, parquet, patterns",
+            "unknown kind of source 'os:system'; this version knows: sqlite, jsonl, json, csv, parquet, arrow",
         ),
         ({"kind": ["sqlite"], "path": "x"}, "unknown kind"),
         ({}, "unknown kind of source None"),
