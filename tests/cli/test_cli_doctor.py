@@ -324,7 +324,6 @@ def test_leftovers_and_failures_of_builds_are_warnings(tmp_path, shop, diagnosed
 def test_a_build_that_takes_long_is_a_warning_with_what_to_do(tmp_path, capsys):
     path, empty = tmp_path / "items.mmc", tmp_path / "empty.db"
     make_shelf(path)
-    empty.touch()
 
     def builds(level: str) -> Any:
         main(["doctor", str(path), "--json"])

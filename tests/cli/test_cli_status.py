@@ -118,7 +118,6 @@ def test_damage_behind_the_header_is_told_and_the_workers_too(shop, status, data
 def test_it_names_who_builds_and_does_not_wait_for_him(tmp_path, status):
     path, empty = tmp_path / "f.mmc", tmp_path / "empty.db"
     make_shelf(path)
-    empty.touch()
     assert (status(path)["building"], status(path)["builder"]) == (False, None)
     with endless_build(empty, path) as builder:
         until("there is a builder", lambda: status(path)["builder"])

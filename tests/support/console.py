@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,11 @@ def invalidate_from_outside(path: Path, *words: str) -> None:
 
 @contextmanager
 def endless_build(database: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that builds a file of one collection, items, until it is killed at the end. database: any."""
+    """A process that builds a file of one collection, items, until it is killed at the end. database: any; made, of no
+    table, where it is missing."""
+    if not database.exists():
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA user_version = 1")
     endless = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT 'k' || i AS id FROM c"
     command = [*COMMAND, "build", str(database), "--query", endless, "--collection", "items", "-o", str(path)]
     nowhere = subprocess.DEVNULL
