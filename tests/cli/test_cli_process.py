@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import mmcache
-from tests.support.console import COMMAND, environment, make_shelf, make_shop, on_terminal, run, unmeasured
+from tests.support.console import COMMAND, environment, make_empty, make_shelf, make_shop, on_terminal, run, unmeasured
 from tests.support.observe import beside
 from tests.support.waits import until
 
@@ -95,7 +95,7 @@ def test_a_short_answer_to_nobody_is_silent_too(shelf):
 def test_interrupted_build_leaves_the_old_file_and_no_temporary_one(tmp_path):
     path, database = tmp_path / "f.mmc", tmp_path / "empty.db"
     mmcache.build(path, [{"id": "old"}], mmcache.Schema("c"))
-    database.touch()
+    make_empty(database)
     endless = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT 'k' || i AS id FROM c"
     command = [*COMMAND, "build", str(database), "--query", endless, "--collection", "c", "-o", str(path)]
     process = subprocess.Popen(
@@ -161,7 +161,7 @@ def test_a_person_sees_indented_json(shelf):
 @pytest.mark.parametrize("code", [None, WITHOUT_RICH], ids=["rich", "plain"])
 def test_a_long_build_shows_progress_to_a_person_and_a_short_one_does_not(tmp_path, code):
     database = tmp_path / "empty.db"
-    database.touch()
+    make_empty(database)
     slow = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {}) SELECT 'k' || i AS id FROM c"
     for n, expected in ((400_000, True), (10, False)):
         words = ["build", database, "--query", slow.format(n), "--collection", "numbers", "-o", tmp_path / "n.mmc"]

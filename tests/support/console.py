@@ -178,13 +178,18 @@ def invalidate_from_outside(path: Path, *words: str) -> None:
     assert main(["--quiet", "invalidate", str(path), *words]) == 0
 
 
+def make_empty(database: Path) -> None:
+    """A database without a table: a file without a byte is no source."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+
+
 @contextmanager
 def endless_build(database: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that builds a file of one collection, items, until it is killed at the end. database: any; made, of no
     table, where it is missing."""
     if not database.exists():
-        with closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA user_version = 1")
+        make_empty(database)
     endless = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT 'k' || i AS id FROM c"
     command = [*COMMAND, "build", str(database), "--query", endless, "--collection", "items", "-o", str(path)]
     nowhere = subprocess.DEVNULL
