@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -29,6 +31,13 @@ class Item:
     id: str
     kind: str
     size: int = 0
+
+
+@dataclass(frozen=True)
+class ItemOrNone:
+    id: str
+    kind: str
+    size: int | None = None
 
 
 class ItemDict(TypedDict):
@@ -467,3 +476,73 @@ def test_importing_and_using_mmcache_imports_no_pydantic(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- every source -----------------------------------------------------------------------------------------------------
+
+
+def all_items() -> list[dict[str, Any]]:
+    return [dict(row) for row in ROWS]
+
+
+def some_items(keys: list[Any]) -> list[dict[str, Any]]:
+    return [row for row in all_items() if row["id"] in keys]
+
+
+def of_every_source(directory: Path, schema: Any) -> dict[str, Any]:
+    lines = directory / "items.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    array = directory / "items.json"
+    array.write_text(json.dumps(ROWS))
+    text = directory / "items.csv"
+    text.write_text("id,kind,size\na,tool,1\nb,tool,2\nc,prompt,\n")
+
+    class Own(mmcache.BaseSource[Any]):
+        @contextmanager
+        def read(self) -> Iterator[mmcache.Reading]:
+            yield self.reading(all_items())
+
+    return {
+        "load": {"load": all_items, "schema": schema},
+        "load and fetch": {"load": all_items, "fetch": some_items, "schema": schema},
+        "own": {"source": Own(schema)},
+        "lines": {"source": str(lines), "schema": schema},
+        "array": {"source": mmcache.JSONSource(array, schema)},
+        "csv": {"source": mmcache.CSVSource(text, replace(schema, casts={"size": "int"}))},
+    }
+
+
+@pytest.mark.parametrize("name", ["load", "load and fetch", "own", "lines", "array", "csv"])
+def test_a_model_is_made_of_the_records_of_every_source(tmp_path: Path, name: str) -> None:
+    schema = replace(SCHEMA, model=ItemOrNone)
+    options = of_every_source(tmp_path, schema)[name]
+    with mmcache.open(tmp_path / "i.mmc", executor="thread", **options) as cache:
+        assert cache["a"] == ItemOrNone("a", "tool", 1)
+        assert cache["c"] == ItemOrNone("c", "prompt")
+        cache.invalidate(["b"])
+        assert cache.get_many(["b", "x"]) == [ItemOrNone("b", "tool", 2), None]
+        assert [item.id for item in cache.where(kind="tool")] == ["a", "b"]
+        cache.invalidate(hard=True)
+        assert list(cache.values()) == [cache["a"], cache["b"], cache["c"]]
+
+
+def test_a_model_of_several_sources_is_that_of_each_collection(tmp_path: Path, database: Path) -> None:
+    lines = tmp_path / "more.jsonl"
+    lines.write_text('{"id": "m", "kind": "more"}\n')
+    first = SQLiteSource(database, Schema("items", model=Item, columns=("kind", "size")))
+    source = mmcache.Sources(first, mmcache.JSONLinesSource(lines, Schema("more", model=ItemTuple)))
+    with mmcache.open(tmp_path / "i.mmc", source) as cache:
+        assert cache["a"] == Item("a", "tool", 1)
+        assert cache.collection("more")["m"] == ItemTuple("m", "more")
+        assert cache.model is Item
+        assert pickle.loads(pickle.dumps(cache))["a"] == Item("a", "tool", 1)
+
+
+def test_expired_records_are_no_instances_of_a_model(tmp_path: Path) -> None:
+    schema = Schema("items", index=("kind",), model=ItemOrNone, expires="ends")
+    rows = [*all_items(), {"id": "old", "kind": "tool", "size": 1, "ends": 1}]
+    with mmcache.open(tmp_path / "i.mmc", load=lambda: rows, schema=schema, executor="thread") as cache:
+        assert cache.get("old") is None
+        assert [item.id for item in cache.where(kind="tool")] == [item.id for item in cache.values()][:2] == ["a", "b"]
+        cache.invalidate(["a"])
+        assert list(cache.where(kind="tool")) == [ItemOrNone("a", "tool", 1), ItemOrNone("b", "tool", 2)]
