@@ -13,6 +13,7 @@ import pytest
 
 import mmcache
 from mmcache import BaseSource, Cache, JSONLinesSource, Schema
+from tests.support import inside
 from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -150,29 +151,20 @@ def test_a_source_that_cannot_say_how_it_is_is_asked(tmp_path):
         assert cache["a"] == {"id": "a"}
 
 
-def test_a_miss_is_one_of_the_file_that_is_as_the_source_is(file, monkeypatch):
+def test_a_miss_is_one_of_the_file_that_is_as_the_source_is(file):
     """Case: between the look into a file that lacks the key, and the question to the source, a file that has it is
     published and adopted. Then the source's fingerprint is that of the other file."""
     source = Counted(file, Schema("items"))
     with opened(file, source) as cache:
         assert cache.get("new") is None
-        reader, entered, go = cache._reader, threading.Event(), threading.Event()
-
-        def paused() -> Any:
-            found = reader()
-            if threading.current_thread() is thread:
-                entered.set()
-                assert go.wait(30)
-            return found
-
         answers: list[Any] = []
         thread = threading.Thread(target=lambda: answers.append(cache.get_many(["new"])))
-        monkeypatch.setattr(cache, "_reader", paused)
-        thread.start()
-        assert entered.wait(30)
-        write(file, {"id": "new", "n": 9})
-        mmcache.build(file.with_suffix(".mmc"), JSONLinesSource(file, Schema("items")))
-        until("the new file", lambda: cache.refresh() or cache.generation == 2)
-        go.set()
-        thread.join()
+        with inside.stopped_after_its_look(cache) as (looked, go_on):
+            thread.start()
+            assert looked.wait(30)
+            write(file, {"id": "new", "n": 9})
+            mmcache.build(file.with_suffix(".mmc"), JSONLinesSource(file, Schema("items")))
+            until("the new file", lambda: cache.refresh() or cache.generation == 2)
+            go_on.set()
+            thread.join()
         assert answers == [[{"id": "new", "n": 9}]]

@@ -22,6 +22,7 @@ from mmcache import BuildError, CallableSource, Schema, SourceError
 from mmcache.sources import from_spec, is_remakable
 from mmcache.sources.tokens import fingerprint_of_token, token_in
 from mmcache.testing import check_source
+from tests.support.processes import ended, forked
 from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -453,12 +454,14 @@ def test_a_child_that_was_forked_during_a_load_loads_itself(truth):
     thread = threading.Thread(target=source.fetch, args=("items", ["k1"]))
     thread.start()
     assert begun.wait(30)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(source.fetch("items", ["k1"])[0] is None)
+
+    def look_up() -> None:
+        assert source.fetch("items", ["k1"])[0] is not None
+
+    child = forked(look_up)
     go.set()
     thread.join()
-    assert os.waitpid(pid, 0)[1] == 0
+    assert ended(child) == 0
 
 
 def importable_rows(*_: Any) -> list[dict[str, Any]]:

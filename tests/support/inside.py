@@ -259,6 +259,24 @@ def slow_decision(cache: Cache) -> Iterator[tuple[threading.Event, threading.Eve
         yield deciding, go_on
 
 
+@contextlib.contextmanager
+def stopped_after_its_look(cache: Cache) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Reads of other threads wait once they have what they look into: gives what tells that one does, and what lets
+    them go on."""
+    looked, go_on = threading.Event(), threading.Event()
+    reader, ours = cache._reader, threading.current_thread()
+
+    def slowly() -> Any:
+        found = reader()
+        if threading.current_thread() is not ours:
+            looked.set()
+            go_on.wait(30)
+        return found
+
+    with mock.patch.object(cache, "_reader", slowly):
+        yield looked, go_on
+
+
 def nothing_due(cache: Cache) -> contextlib.AbstractContextManager[Any]:
     """No poll becomes due by itself."""
     return mock.patch.object(cache._watch, "due", float("inf"))
