@@ -104,7 +104,7 @@ class Cache(CachedCollection):
 
     def collection(self, name: str) -> CachedCollection:
         """A collection by name. Raises KeyError naming those that there are."""
-        return CachedCollection(self._watch, self._known(name))
+        return CachedCollection(self._watch, self._tiers.known(name))
 
     @property
     def path(self) -> str:
@@ -155,7 +155,7 @@ class Cache(CachedCollection):
         Single-flight: if another process built, while we waited for it, from what the source held after this call
         began, that is the result. Raises what `mmcache.build` raises; SourceError without a source.
         """
-        _ = self._tier.source
+        _ = self._tiers.source.source
         report = self._watch.build(timeout=timeout, asked_ns=time.time_ns(), exact=exact)
         self.refresh()
         return report

@@ -1,9 +1,8 @@
 """`CachedCollection`: one collection of a cache, the file first, the source for whatever the file cannot answer.
 
 A get takes no lock: it finds out whether anything is new (see `watch`), and asks the reader of the view, which raises
-for an id that only the source may answer. Only `UnusableFileError` sends a caller on to the source, one id at a time
-where one record is damaged; an error of the caller's own is never taken for a fault of the file. Readers in the middle
-of something finish with the generation that they began with.
+for an id that only the source may answer; then `tiers` says what answers. Readers in the middle of something finish
+with the generation that they began with.
 
 What is read as a whole (`where`, `len`, iteration, Arrow) is the file's rows without the dirty ones, and the source's
 answer for those: an `Overlay`.
@@ -13,24 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key, check_key, check_keys, is_key
 from .options import OpenOptions, Options
-from .query import Query, Term, parse_query
-from .schema import Schema, check_width
+from .query import Term, parse_query
+from .schema import Schema
 from .sharing import metrics
 from .sharing.invalidation import Kind
-from .sharing.widening import schemas_of
 from .sources.base import Source
-from .sourcetier import SourceTier
 from .storage.overlay import Overlay
 from .storage.record import Record, RecordItems, RecordValues
 from .storage.selection import Selection
-from .storage.snapshot import Collection, DirtyError, EmbeddingRef, Snapshot
+from .storage.snapshot import Collection, DirtyError, EmbeddingRef
 from .storage.vectors import presence_of, stacked
+from .tiers import NOT_HERE, Tiers
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -52,9 +50,6 @@ Reason = Literal[
 ]
 T = TypeVar("T")
 
-_NOT_HERE = KeyError, DirtyError, UnusableFileError
-"""Raised by a reader of the file for a record that the source has to answer."""
-
 
 class CachedCollection(Mapping[Key, Record]):
     """One collection of a cache: a read-only mapping over both tiers. Made by `Cache.collection`.
@@ -68,7 +63,7 @@ class CachedCollection(Mapping[Key, Record]):
     def __init__(self, watch: Watch, name: str | None) -> None:
         self._watch = watch
         self._counting = watch.counting
-        self._tier = SourceTier(watch, name)
+        self._tiers = Tiers(watch, name)
         self._name = name  # None is the default collection, whatever it is called
 
     # --- lookups by key
@@ -83,17 +78,17 @@ class CachedCollection(Mapping[Key, Record]):
         if reader is not None:
             try:
                 record = reader[key]
-            except _NOT_HERE as error:
-                cause = self._why_not(error)
+            except NOT_HERE as error:
+                cause = self._tiers.why_not(error)
             else:
                 counting = self._counting
                 hits = counting.bump()
                 if not hits & counting.mask:
                     watch.sample(begun, hits)
                 return record
-            found = self._tier.fetch([key], cause)[0]
+            found = self._tiers.source.fetch([key], cause)[0]
         else:
-            found = self._read([key])[0]
+            found = self._tiers.read([key])[0]
         if found is None:
             raise KeyError(key)
         return found
@@ -111,12 +106,12 @@ class CachedCollection(Mapping[Key, Record]):
 
     def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
         """The records of these keys, in their order, None where no tier has it."""
-        return self._read(check_keys(keys))
+        return self._tiers.read(check_keys(keys))
 
     def __contains__(self, key: object) -> bool:
         if not is_key(key):
             return False
-        reader, cause = self._reader()
+        reader, cause = self._tiers.reader()
         if reader is not None:
             try:
                 if key in reader:
@@ -124,9 +119,9 @@ class CachedCollection(Mapping[Key, Record]):
                     return True
                 cause = "absent"
             except (DirtyError, UnusableFileError) as error:
-                cause = self._why_not(error)
+                cause = self._tiers.why_not(error)
         plain = check_key(key)
-        return self._tier.takes(plain) and self._tier.fetch([plain], cause)[0] is not None
+        return self._tiers.source.takes(plain) and self._tiers.source.fetch([plain], cause)[0] is not None
 
     def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
         """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one.
@@ -139,12 +134,12 @@ class CachedCollection(Mapping[Key, Record]):
             watch.look(begun)
         reader, cause = watch.view.readers.get(self._name), ""
         if reader is None:
-            reader, cause = self._reader()
+            reader, cause = self._tiers.reader()
         if reader is not None:
             try:
                 embedding = reader.embedding(key, field)
-            except _NOT_HERE as error:
-                cause = self._why_not(error)
+            except NOT_HERE as error:
+                cause = self._tiers.why_not(error)
             else:
                 counting = self._counting
                 hits = counting.bump()
@@ -152,8 +147,8 @@ class CachedCollection(Mapping[Key, Record]):
                     watch.sample(begun, hits)
                 return embedding
         if field is not None:
-            self._check_embedding(field)
-        record = self._tier.fetch([key], cause)[0]
+            self._tiers.check_embedding(field)
+        record = self._tiers.source.fetch([key], cause)[0]
         if record is None:
             raise KeyError(key)
         return record.embedding if field is None else record.embedding_of(field)
@@ -165,19 +160,19 @@ class CachedCollection(Mapping[Key, Record]):
         for `embedding`. Raises KeyError for a key that no tier has, SourceError for embeddings of two lengths.
         """
         wanted = check_keys(keys)
-        reader, _ = self._reader()
+        reader, _ = self._tiers.reader()
         if reader is not None:
             with contextlib.suppress(KeyError, DirtyError, UnusableFileError):
                 found = reader.get_embeddings(wanted, field)
                 self._counting.add(metrics.BATCH_HITS, len(wanted))
                 return found
-        dim = self._check_embedding(field)
+        dim = self._tiers.check_embedding(field)
         return stacked(wanted, [self.embedding(key, field) for key in wanted], dim)
 
     def embedding_ref(self, key: Key, field: str | None = None) -> EmbeddingRef:
         """What to send to another process in place of an embedding. Raises KeyError; SourceError while only the source
         may answer for this id: send the embedding itself. field: as for `embedding`."""
-        reader, _ = self._reader()
+        reader, _ = self._tiers.reader()
         try:
             if reader is not None:
                 return reader.embedding_ref(key, field)
@@ -185,19 +180,19 @@ class CachedCollection(Mapping[Key, Record]):
             pass
         except UnusableFileError as error:
             self._watch.damaged(error)
-        self._check_embedding(field)
+        self._tiers.check_embedding(field)
         raise SourceError("the source answers now, and only a file has rows: send the embedding itself")
 
     # --- all of it
 
     def __len__(self) -> int:
-        whole, cause = self._whole()
-        return self._tier.count(cause) if whole is None else len(whole)
+        whole, cause = self._tiers.whole()
+        return self._tiers.source.count(cause) if whole is None else len(whole)
 
     def __iter__(self) -> Iterator[Key]:
-        whole, cause = self._whole()
+        whole, cause = self._tiers.whole()
         if whole is None:
-            yield from (record.id for record in self._tier.records(cause))
+            yield from (record.id for record in self._tiers.source.records(cause))
         elif isinstance(whole, Overlay):
             yield from whole.keys()
         else:
@@ -213,9 +208,9 @@ class CachedCollection(Mapping[Key, Record]):
 
     def all_records(self) -> Iterator[Record]:
         """What `values` iterates over."""
-        whole, cause = self._whole()
+        whole, cause = self._tiers.whole()
         if whole is None:
-            return self._tier.records(cause)
+            return self._tiers.source.records(cause)
         return iter(whole.everything()) if isinstance(whole, Overlay) else whole.all_records()
 
     @property
@@ -224,52 +219,35 @@ class CachedCollection(Mapping[Key, Record]):
 
         A copy made from the source while the file may not answer at all. Of several embeddings the first.
         """
-        return self._block(lambda whole: whole.embeddings)
+        return self._tiers.block(lambda whole: whole.embeddings)
 
     def embeddings_of(self, field: str) -> NDArray[np.float32]:
         """The same of one of several embeddings. Raises ValueError for a field that is none."""
-        self._check_embedding(field)
-        return self._block(lambda whole: whole.embeddings_of(field))
+        self._tiers.check_embedding(field)
+        return self._tiers.block(lambda whole: whole.embeddings_of(field))
 
     @property
     def has_embedding(self) -> NDArray[np.bool_]:
         """bool, (n,): which rows of `embeddings` are those of records that have one; the others are zeros. O(n)."""
-        return self._block(lambda whole: _presence(whole, None))
+        return self._tiers.block(lambda whole: _presence(whole, None))
 
     def has_embedding_of(self, field: str) -> NDArray[np.bool_]:
         """The same of one of several embeddings."""
-        self._check_embedding(field)
-        return self._block(lambda whole: _presence(whole, field))
-
-    def _block(self, read: Callable[[Collection | Selection], T]) -> T:
-        """What one array of all records is: the file's, if it may answer at all, else made from the source."""
-        reader, cause = self._reader()
-        try:
-            if reader is not None:
-                return read(reader)
-        except UnusableFileError as error:
-            cause = self._watch.damaged(error)
-        return read(self._tier.everything(cause))
-
-    def _check_embedding(self, field: str | None) -> int | None:
-        """Numbers in an embedding, by default the first; None where that is not known. Raises ValueError for a field
-        that is none, naming those that there are."""
-        schema, snapshot = self.schema, self._watch.view.snapshot
-        dim = schema.first_dim if field is None else schema.dim_of(field)
-        return dim or (None if snapshot is None else self._collection_of(snapshot).dim_of(field))
+        self._tiers.check_embedding(field)
+        return self._tiers.block(lambda whole: _presence(whole, field))
 
     def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
         """A pyarrow.Table of all records: see `Collection.to_arrow`.
 
         From the file, without a copy of the embeddings, if that may answer for every id; else a copy.
         """
-        whole, cause = self._whole()
+        whole, cause = self._tiers.whole()
         if whole is not None:
             try:
                 return (whole.everything() if isinstance(whole, Overlay) else whole).to_arrow(columns)
             except UnusableFileError as error:
                 cause = self._watch.damaged(error)
-        return self._tier.everything(cause).to_arrow(columns)
+        return self._tiers.source.everything(cause).to_arrow(columns)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """See `Collection.__arrow_c_stream__`."""
@@ -278,12 +256,7 @@ class CachedCollection(Mapping[Key, Record]):
     @property
     def schema(self) -> Schema:
         """As the source has it, or without one the file."""
-        schema = self._tier.schema
-        if schema is not None:
-            return schema
-        snapshot = self._watch.current().snapshot
-        assert snapshot is not None, "without a source, there is a snapshot, or current() raises"
-        return self._collection_of(snapshot).schema
+        return self._tiers.schema
 
     # --- lookups by field
 
@@ -302,7 +275,7 @@ class CachedCollection(Mapping[Key, Record]):
         """
         query = parse_query(self.schema, terms, more)
         held = self._watch.current().snapshot if snapshot else None
-        whole, cause = self._indexed(query, None if held is None else self._collection_of(held))
+        whole, cause = self._tiers.indexed(query, held)
         if whole is not None:
             try:
                 selection = whole.find(query)
@@ -311,7 +284,7 @@ class CachedCollection(Mapping[Key, Record]):
             else:
                 self._counting.add(metrics.BATCH_HITS)
                 return selection
-        return self._tier.find(query, cause)
+        return self._tiers.source.find(query, cause)
 
     def terms(self, field: str) -> dict[Term, int]:
         """The values of an indexed field and how many records have each, in the order of terms: null, numbers, text.
@@ -320,7 +293,7 @@ class CachedCollection(Mapping[Key, Record]):
         all records of the source are read.
         """
         query = parse_query(self.schema, {field: None}, {})
-        whole, cause = self._indexed(query)
+        whole, cause = self._tiers.indexed(query)
         if whole is not None:
             try:
                 terms = whole.terms(field)
@@ -329,7 +302,7 @@ class CachedCollection(Mapping[Key, Record]):
             else:
                 self._counting.add(metrics.BATCH_HITS)
                 return terms
-        return self._tier.terms(field, cause)
+        return self._tiers.source.terms(field, cause)
 
     # --- invalidation
 
@@ -361,107 +334,12 @@ class CachedCollection(Mapping[Key, Record]):
         if collection is None:
             collection = self.schema.name if ids is not None or self._name is not None else None
         else:
-            collection = self._known(collection)
+            collection = self._tiers.known(collection)
         if ids is not None and not isinstance(ids, (str, bytes)):
-            ids = self._answerable(str(collection), list(ids))
+            ids = self._tiers.answerable(str(collection), list(ids))
         return self._watch.invalidate(collection, ids, reason=reason, hard=hard)
 
-    def _answerable(self, collection: str, ids: list[Key]) -> list[Key]:
-        """The ids, if they can be keys of a collection, and a source may know better than the file."""
-        source, snapshot = self._watch.source, self._watch.files.snapshot
-        if source is None and snapshot is not None and snapshot.layout.source is None:
-            raise SourceError(
-                "nothing can answer for single ids: this cache was opened without a source, and its file was built "
-                "from none that it could name; open it with its source, or build the file anew",
-                path=self._watch.path,
-            )
-        schemas = source.schemas if source is not None else [] if snapshot is None else schemas_of(snapshot.layout)
-        schema = next((schema for schema in schemas if schema.name == collection), None)
-        if schema is not None and schema.key is not None:
-            for key in ids:
-                check_width(schema, key)
-        return ids
-
-    def _known(self, name: str) -> str:
-        """The name of a collection, if there is one. Raises KeyError naming those that there are."""
-        source = self._watch.source
-        if source is not None:
-            known = [schema.name for schema in source.schemas]
-        else:
-            snapshot = self._watch.files.snapshot or self._watch.current().snapshot
-            known = list(snapshot.collections) if snapshot is not None else []
-        if name not in known:
-            raise KeyError(f"no collection {name!r}; there are: {', '.join(known)}")
-        return name
-
-    # --- the tiers
-
-    def _reader(self) -> tuple[Collection | None, str]:
-        """What a lookup by key asks, if the file may answer; else None, and why not."""
-        view = self._watch.current()
-        return view.readers.get(self._name), view.cause
-
-    def _why_not(self, error: Exception) -> str:
-        """The cause for which the source answers in place of a file that raised one of `_NOT_HERE`."""
-        if isinstance(error, UnusableFileError):
-            return self._watch.damaged(error)
-        return "invalidated" if isinstance(error, DirtyError) else "absent"
-
-    def _whole(self) -> tuple[Collection | Overlay | None, str]:
-        """All records: the file's collection, or that with the source's answers for dirty ids; else None, and why."""
-        view = self._watch.current()
-        whole = view.wholes.get(self._name)
-        if whole is not None:
-            return whole, ""
-        if self._name not in view.readers:
-            return None, view.cause
-        try:
-            return view.overlay(self._name, self._tier.overlay), view.cause
-        except UnusableFileError as error:
-            return None, self._watch.damaged(error)
-
-    def _indexed(
-        self, query: Query, whole: Collection | Overlay | None = None
-    ) -> tuple[Collection | Overlay | None, str]:
-        """The same, where all fields of a query have an index in the file."""
-        whole, cause = (whole, "") if whole is not None else self._whole()
-        if whole is not None and not set(query).issubset(_schema_of(whole).index):
-            return None, "incompatible"  # another version of the program built the file without this index
-        return whole, cause
-
-    def _collection_of(self, snapshot: Snapshot) -> Collection:
-        return snapshot.default if self._name is None else snapshot.collection(self._name)
-
-    def _read(self, keys: list[Key]) -> list[Record | None]:
-        """From the file what it has and may answer, from the source the rest."""
-        reader, cause = self._reader()
-        if reader is None:
-            return self._tier.fetch(keys, cause)
-        try:
-            found = reader.get_many(keys)
-        except DirtyError:
-            return self._read_around(reader, keys)
-        except UnusableFileError:  # one of them is damaged: the others are not
-            return [self.get(key) for key in keys]
-        missing = [i for i, record in enumerate(found) if record is None]
-        if len(found) > len(missing):
-            self._counting.add(metrics.BATCH_HITS, len(found) - len(missing))
-        if missing:
-            for i, record in zip(missing, self._tier.fetch([keys[i] for i in missing], "absent"), strict=True):
-                found[i] = record
-        return found
-
-    def _read_around(self, reader: Collection, keys: list[Key]) -> list[Record | None]:
-        """The same, where some of the ids are dirty."""
-        dirty = [i for i, key in enumerate(keys) if reader.is_dirty(key)]
-        clean = sorted(set(range(len(keys))).difference(dirty))
-        found: list[Record | None] = [None] * len(keys)
-        for i, record in zip(dirty, self._tier.fetch([keys[i] for i in dirty], "invalidated"), strict=True):
-            found[i] = record
-        # Case: an id of the rest became dirty meanwhile. Then it is asked for like these.
-        for i, record in zip(clean, self._read([keys[i] for i in clean]) if clean else (), strict=True):
-            found[i] = record
-        return found
+    # --- itself
 
     def __repr__(self) -> str:
         name = "" if self._name is None else f", collection {self._name!r}"
@@ -480,10 +358,6 @@ def _reopen(
     collection = kind.__new__(kind)
     CachedCollection.__init__(collection, watch, name)
     return collection
-
-
-def _schema_of(whole: Collection | Overlay) -> Schema:
-    return whole.collection.schema if isinstance(whole, Overlay) else whole.schema
 
 
 def _presence(whole: Collection | Selection, field: str | None) -> NDArray[np.bool_]:
