@@ -25,6 +25,7 @@ from mmcache.filetier import FileTier
 from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
+from mmcache.poller import Poller
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -257,6 +258,11 @@ def slow_decision(cache: Cache) -> Iterator[tuple[threading.Event, threading.Eve
 
     with mock.patch.object(cache._watch, "_decide", slowly):
         yield deciding, go_on
+
+
+def patient_reads() -> None:
+    """From now on a read waits longer for the poll that it finds due: what it is to see then depends on no load."""
+    Poller.poll.__defaults__ = (30.0,)
 
 
 def nothing_due(cache: Cache) -> contextlib.AbstractContextManager[Any]:
