@@ -26,7 +26,6 @@ from .sharing.operate import resume
 from .sharing.status import Status, check, status_of
 from .sources import chosen, closing, with_rules
 from .sources.base import Source, SourceOf, Where
-from .sourcetier import known
 from .storage import fs
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.snapshot import Access, Snapshot, Verify
@@ -130,7 +129,7 @@ class Cache(CachedCollection[R_co]):
         model: what it gives for a record: see `Schema`, whose own it is by default. It tells a type checker, which
         cannot know what a name stands for.
         """
-        source, name = self._watch.source, known(self._watch, name)
+        source, name = self._watch.source, self._tiers.known(name)
         schema = None if source is None else next(one for one in source.schemas if one.name == name)
         return CachedCollection(self._watch, name, _model_of(schema, model))
 
@@ -184,7 +183,7 @@ class Cache(CachedCollection[R_co]):
         Single-flight: if another process built, while we waited for it, from what the source held after this call
         began, that is the result. Raises what `mmcache.build` raises; SourceError without a source.
         """
-        _ = self._tier.source
+        _ = self._tiers.source.source
         report = self._watch.build(timeout=timeout, asked_ns=time.time_ns(), exact=exact)
         self.refresh()
         return report

@@ -1,9 +1,8 @@
 """`CachedCollection`: one collection of a cache, the file first, the source for whatever the file cannot answer.
 
 A get takes no lock: it finds out whether anything is new (see `watch`), and asks the reader of the view, which raises
-for an id that only the source may answer. Only `UnusableFileError` sends a caller on to the source, one id at a time
-where one record is damaged; an error of the caller's own is never taken for a fault of the file. Readers in the middle
-of something finish with the generation that they began with.
+for an id that only the source may answer; then `tiers` says what answers. Readers in the middle of something finish
+with the generation that they began with.
 
 What is read as a whole (`where`, `len`, iteration, Arrow) is the file's rows without the dirty ones, and the source's
 answer for those: an `Overlay`.
@@ -13,25 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key, check_key, check_keys, is_key
 from .models import Model
 from .options import OpenOptions, Options
-from .query import Query, Term, parse_query
+from .query import Term, parse_query
 from .schema import R_co, Schema
 from .sharing import metrics
 from .sharing.invalidation import Kind, Reason
 from .sources.base import Source
-from .sourcetier import SourceTier, answerable, known
 from .storage.modelled import modelled
 from .storage.overlay import Overlay
 from .storage.record import Record, RecordItems, RecordValues
 from .storage.selection import Selection
-from .storage.snapshot import Collection, DirtyError, EmbeddingRef, FileCollection, Snapshot
+from .storage.snapshot import Collection, DirtyError, EmbeddingRef, FileCollection
 from .storage.vectors import presence_of, stacked
+from .tiers import NOT_HERE, Tiers
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["CachedCollection", "Reason"]
 
 T = TypeVar("T")
-
-_NOT_HERE = KeyError, DirtyError, UnusableFileError
-"""Raised by a reader of the file for a record that the source has to answer."""
 
 
 class CachedCollection(Collection[R_co]):
@@ -64,7 +60,7 @@ class CachedCollection(Collection[R_co]):
         self._model = model
         self._watch = watch
         self._counting = watch.counting
-        self._tier = SourceTier(watch, name)
+        self._tiers = Tiers(watch, name)
         self._name = name  # None is the default collection, whatever it is called
 
     @property
@@ -84,17 +80,17 @@ class CachedCollection(Collection[R_co]):
         if reader is not None:
             try:
                 record = reader[key]
-            except _NOT_HERE as error:
-                cause = self._why_not(error)
+            except NOT_HERE as error:
+                cause = self._tiers.why_not(error)
             else:
                 counting = self._counting
                 hits = counting.bump()
                 if not hits & counting.mask:
                     watch.sample(begun, hits)
                 return record if self._model is None else self._model(record)  # type: ignore[return-value]
-            found = self._tier.fetch([key], cause)[0]
+            found = self._tiers.source.fetch([key], cause)[0]
         else:
-            found = self._read([key])[0]
+            found = self._tiers.read([key])[0]
         if found is None:
             raise KeyError(key)
         return found if self._model is None else self._model(found)  # type: ignore[return-value]
@@ -112,7 +108,7 @@ class CachedCollection(Collection[R_co]):
 
     def get_many(self, keys: Iterable[Key]) -> list[R_co | None]:
         """The records of these keys, in their order, None where no tier has it."""
-        found, model = self._read(check_keys(keys)), self._model
+        found, model = self._tiers.read(check_keys(keys)), self._model
         if model is None:
             return found  # type: ignore[return-value]
         return [None if record is None else model(record) for record in found]
@@ -120,7 +116,7 @@ class CachedCollection(Collection[R_co]):
     def __contains__(self, key: object) -> bool:
         if not is_key(key):
             return False
-        reader, cause = self._reader()
+        reader, cause = self._tiers.reader()
         if reader is not None:
             try:
                 if key in reader:
@@ -128,9 +124,9 @@ class CachedCollection(Collection[R_co]):
                     return True
                 cause = "absent"
             except (DirtyError, UnusableFileError) as error:
-                cause = self._why_not(error)
+                cause = self._tiers.why_not(error)
         plain = check_key(key)
-        return self._tier.takes(plain) and self._tier.fetch([plain], cause)[0] is not None
+        return self._tiers.source.takes(plain) and self._tiers.source.fetch([plain], cause)[0] is not None
 
     def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
         """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one.
@@ -143,12 +139,12 @@ class CachedCollection(Collection[R_co]):
             watch.look(begun)
         reader, cause = watch.view.readers.get(self._name), ""
         if reader is None:
-            reader, cause = self._reader()
+            reader, cause = self._tiers.reader()
         if reader is not None:
             try:
                 embedding = reader.embedding(key, field)
-            except _NOT_HERE as error:
-                cause = self._why_not(error)
+            except NOT_HERE as error:
+                cause = self._tiers.why_not(error)
             else:
                 counting = self._counting
                 hits = counting.bump()
@@ -156,8 +152,8 @@ class CachedCollection(Collection[R_co]):
                     watch.sample(begun, hits)
                 return embedding
         if field is not None:
-            self._check_embedding(field)
-        record = self._tier.fetch([key], cause)[0]
+            self._tiers.check_embedding(field)
+        record = self._tiers.source.fetch([key], cause)[0]
         if record is None:
             raise KeyError(key)
         return record.embedding if field is None else record.embedding_of(field)
@@ -169,19 +165,19 @@ class CachedCollection(Collection[R_co]):
         for `embedding`. Raises KeyError for a key that no tier has, SourceError for embeddings of two lengths.
         """
         wanted = check_keys(keys)
-        reader, _ = self._reader()
+        reader, _ = self._tiers.reader()
         if reader is not None:
             with contextlib.suppress(KeyError, DirtyError, UnusableFileError):
                 found = reader.get_embeddings(wanted, field)
                 self._counting.add(metrics.BATCH_HITS, len(wanted))
                 return found
-        dim = self._check_embedding(field)
+        dim = self._tiers.check_embedding(field)
         return stacked(wanted, [self.embedding(key, field) for key in wanted], dim)
 
     def embedding_ref(self, key: Key, field: str | None = None) -> EmbeddingRef:
         """What to send to another process in place of an embedding. Raises KeyError; SourceError while only the source
         may answer for this id: send the embedding itself. field: as for `embedding`."""
-        reader, _ = self._reader()
+        reader, _ = self._tiers.reader()
         try:
             if reader is not None:
                 return reader.embedding_ref(key, field)
@@ -189,19 +185,19 @@ class CachedCollection(Collection[R_co]):
             pass
         except UnusableFileError as error:
             self._watch.damaged(error)
-        self._check_embedding(field)
+        self._tiers.check_embedding(field)
         raise SourceError("the source answers now, and only a file has rows: send the embedding itself")
 
     # --- all of it
 
     def __len__(self) -> int:
-        whole, cause = self._whole()
-        return self._tier.count(cause) if whole is None else len(whole)
+        whole, cause = self._tiers.whole()
+        return self._tiers.source.count(cause) if whole is None else len(whole)
 
     def __iter__(self) -> Iterator[Key]:
-        whole, cause = self._whole()
+        whole, cause = self._tiers.whole()
         if whole is None:
-            yield from (record.id for record in self._tier.records(cause))
+            yield from (record.id for record in self._tiers.source.records(cause))
         elif isinstance(whole, Overlay):
             yield from whole.keys()
         else:
@@ -224,9 +220,9 @@ class CachedCollection(Collection[R_co]):
         return records if self._model is None else map(self._model, records)  # type: ignore[return-value]
 
     def _records(self) -> Iterator[Record]:
-        whole, cause = self._whole()
+        whole, cause = self._tiers.whole()
         if whole is None:
-            return self._tier.records(cause)
+            return self._tiers.source.records(cause)
         return whole.all_records()
 
     @property
@@ -235,52 +231,35 @@ class CachedCollection(Collection[R_co]):
 
         A copy made from the source while the file may not answer at all. Of several embeddings the first.
         """
-        return self._block(lambda whole: whole.embeddings)
+        return self._tiers.block(lambda whole: whole.embeddings)
 
     def embeddings_of(self, field: str) -> NDArray[np.float32]:
         """The same of one of several embeddings. Raises ValueError for a field that is none."""
-        self._check_embedding(field)
-        return self._block(lambda whole: whole.embeddings_of(field))
+        self._tiers.check_embedding(field)
+        return self._tiers.block(lambda whole: whole.embeddings_of(field))
 
     @property
     def has_embedding(self) -> NDArray[np.bool_]:
         """bool, (n,): which rows of `embeddings` are those of records that have one; the others are zeros. O(n)."""
-        return self._block(lambda whole: _presence(whole, None))
+        return self._tiers.block(lambda whole: _presence(whole, None))
 
     def has_embedding_of(self, field: str) -> NDArray[np.bool_]:
         """The same of one of several embeddings."""
-        self._check_embedding(field)
-        return self._block(lambda whole: _presence(whole, field))
-
-    def _block(self, read: Callable[[FileCollection | Selection], T]) -> T:
-        """What one array of all records is: the file's, if it may answer at all, else made from the source."""
-        reader, cause = self._reader()
-        try:
-            if reader is not None:
-                return read(reader)
-        except UnusableFileError as error:
-            cause = self._watch.damaged(error)
-        return read(self._tier.everything(cause))
-
-    def _check_embedding(self, field: str | None) -> int | None:
-        """Numbers in an embedding, by default the first; None where that is not known. Raises ValueError for a field
-        that is none, naming those that there are."""
-        schema, snapshot = self.schema, self._watch.view.snapshot
-        dim = schema.first_dim if field is None else schema.dim_of(field)
-        return dim or (None if snapshot is None else self._collection_of(snapshot).dim_of(field))
+        self._tiers.check_embedding(field)
+        return self._tiers.block(lambda whole: _presence(whole, field))
 
     def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
         """A pyarrow.Table of all records: see `Collection.to_arrow`.
 
         From the file, without a copy of the embeddings, if that may answer for every id; else a copy.
         """
-        whole, cause = self._whole()
+        whole, cause = self._tiers.whole()
         if whole is not None:
             try:
                 return (whole.everything() if isinstance(whole, Overlay) else whole).to_arrow(columns)
             except UnusableFileError as error:
                 cause = self._watch.damaged(error)
-        return self._tier.everything(cause).to_arrow(columns)
+        return self._tiers.source.everything(cause).to_arrow(columns)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """See `Collection.__arrow_c_stream__`."""
@@ -289,12 +268,7 @@ class CachedCollection(Collection[R_co]):
     @property
     def schema(self) -> Schema:
         """As the source has it, or without one the file."""
-        schema = self._tier.schema
-        if schema is not None:
-            return schema
-        snapshot = self._watch.current().snapshot
-        assert snapshot is not None, "without a source, there is a snapshot, or current() raises"
-        return self._collection_of(snapshot).schema
+        return self._tiers.schema
 
     # --- lookups by field
 
@@ -313,7 +287,7 @@ class CachedCollection(Collection[R_co]):
         """
         query = parse_query(self.schema, terms, more)
         held = self._watch.current().snapshot if snapshot else None
-        whole, cause = self._indexed(query, None if held is None else self._collection_of(held))
+        whole, cause = self._tiers.indexed(query, held)
         if whole is not None:
             try:
                 selection = whole.find(query)
@@ -322,7 +296,7 @@ class CachedCollection(Collection[R_co]):
             else:
                 self._counting.add(metrics.BATCH_HITS)
                 return self._as_given(selection)
-        return self._as_given(self._tier.find(query, cause))
+        return self._as_given(self._tiers.source.find(query, cause))
 
     def _as_given(self, found: Selection) -> Selection[R_co]:
         return found if self._model is None else modelled(found, self._model)  # type: ignore[return-value]
@@ -334,7 +308,7 @@ class CachedCollection(Collection[R_co]):
         all records of the source are read.
         """
         query = parse_query(self.schema, {field: None}, {})
-        whole, cause = self._indexed(query)
+        whole, cause = self._tiers.indexed(query)
         if whole is not None:
             try:
                 terms = whole.terms(field)
@@ -343,7 +317,7 @@ class CachedCollection(Collection[R_co]):
             else:
                 self._counting.add(metrics.BATCH_HITS)
                 return terms
-        return self._tier.terms(field, cause)
+        return self._tiers.source.terms(field, cause)
 
     # --- invalidation
 
@@ -375,91 +349,12 @@ class CachedCollection(Collection[R_co]):
         if collection is None:
             collection = self.schema.name if ids is not None or self._name is not None else None
         else:
-            collection = known(self._watch, collection)
+            collection = self._tiers.known(collection)
         if ids is not None and not isinstance(ids, (str, bytes)):
-            ids = answerable(self._watch, str(collection), list(ids))
+            ids = self._tiers.answerable(str(collection), list(ids))
         return self._watch.invalidate(collection, ids, reason=reason, hard=hard)
 
-    # --- the tiers
-
-    def _reader(self) -> tuple[FileCollection | None, str]:
-        """What a lookup by key asks, if the file may answer; else None, and why not."""
-        view = self._watch.current()
-        return view.readers.get(self._name), view.cause
-
-    def _why_not(self, error: Exception) -> str:
-        """The cause for which the source answers in place of a file that raised one of `_NOT_HERE`."""
-        if isinstance(error, UnusableFileError):
-            return self._watch.damaged(error)
-        return "invalidated" if isinstance(error, DirtyError) else "absent"
-
-    def _whole(self) -> tuple[FileCollection | Overlay | None, str]:
-        """All records: the file's collection, or that with the source's answers for dirty ids; else None, and why."""
-        view = self._watch.current()
-        whole = view.wholes.get(self._name)
-        if whole is not None:
-            return whole, ""
-        if self._name not in view.readers:
-            return None, view.cause
-        try:
-            return view.overlay(self._name, self._tier.overlay), view.cause
-        except UnusableFileError as error:
-            return None, self._watch.damaged(error)
-
-    def _indexed(
-        self, query: Query, whole: FileCollection | Overlay | None = None
-    ) -> tuple[FileCollection | Overlay | None, str]:
-        """The same, where all fields of a query have an index in the file."""
-        whole, cause = (whole, "") if whole is not None else self._whole()
-        if whole is not None and not set(query).issubset(whole.schema.index):
-            return None, "incompatible"  # another version of the program built the file without this index
-        return whole, cause
-
-    def _collection_of(self, snapshot: Snapshot) -> FileCollection:
-        return snapshot.default if self._name is None else snapshot.collection(self._name)
-
-    def _read(self, keys: list[Key]) -> list[Record | None]:
-        """From the file what it has and may answer, from the source the rest."""
-        reader, cause = self._reader()
-        if reader is None:
-            return self._tier.fetch(keys, cause)
-        try:
-            found = reader.get_many(keys)
-        except DirtyError:
-            return self._read_around(reader, keys)
-        except UnusableFileError:  # one of them is damaged: the others are not
-            return [self._read_one(key) for key in keys]
-        missing = [i for i, record in enumerate(found) if record is None]
-        if len(found) > len(missing):
-            self._counting.add(metrics.BATCH_HITS, len(found) - len(missing))
-        if missing:
-            for i, record in zip(missing, self._tier.fetch([keys[i] for i in missing], "absent"), strict=True):
-                found[i] = record
-        return found
-
-    def _read_one(self, key: Key) -> Record | None:
-        reader, cause = self._reader()
-        if reader is not None:
-            try:
-                record = reader[key]
-            except _NOT_HERE as error:
-                cause = self._why_not(error)
-            else:
-                self._counting.add(metrics.BATCH_HITS)
-                return record
-        return self._tier.fetch([key], cause)[0]
-
-    def _read_around(self, reader: FileCollection, keys: list[Key]) -> list[Record | None]:
-        """The same, where some of the ids are dirty."""
-        dirty = [i for i, key in enumerate(keys) if reader.is_dirty(key)]
-        clean = sorted(set(range(len(keys))).difference(dirty))
-        found: list[Record | None] = [None] * len(keys)
-        for i, record in zip(dirty, self._tier.fetch([keys[i] for i in dirty], "invalidated"), strict=True):
-            found[i] = record
-        # Case: an id of the rest became dirty meanwhile. Then it is asked for like these.
-        for i, record in zip(clean, self._read([keys[i] for i in clean]) if clean else (), strict=True):
-            found[i] = record
-        return found
+    # --- itself
 
     def __repr__(self) -> str:
         name = "" if self._name is None else f", collection {self._name!r}"

@@ -16,9 +16,8 @@ from .format.keys import Key, check_keys, check_length, type_of
 from .format.leftout import may_have
 from .logs import log_once
 from .query import Query, Term, order_key, terms_in
-from .schema import Schema, check_width
+from .schema import Schema
 from .sharing import metrics
-from .sharing.widening import schemas_of
 from .sources.base import Invalid, Source, SourceRecord, ordered, scans
 from .sources.plain import plain_rows
 from .storage.admission import admitted
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SourceTier", "answerable", "known"]
+__all__ = ["SourceTier"]
 
 
 class SourceTier:
@@ -282,33 +281,3 @@ class SourceTier:
         if other is view or self._name not in other.readers:
             raise error
         return other
-
-
-def answerable(watch: Watch, collection: str, ids: list[Key]) -> list[Key]:
-    """The ids, if they can be keys of a collection, and a source may know better than the file."""
-    source, snapshot = watch.source, watch.files.snapshot
-    if source is None and snapshot is not None and snapshot.layout.source is None:
-        raise SourceError(
-            "nothing can answer for single ids: this cache was opened without a source, and its file was built "
-            "from none that it could name; open it with its source, or build the file anew",
-            path=watch.path,
-        )
-    schemas = source.schemas if source is not None else () if snapshot is None else schemas_of(snapshot.layout)
-    schema = next((schema for schema in schemas if schema.name == collection), None)
-    if schema is not None and schema.key is not None:
-        for key in ids:
-            check_width(schema, key)
-    return ids
-
-
-def known(watch: Watch, name: str) -> str:
-    """The name of a collection, if there is one. Raises KeyError naming those that there are."""
-    source = watch.source
-    if source is not None:
-        names = [schema.name for schema in source.schemas]
-    else:
-        snapshot = watch.files.snapshot or watch.current().snapshot
-        names = list(snapshot.collections) if snapshot is not None else []
-    if name not in names:
-        raise KeyError(f"no collection {name!r}; there are: {', '.join(names)}")
-    return name

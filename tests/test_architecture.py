@@ -278,3 +278,25 @@ def test_every_error_is_public_and_one_of_ours():
     defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert defined == set(errors.__all__)
     assert all(issubclass(getattr(errors, name), errors.MmcacheError) for name in defined)
+
+
+def test_no_class_of_the_coordination_has_two_duties():
+    """Of cache, watch and sharing: at most 30 methods and 12 attributes each."""
+    too_large = {}
+    for path in [*PACKAGE.glob("*.py"), *(PACKAGE / "sharing").glob("*.py")]:
+        for kind in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(kind, ast.ClassDef):
+                continue
+            methods = sum(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in kind.body)
+            set_here = {
+                node.attr
+                for node in ast.walk(kind)
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value)
+            }
+            if methods > 30 or len(set_here) > 12:
+                too_large[kind.name] = methods, len(set_here)
+    assert not too_large
+
+
+def is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"

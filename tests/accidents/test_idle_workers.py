@@ -36,6 +36,7 @@ from tests.accidents.stage import (
     source,
     until,
 )
+from tests.support import inside
 from tests.support.clock import Clock
 
 HOUR = 3600.0
@@ -53,6 +54,7 @@ def tracked(db: Path) -> Path:
 def idle(work: Any) -> None:
     """Nothing is asked of the cache for an hour, while others work. (A get keeps the machine's own clock for whether a
     poll is due, so the shortest `check_interval` passes, too.)"""
+    inside.patient_reads()
     clock, begun = Clock(), time.monotonic()
     _installed.append(clock.installed())
     work()
@@ -173,6 +175,8 @@ import json, os
 from pathlib import Path
 import mmcache
 from tests.accidents.stage import heard, listen, source
+from tests.support import inside
+inside.patient_reads()
 listen()
 cache = mmcache.open({path!r}, source(Path({db!r})), executor="external", check_interval={interval})
 

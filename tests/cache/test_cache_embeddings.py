@@ -16,6 +16,7 @@ import pytest
 
 import mmcache
 from mmcache import Cache, IterableSource, Schema, Snapshot, SourceError, SQLiteSource
+from tests.support.observe import await_polls
 
 Rows = dict[str, tuple[list[float] | None, list[float] | None]]
 """Key -> title and body."""
@@ -126,6 +127,7 @@ def disabled(path: Path, db: Path) -> Cache:
         patch.setenv("MMCACHE_DISABLE", "1")
         cache = mmcache.open(path, source(db), check_interval=3600.0)
         cache.get("k1")
+        await_polls()  # which look at the environment
     change(db)
     return cache
 

@@ -120,7 +120,7 @@ def rolls() -> Iterator[Any]:
             yield pytest.param(name, executor, marks=() if is_quick else pytest.mark.integration)
 
 
-@pytest.mark.parametrize(("name", "executor"), rolls())
+@pytest.mark.parametrize(("name", "executor"), list(rolls()))
 def test_versions_share_a_path_while_a_deploy_rolls(path: Path, db: Path, name: str, executor: str, crew: Crew) -> None:
     pair = PAIRS[name]
     ttl = TTL

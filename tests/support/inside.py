@@ -25,6 +25,7 @@ from mmcache.filetier import FileTier
 from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
+from mmcache.poller import Poller
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -264,7 +265,7 @@ def stopped_after_its_look(cache: Cache) -> Iterator[tuple[threading.Event, thre
     """Reads of other threads wait once they have what they look into: gives what tells that one does, and what lets
     them go on."""
     looked, go_on = threading.Event(), threading.Event()
-    reader, ours = cache._reader, threading.current_thread()
+    reader, ours = cache._tiers.reader, threading.current_thread()
 
     def slowly() -> Any:
         found = reader()
@@ -273,8 +274,13 @@ def stopped_after_its_look(cache: Cache) -> Iterator[tuple[threading.Event, thre
             go_on.wait(30)
         return found
 
-    with mock.patch.object(cache, "_reader", slowly):
+    with mock.patch.object(cache._tiers, "reader", slowly):
         yield looked, go_on
+
+
+def patient_reads() -> None:
+    """From now on a read waits longer for the poll that it finds due: what it is to see then depends on no load."""
+    Poller.poll.__defaults__ = (30.0,)
 
 
 def nothing_due(cache: Cache) -> contextlib.AbstractContextManager[Any]:
