@@ -32,6 +32,8 @@ class Database:
     tells = False
     """Whether it has a `state`."""
 
+    can_track = False
+
     def begin(self, link: Link) -> None:
         """Begin a transaction that sees one state of the database."""
 
@@ -131,6 +133,7 @@ class PostgreSQL(Database):
     has_limit = True
     is_binary = True
     tells = True
+    can_track = True
 
     def begin(self, link: Link) -> None:
         link.connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
