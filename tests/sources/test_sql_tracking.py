@@ -15,6 +15,7 @@ import mmcache
 from mmcache import Schema, SQLAlchemySource
 from mmcache.errors import SourceError
 from tests.support import servers
+from tests.support.console import ok, run
 from tests.support.crew import Crew
 from tests.support.waits import until
 
@@ -607,3 +608,24 @@ def test_all_workers_answer_an_update_of_another_client_by_exactly_its_keys(sour
                 for worker in workers:
                     worker(await_value, key, value)
         assert [worker(dirty) for worker in workers] == [2] * 4
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_tracks_by_a_url_or_like_a_file_and_removes_it(postgres, path):
+    postgres.run(*CREATE)
+    url = postgres.url.replace("tester@", "tester:se_cret@")
+    done = ok("track", url, "--table", "items", "--limit", "99")
+    assert "cret" not in done.out
+    assert "tracked from now on\n  items, by id: 3 triggers\n  in two tables: _mmcache.changes" in done.out
+    with contextlib.closing(SQLAlchemySource(postgres.url, ITEMS)) as source:
+        assert told(source, postgres, "UPDATE items SET n = 1 WHERE id = 1") == {1}
+        mmcache.build(path, source)
+    again = ok("track", "--like", path, "--json").json
+    assert (again["changed"], again["limit"], again["tables"][0]["table"]) == (True, 65536, "items")
+    assert ", tracked: workers" in run("doctor", path).out
+    assert "removed _mmcache.changes\n" in ok("track", url, "--remove").out
+    assert ok("track", url, "--remove", "--json").json["removed"] == []
+    assert "say which table" in run("track", url).err
+    assert "it has: items, others" in run("track", url, "--table", "none").err
