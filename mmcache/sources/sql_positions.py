@@ -73,9 +73,8 @@ def _packed(top: int, gaps: Sequence[int]) -> bytes:
     data = b"".join(map(_distance, _distances(top, gaps)))
     if len(data) <= _ROOM:
         return data.ljust(_ROOM, b"\0")
-    lowest = min(top - gaps[0], 2**40 - 1)
     rest = blake2b(data, digest_size=_ROOM - 6).digest()
-    return b"\0" + lowest.to_bytes(5) + rest
+    return b"\0" + (top - gaps[0]).to_bytes(5) + rest  # which PostgreSQL keeps below 2**31
 
 
 def _distances(top: int, gaps: Sequence[int]) -> Iterable[int]:

@@ -135,15 +135,16 @@ def changes_since(link: Link, plans: Sequence[SQLPlan], since: bytes) -> Changes
     mark = link.execute(newest, (str(before.top),)).scalar()
     if mark is None or now.proof(mark) != before.proof:
         return None
-    later = f"s.xid > {_xid(MARK)} OR s.xid = ANY(CAST(CAST({MARK} AS text[]) AS xid8[]))"
-    bound: list[Any] = [str(before.top), list(map(str, before.gaps or ()))]
-    if before.gaps is None:
-        later, bound = f"s.xid >= {_xid(MARK)}", [str(before.low)]
+    later = f"s.xid >= {_xid(MARK)}"
+    bound: list[Any] = [str(before.low)]
+    if before.gaps is not None:
+        later += f" AND (s.xid > {_xid(MARK)} OR s.xid = ANY(CAST(CAST({MARK} AS text[]) AS xid8[])))"
+        bound += [str(before.top), list(map(str, before.gaps))]
     keys: dict[str, frozenset[Key]] = {}
     for base in bases:
         rows = link.rows(
             f"SELECT DISTINCT {', '.join(base.logged.reads)} FROM {SPACE}.changes s "
-            f"WHERE ({later}) AND s.tbl = {MARK} AND s.key_name = {MARK}",
+            f"WHERE {later} AND s.tbl = {MARK} AND s.key_name = {MARK}",
             [*bound, base.oid, base.logged.key_name],
         )
         keys[base.plan.schema.name] = base.plan.keys(rows)

@@ -20,7 +20,7 @@ SPACE: Final = "_mmcache"
 LOCK: Final = 0x6D6D6361636865
 """Advisory lock of the database, held by a trim and by `track` until their transaction ends."""
 
-_TRIM_EVERY: Final = 4096
+_TRIM_EVERY: Final = 16_384
 """Entries between two trims, so many of which may stand in the log beyond its limit."""
 
 TABLES: Final = (

@@ -601,13 +601,19 @@ def test_all_workers_answer_an_update_of_another_client_by_exactly_its_keys(sour
     with Crew() as crew:
         workers = crew.hire(opened, 4)
         assert [worker(seen, 3) for worker in workers] == [0] * 4
-        dsn = postgres.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(dsn, autocommit=True) as other:
+        with psycopg.connect(postgres.url, autocommit=True) as other:
             for value, key in ((7, 3), (8, 4), (9, 3)):
                 other.execute("UPDATE items SET n = %s WHERE id = %s", (value, key))
                 for worker in workers:
-                    worker(await_value, key, value)
-        assert [worker(dirty) for worker in workers] == [2] * 4
+                    worker.begin(await_value, key, value)  # by its own looks, one each check_interval
+                for worker in workers:
+                    worker.result()
+            other.execute("UPDATE items SET n = 10 WHERE id = 5")
+            for worker in workers:
+                worker("refresh")  # one look is enough
+                assert worker(seen, 5) == 10
+            other.execute("INSERT INTO others VALUES (1)")
+        assert [worker(dirty) for worker in workers] == [3] * 4
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
