@@ -74,10 +74,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 class _Tracker(NamedTuple):
-    """path: without a password. where: the word of the command line. log: of the two tables."""
+    """path: without a password. log: where it stands."""
 
     path: str
-    where: str
     log: str
     track: Callable[..., Tracking]
     untrack: Callable[[], tuple[str, ...]]
@@ -90,18 +89,16 @@ def _tracker(path: str, schemas: Sequence[Schema], arguments: argparse.Namespace
         from ..sources.tracking import track, untrack
 
         connect = _connect(arguments)
-        yield _Tracker(
-            path,
-            path,
-            "_mmcache_",
-            partial(track, path, schemas, connect=connect),
-            partial(untrack, path, connect=connect),
-        )
+        log = "two tables: _mmcache_changes (the log, about {} changes) and _mmcache_tracking"
+        install, remove = partial(track, path, schemas, connect=connect), partial(untrack, path, connect=connect)
+        yield _Tracker(path, log, install, remove)
         return
     if arguments.connect is not None:
         raise UsageError("--connect is for SQLite; leave it out with a URL")
     with closing(_source(path, schemas)) as source:
-        yield _Tracker(source.url, source.url, "_mmcache.", source.track, source.untrack)
+        yield _Tracker(
+            source.url, "the schema _mmcache: changes (the log, about {} changes)", source.track, source.untrack
+        )
 
 
 def _source(url: str, schemas: Sequence[Schema]) -> Any:
@@ -127,8 +124,7 @@ def _install(tracker: _Tracker, arguments: argparse.Namespace, output: Output) -
     for table in done.tables:
         key = table.key if isinstance(table.key, str) else ", ".join(table.key)
         output.say(f"  {printable(table.table)}, by {printable(key)}: {plural(len(table.triggers), 'trigger')}")
-    log = tracker.log
-    output.say(f"  in two tables: {log}changes (the log, about {number(done.limit)} changes) and {log}tracking")
+    output.say(f"  in {tracker.log.format(number(done.limit))}")
     output.say("Every row that is written to a tracked table now adds one to the log.")
     output.say(f"To remove it, also before a migration of these tables: mmcache track {shlex.quote(name)} --remove")
     return OK

@@ -269,6 +269,7 @@ class SQLAlchemySource:
         if not self._database.can_track:
             return None
         with self._taken() as link:
+            self._plans = {}  # the type of a key may be another one
             plans = self._tracked_plans(link)
             return None if plans is None else changes_since(link, plans, since)
 

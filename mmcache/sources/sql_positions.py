@@ -32,14 +32,14 @@ class Since(NamedTuple):
 
 class Position(NamedTuple):
     """state: digest of what must stay as it is for the log to tell everything. top: the highest number in the log.
-    mark: of its last entry, which is random. gaps: lower numbers that are not over, the lowest first. pruned: lower
-    numbers than this may be gone from the log."""
+    mark: of its last entry, which is random. gaps: lower numbers that are not over, the lowest first. oldest: the
+    lowest number in the log, which holds all of the higher ones."""
 
     state: bytes
     top: int
     mark: int
     gaps: tuple[int, ...]
-    pruned: int
+    oldest: int
 
     @property
     def fingerprint(self) -> bytes:

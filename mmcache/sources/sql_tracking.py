@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from ..errors import BuildError, SourceError
 from ..schema import Schema
@@ -21,7 +22,7 @@ from .sql_databases import Database
 from .sql_links import MARK, Link, Links
 from .sql_plans import SQLPlan, make_plan
 from .sql_positions import Position, parse, running
-from .sql_triggers import FORMAT, LOCK, SPACE, TABLES, TRIM, Logged, logged
+from .sql_triggers import FORMAT, LOCK, LOG, SPACE, TRIM, Logged, logged, settings
 from .tracking import LIMIT, TrackedTable, Tracking
 from .triggers import PREFIX
 
@@ -31,7 +32,7 @@ _log = logging.getLogger("mmcache")
 
 _INSTALLED = f"""\
 SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = '{SPACE}' AND c.relname IN ('changes', 'tracking') AND c.relkind = 'r'
+WHERE n.nspname = '{SPACE}' AND c.relname IN ('changes', 'tracking') AND c.relkind IN ('r', 'v')
   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AND NOT pg_is_in_recovery()"""
 
 _HOME = f"""\
@@ -40,13 +41,13 @@ concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
 """A log that was dumped and restored is at another place. Its numbers are those of other transactions."""
 
 _STATE = f"""\
-SELECT t.format, CAST(t.instance AS text), t.home = {_HOME}, t.kept, CAST(t.pruned AS text),
-  CAST(e.xid AS text), e.mark, CAST(pg_current_snapshot() AS text), CAST(pg_postmaster_start_time() AS text),
-  CAST((SELECT stats_reset FROM pg_stat_bgwriter) AS text),
+SELECT t.format, CAST(t.instance AS text), t.home = {_HOME}, t.kept,
+  CAST((SELECT o.xid FROM {SPACE}.changes o ORDER BY o.xid LIMIT 1) AS text), CAST(e.xid AS text), e.mark,
+  CAST(pg_current_snapshot() AS text),
   (SELECT count(*) FROM pg_trigger g WHERE g.tgrelid = CAST('{SPACE}.changes' AS regclass)
     AND g.tgname = '{PREFIX}trim' AND g.tgenabled = 'A')
-FROM {SPACE}.tracking t, LATERAL (SELECT xid, mark FROM {SPACE}.changes ORDER BY xid DESC, seq DESC LIMIT 1) e"""
-"""A crash may lose transactions that readers had seen (synchronous_commit = off). It resets the statistics."""
+FROM {SPACE}.tracking t LEFT JOIN LATERAL (
+  SELECT xid, mark FROM {SPACE}.changes ORDER BY xid DESC, seq DESC LIMIT 1) e ON true"""
 
 _TABLES = f"""\
 WITH wanted AS (
@@ -129,7 +130,7 @@ def changes_since(link: Link, plans: Sequence[SQLPlan], since: bytes) -> Changes
     except ValueError:
         return None
     now = _position(link, bases)
-    if now is None or before.low < now.pruned or before.top > now.top:
+    if now is None or before.low < now.oldest or before.top > now.top:
         return None
     newest = f"SELECT mark FROM {SPACE}.changes WHERE xid = {_xid(MARK)} ORDER BY seq DESC LIMIT 1"
     mark = link.execute(newest, (str(before.top),)).scalar()
@@ -160,7 +161,7 @@ def _bases(link: Link, plans: Sequence[SQLPlan]) -> list[_Base]:
     for plan in plans:
         if plan.body is None:
             raise ValueError(f"{plan.schema.name!r} is a query, which cannot be tracked; tables can")
-    rows = [_Part(*row) for row in link.rows(_TABLES, [[plan.body for plan in plans]])]
+    rows = [_Part(*row) for row in _all(link, _TABLES, [[plan.body for plan in plans]])]
     found = []
     for number, plan in enumerate(plans, 1):
         parts = tuple(part for part in rows if part.number == number)
@@ -184,15 +185,17 @@ _WHY = {
 
 def _position(link: Link, bases: Iterable[_Base]) -> Position | None:
     """None unless all triggers are whole."""
-    rows = list(link.rows(_STATE))
+    rows = _all(link, _STATE)
     if len(rows) != 1 or not all(base.is_whole for base in bases):
         return None
-    format_, instance, is_home, _, pruned, xid, mark, snapshot, *epoch, trims = rows[0]
-    top, parts = int(xid), {part._replace(number=0) for base in bases for part in base.parts}
-    if format_ != FORMAT or not is_home or not trims or top >= int(snapshot.split(":")[1]):
+    format_, instance, is_home, _, oldest, xid, mark, snapshot, trims = rows[0]
+    if format_ != FORMAT or not is_home or not trims or xid is None or int(xid) >= int(snapshot.split(":")[1]):
         return None
-    state = repr((instance, epoch, sorted(parts, key=lambda part: (part.base, part.oid))))
-    return Position(blake2b(state.encode()).digest(), top, mark, running(snapshot, top), int(pruned))
+    # How a table is called depends on the role that asks.
+    parts = {part._replace(number=0, name="") for base in bases for part in base.parts}
+    state = repr((instance, sorted(parts, key=lambda part: (part.base, part.oid))))
+    top = int(xid)
+    return Position(blake2b(state.encode()).digest(), top, mark, running(snapshot, top), int(oldest))
 
 
 # --- installing and removing ------------------------------------------------------------------------------------------
@@ -210,10 +213,9 @@ def track(
             bases = _bases(link, [make_plan(link, database, schema) for schema in schemas])
         except (ValueError, BuildError) as error:
             raise SourceError(str(error), path=links.name) from error
-        is_new = not _is_whole(link)
-        changed = is_new or _limit(link, limit)
-        if is_new:
-            _create(link, limit)
+        found = _settings(link)
+        is_new = found is None
+        changed = _create(link, limit) if found is None else _renew(link, *found, limit)
         for base in bases:
             if is_new or not base.is_whole:
                 _install(link, base)
@@ -229,14 +231,16 @@ def track(
 def untrack(links: Links, *, timeout: float = 10.0) -> tuple[str, ...]:
     """As `tracking.untrack`. Raises SourceError."""
     with _writing(links, timeout) as link:
-        triggers = link.rows(
+        triggers = _all(
+            link,
             "SELECT DISTINCT g.tgname || ' on ' || CAST(g.tgrelid AS regclass)::text FROM pg_trigger g "
             "JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace "
-            f"WHERE n.nspname = '{SPACE}' AND NOT g.tgisinternal AND g.tgparentid = 0 ORDER BY 1"
+            f"WHERE n.nspname = '{SPACE}' AND NOT g.tgisinternal AND g.tgparentid = 0 ORDER BY 1",
         )
-        tables = link.rows(
+        tables = _all(
+            link,
             "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-            f"WHERE n.nspname = '{SPACE}' AND c.relkind = 'r' ORDER BY 1"
+            f"WHERE n.nspname = '{SPACE}' AND c.relkind IN ('r', 'v') ORDER BY 1",
         )
         removed = tuple(name for names in (triggers, tables) for (name,) in names)
         _run(link, "SET LOCAL client_min_messages = warning", f"DROP SCHEMA IF EXISTS {SPACE} CASCADE")
@@ -246,37 +250,52 @@ def untrack(links: Links, *, timeout: float = 10.0) -> tuple[str, ...]:
     return removed
 
 
-def _is_whole(link: Link) -> bool:
-    """Whether the log is there, with all that it needs."""
-    rows = list(link.rows(_STATE)) if is_installed(link) else []
-    return len(rows) == 1 and rows[0][0] == FORMAT and bool(rows[0][2] and rows[0][-1])
+def _settings(link: Link) -> tuple[str, int, bool] | None:
+    """The instance and the limit of the log that is there, and whether it has entries; None if it is not whole."""
+    rows = _all(link, _STATE) if is_installed(link) else []
+    if len(rows) != 1 or rows[0][0] != FORMAT or not (rows[0][2] and rows[0][-1]):
+        return None
+    return rows[0][1], rows[0][3], rows[0][5] is not None
 
 
-def _limit(link: Link, limit: int) -> bool:
-    """Whether it was another one."""
-    statement = f"UPDATE {SPACE}.tracking SET kept = {MARK} WHERE kept <> {MARK}"
-    with link.execute(statement, (limit, limit)) as done:
-        changed = done.rowcount > 0
+def _renew(link: Link, instance: str, kept: int, has_entries: bool, limit: int) -> bool:  # noqa: FBT001
+    """Whether anything had to be."""
+    if kept != limit:
+        _run(link, settings(instance, _home(link), limit))
+    if not has_entries:
+        _run(link, _FIRST)
     _run(link, f"SELECT {SPACE}.trim()")
-    return changed
+    return kept != limit or not has_entries
 
 
-def _create(link: Link, limit: int) -> None:
+def _create(link: Link, limit: int) -> bool:
     """The log, empty but for its beginning. What there was of one goes, and with it the triggers of all tables: a log
     that was restored from a dump is one of other numbers, and its triggers are of other tables."""
-    old = link.rows(
-        "SELECT 'FUNCTION ' || CAST(p.oid AS regprocedure)::text FROM pg_proc p JOIN pg_namespace n "
+    old = _all(
+        link,
+        "SELECT 'FUNCTION', CAST(CAST(p.oid AS regprocedure) AS text) FROM pg_proc p JOIN pg_namespace n "
         f"ON n.oid = p.pronamespace WHERE n.nspname = '{SPACE}' UNION ALL "
-        "SELECT 'TABLE ' || CAST(c.oid AS regclass)::text FROM pg_class c JOIN pg_namespace n "
-        f"ON n.oid = c.relnamespace WHERE n.nspname = '{SPACE}' AND c.relkind = 'r'"
+        "SELECT CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, CAST(CAST(c.oid AS regclass) AS text) "
+        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        f"WHERE n.nspname = '{SPACE}' AND c.relkind IN ('r', 'v')",
     )
-    _run(link, *[f"DROP {what} CASCADE" for (what,) in list(old)])
+    _run(link, *[f"DROP {kind} IF EXISTS {name} CASCADE" for kind, name in old])
     if not link.execute(f"SELECT count(*) FROM pg_namespace WHERE nspname = '{SPACE}'").scalar_one():
         _run(link, f"CREATE SCHEMA {SPACE}")
-    _run(link, *TABLES, *TRIM)
-    first = f"INSERT INTO {SPACE}.tracking SELECT {FORMAT}, gen_random_uuid(), {_HOME}, {MARK}, CAST('0' AS xid8)"
-    link.execute(first, (limit,)).close()
-    _run(link, f"INSERT INTO {SPACE}.changes (tbl, key_name) VALUES (0, '')")
+    _run(link, LOG)
+    _run(link, settings(uuid4().hex, _home(link), limit), *TRIM, _FIRST)
+    return True
+
+
+def _home(link: Link) -> str:
+    found: str = link.execute(f"SELECT {_HOME}").scalar_one()
+    return found
+
+
+_FIRST = f"""\
+INSERT INTO {SPACE}.changes (xid, tbl, key_name)
+SELECT CAST(CAST(CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint) - 1 AS text) AS xid8), 0, ''"""
+"""The log holds all of what is higher, also of transactions that have a number already."""
 
 
 def _install(link: Link, base: _Base) -> None:
@@ -292,6 +311,10 @@ def _told(base: _Base) -> TrackedTable:
     return TrackedTable(
         schema.table or schema.name, fields[0] if len(fields) == 1 else fields, tuple(base.logged.triggers)
     )
+
+
+def _all(link: Link, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    return list(map(tuple, link.execute(sql, parameters).fetchall()))
 
 
 def _run(link: Link, *statements: str) -> None:
@@ -312,6 +335,7 @@ def _writing(links: Links, timeout: float) -> Iterator[Link]:
                 link,
                 f"SET LOCAL lock_timeout = {max(1, round(1000 * timeout))}",
                 "SET LOCAL client_min_messages = warning",
+                "SET LOCAL synchronous_commit = on",
                 f"SELECT pg_advisory_xact_lock({LOCK})",
             )
             yield link

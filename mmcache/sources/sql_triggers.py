@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from .sql_columns import SQLColumn
 from .triggers import PARTS, PREFIX, key_name
 
-__all__ = ["FORMAT", "LOCK", "SPACE", "TABLES", "TRIM", "Logged", "logged"]
+__all__ = ["FORMAT", "LOCK", "LOG", "SPACE", "TRIM", "Logged", "logged", "settings"]
 
 FORMAT: Final = 1
 SPACE: Final = "_mmcache"
@@ -23,18 +23,23 @@ LOCK: Final = 0x6D6D6361636865
 _TRIM_EVERY: Final = 16_384
 """Entries between two trims, so many of which may stand in the log beyond its limit."""
 
-TABLES: Final = (
-    f"""\
-CREATE TABLE {SPACE}.changes (
+LOG: Final = f"""\
+CREATE UNLOGGED TABLE {SPACE}.changes (
   xid xid8 NOT NULL DEFAULT pg_current_xact_id(), seq bigint GENERATED ALWAYS AS IDENTITY,
   mark bigint NOT NULL DEFAULT CAST(random() * 9e18 AS bigint),
   tbl oid NOT NULL, key_name text NOT NULL, {", ".join(f"{part} text" for part in PARTS)}, PRIMARY KEY (xid, seq)
-)""",
-    f"""\
-CREATE TABLE {SPACE}.tracking (
-  format integer NOT NULL, instance uuid NOT NULL, home text NOT NULL, kept integer NOT NULL, pruned xid8 NOT NULL
-)""",
-)
+)"""
+"""Unlogged: the server empties it after a crash, which may lose transactions that readers had seen, and in whatever is
+made of a backup or a standby. It is not replicated, and takes less of a writer's time."""
+
+
+def settings(instance: str, home: str, kept: int) -> str:
+    """The statement that keeps what a log has besides its entries, where nothing replicates it."""
+    return (
+        f"CREATE OR REPLACE VIEW {SPACE}.tracking AS SELECT {FORMAT} AS format, "
+        f"CAST({_text(instance)} AS text) AS instance, CAST({_text(home)} AS text) AS home, {kept} AS kept"
+    )
+
 
 TRIM: Final = (
     # Nothing here may make the writer's transaction fail. Under SERIALIZABLE even reading the log might.
@@ -55,9 +60,6 @@ BEGIN
       ORDER BY xid DESC, seq DESC LIMIT 1;
   END IF;
   DELETE FROM {SPACE}.changes WHERE xid < least;
-  IF FOUND THEN
-    UPDATE {SPACE}.tracking SET pruned = least WHERE pruned < least;
-  END IF;
 EXCEPTION WHEN serialization_failure OR deadlock_detected OR lock_not_available THEN
   RETURN;
 END $$""",
@@ -74,7 +76,7 @@ CREATE TRIGGER {PREFIX}trim AFTER INSERT ON {SPACE}.changes FOR EACH ROW WHEN (N
     f"ALTER TABLE {SPACE}.changes ENABLE ALWAYS TRIGGER {PREFIX}trim",
 )
 
-_SETTINGS: Final = "SET TimeZone = 'UTC' SET DateStyle = 'ISO' SET IntervalStyle = 'iso_8601'"
+_MOMENTS: Final = "SET TimeZone = 'UTC' SET DateStyle = 'ISO' SET IntervalStyle = 'iso_8601'"
 """Of a function that logs moments, as `settle` has them where they are read."""
 
 _EVENTS: Final = {
@@ -112,7 +114,7 @@ def logged(table: str, oid: int, key: Sequence[SQLColumn]) -> Logged:
     is_dated = any(_is_text(column) for column in key)
     function = (
         f"CREATE OR REPLACE FUNCTION {SPACE}.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n"
-        f"SET search_path = pg_catalog, pg_temp {_SETTINGS * is_dated} AS {_dollars(body)}"
+        f"SET search_path = pg_catalog, pg_temp {_MOMENTS * is_dated} AS {_dollars(body)}"
     )
     calls = f"EXECUTE FUNCTION {SPACE}.{name}()"
     statements, triggers = [function], {}

@@ -46,7 +46,7 @@ def test_another_history_has_another_fingerprint():
     made = position(99, [3])
     for other in (made._replace(mark=6), made._replace(state=b"other"), made._replace(top=100), made._replace(gaps=())):
         assert other.fingerprint != made.fingerprint
-    assert made._replace(pruned=50).fingerprint == made.fingerprint
+    assert made._replace(oldest=50).fingerprint == made.fingerprint
 
 
 @given(st.binary(max_size=40))
