@@ -220,6 +220,8 @@ def track(
             if is_new or not base.is_whole:
                 _install(link, base)
                 changed = True
+        if changed:
+            _tidy(link)
         link.connection.commit()
     tables = tuple(dict.fromkeys(map(_told, bases)))
     if changed:
@@ -303,6 +305,17 @@ def _install(link: Link, base: _Base) -> None:
     for part in base.parts:
         for trigger in base.logged.triggers:
             _run(link, f"ALTER TABLE {part.name} ENABLE ALWAYS TRIGGER {trigger}")
+
+
+def _tidy(link: Link) -> None:
+    """Without the functions of tables that are gone."""
+    left = _all(
+        link,
+        "SELECT CAST(CAST(p.oid AS regprocedure) AS text) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
+        f"WHERE n.nspname = '{SPACE}' AND p.proname LIKE 'log%' "
+        "AND NOT EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgfoid = p.oid)",
+    )
+    _run(link, *[f"DROP FUNCTION {name}" for (name,) in left])
 
 
 def _told(base: _Base) -> TrackedTable:
