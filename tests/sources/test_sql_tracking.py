@@ -108,7 +108,7 @@ def test_a_cascade_and_a_function_of_another_role_are_told(postgres):
         assert told(source, postgres, "SET ROLE writer; INSERT INTO items VALUES (12, 2)") == {12}
 
 
-def test_writes_elsewhere_and_those_that_are_taken_back_leave_the_fingerprint(source, postgres):
+def test_writes_elsewhere_and_those_rolled_back_leave_the_fingerprint(source, postgres):
     since = source.fingerprint()
     postgres.run("INSERT INTO others VALUES (1)", "CREATE TABLE more (id int)", "ANALYZE items", "VACUUM items")
     assert source.fingerprint() == since
@@ -600,7 +600,7 @@ def dirty(cache):
     return cache.status().dirty
 
 
-def test_all_workers_answer_an_update_of_another_client_by_exactly_its_keys(source, postgres, path):
+def test_all_workers_answer_another_clients_update_by_exactly_its_keys(source, postgres, path):
     import psycopg
 
     source.close()
