@@ -1,6 +1,7 @@
 """At which rate does a file come from PostgreSQL, beside a program that only reads the same rows?
 
-A server of its own on a socket, with records that have an embedding of 384 numbers as `real[]`, and others as `bytea`.
+A server of its own on a socket, with records that have an embedding of 384 numbers as `real[]`, and others as `bytea`;
+where the extension pgvector is installed, also as `vector`.
 They are read by psycopg through a cursor of the server's, 1,000 rows at a time, in the order of the key, and nothing is
 done with them; and they are built into a file, with its index, checksums and fsync.
 
@@ -31,13 +32,20 @@ from .common import ROOT, Report, Settings, Turn, Work, interleave, parser, rati
 QUESTION = "At which rate does a file come from PostgreSQL, beside a program that only reads the same rows?"
 DIM = 384
 GOAL = 2.0
-KINDS = {"real[]": "arrays", "bytea": "bytes"}
+KINDS = {"real[]": "arrays", "bytea": "bytes", "vector": "vectors"}
 
 
-def fill(url: str, n: int) -> None:
+def fill(url: str, n: int) -> dict[str, str]:
+    """The kinds that there are, with their tables: pgvector may not be installed."""
     with psycopg.connect(url, autocommit=True) as db:
-        for kind, table in KINDS.items():
-            db.execute(f"CREATE TABLE {table} (id text PRIMARY KEY, kind text, body text, vector {kind})")
+        kinds = dict(KINDS)
+        if db.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone() is None:
+            del kinds["vector"]
+        else:
+            db.execute("CREATE EXTENSION vector")
+        for kind, table in kinds.items():
+            column = f"vector({DIM})" if kind == "vector" else kind
+            db.execute(f"CREATE TABLE {table} (id text PRIMARY KEY, kind text, body text, vector {column})")
             vector = f"(SELECT array_agg((random() - 0.5)::real) FROM generate_series(1, {DIM}) WHERE i > 0)"
             if kind == "bytea":
                 # As clients write it: little-endian, without what array_send puts between the numbers.
@@ -50,6 +58,7 @@ def fill(url: str, n: int) -> None:
                 f" repeat(md5(i::text), 6), {vector} FROM generate_series(1, {n}) i"
             )
             db.execute(f"VACUUM ANALYZE {table}")
+    return kinds
 
 
 SET_BYTES = """
@@ -64,9 +73,9 @@ def source_of(url: str, table: str) -> mmcache.SQLAlchemySource:
     return mmcache.SQLAlchemySource(url, schema)
 
 
-def compare(report: Report, settings: Settings, url: str, n: int) -> None:
+def compare(report: Report, settings: Settings, url: str, n: int, kinds: dict[str, str]) -> None:
     rows = []
-    for kind, table in KINDS.items():
+    for kind, table in kinds.items():
 
         def reading(_: int, table: str = table) -> Turn:
             def read() -> None:
@@ -165,8 +174,7 @@ def main() -> int:
     for n in settings.sizes:
         try:
             with servers.postgres("shared_buffers=512MB") as url:
-                fill(url, n)
-                compare(report, settings, url, n)
+                compare(report, settings, url, n, fill(url, n))
                 writes(report, settings, url)
         except pytest.skip.Exception as error:
             report.note(str(error))

@@ -203,14 +203,14 @@ def test_a_column_of_pgvector_is_an_embedding(postgres, kind):
         there = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
         if not connection.exec_driver_sql(there).fetchall():
             pytest.skip("no extension: pgvector is not installed")
-    postgres.run("CREATE EXTENSION vector")
+    postgres.run("CREATE SCHEMA ext", "CREATE EXTENSION vector SCHEMA ext")
     with postgres.engine.connect() as connection:
         if not connection.exec_driver_sql(f"SELECT 1 FROM pg_type WHERE typname = '{kind}'").fetchall():
             pytest.skip(f"pgvector is too old for {kind}")
     numbers = "(SELECT array_agg(CAST((k - i) / 8.0 AS real)) FROM generate_series(1, 384) k)"
     postgres.run(
-        f"CREATE TABLE items (id int PRIMARY KEY, v {kind}(384))",
-        f"INSERT INTO items SELECT i, CAST({numbers} AS {kind}) FROM generate_series(1, 9) i",
+        f"CREATE TABLE items (id int PRIMARY KEY, v ext.{kind}(384))",
+        f"INSERT INTO items SELECT i, CAST({numbers} AS ext.{kind}) FROM generate_series(1, 9) i",
         "INSERT INTO items VALUES (10, NULL)",
     )
     with contextlib.closing(SQLAlchemySource(postgres.url, Schema("items", embedding="v", dim=384))) as source:
