@@ -1,10 +1,12 @@
 """At which rate does a file come from PostgreSQL, beside a program that only reads the same rows?
 
-A server of its own on a socket, with records that have an embedding of 384 numbers as `real[]`, and others as `bytea`.
+A server of its own on a socket, with records that have an embedding of 384 numbers as `real[]`, and others as `bytea`;
+where the extension pgvector is installed, also as `vector`.
 They are read by psycopg through a cursor of the server's, 1,000 rows at a time, in the order of the key, and nothing is
 done with them; and they are built into a file, with its index, checksums and fsync.
 
     rate     records a second of the build / of the read alone; the goal is a ratio of times of at most 2
+    writes   time of an UPDATE of a row a commit, and of all rows of a table of 20,000, tracked / plain
     memory   the peak of a process that builds, for a quarter of the records and for all of them
 
 Needs the programs of PostgreSQL, and the group `integration`.
@@ -30,13 +32,20 @@ from .common import ROOT, Report, Settings, Turn, Work, interleave, parser, rati
 QUESTION = "At which rate does a file come from PostgreSQL, beside a program that only reads the same rows?"
 DIM = 384
 GOAL = 2.0
-KINDS = {"real[]": "arrays", "bytea": "bytes"}
+KINDS = {"real[]": "arrays", "bytea": "bytes", "vector": "vectors"}
 
 
-def fill(url: str, n: int) -> None:
+def fill(url: str, n: int) -> dict[str, str]:
+    """The kinds that there are, with their tables: pgvector may not be installed."""
     with psycopg.connect(url, autocommit=True) as db:
-        for kind, table in KINDS.items():
-            db.execute(f"CREATE TABLE {table} (id text PRIMARY KEY, kind text, body text, vector {kind})")
+        kinds = dict(KINDS)
+        if db.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone() is None:
+            del kinds["vector"]
+        else:
+            db.execute("CREATE EXTENSION vector")
+        for kind, table in kinds.items():
+            column = f"vector({DIM})" if kind == "vector" else kind
+            db.execute(f"CREATE TABLE {table} (id text PRIMARY KEY, kind text, body text, vector {column})")
             vector = f"(SELECT array_agg((random() - 0.5)::real) FROM generate_series(1, {DIM}) WHERE i > 0)"
             if kind == "bytea":
                 # As clients write it: little-endian, without what array_send puts between the numbers.
@@ -49,6 +58,7 @@ def fill(url: str, n: int) -> None:
                 f" repeat(md5(i::text), 6), {vector} FROM generate_series(1, {n}) i"
             )
             db.execute(f"VACUUM ANALYZE {table}")
+    return kinds
 
 
 SET_BYTES = """
@@ -63,9 +73,9 @@ def source_of(url: str, table: str) -> mmcache.SQLAlchemySource:
     return mmcache.SQLAlchemySource(url, schema)
 
 
-def compare(report: Report, settings: Settings, url: str, n: int) -> None:
+def compare(report: Report, settings: Settings, url: str, n: int, kinds: dict[str, str]) -> None:
     rows = []
-    for kind, table in KINDS.items():
+    for kind, table in kinds.items():
 
         def reading(_: int, table: str = table) -> Turn:
             def read() -> None:
@@ -106,6 +116,38 @@ def compare(report: Report, settings: Settings, url: str, n: int) -> None:
     report.table(f"{n:,} records of {DIM} numbers", header, rows)
 
 
+def writes(report: Report, settings: Settings, url: str) -> None:
+    """What tracking costs the writers of a table."""
+    rows = []
+    with psycopg.connect(url, autocommit=True) as db, contextlib.ExitStack() as stack:
+        for table in ("plain", "tracked"):
+            db.execute(f"CREATE TABLE {table} (id text PRIMARY KEY, n int, body text)")
+            body = "SELECT 'item-' || i, 0, repeat('x', 300) FROM generate_series(1, 20000) i"
+            db.execute(f"INSERT INTO {table} {body}")
+        source = stack.enter_context(contextlib.closing(mmcache.SQLAlchemySource(url, mmcache.Schema("tracked"))))
+        source.track()
+
+        def commits(table: str) -> Work:
+            def update() -> None:
+                for i in range(1, 301):
+                    db.execute(f"UPDATE {table} SET n = n + 1 WHERE id = %s", (f"item-{i}",))
+
+            return lambda _: (update, 300)
+
+        def bulk(table: str) -> Work:
+            return lambda _: (lambda: db.execute(f"UPDATE {table} SET n = n + 1"), 20_000)
+
+        for name, work in (("update, a row a commit", commits), ("update of 20,000 rows", bulk)):
+            samples = interleave(
+                {table: work(table) for table in ("plain", "tracked")}, settings.repeat(3), report.noise
+            )
+            ratio = samples.ratio("tracked", "plain")
+            medians = {table: samples.range(table).median for table in ("plain", "tracked")}
+            report.result(operation="writes", kind=name, ratio=ratio, **medians)
+            rows.append([name, *(f"{1e6 * seconds:.0f} µs" for seconds in medians.values()), ratio_text(ratio)])
+    report.table("writers, time a row", ["operation", "plain", "tracked", "tracked / plain"], rows)
+
+
 def peak(url: str, table: str, n: int) -> float:
     """Megabytes that reading n records through a source takes at most, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.postgres", "--peak", url, table, str(n)]
@@ -132,8 +174,8 @@ def main() -> int:
     for n in settings.sizes:
         try:
             with servers.postgres("shared_buffers=512MB") as url:
-                fill(url, n)
-                compare(report, settings, url, n)
+                compare(report, settings, url, n, fill(url, n))
+                writes(report, settings, url)
         except pytest.skip.Exception as error:
             report.note(str(error))
     return report.finish()

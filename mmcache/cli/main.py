@@ -44,7 +44,7 @@ COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "export": ("export", (), "write the records to JSON lines, CSV, Parquet or Arrow"),
     "inspect": ("inspect", (), "show the sections, shapes and indexes of a cache file"),
     "invalidate": ("invalidate", (), "tell all workers that records, or everything, changed"),
-    "track": ("track", (), "let a SQLite database log which records change, whatever writes"),
+    "track": ("track", (), "let a database log which records change, whatever writes"),
     "metrics": ("metrics", (), "print what all workers have counted, for Prometheus; alert rules, a dashboard"),
     "clear": ("clear", (), "remove a cache file, its backup, its metrics and what dead builds left"),
     "doctor": ("doctor", (), "check that a directory, a file and this machine can do what caches need"),

@@ -26,7 +26,9 @@ from .mappings import replaces, with_paths
 from .sql_databases import database_of
 from .sql_links import Link, Links
 from .sql_plans import SQLPlan, make_plan
+from .sql_tracking import changes_since, is_installed, track, tracked, untrack
 from .sql_urls import has_secrets, path_of_sqlite, shown
+from .tracking import LIMIT, Tracking
 from .vectors import MAX_DOUBTS, Decoders
 
 __all__ = ["SQLAlchemySource"]
@@ -92,7 +94,7 @@ class SQLAlchemySource(Generic[R_co]):
         self._catalog = Catalog(schemas)
         check_unmapped(schemas, "a database")
         if tracking := [schema.name for schema in schemas if schema.tracks]:
-            raise ValueError(f"Schema {tracking[0]!r}: tracks= is for SQLite; a database by URL is not tracked")
+            raise ValueError(f"Schema {tracking[0]!r}: tracks= is for SQLite; by URL only tables are tracked")
         self._links = Links(engine_or_url, timeout)
         self._database = database_of(self._links.url.get_backend_name())
         self._fingerprint = fingerprint
@@ -265,22 +267,75 @@ class SQLAlchemySource(Generic[R_co]):
 
     def fingerprint(self) -> bytes:
         """Of the rows of `fingerprint=`, where that was given. Else of PostgreSQL: differs when any transaction that
-        wrote to the server has ended since. Of SQLite: as of `SQLiteSource`. Of any other database 32 zeros, which say
-        that it cannot tell. Raises SourceError."""
+        wrote to the server has ended since; where it is tracked, only when one wrote to a table of these collections,
+        or was the last of those that were older. Of SQLite: as of `SQLiteSource`. Of any other database 32 zeros, which
+        say that it cannot tell. Raises SourceError."""
         if self._fingerprint is None and (source := self._as_sqlite()) is not None:
             found: bytes = source.fingerprint()
             return found
         with self._links.take() as link:
             if self._fingerprint is None:
-                return self._database.state(link) or bytes(32)
+                self._database.begin(link)
+                plans = self._tracked_plans(link)
+                position = None if plans is None else tracked(link, plans)
+                return self._database.state(link) or bytes(32) if position is None else position.fingerprint
             rows = [tuple(row) for row in link.execute(self._fingerprint).fetchall()]
         return blake2b(repr(rows).encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
     def changes(self, since: bytes) -> Changes | None:
-        """See `TrackedSource`. Of a SQLite database that is tracked (`mmcache track`); None of any other."""
-        source = self._as_sqlite() if self._fingerprint is None else None
-        found: Changes | None = None if source is None else source.changes(since)
-        return found
+        """See `TrackedSource`. Of a PostgreSQL or SQLite database that is tracked (`track`); None of any other."""
+        if self._fingerprint is not None:
+            return None
+        if (source := self._as_sqlite()) is not None:
+            local: Changes | None = source.changes(since)
+            return local
+        if not self._database.can_track:
+            return None
+        with self._taken() as link:
+            self._plans = {}  # the type of a key may be another one
+            plans = self._tracked_plans(link)
+            return None if plans is None else changes_since(link, plans, since)
+
+    def _tracked_plans(self, link: Link) -> list[SQLPlan] | None:
+        """Of all collections, where there may be a log; None where there is none, or a collection is not there."""
+        if not self._database.can_track or not is_installed(link):
+            return None
+        try:
+            return [self._plan(link, schema) for schema in self._catalog.values()]
+        except BuildError:
+            return None
+
+    def track(self, *, limit: int = LIMIT) -> Tracking:
+        """Install in a PostgreSQL or SQLite database what tells which records any writer changes; docs/tracking.md says
+        what and at what cost. Idempotent, and the repair when a table was made anew. `limit`: changes that are
+        remembered.
+
+        Raises SourceError for a view or query, for any other database, and where it cannot write; ValueError where
+        `fingerprint=` tells of changes.
+        """
+        if self._fingerprint is not None:
+            raise ValueError("fingerprint= tells of changes by itself; leave it out of a source that is tracked")
+        if (source := self._as_sqlite()) is not None:
+            local: Tracking = source.track(limit=limit)
+            return local
+        self._check_trackable()
+        self._plans = {}
+        return track(
+            self._links, self._database, tuple(self._catalog.values()), limit=limit, timeout=self._links.timeout
+        )
+
+    def untrack(self) -> tuple[str, ...]:
+        """Remove all that `track` installed, for whichever tables; the names. Raises SourceError."""
+        if (source := self._as_sqlite()) is not None:
+            local: tuple[str, ...] = source.untrack()
+            return local
+        self._check_trackable()
+        return untrack(self._links, timeout=self._links.timeout)
+
+    def _check_trackable(self) -> None:
+        if not self._database.can_track:
+            reason = "only PostgreSQL and SQLite can be tracked; name a query that tells of changes by fingerprint="
+            raise SourceError(reason, path=self.url)
 
     def _as_sqlite(self) -> Any:
         """What looks at the files of a SQLite database; None for any other."""

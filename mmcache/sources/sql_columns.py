@@ -26,6 +26,7 @@ __all__ = [
     "bounds",
     "moments",
     "vectors_of_arrays",
+    "vectors_of_pgvector",
     "wholes",
 ]
 
@@ -251,6 +252,20 @@ def vectors_of_arrays(values: Sequence[Any]) -> Sequence[Any]:
                 data, width = table[:, 1::2].astype("<i4").tobytes(), (size - _HEAD) // 2
                 return [data[at : at + width] for at in range(0, len(data), width)]
     return [None if value is None else _vector(np, bytes(value)) for value in values]
+
+
+def vectors_of_pgvector(values: Sequence[Any]) -> Sequence[Any]:
+    """What vector_send wrote: 4 bytes before the numbers. As little-endian bytes."""
+    import numpy as np
+
+    blobs = [bytes(value) for value in values if value is not None]
+    data = np.frombuffer(b"".join(blobs), ">i4").astype("<i4").tobytes()
+    found, at = [], 0
+    for blob in blobs:
+        found.append(data[at + 4 : at + len(blob)])
+        at += len(blob)
+    rest = iter(found)
+    return [None if value is None else next(rest) for value in values]
 
 
 def _element(blob: Any) -> str:

@@ -13,7 +13,17 @@ from typing import Any
 
 from ..query import Alternative, Excluding, Interval, Prefix, Term
 from .conditions import MAX_TERMS, Clause, Column as SQLiteColumn, after, clause as sqlite_clause
-from .sql_columns import ABSENT, Kind, SQLColumn, bindable, bounds, moments, vectors_of_arrays, wholes
+from .sql_columns import (
+    ABSENT,
+    Kind,
+    SQLColumn,
+    bindable,
+    bounds,
+    moments,
+    vectors_of_arrays,
+    vectors_of_pgvector,
+    wholes,
+)
 from .sql_links import MARK, Link
 
 __all__ = ["Database", "database_of"]
@@ -31,6 +41,8 @@ class Database:
     is_binary = False
     tells = False
     """Whether it has a `state`."""
+
+    can_track = False
 
     def begin(self, link: Link) -> None:
         """Begin a transaction that sees one state of the database."""
@@ -131,6 +143,7 @@ class PostgreSQL(Database):
     has_limit = True
     is_binary = True
     tells = True
+    can_track = True
 
     def begin(self, link: Link) -> None:
         link.connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -142,14 +155,16 @@ class PostgreSQL(Database):
 
     def _columns(self, link: Link, description: list[Any], quote: Any) -> list[SQLColumn]:
         unknown = [column[1] for column in description if column[1] not in _OIDS]
-        names: dict[int, tuple[str, str]] = {}
+        names: dict[int, tuple[str, str, str]] = {}
         if unknown:
             oids = ", ".join(map(str, map(int, unknown)))
-            types = link.rows(f"SELECT oid, typname, typcategory FROM pg_type WHERE oid IN ({oids})")
-            names = {int(row[0]): (row[1], row[2]) for row in types}
+            types = link.rows(
+                f"SELECT oid, typname, typcategory, CAST(typsend AS text) FROM pg_type WHERE oid IN ({oids})"
+            )
+            names = {int(row[0]): row[1:] for row in types}
         return [self._column(column, names, quote) for column in description]
 
-    def _column(self, column: Any, names: dict[int, tuple[str, str]], quote: Any) -> SQLColumn:
+    def _column(self, column: Any, names: dict[int, tuple[str, str, str]], quote: Any) -> SQLColumn:
         name, oid, scale = column[0], column[1], column[5]
         sql = f"s.{quote(name)}"
         kind, cast = _OIDS.get(oid, ("opaque", ""))
@@ -167,11 +182,13 @@ class PostgreSQL(Database):
             return _plain(name, kind, sql, cast=cast)
         if oid == _INET:  # whose text has a mask, unlike what it is written as
             return _plain(name, "opaque", sql, selected=f"NULLIF(concat({sql}), '')")
-        word, category = names.get(oid, ("", ""))
+        word, category, send = names.get(oid, ("", "", ""))
         if category == "A":
             return _plain(name, "opaque", sql, selected=f"CAST({sql} AS text[])")
         found = _plain(name, "word", sql, selected=f"CAST({sql} AS text)", cast="text")
-        if word in ("vector", "halfvec"):  # pgvector
+        if word == "vector" and send.endswith("vector_send"):  # pgvector
+            return found._replace(as_vector=f"{send}({sql})", convert_vector=vectors_of_pgvector)
+        if word == "halfvec":
             as_vector = f"array_send(CAST({sql} AS real[]))"
             return found._replace(as_vector=as_vector, convert_vector=vectors_of_arrays)
         return found

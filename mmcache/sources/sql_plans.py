@@ -21,7 +21,7 @@ from .base import Invalid, Key, SourceRecord, refused
 from .conditions import Clause
 from .decoding import source_records
 from .names import ended
-from .rowkeys import key_of, keyed
+from .rowkeys import is_key, key_of, keyed
 from .sql_columns import ABSENT, ArrayDecoder, Convert, SQLColumn
 from .sql_databases import Database
 from .sql_links import RUN, Link
@@ -43,7 +43,8 @@ class SQLPlan:
     width: columns of the key.
     decode: positions in `names` of columns of JSON text.
     all: the statement that gives every row. pick: the columns of its rows, where these are not the row.
-    looking: SELECT ... FROM, to which a condition is added. order: ORDER BY clause, "" for a query.
+    looking: SELECT ... FROM, to which a condition is added.
+    body: the table or view, quoted; None for a query. order: ORDER BY clause, "" for a query.
     count: the statement that counts the records, or None where only reading them would.
     columns: by name. converts: at these positions of a row.
     has_moments: whether the session's settings make a difference.
@@ -58,6 +59,7 @@ class SQLPlan:
     all: str
     pick: Callable[[Any], Any] | None
     looking: str
+    body: str | None
     order: str
     count: str | None
     columns: Mapping[str, SQLColumn]
@@ -134,6 +136,22 @@ class SQLPlan:
             if not PLAIN.issuperset(map(type, columns[at])):
                 columns[at] = [value if type(value) in PLAIN else _VALUES(value) for value in columns[at]]
         return zip(*columns, strict=True)
+
+    def keys(self, rows: Iterable[tuple[Any, ...]]) -> frozenset[Key]:
+        """Of rows that have the key's columns alone; without those that no record has."""
+        found = set()
+        for row in rows:
+            values = list(row)
+            try:
+                for at, convert in self.converts:
+                    if at < self.width:
+                        (values[at],) = convert([values[at]])
+                key = key_of(tuple(map(_VALUES, values)), self.width)
+            except ValueError:
+                continue
+            if is_key(key):
+                found.add(key)
+        return frozenset(found)
 
     def _one(self, row: tuple[Any, ...], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
         try:
@@ -242,6 +260,7 @@ def make_plan(link: Link, database: Database, schema: Schema) -> SQLPlan:
         all=every,
         pick=pick,
         looking=looking,
+        body=None if origin.query is not None else origin.body,
         order=order,
         count=f"SELECT count(*) FROM {origin.body} s" if origin.primary else None,
         columns=columns,

@@ -119,7 +119,7 @@ def test_what_cannot_be_meant_is_2(tmp_path, shop, capsys):
         ((shop, "--preset", "patterns", "--key", "sku"), "--preset says it all"),
         ((shop, "--remove", "--table", "items"), "--remove removes the tracking of all tables"),
         ((shop, "--like", tmp_path / "items.mmc", "--key", "sku"), "--like says what to track"),
-        (("--like", tmp_path / "items.mmc"), "was not built from a SQLite database"),
+        (("--like", tmp_path / "items.mmc"), "was not built from SQLite or PostgreSQL"),
         ((shop, "--table", "items", "--key", "sku", "--limit", "0"), "--limit: expected 1 to"),
     ]:
         assert reason in fails(capsys, 2, "track", *words)

@@ -197,6 +197,30 @@ def test_an_array_that_is_no_embedding_is_refused(postgres, value, reason):
             list(rows)
 
 
+@pytest.mark.parametrize("kind", ["vector", "halfvec"])
+def test_a_column_of_pgvector_is_an_embedding(postgres, kind):
+    with postgres.engine.connect() as connection:
+        there = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
+        if not connection.exec_driver_sql(there).fetchall():
+            pytest.skip("no extension: pgvector is not installed")
+    postgres.run("CREATE SCHEMA ext", "CREATE EXTENSION vector SCHEMA ext")
+    with postgres.engine.connect() as connection:
+        if not connection.exec_driver_sql(f"SELECT 1 FROM pg_type WHERE typname = '{kind}'").fetchall():
+            pytest.skip(f"pgvector is too old for {kind}")
+    numbers = "(SELECT array_agg(CAST((k - i) / 8.0 AS real)) FROM generate_series(1, 384) k)"
+    postgres.run(
+        f"CREATE TABLE items (id int PRIMARY KEY, v ext.{kind}(384))",
+        f"INSERT INTO items SELECT i, CAST({numbers} AS ext.{kind}) FROM generate_series(1, 9) i",
+        "INSERT INTO items VALUES (10, NULL)",
+    )
+    with contextlib.closing(SQLAlchemySource(postgres.url, Schema("items", embedding="v", dim=384))) as source:
+        with source.read() as reading:
+            *rows, last = [row.vector for row in reading.records("items")]
+        assert rows == [((np.arange(1, 385) - i) / 8).astype("f4").tobytes() for i in range(1, 10)]
+        assert last is None
+        assert [row and row.vector for row in source.fetch("items", [5, 10])] == [rows[4], None]
+
+
 # ---- what tells of a change ------------------------------------------------------------------------------------------
 
 

@@ -20,13 +20,13 @@ from typing import Any, Self
 
 import pytest
 
-__all__ = ["Database", "mariadb", "postgres"]
+__all__ = ["Database", "mariadb", "postgres", "program"]
 
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/bin")
 _PATIENCE = 120.0
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """Its path. Skips the test where it is not installed."""
     found = shutil.which(name)
     for place in () if found else _PLACES:
@@ -95,7 +95,7 @@ def _server(command: Sequence[str], user: str | None, directory: str, socket: st
 @contextlib.contextmanager
 def postgres(*options: str) -> Iterator[str]:
     """The URL of a PostgreSQL server, without a driver. options: as "name=value". A role `locked` needs a password."""
-    initdb = _program("initdb")
+    initdb = program("initdb")
     server = os.path.join(os.path.dirname(initdb), "postgres")
     with _directory("postgres") as (directory, user):
         data = os.path.join(directory, "data")
@@ -116,7 +116,7 @@ def postgres(*options: str) -> Iterator[str]:
 @contextlib.contextmanager
 def mariadb() -> Iterator[str]:
     """The URL of a MariaDB server, without a driver."""
-    install, server = _program("mariadb-install-db"), _program("mariadbd")
+    install, server = program("mariadb-install-db"), program("mariadbd")
     with _directory("mysql") as (directory, user):
         data, socket = os.path.join(directory, "data"), os.path.join(directory, "s")
         common = ["--no-defaults", f"--datadir={data}"]
