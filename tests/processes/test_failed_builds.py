@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 import mmcache
-from mmcache import LockTimeoutError, Schema, SQLiteSource
+from mmcache import LockTimeoutError, SQLiteSource
 from tests.support.bank import NUMBERS, commit
 from tests.support.crew import number, threads
+from tests.support.hanging import PLACE, hang, hanging_source
 from tests.support.observe import failure_of, is_building
 from tests.support.waits import until
 
@@ -201,23 +202,23 @@ def test_a_killed_builder_frees_its_lock_beside_a_child_forked_while_it_started(
         started.append(process.pid)
 
     lines = bank.with_name("lines.jsonl")
-    lines.write_text('{"name": "a", "number": 0}\n')
-    source = mmcache.JSONLinesSource(lines, Schema("items", key="name"))
+    lines.write_text('{"name": "a", "kind": null, "number": 0}\n')
+    monkeypatch.setenv(PLACE, str(lines))
+    source = hanging_source()
     try:
         with mmcache.open(path, source, check_interval=0.02, rebuild_after=0) as cache:
             assert cache["a"]["number"] == 0
-            os.mkfifo(f"{lines}.pipe")
-            os.replace(f"{lines}.pipe", lines)
+            hang(lines)
             monkeypatch.setattr(subprocess.Popen, "__init__", forking)
             cache.invalidate(hard=False)
             pid = until("a builder", lambda: (cache.refresh(), started)[1])[0]
             until("it holds a lock of its own", lambda: f" {pid} " in Path("/proc/locks").read_text())
-            monkeypatch.undo()
+            monkeypatch.setattr(subprocess.Popen, "__init__", init)
             with pytest.raises(LockTimeoutError):
                 mmcache.build(path, source, timeout=0)
             os.kill(pid, 9)
             os.unlink(lines)
-            lines.write_text('{"name": "a", "number": 1}\n')
+            lines.write_text('{"name": "a", "kind": null, "number": 1}\n')
             until("it is dead", lambda: not is_building(path))
             assert os.waitpid(heirs[0], os.WNOHANG) == (0, 0), "the heir lives"
             mmcache.build(path, source, timeout=0)

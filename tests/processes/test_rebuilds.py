@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import pytest
 
 import mmcache
-from mmcache import BuildError, Cache, JSONLinesSource, SourceError, SQLiteSource
+from mmcache import BuildError, Cache, SourceError, SQLiteSource
 from tests.support import inside
 from tests.support.bank import LINES, NUMBERS, commit, name_of, touch, write_lines
 from tests.support.console import invalidate_from_outside
@@ -42,6 +42,7 @@ from tests.support.crew import (
     threads,
     wait_for_generation,
 )
+from tests.support.hanging import PLACE, hang, hanging_source
 from tests.support.observe import children_of, events, is_building, rebuilders_of, state_of, totals
 from tests.support.waits import holds, until, until_none
 
@@ -353,25 +354,20 @@ def test_a_daemonic_process_rebuilds_by_a_subprocess_and_reaps_it(path: Path, ba
 
 
 @pytest.fixture
-def hanging(tmp_path: Path) -> JSONLinesSource:
-    """Lines of JSON, in whose place `hang` puts a pipe that nobody writes."""
-    write_lines(tmp_path / "bank.jsonl", 0)
-    return JSONLinesSource(tmp_path / "bank.jsonl", LINES)
+def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Those of `hanging_source`."""
+    place = tmp_path / "bank.jsonl"
+    write_lines(place, 0)
+    monkeypatch.setenv(PLACE, str(place))
+    return place
 
 
-def hang(source: JSONLinesSource) -> None:
-    os.mkfifo(f"{source.path}.pipe")
-    os.replace(f"{source.path}.pipe", source.path)
-
-
-def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(
-    path: Path, hanging: JSONLinesSource, crew: Crew
-) -> None:
+def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(path: Path, lines: Path, crew: Crew) -> None:
     options = {"rebuild_after": 0, "check_interval": 0.05, "build_timeout": 5.0}
-    worker, other = crew.hire(lambda: mmcache.open(path, hanging, **options), 2)  # type: ignore[call-overload]
+    worker, other = crew.hire(lambda: mmcache.open(path, hanging_source(), **options), 2)  # type: ignore[call-overload]
     other.opened()
     worker.opened()
-    hang(hanging)
+    hang(lines)
     worker.begin(answers, 6.5)
     (child,) = until("a rebuild", lambda: rebuilders_of(worker.pid))
     until("it ended itself", lambda: state_of(child) in ("Z", ""))
@@ -386,7 +382,7 @@ def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(
     if time.monotonic() < over - 0.2:
         other(look_around)
         assert not rebuilders_of(other.pid), "the pause is everybody's"
-    write_lines(Path(hanging.path), 1)
+    write_lines(lines, 1)
 
     def is_healed() -> bool:
         worker(look_around)
@@ -400,12 +396,11 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import mmcache
-from mmcache import {source}, Schema
+from tests.support.hanging import hanging_source
 def is_started():
     children = "".join(each.read_text() for each in Path("/proc/self/task").glob("*/children"))
     return cache.status().building and (children or {executor!r} == "thread")
-cache = mmcache.open(sys.argv[1], {source}(sys.argv[2], Schema("items", key="name", index=("kind",))),
-                     executor={executor!r}, check_interval=0.01, rebuild_after=0)
+cache = mmcache.open(sys.argv[1], hanging_source(), executor={executor!r}, check_interval=0.01, rebuild_after=0)
 print(cache["item-0-ä"]["number"], flush=True)
 sys.stdin.readline()
 cache.invalidate(hard=True)
@@ -420,12 +415,12 @@ print("leaving", flush=True)
 @pytest.mark.parametrize("executor", ["subprocess", "thread"])
 @pytest.mark.parametrize("more", ["", "cache.close()"], ids=["open", "closed"])
 def test_a_worker_that_leaves_while_its_rebuild_runs_leaves_at_once_and_without_a_word(
-    path: Path, hanging: JSONLinesSource, executor: str, more: str
+    path: Path, lines: Path, executor: str, more: str
 ) -> None:
     """And a rebuild in a process of its own goes on."""
-    mmcache.build(path, hanging)
-    code = SCRIPT.format(source="JSONLinesSource", executor=executor, more=more)
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, str(path), hanging.path]
+    mmcache.build(path, hanging_source())
+    code = SCRIPT.format(executor=executor, more=more)
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, str(path)]
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     worker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -434,7 +429,7 @@ def test_a_worker_that_leaves_while_its_rebuild_runs_leaves_at_once_and_without_
         assert worker.stdin is not None
         assert worker.stdout is not None
         assert worker.stdout.readline() == "0\n"
-        hang(hanging)
+        hang(lines)
         worker.stdin.write("go\n")
         worker.stdin.flush()
         assert worker.stdout.readline() == "leaving\n"
