@@ -183,7 +183,8 @@ class Cache(CachedCollection[R_co]):
         Single-flight: if another process built, while we waited for it, from what the source held after this call
         began, that is the result. Raises what `mmcache.build` raises; SourceError without a source.
         """
-        _ = self._tiers.source.source
+        if self._watch.source is None:
+            raise SourceError("a cache without a source cannot be rebuilt; open it with one", path=self._watch.path)
         report = self._watch.build(timeout=timeout, asked_ns=time.time_ns(), exact=exact)
         self.refresh()
         return report

@@ -254,7 +254,7 @@ def test_without_a_source_the_cache_says_that_it_cannot_answer(path: Path, sourc
     assert cache["item-1-ä"]["size"] == 1
     assert cache.get("nope") is None
     assert cache.stats().misses == 1
-    with pytest.raises(SourceError, match="no source"):
+    with pytest.raises(SourceError, match="without a source cannot be rebuilt"):
         cache.rebuild()
 
 
