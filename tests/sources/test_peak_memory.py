@@ -21,7 +21,7 @@ import pytest
 
 from tests.support.profile import NIGHTLY
 
-ROWS = 100_000 if NIGHTLY else 20_000
+ROWS = 100_000 if NIGHTLY else 50_000
 KINDS = ("csv", "csv.gz", "json", "jsonl", "jsonl.gz", "parquet", "parts", "arrow", "arrows", "duckdb")
 WORDS = "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor " * 4
 PER_ROW = 150
@@ -113,6 +113,7 @@ def peak(kind: str, n: int) -> tuple[int, int]:
         return 1024 * int(done.stdout), out.stat().st_size
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of the peak")
 @pytest.mark.parametrize("kind", KINDS)
 def test_peak_memory_does_not_grow_with_the_rows(kind):

@@ -14,7 +14,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PROGRAM = (HERE / "program.py").read_text()
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.integration,
+]  # each reads numpy's types anew; `make check` has the program, too
 
 
 def installed(module: str, group: str) -> None:
@@ -44,7 +47,6 @@ def test_a_users_program_passes_mypy_in_strict_mode(program: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.integration  # starts a JavaScript engine, and reads numpy's types anew each time
 def test_a_users_program_passes_pyright_in_strict_mode(program: Path) -> None:
     installed("basedpyright", "integration")
     settings = {
