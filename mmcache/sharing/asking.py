@@ -13,6 +13,7 @@ def ask(source: Source, baseline: Baseline | None) -> SourceFacts:
 
     Raises nothing: a source of a user's own may raise anything, and reads go on.
     """
+    fingerprint = None
     try:
         fingerprint = source.fingerprint()
         if baseline is None or fingerprint == baseline.fingerprint or not any(baseline.fingerprint):
@@ -20,5 +21,5 @@ def ask(source: Source, baseline: Baseline | None) -> SourceFacts:
         tracked: object = source
         changes = tracked.changes(baseline.fingerprint) if isinstance(tracked, TrackedSource) else None
     except Exception as error:  # noqa: BLE001 (see above)
-        return SourceFacts(error=str(error) or type(error).__name__)
+        return SourceFacts(fingerprint, None, error=str(error) or type(error).__name__)
     return SourceFacts(fingerprint, None if changes is None else changes.keys)

@@ -93,6 +93,25 @@ def test_several_collections_come_by_name():
     check_source(source, pickles=False)
 
 
+def test_a_source_that_fails_to_name_its_changed_keys_is_rebuilt(tmp_path, truth):
+    def changed_since(version: int) -> list[str]:
+        raise RuntimeError(f"no log since {version}")
+
+    with mmcache.open(
+        tmp_path / "c.mmc",
+        load=truth.load,
+        fingerprint=lambda: truth.version,
+        changed_since=changed_since,
+        schema=ITEMS,
+        rebuild_after=0,
+        executor="thread",
+    ) as cache:
+        assert cache["k1"]["n"] == 1
+        truth.write("k1", 77)
+        cache.refresh()
+        until("the new record", lambda: cache["k1"]["n"] == 77)
+
+
 @pytest.mark.parametrize(
     ("gives", "reason"),
     [
