@@ -17,6 +17,7 @@ from ..values import Default
 from .arrow import ArrowFileSource, ArrowReading, of_batches
 from .base import Where
 from .parts import Part
+from .recognize import content_of
 
 __all__ = ["DuckDBSource"]
 
@@ -85,5 +86,6 @@ class DuckDBSource(ArrowFileSource[R_co]):
 
     def _error(self, error: Exception, path: str | None = None) -> SourceError:
         if isinstance(error, duckdb.Error):
-            return SourceError(f"cannot read the DuckDB database: {error}", path=self.path)
+            what = f"cannot read the DuckDB database: {error}{content_of(self.path, self.kind)}"
+            return SourceError(what, path=self.path)
         return super()._error(error, path)

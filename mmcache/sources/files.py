@@ -62,6 +62,8 @@ class FileSource(Generic[R_co]):
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
         self._catalog = Catalog([schema], key="id")
         self._schema = self._catalog[schema.name]
+        if embeddings is not None and not isinstance(embeddings, (str, bytes, os.PathLike)):
+            raise TypeError(f"embeddings= is the path of a .npy file, not a {type(embeddings).__name__}")
         self.embeddings = None if embeddings is None else os.path.abspath(os.fsdecode(os.fspath(embeddings)))
         if self.embeddings is not None and len(schema.embeddings) != 1:
             raise ValueError(
@@ -194,7 +196,9 @@ class FileSource(Generic[R_co]):
         path = path or getattr(error, "filename", None) or self.path
         if isinstance(error, FileNotFoundError):
             return SourceError("there is no file at this path; check the path", path=path)
-        return SourceError(f"cannot read the file: {error}", path=path)
+        from .recognize import content_of
+
+        return SourceError(f"cannot read the file: {error}{content_of(os.fspath(path), self.kind)}", path=path)
 
 
 class FileReading:
