@@ -6,6 +6,7 @@ connections to it. What cannot be read raises a SourceError that says what it is
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -42,6 +43,10 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str | None]] = {
 """Kind -> its class, what its files' names end with, and the extra that it needs."""
 
 _FOREIGN = ", which is no source here"
+
+_TEXTS = ("csv", "json", "jsonl")
+_CONTROLS = b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0e\x0f\x10"
+"""Bytes that text has only where its name says that it is some."""
 
 _READABLE = (
     "a SQLite or DuckDB database, CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather; text also as .gz, .bz2, .xz, "
@@ -274,6 +279,8 @@ def _told(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
     if found is not None:
         raise _refusal(found, path)
     text = _text(head)
+    if text is None and by_name is not None and by_name[0] in _TEXTS:
+        text = _text_with_controls(head)
     if text is None:
         raise SourceError(_unknown(head, path, by_name), path=path)
     return _of_text(text, path, by_name)
@@ -298,9 +305,18 @@ def _text(head: bytes) -> str | None:
     encoding = encoding_of(head)
     if encoding is not None:
         return head.decode(encoding, "replace")
-    if any(byte in head for byte in b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0e\x0f\x10"):
+    if any(byte in head for byte in _CONTROLS):
         return None
     return head.decode("utf-8", "replace")
+
+
+def _text_with_controls(head: bytes) -> str | None:
+    if 3 * sum(map(head.count, _CONTROLS)) > len(head):
+        return None
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(head)  # whose last character may be cut
+    except UnicodeDecodeError:
+        return None
 
 
 def _of_text(text: str, path: str, by_name: tuple[str, bool] | None) -> str:
@@ -364,11 +380,6 @@ def _unknown(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
             "or of another program; decrypt it to a copy, as by sqlcipher_export(), or export its table as CSV"
         )
     said = "" if named is None else f", though its name says {_NAMES[named]}"
-    if head.count(0) * 3 < len(head) and _text(head.replace(b"\0", b"")) is not None:
-        return (
-            f"this is text but for the NUL byte at byte {head.index(0)}, which no text has; take such bytes out, as by "
-            "`tr -d '\\000'`"
-        )
     if not any(head[1:64:2]) or not any(head[:64:2]):
         said += ", unless it is UTF-16 without its byte order mark: save it as UTF-8"
     return f"the content is of no kind that is known here{said}: it begins with {head[:8]!r}; expected {_READABLE}"
