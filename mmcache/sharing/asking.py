@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..sources.base import Source, TrackedSource
+from ..sources.base import Source, TrackedSource, fingerprint_of
 from .decide import Baseline, SourceFacts
 
 __all__ = ["ask"]
@@ -15,7 +15,7 @@ def ask(source: Source, baseline: Baseline | None) -> SourceFacts:
     """
     fingerprint = None
     try:
-        fingerprint = source.fingerprint()
+        fingerprint = fingerprint_of(source)
         if baseline is None or fingerprint == baseline.fingerprint or not any(baseline.fingerprint):
             return SourceFacts(fingerprint)
         tracked: object = source

@@ -254,17 +254,23 @@ def _by_name(path: str) -> tuple[str, bool] | None:
 
 
 def _is_sqlite(path: str) -> bool:
+    """DuckDB locks what SQLite does, so a file that is locked is looked at without; by SQLite still: see above."""
+    return any(_answers(path, options) for options in ("", "&immutable=1"))
+
+
+def _answers(path: str, options: str) -> bool:
     import sqlite3
     from urllib.parse import quote
 
     try:
-        connection = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True, timeout=0)
+        connection = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True, timeout=0)
     except sqlite3.Error:
         return False
     try:
         connection.execute("PRAGMA schema_version").fetchone()
     except sqlite3.Error as error:
-        return getattr(error, "sqlite_errorname", "") not in ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "")
+        none = ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_BUSY", "")
+        return getattr(error, "sqlite_errorname", "") not in none
     finally:
         connection.close()
     return True
