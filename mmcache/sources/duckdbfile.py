@@ -75,6 +75,7 @@ class DuckDBSource(ArrowFileSource[R_co]):
     suffixes = (".duckdb", ".ddb")
     _reads = DuckDBReading
     _gives_plain: ClassVar[bool] = True
+    _not_for_files: ClassVar[tuple[str, ...]] = ("tracks",)
 
     def __init__(self, path: Where, schema: Schema[R_co], *, default: Default | str | None = None) -> None:
         super().__init__(path, schema, default=default)

@@ -55,6 +55,8 @@ class FileSource(Generic[R_co]):
     takes: ClassVar[tuple[str, ...]] = ()
     """Arguments that only a program or a command line gives."""
     _reads: ClassVar[type[FileReading]]
+    _not_for_files: ClassVar[tuple[str, ...]] = ("table", "query", "tracks")
+    """Fields of a schema that say nothing here."""
 
     def __init__(self, path: Where, schema: Schema[R_co], *, embeddings: Where | None = None) -> None:
         self.path = absolute(os.fsdecode(os.fspath(path)))
@@ -62,6 +64,9 @@ class FileSource(Generic[R_co]):
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
         self._catalog = Catalog([schema], key="id")
         self._schema = self._catalog[schema.name]
+        for argument in self._not_for_files:
+            if getattr(schema, argument):
+                raise ValueError(f"Schema {schema.name!r}: {argument}= is for databases, and this is {self.path}")
         if embeddings is not None and not isinstance(embeddings, (str, bytes, os.PathLike)):
             raise TypeError(f"embeddings= is the path of a .npy file, not a {type(embeddings).__name__}")
         self.embeddings = None if embeddings is None else os.path.abspath(os.fsdecode(os.fspath(embeddings)))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -335,6 +336,13 @@ def test_a_link_that_leads_back_gives_no_file_twice(tmp_path):
     (tmp_path / "a.csv").write_text("id\na\n")
     (tmp_path / "again").symlink_to(tmp_path)
     assert mmcache.build(tmp_path.with_suffix(".mmc"), tmp_path, Schema("t")).records == {"t": 1}
+
+
+@pytest.mark.parametrize("argument", ["table", "query", "tracks"])
+def test_what_only_databases_have_is_refused_for_a_file(tmp_path, argument):
+    value: Any = {"a": "id"} if argument == "tracks" else "a"
+    with pytest.raises(ValueError, match=f"{argument}= is for databases"):
+        CSVSource(tmp_path / "a.csv", Schema("t", **{argument: value}))
 
 
 @pytest.mark.parametrize("embeddings", [np.zeros((1, 2), np.float32), 5])
