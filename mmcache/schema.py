@@ -264,7 +264,7 @@ class Schema(Generic[R_co]):
             raise ValueError(
                 f"the columns of {mapped.__name__} are of several tables ({tables}); use query= with a join"
             )
-        if getattr(mapper, "single", False):
+        if mapper is not None and mapper.single:
             raise ValueError(
                 f"{mapped.__name__} is some of the rows of the table {table.name} (single-table inheritance); "
                 f"use query= with WHERE {mapper.polymorphic_on.name} = ..."

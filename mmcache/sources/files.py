@@ -27,7 +27,7 @@ from .base import Invalid, Key, Reading, Row, SourceRecord, Where, flat, path_in
 from .casts import Adapter
 from .catalog import Catalog
 from .fingerprint import lasting, stamp_of
-from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
+from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records, unknown_to, without
 from .parts import Part, absolute, parts_of
 from .streams import STDIN, is_pipe, open_file
 from .vectors import Decoders, Vector
@@ -153,18 +153,14 @@ class FileSource(Generic[R_co]):
     def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
         asked = [schema for schema in schemas if schema.name == self._schema.name]
-        unknown = {field for schema in asked for field in schema.index} - set(self._schema.index)
-        if not unknown:
-            return tuple(asked)
-        lacking = self._lacking(unknown)
-        return tuple(
-            replace(schema, index=tuple(field for field in schema.index if field not in lacking)) for schema in asked
-        )
+        unknown = {field for schema in asked for field in unknown_to(self._schema, schema)}
+        lacking = self._lacking(unknown) if unknown else ()
+        return tuple(without(schema, lacking) for schema in asked)
 
     def _lacking(self, fields: set[str]) -> set[str]:
         """Which of these fields, of other versions of a program, would be taken for misspelt."""
         sought = Sought(self._schema, fields)
-        with self.read() as reading, suppress(BuildError):  # which the build raises again
+        with self.with_rules(columns=None).read() as reading, suppress(BuildError):  # which the build raises again
             for record in islice(reading.records(self._schema.name), LOOKED_AT - 1):
                 if not isinstance(record, Invalid):
                     sought.see(flat(record.names), record.names, record.values)

@@ -8,7 +8,7 @@ import pickle
 import sqlite3
 import struct
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -479,17 +479,17 @@ def test_what_is_no_model_of_one_table_is_refused():
 
     class Parent(Base):
         __tablename__ = "parents"
-        __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "parent"}
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "parent"}  # noqa: RUF012
         id: Mapped[int] = mapped_column(primary_key=True)
         kind: Mapped[str]
 
     class Child(Parent):
         __tablename__ = "children"
-        __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "child"}
+        __mapper_args__ = {"polymorphic_identity": "child"}  # noqa: RUF012
         id: Mapped[int] = mapped_column(sqlalchemy.ForeignKey("parents.id"), primary_key=True)
 
     class Young(Parent):
-        __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "young"}
+        __mapper_args__ = {"polymorphic_identity": "young"}  # noqa: RUF012
 
     with pytest.raises(ValueError, match="several tables"):
         Schema.from_model(Child)
