@@ -264,6 +264,11 @@ class Schema(Generic[R_co]):
             raise ValueError(
                 f"the columns of {mapped.__name__} are of several tables ({tables}); use query= with a join"
             )
+        if mapper is not None and mapper.single:
+            raise ValueError(
+                f"{mapped.__name__} is some of the rows of the table {table.name} (single-table inheritance); "
+                f"use query= with WHERE {mapper.polymorphic_on.name} = ..."
+            )
         if not hasattr(table, "name"):
             raise ValueError(f"{mapped!r:.100} is mapped to no table, but to a query; use query=")
         place = table.name if table.schema is None else f"{table.schema}.{table.name}"

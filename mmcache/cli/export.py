@@ -169,11 +169,18 @@ def _write(
         except ImportError as error:
             raise UsageError(f"{kind} needs pip install 'mmcache[arrow]' ({error})") from None
         write(kind, collection, wanted, file, progress, is_stream=is_stream)
-        return []
+        return _lacking(collection, wanted)
     rows = _counted(_rows(collection, wanted), len(collection), progress)
     if kind == "jsonl":
         return _write_lines(rows, file)
-    return _write_csv(collection, rows, wanted, file)
+    return [*_write_csv(collection, rows, wanted, file), *_lacking(collection, wanted)]
+
+
+def _lacking(collection: FileCollection, wanted: list[str]) -> list[str]:
+    """What there is to say where all records have the same columns."""
+    vectors, shapes = collection.layout.embeddings, collection.layout.shapes
+    lacking = [name for name in wanted if name not in vectors and any(name not in {*shape.names} for shape in shapes)]
+    return [f"not in all records, and null in the others: {', '.join(lacking)}"] if lacking else []
 
 
 def _rows(collection: FileCollection, wanted: list[str]) -> Iterator[dict[str, Any]]:
@@ -207,14 +214,14 @@ class _Forms:
     """Values that the format has no form for: what is written in their place, and what a build needs to take it back.
 
     casts: field -> type. lost: fields that are not read back as they were. empty: fields with empty text, which CSV has
-    for null, too. texts: fields that have text.
+    for null, too. kinds: field -> the types of its values, as far as CSV can tell them apart.
     """
 
     def __init__(self) -> None:
         self.casts: dict[str, str] = {}
         self.lost: dict[str, None] = {}
         self.empty: dict[str, None] = {}
-        self.texts: set[str] = set()
+        self.kinds: dict[str, set[type]] = {}
 
     def scalar(self, name: str, value: Any) -> Any:
         """The value, or the text for it."""
@@ -242,6 +249,8 @@ class _Forms:
             found.append(f"written as `mmcache get` does, and not read back as it was: {', '.join(self.lost)}")
         if self.empty:
             found.append(f"empty text, which a build from CSV takes for null: {', '.join(self.empty)}")
+        if mixed := [name for name, kinds in self.kinds.items() if len(kinds) > 1]:
+            found.append(f"of several types, which a build from CSV takes for one: {', '.join(mixed)}")
         return found
 
 
@@ -272,6 +281,8 @@ def _write_csv(
     file.write(_csv_line(map(_quoted, wanted)))
     for fields in rows:
         for name, value in fields.items():
+            if value is not None and name not in vectors:
+                forms.kinds.setdefault(name, set()).add(list if type(value) is dict else type(value))
             if typed[name] and value is not None:
                 typed[name] = isinstance(value, str) and _TYPED.fullmatch(value) is not None
             if isinstance(value, (list, dict)) and name not in vectors:
@@ -279,7 +290,7 @@ def _write_csv(
             elif value == "":
                 forms.empty[name] = None
         file.write(_csv_line(_cell(forms, name, fields.get(name)) for name in wanted))
-    forms.casts |= {name: "str" for name, all_typed in typed.items() if all_typed and name in forms.texts}
+    forms.casts |= {name: "str" for name, all_typed in typed.items() if all_typed and str in forms.kinds.get(name, ())}
     return forms.notes()
 
 
@@ -293,7 +304,6 @@ def _cell(forms: _Forms, name: str, value: Any) -> str:
         return ""
     value = forms.scalar(name, value)
     if isinstance(value, str):
-        forms.texts.add(name)
         return _quoted(value)
     if isinstance(value, (list, dict)):
         return _quoted(dumps(forms.plain(name, value)))

@@ -222,6 +222,8 @@ def _next_step(error: MmcacheError, arguments: argparse.Namespace) -> str:
     file: Any = error.path or getattr(arguments, "file", None) or "FILE"
     rebuilding = arguments.command in ("rebuild", "optimize")
     if isinstance(error, CorruptFileError):
+        if "not an mmcache file" in str(error) and _is_source(file):
+            return f"mmcache build {_quoted(file)} -o FILE"
         return "mmcache build SOURCE -o FILE" if rebuilding else f"mmcache rebuild {_quoted(file)}"
     if isinstance(error, MissingFileError):
         return f"mmcache build SOURCE -o {_quoted(file)}"
@@ -230,6 +232,16 @@ def _next_step(error: MmcacheError, arguments: argparse.Namespace) -> str:
     if isinstance(error, LockTimeoutError):
         return "wait longer with --timeout SECONDS"
     return ""
+
+
+def _is_source(path: str) -> bool:
+    from ..errors import SourceError
+    from ..sources.recognize import kind_of
+
+    try:
+        return bool(kind_of(path))
+    except SourceError:
+        return False
 
 
 def _quoted(path: str | os.PathLike[str]) -> str:

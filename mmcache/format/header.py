@@ -158,11 +158,11 @@ class Header:
 
 def parse_header(data: bytes, actual_size: int, *, older: bool = False) -> Header:
     """Check and unpack the first 256 bytes of a file of `actual_size` bytes."""
+    if not MAGIC.startswith(data[: len(MAGIC)]):
+        raise _corrupt("header", f"not an mmcache file: expected magic {MAGIC!r}, found {data[: len(MAGIC)]!r}")
     if len(data) < HEADER_SIZE:
         raise _corrupt("header", f"expected at least {HEADER_SIZE} bytes, found {len(data)}")
     data = data[:HEADER_SIZE]
-    if data[:8] != MAGIC:
-        raise _corrupt("header", f"not an mmcache file: expected magic {MAGIC!r}, found {data[:8]!r}")
     _, major, minor, patch, flags, section_count, table_offset, file_size, *others, checksum = _HEADER.unpack(data)
     header = Header(*[file_size, section_count, *others, (major, minor, patch)])  # in the order of its fields
     if major > VERSION[0] or (major < VERSION[0] and not older):

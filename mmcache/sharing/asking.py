@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..sources.base import Source, TrackedSource
+from ..sources.base import Source, TrackedSource, fingerprint_of
 from .decide import Baseline, SourceFacts
 
 __all__ = ["ask"]
@@ -13,12 +13,13 @@ def ask(source: Source, baseline: Baseline | None) -> SourceFacts:
 
     Raises nothing: a source of a user's own may raise anything, and reads go on.
     """
+    fingerprint = None
     try:
-        fingerprint = source.fingerprint()
+        fingerprint = fingerprint_of(source)
         if baseline is None or fingerprint == baseline.fingerprint or not any(baseline.fingerprint):
             return SourceFacts(fingerprint)
         tracked: object = source
         changes = tracked.changes(baseline.fingerprint) if isinstance(tracked, TrackedSource) else None
     except Exception as error:  # noqa: BLE001 (see above)
-        return SourceFacts(error=str(error) or type(error).__name__)
+        return SourceFacts(fingerprint, None, error=str(error) or type(error).__name__)
     return SourceFacts(fingerprint, None if changes is None else changes.keys)

@@ -67,7 +67,7 @@ class Trouble(NamedTuple):
 class SourceFacts(NamedTuple):
     """What the source said of itself. fingerprint: None where it was not asked, or could not be. changed: collection ->
     the keys written since the baseline; None where only that something may have been is known. error: why it could not
-    be asked."""
+    be asked for one of these."""
 
     fingerprint: bytes | None = None
     changed: Mapping[str, frozenset[Key]] | None = _NO_KEYS
@@ -250,9 +250,10 @@ def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bo
         return "stale", f"all of {', '.join(map(repr, sorted(facts.said.closed)))} was invalidated since it was built"
     if ids:
         return "stale", f"{ids} ids were invalidated since it was built, and are answered by the source"
-    if changed:
-        return "stale", "the source was written to since it was built"
     trouble = "" if facts.source is None else facts.source.error
+    if changed:
+        unnamed = f", and cannot name the keys ({trouble})" if trouble else ""
+        return "stale", f"the source was written to since it was built{unnamed}"
     return age.state, f"the source cannot be read ({trouble})" if trouble else age.reason
 
 

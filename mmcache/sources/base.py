@@ -31,6 +31,7 @@ __all__ = [
     "TrackedSource",
     "UntoldError",
     "Where",
+    "fingerprint_of",
     "flat",
     "given_by",
     "ordered",
@@ -259,6 +260,15 @@ class EvolvingSource(Protocol):
         """The schemas, without the indexes and columns that the source does not have, and without collections of which
         it lacks more than that. Cheap. Raises SourceError."""
         ...
+
+
+def fingerprint_of(source: Source) -> bytes:
+    """`Source.fingerprint`. Raises SourceError for what is none, as of a source of a user's own."""
+    found: object = source.fingerprint()
+    if not isinstance(found, bytes) or len(found) != 32:
+        kind = type(source).__name__
+        raise SourceError(f"fingerprint() of {kind} gave {found!r:.80}; expected 32 bytes, such as those of a SHA-256")
+    return found
 
 
 def ordered(source: Source, collection: str, ids: Sequence[Key]) -> list[Key]:

@@ -9,6 +9,7 @@ cache = mmcache.open("items.mmc", load=fetch_all, schema=Schema("items", index=(
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self, TypedDict, Unpack, overload
@@ -104,6 +105,7 @@ class CallableSource(BaseSource[R_co]):
         self._changed_since = self._function("changed_since", changed_since)
         self._fingerprint = self._function("fingerprint", fingerprint)
         self._values = Values(self._function("default", default))
+        self._last: list[Callable[[], Any]] = []
         if self._changed_since is not None and self._fingerprint is None:
             raise TypeError("changed_since= is asked what was written since a fingerprint: give fingerprint=, too")
 
@@ -130,6 +132,9 @@ class CallableSource(BaseSource[R_co]):
         self._names["fetch"] = {name: importable(each, "fetch")[1] for name, each in fetch.items()}
         return functions
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_last": []}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({described(self._load)}, {', '.join(self._catalog)})"
 
@@ -155,12 +160,19 @@ class CallableSource(BaseSource[R_co]):
             isinstance(records, Iterable) or hasattr(records, "__arrow_c_stream__")
         ):
             raise SourceError(f"{self._called()} gave a {type(records).__name__}, expected an iterable of mappings")
-        for each in records.values() if isinstance(records, Mapping) else (records,):
-            if inspect.isgenerator(each) and inspect.getgeneratorstate(each) == inspect.GEN_CLOSED:
+        iterators = [
+            each
+            for each in (records.values() if isinstance(records, Mapping) else [records])
+            if isinstance(each, Iterator)
+        ]
+        for each in iterators:
+            is_closed = inspect.isgenerator(each) and inspect.getgeneratorstate(each) == inspect.GEN_CLOSED
+            if is_closed or any(before() is each for before in self._last):
                 raise SourceError(
-                    f"{self._called()} gave a generator that was read before; it is called for each build and lookup, "
-                    "and must give a new one, or a list"
+                    f"{self._called()} gave a {type(each).__name__} that was read before; it is called for each build "
+                    "and lookup, and must give a new one, or a list"
                 )
+        self._last = [_reference(each) for each in iterators]
         return records
 
     # --- lookups
@@ -250,3 +262,11 @@ class CallableSource(BaseSource[R_co]):
         functions = {name: told(spec, given, name) for name in _STORED}
         functions |= {name: given.get(name) for name in ("fetch", "changed_since")}
         return cls(functions.pop("load"), *schemas, **functions)
+
+
+def _reference(iterator: Iterator[Any]) -> Callable[[], Any]:
+    """To an iterator that was read, which may hold a file open; weak, if its type allows that."""
+    try:
+        return weakref.ref(iterator)
+    except TypeError:
+        return lambda: iterator

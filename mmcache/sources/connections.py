@@ -248,9 +248,12 @@ class Connections:
         elif name.startswith("SQLITE_READONLY"):
             reason = f"SQLite cannot read the database without writing beside it ({error}){self._why_it_writes()}"
         elif name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-            reason = f"not a whole SQLite database ({error}); check it with PRAGMA integrity_check"
-            if way := what_it_lacks(error, self.path):
-                reason += f", or {way}"
+            reason = f"not a whole SQLite database ({error})"
+            if content := self._what_it_is():
+                reason += content
+            else:
+                way = what_it_lacks(error, self.path)
+                reason += "; check it with PRAGMA integrity_check" + f", or {way}" * bool(way)
         elif "Could not decode" in str(error):
             reason = f"{error}: text in the database is not valid UTF-8; store such bytes as a BLOB"
         elif "can only be used in that same thread" in str(error):
@@ -260,6 +263,11 @@ class Connections:
         else:
             reason = f"SQLite: {error}" + (f" ({name})" if name else "")
         return SourceError(reason, path=self.path)
+
+    def _what_it_is(self) -> str:
+        from .recognize import content_of
+
+        return "" if self.opening.connect is not None else content_of(self.path, "sqlite")
 
     def _why_not_read(self, error: sqlite3.Error) -> str:
         if not os.path.exists(self.path):

@@ -170,6 +170,9 @@ class CSVReading(FileReading):
                 names = next(reader, [])
             except csv.Error as error:
                 raise self._refused(schema, part, f"the header in line {skipped}: {error}") from error
+        if any(map(_is_undecoded, names)):
+            what = f"the header in line {skipped} is not {source.encoding or 'UTF-8'}: {list(names)!r:.200}"
+            raise self._refused(schema, part, f"{what}; say what it is by encoding=, as in 'cp1252'")
         columns = self._columns(list(names), part, schema)
         yield columns
         yield from self._rest(reader, columns, skipped - 1)
@@ -243,9 +246,7 @@ class _Typed:
                 record[name] = None
                 continue
             record[name] = text
-            try:
-                text.encode()
-            except UnicodeEncodeError:
+            if _is_undecoded(text):
                 record[name] = text.encode("utf-8", "surrogateescape").decode("latin-1")
                 fault = (
                     f"field {name!r} is not {self._encoding or 'UTF-8'}; say what it is by encoding=, as in 'cp1252'"
@@ -282,6 +283,15 @@ class _Typed:
         if function is None:
             return [None if text in nulls else text for text in texts] if nulls else texts
         return [None if text in nulls else function(text) for text in texts]
+
+
+def _is_undecoded(text: str) -> bool:
+    """Whether it holds what was no text of the encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _delimiter_of(path: str, first: str, quotechar: str | None) -> str:

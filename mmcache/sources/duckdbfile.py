@@ -17,6 +17,7 @@ from ..values import Default
 from .arrow import ArrowFileSource, ArrowReading, of_batches
 from .base import Where
 from .parts import Part
+from .recognize import content_of
 
 __all__ = ["DuckDBSource"]
 
@@ -74,6 +75,7 @@ class DuckDBSource(ArrowFileSource[R_co]):
     suffixes = (".duckdb", ".ddb")
     _reads = DuckDBReading
     _gives_plain: ClassVar[bool] = True
+    _not_for_files: ClassVar[tuple[str, ...]] = ("tracks",)
 
     def __init__(self, path: Where, schema: Schema[R_co], *, default: Default | str | None = None) -> None:
         super().__init__(path, schema, default=default)
@@ -85,5 +87,6 @@ class DuckDBSource(ArrowFileSource[R_co]):
 
     def _error(self, error: Exception, path: str | None = None) -> SourceError:
         if isinstance(error, duckdb.Error):
-            return SourceError(f"cannot read the DuckDB database: {error}", path=self.path)
+            what = f"cannot read the DuckDB database: {error}{content_of(self.path, self.kind)}"
+            return SourceError(what, path=self.path)
         return super()._error(error, path)

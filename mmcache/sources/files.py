@@ -27,7 +27,7 @@ from .base import Invalid, Key, Reading, Row, SourceRecord, Where, flat, path_in
 from .casts import Adapter
 from .catalog import Catalog
 from .fingerprint import lasting, stamp_of
-from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records
+from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records, unknown_to, without
 from .parts import Part, absolute, parts_of
 from .streams import STDIN, is_pipe, open_file
 from .vectors import Decoders, Vector
@@ -55,6 +55,8 @@ class FileSource(Generic[R_co]):
     takes: ClassVar[tuple[str, ...]] = ()
     """Arguments that only a program or a command line gives."""
     _reads: ClassVar[type[FileReading]]
+    _not_for_files: ClassVar[tuple[str, ...]] = ("table", "query", "tracks")
+    """Fields of a schema that say nothing here."""
 
     def __init__(self, path: Where, schema: Schema[R_co], *, embeddings: Where | None = None) -> None:
         self.path = absolute(os.fsdecode(os.fspath(path)))
@@ -62,6 +64,11 @@ class FileSource(Generic[R_co]):
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
         self._catalog = Catalog([schema], key="id")
         self._schema = self._catalog[schema.name]
+        for argument in self._not_for_files:
+            if getattr(schema, argument):
+                raise ValueError(f"Schema {schema.name!r}: {argument}= is for databases, and this is {self.path}")
+        if embeddings is not None and not isinstance(embeddings, (str, bytes, os.PathLike)):
+            raise TypeError(f"embeddings= is the path of a .npy file, not a {type(embeddings).__name__}")
         self.embeddings = None if embeddings is None else os.path.abspath(os.fsdecode(os.fspath(embeddings)))
         if self.embeddings is not None and len(schema.embeddings) != 1:
             raise ValueError(
@@ -146,18 +153,14 @@ class FileSource(Generic[R_co]):
     def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
         asked = [schema for schema in schemas if schema.name == self._schema.name]
-        unknown = {field for schema in asked for field in schema.index} - set(self._schema.index)
-        if not unknown:
-            return tuple(asked)
-        lacking = self._lacking(unknown)
-        return tuple(
-            replace(schema, index=tuple(field for field in schema.index if field not in lacking)) for schema in asked
-        )
+        unknown = {field for schema in asked for field in unknown_to(self._schema, schema)}
+        lacking = self._lacking(unknown) if unknown else ()
+        return tuple(without(schema, lacking) for schema in asked)
 
     def _lacking(self, fields: set[str]) -> set[str]:
         """Which of these fields, of other versions of a program, would be taken for misspelt."""
         sought = Sought(self._schema, fields)
-        with self.read() as reading, suppress(BuildError):  # which the build raises again
+        with self.with_rules(columns=None).read() as reading, suppress(BuildError):  # which the build raises again
             for record in islice(reading.records(self._schema.name), LOOKED_AT - 1):
                 if not isinstance(record, Invalid):
                     sought.see(flat(record.names), record.names, record.values)
@@ -194,7 +197,9 @@ class FileSource(Generic[R_co]):
         path = path or getattr(error, "filename", None) or self.path
         if isinstance(error, FileNotFoundError):
             return SourceError("there is no file at this path; check the path", path=path)
-        return SourceError(f"cannot read the file: {error}", path=path)
+        from .recognize import content_of
+
+        return SourceError(f"cannot read the file: {error}{content_of(os.fspath(path), self.kind)}", path=path)
 
 
 class FileReading:

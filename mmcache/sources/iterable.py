@@ -47,7 +47,27 @@ class SupportsArray(Protocol):
     def __array__(self) -> Any: ...
 
 
-Records = Iterable[Mapping[str, Any]] | ArrowStream
+class SupportsKeys(Protocol):
+    """A `sqlite3.Row`, and what is made like it."""
+
+    def keys(self) -> Iterable[str]: ...
+
+    def __getitem__(self, key: str, /) -> Any: ...
+
+
+class SupportsAsDict(Protocol):
+    """A named tuple."""
+
+    def _asdict(self) -> Mapping[str, Any]: ...
+
+
+class DataclassInstance(Protocol):
+    """Of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Records = Iterable[Mapping[str, Any] | SupportsKeys | SupportsAsDict | DataclassInstance] | ArrowStream
 Array = Sequence[Sequence[float]] | SupportsArray
 Embeddings = Array | Mapping[str, Array | Mapping[str, Array]]
 

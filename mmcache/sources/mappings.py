@@ -7,6 +7,7 @@ dict, which costs about as much memory as the records and stays until the source
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice, repeat
 from numbers import Integral
 from operator import itemgetter
@@ -21,7 +22,7 @@ from .base import Invalid, Key, SourceRecord, refused
 from .casts import Adapter, adapter_of
 from .vectors import Decoders, Vector
 
-__all__ = ["LOOKED_AT", "Keyed", "Sought", "Unread", "replaces", "shape_records", "with_paths"]
+__all__ = ["LOOKED_AT", "Keyed", "Sought", "Unread", "replaces", "shape_records", "unknown_to", "with_paths", "without"]
 
 _MAX_LAYOUTS = 4096
 _RUN = 256
@@ -232,8 +233,10 @@ class Sought:
         self._left = LOOKED_AT
 
     def declare(self, schema: Schema) -> None:
-        """The fields that get their name or type from the schema, too."""
-        for argument, fields in (("casts", dict(schema.casts)), ("renames", dict(schema.renames).values())):
+        """The fields that are chosen, named or typed by the schema, too."""
+        renamed = dict(schema.renames).values()
+        chosen = [field for field in schema.columns or () if field not in schema.embeddings]
+        for argument, fields in (("casts", dict(schema.casts)), ("renames", renamed), ("columns", chosen)):
             self.fields |= dict.fromkeys((field for field in fields if field not in self.fields), argument)
 
     def see(self, fields: Collection[Any], names: tuple[Any, ...], values: Sequence[Any]) -> None:
@@ -258,6 +261,17 @@ class Sought:
                 f"{argument}: none of the first {looked_at} records has {field!r}; they have: "
                 f"{', '.join(map(str, self._known))}. If that is no misspelling, give it to one of them, as None",
             )
+
+
+def unknown_to(ours: Schema, asked: Schema) -> set[str]:
+    """The fields that another version of a program names, and this one does not."""
+    return {*asked.index, *(asked.columns or ())} - {*ours.index, *(ours.columns or ())} - {*asked.embeddings}
+
+
+def without(schema: Schema, lacking: Collection[str]) -> Schema:
+    """The schema, without indexes and columns that a source lacks."""
+    columns = None if schema.columns is None else tuple(field for field in schema.columns if field not in lacking)
+    return replace(schema, index=tuple(field for field in schema.index if field not in lacking), columns=columns)
 
 
 def with_paths(

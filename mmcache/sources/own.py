@@ -29,7 +29,7 @@ from .base import Invalid, Key, Reading, Row, SourceRecord, flat, refused
 from .catalog import Catalog
 from .iterable import Embeddings, IterableSource, Records
 from .loads import Loads
-from .mappings import LOOKED_AT, Keyed, Sought
+from .mappings import LOOKED_AT, Keyed, Sought, unknown_to, without
 from .plain import plain_rows
 
 __all__ = ["BaseSource"]
@@ -157,19 +157,14 @@ class BaseSource(ABC, Generic[R_co]):
         """See `EvolvingSource`. The first records say which fields there are; they are read only if one is asked for
         that the schemas of this source do not name."""
         asked = [schema for schema in schemas if schema.name in self._by_name]
-        sought = {
-            schema.name: Sought(schema, {*schema.index} - {*self._by_name[schema.name].index}) for schema in asked
-        }
+        sought = {schema.name: Sought(schema, unknown_to(self._by_name[schema.name], schema)) for schema in asked}
         if any(one.fields for one in sought.values()):
-            with self.read() as reading:
+            whole = self.with_schemas(*(replace(schema, columns=None) for schema in self.schemas))
+            with whole.read() as reading:
                 for schema in asked:
                     if sought[schema.name].fields:
                         _see(sought[schema.name], plain_rows(self, schema, reading.records(schema.name)))
-        lacking = {name: {*one.fields} for name, one in sought.items()}
-        return tuple(
-            replace(schema, index=tuple(field for field in schema.index if field not in lacking[schema.name]))
-            for schema in asked
-        )
+        return tuple(without(schema, sought[schema.name].fields) for schema in asked)
 
     # --- one read
 

@@ -66,7 +66,14 @@ def parts_of(path: str, suffixes: tuple[str, ...]) -> list[Part]:
 
 def _below(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     endings = (*suffixes, *(suffix + ending for suffix in suffixes for ending in _COMPRESSED))
+    seen: set[tuple[int, int]] = set()
     for directory, names, files in os.walk(path, followlinks=True):
+        found = os.stat(directory)
+        identity = found.st_dev, found.st_ino
+        if identity in seen:  # by a link to a directory above, or a second time
+            names.clear()
+            continue
+        seen.add(identity)
         names[:] = sorted(name for name in names if not name.startswith((".", "_")))
         for name in files:
             if not name.startswith((".", "_")) and name.lower().endswith(endings):

@@ -6,6 +6,7 @@ connections to it. What cannot be read raises a SourceError that says what it is
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -19,13 +20,16 @@ from .parts import absolute, is_pattern, parts_of
 from .streams import compression_of, decompressed, encoding_of, is_pipe, open_file
 from .unreadable import foreign_directory, foreign_file, foreign_text
 
-__all__ = ["KINDS", "is_url", "kind_of", "source_at"]
+__all__ = ["KINDS", "content_of", "is_url", "kind_of", "source_at"]
 
 _HEAD = 1 << 16
 _SQLITE_PAGE = 512
 _URL = re.compile(r"([a-z][a-z0-9.]*(?:\+[a-z0-9_]+)?)://", re.IGNORECASE)
 _REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "ftp", "hdfs")
 _STREAMED = ("csv", "json", "jsonl", "arrow")
+_SINGLE = ("sqlite", "duckdb", "npy")
+"""Of which several files are no one source."""
+
 KINDS: Mapping[str, tuple[str, tuple[str, ...], str | None]] = {
     "sqlite": ("mmcache.sources.sqlite:SQLiteSource", (".db", ".sqlite", ".sqlite3", ".db3"), None),
     "jsonl": ("mmcache.sources.jsonfiles:JSONLinesSource", (".jsonl", ".ndjson"), None),
@@ -37,6 +41,12 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str | None]] = {
     "npy": ("", (".npy",), None),
 }
 """Kind -> its class, what its files' names end with, and the extra that it needs."""
+
+_FOREIGN = ", which is no source here"
+
+_TEXTS = ("csv", "json", "jsonl")
+_CONTROLS = b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0e\x0f\x10"
+"""Bytes that text has only where its name says that it is some."""
 
 _READABLE = (
     "a SQLite or DuckDB database, CSV, TSV, JSON, JSON lines, Parquet, Arrow or Feather; text also as .gz, .bz2, .xz, "
@@ -57,6 +67,18 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if not is_pipe(path) and (is_pattern(path) or os.path.isdir(path)):
         return _kind_of_several(path)
     return _kind_of_file(path)
+
+
+def content_of(path: str, kind: str) -> str:
+    """What a file that cannot be read as this kind holds instead, as the end of a message; "" where that is unknown."""
+    if is_pipe(path) or not os.path.isfile(path):
+        return ""
+    try:
+        found = kind_of(path)
+    except SourceError as error:
+        return f"; {error.message}" if _FOREIGN in error.message else ""
+    reader = KINDS[found][0].partition(":")[2]
+    return "" if found == kind else f"; this is {_NAMES[found]}" + f", which {reader} reads" * bool(reader)
 
 
 def source_at(where: str | os.PathLike[str], *schemas: AnySchema, **options: Any) -> Any:
@@ -147,13 +169,16 @@ def _kind_of_several(path: str) -> str:
         found = foreign_directory(names)
         if found is not None:
             raise _refusal(found, path)
-        for kind, (_, suffixes, _) in KINDS.items():
-            if kind not in ("sqlite", "duckdb", "npy"):
-                try:
-                    parts_of(path, suffixes)
-                except SourceError:
-                    continue
-                return kind
+        held = [kind for kind, (_, suffixes, _) in KINDS.items() if kind not in _SINGLE and _holds(path, suffixes)]
+        if len(held) > 1:
+            kinds = " and ".join(suffix for kind in held for suffix in KINDS[kind][1][:1])
+            raise SourceError(
+                f"this directory holds files of several kinds, {kinds}; name those of one by a pattern: "
+                f"{os.path.basename(path)}/**/*{KINDS[held[0]][1][0]}",
+                path=path,
+            )
+        if held:
+            return held[0]
         shown = ", ".join(sorted(names)[:5]) or "nothing"
         raise SourceError(
             f"this is a directory without files of Parquet, Arrow, CSV or JSON; it holds: {shown}; give a file, or a "
@@ -162,9 +187,16 @@ def _kind_of_several(path: str) -> str:
         )
     parts = parts_of(path, ())
     kind = _kind_of_file(parts[0].path)
-    if len(parts) > 1 and kind in ("sqlite", "duckdb", "npy"):
+    if len(parts) > 1 and kind in _SINGLE:
         raise SourceError(f"{len(parts)} files match, and the first is {_NAMES[kind]}: give one path", path=path)
     return kind
+
+
+def _holds(path: str, suffixes: tuple[str, ...]) -> bool:
+    try:
+        return bool(parts_of(path, suffixes))
+    except SourceError:
+        return False
 
 
 def _kind_of_file(path: str) -> str:
@@ -222,17 +254,23 @@ def _by_name(path: str) -> tuple[str, bool] | None:
 
 
 def _is_sqlite(path: str) -> bool:
+    """DuckDB locks what SQLite does, so a file that is locked is looked at without; by SQLite still: see above."""
+    return any(_answers(path, options) for options in ("", "&immutable=1"))
+
+
+def _answers(path: str, options: str) -> bool:
     import sqlite3
     from urllib.parse import quote
 
     try:
-        connection = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True, timeout=0)
+        connection = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True, timeout=0)
     except sqlite3.Error:
         return False
     try:
         connection.execute("PRAGMA schema_version").fetchone()
     except sqlite3.Error as error:
-        return getattr(error, "sqlite_errorname", "") not in ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "")
+        none = ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_BUSY", "")
+        return getattr(error, "sqlite_errorname", "") not in none
     finally:
         connection.close()
     return True
@@ -247,6 +285,8 @@ def _told(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
     if found is not None:
         raise _refusal(found, path)
     text = _text(head)
+    if text is None and by_name is not None and by_name[0] in _TEXTS:
+        text = _text_with_controls(head)
     if text is None:
         raise SourceError(_unknown(head, path, by_name), path=path)
     return _of_text(text, path, by_name)
@@ -271,16 +311,26 @@ def _text(head: bytes) -> str | None:
     encoding = encoding_of(head)
     if encoding is not None:
         return head.decode(encoding, "replace")
-    if any(byte in head for byte in b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0e\x0f\x10"):
+    if any(byte in head for byte in _CONTROLS):
         return None
     return head.decode("utf-8", "replace")
+
+
+def _text_with_controls(head: bytes) -> str | None:
+    if 3 * sum(map(head.count, _CONTROLS)) > len(head):
+        return None
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(head)  # whose last character may be cut
+    except UnicodeDecodeError:
+        return None
 
 
 def _of_text(text: str, path: str, by_name: tuple[str, bool] | None) -> str:
     named = None if by_name is None else by_name[0]
     start = text.lstrip("\ufeff \t\r\n")
     if not start:
-        raise SourceError("the file holds white space only, which is no source of any kind", path=path)
+        what = "holds white space only" if text else "is empty"
+        raise SourceError(f"the file {what}, which is no source of any kind", path=path)
     if named == "csv":
         return "csv"
     if start[0] == "[":  # of objects, whatever the name; lines that are arrays are no records, and named as lines
@@ -336,12 +386,14 @@ def _unknown(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
             "or of another program; decrypt it to a copy, as by sqlcipher_export(), or export its table as CSV"
         )
     said = "" if named is None else f", though its name says {_NAMES[named]}"
+    if not any(head[1:64:2]) or not any(head[:64:2]):
+        said += ", unless it is UTF-16 without its byte order mark: save it as UTF-8"
     return f"the content is of no kind that is known here{said}: it begins with {head[:8]!r}; expected {_READABLE}"
 
 
 def _refusal(found: tuple[str, str], path: str) -> SourceError:
     what, way = found
-    return SourceError(f"this is {what}, which is no source here; {way}", path=path)
+    return SourceError(f"this is {what}{_FOREIGN}; {way}", path=path)
 
 
 def _shape(path: str) -> str:

@@ -20,6 +20,7 @@ from .base import (
     SourceOf,
     SourceRecord,
     TrackedSource,
+    fingerprint_of,
     given_by,
     ordered,
     scans,
@@ -118,7 +119,7 @@ class Sources(Generic[R_co]):
 
     def fingerprint(self) -> bytes:
         """Of those of all. Raises SourceError."""
-        parts = tuple(source.fingerprint() for source in self.sources)
+        parts = tuple(map(fingerprint_of, self.sources))
         if not any(map(any, parts)):
             return bytes(32)
         whole = blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=32).digest()

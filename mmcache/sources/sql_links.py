@@ -159,6 +159,9 @@ class Links:
         """A connection; what is open in it at the end is rolled back. Raises SourceError for whatever the database
         raises inside."""
         renew_if_forked()
+        path = path_of_sqlite(self.url)
+        if path is not None and not os.path.exists(path):  # SQLite would make one
+            raise SourceError("there is no database at this path; check the path", path=path)
         try:
             connection = self.engine.connect()
         except (sqlalchemy.exc.SQLAlchemyError, UnicodeError) as error:

@@ -33,12 +33,17 @@ def parse(where: str | URL) -> URL:
     try:
         url = sqlalchemy.make_url(where)
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise SourceError("not a URL of a database; expected one like postgresql://user@host/name") from None
+        kind = f"a {type(where).__name__} is " * (not isinstance(where, str))
+        raise SourceError(
+            f"{kind}not a URL of a database; expected one like postgresql://user@host/name, or an Engine"
+        ) from None
     name, plus, _ = url.drivername.partition("+")
     kind = _ALIASES.get(name, name)
     if not plus and kind in _DRIVERS:
         url = url.set(drivername=f"{kind}+{_installed(kind)}")
     path = path_of_sqlite(url)
+    if kind == "sqlite" and (url.database or ":memory:") == ":memory:":
+        raise SourceError(f"{url} is a new, empty database in memory; give the Engine that has filled it")
     return url if path is None else url.set(database=path)
 
 

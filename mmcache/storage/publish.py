@@ -22,6 +22,7 @@ from ..format.header import HEADER_SIZE, Header, Tokens, parse_header
 from ..format.layout import Layout
 from ..schema import Schema
 from ..sources import Source
+from ..sources.base import fingerprint_of
 from ..sources.plain import plain_rows
 from . import fs
 from .admission import stage
@@ -249,10 +250,10 @@ def _announced(control: Control | None) -> Iterator[None]:
 
 def _fingerprint(source: Source) -> bytes:
     """The source's. One that was written to at this very moment gives none that lasts; a moment later it does."""
-    fingerprint = source.fingerprint()
-    if source.fingerprint() != fingerprint:
+    fingerprint = fingerprint_of(source)
+    if fingerprint_of(source) != fingerprint:
         time.sleep(_TICK)
-        fingerprint = source.fingerprint()
+        fingerprint = fingerprint_of(source)
     return fingerprint
 
 

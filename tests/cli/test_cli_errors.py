@@ -231,6 +231,12 @@ def test_a_file_that_names_no_source_cannot_be_rebuilt(shelf, capsys):
     assert "its source cannot be named" in fails(capsys, 1, "rebuild", shelf, "--if-stale", "--ttl", "0.001")
 
 
+def test_a_source_in_the_place_of_a_cache_file_is_one_to_build_from(tmp_path, capsys):
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"id": 1}\n')
+    assert f"Next: mmcache build {path} -o FILE" in fails(capsys, 5, "inspect", path)
+
+
 def test_clear_touches_only_what_mmcache_wrote(tmp_path, capsys):
     path = tmp_path / "precious.db"
     path.write_text("not a cache")

@@ -79,9 +79,23 @@ def test_csv_tells_text_from_numbers_and_null(tmp_path):
     assert done.err.splitlines() == [
         "to build it back: mmcache build ... --cast l=json,id=str",
         "empty text, which a build from CSV takes for null: t",
+        "not in all records, and null in the others: n, b, l",
     ]
     assert text.splitlines()[:3] == ['"id","n","t","b","l"', '"1",1,"5",true,', '"2",,"",,']
     assert list(csv.reader(io.StringIO(text)))[3] == ["3", "", 'a,"b"\n', "", '[1, "x"]']
+
+
+def test_fields_that_a_table_cannot_tell_apart_are_named(tmp_path):
+    rows = [{"id": 1, "x": 1, "y": 1.5}, {"id": "1", "x": 1.5, "z": 2}, {"id": 3, "x": None, "y": 2.5, "z": None}]
+    mmcache.build(tmp_path / "t.mmc", rows, Schema("items"))
+    done = run("export", tmp_path / "t.mmc", "--format", "csv")
+    assert "of several types, which a build from CSV takes for one: id, x" in done.err.splitlines()
+    assert "not in all records, and null in the others: y, z" in done.err.splitlines()
+    pytest.importorskip("pyarrow")
+    sparse = [{"id": 1, "x": 1}, {"id": 2, "y": 2}]
+    mmcache.build(tmp_path / "t.mmc", sparse, Schema("items"))
+    done = run("export", tmp_path / "t.mmc", "-o", tmp_path / "t.parquet")
+    assert "not in all records, and null in the others: x, y" in done.err.splitlines()
 
 
 def test_arrow_goes_to_a_file_or_as_a_stream_to_stdout(items, tmp_path):

@@ -164,6 +164,12 @@ ROWS: dict[str, Row] = {
     "written to, and expired": source_answers(
         seen(source=WRITTEN, age=1100), "expired", "expired at", "expired at", stale_if_error=True
     ),
+    "written to, and locked then": Row(
+        seen(source=SourceFacts(OTHER, None, "disk I/O error")),
+        "stale",
+        why="since it was built, and cannot name the keys (disk I/O error)",
+        rebuild=HAS_CHANGED,
+    ),
     "locked": Row(seen(source=LOCKED), "fresh", why="cannot be read (database is locked)"),
     "not asked yet": Row(seen(source=UNASKED), "fresh"),
     "without fingerprint": Row(seen(source=WORDLESS, built_from=NO_FINGERPRINT), "fresh"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,25 @@ def test_several_collections_come_by_name():
     check_source(source, pickles=False)
 
 
+def test_a_source_that_fails_to_name_its_changed_keys_is_rebuilt(tmp_path, truth):
+    def changed_since(version: int) -> list[str]:
+        raise RuntimeError(f"no log since {version}")
+
+    with mmcache.open(
+        tmp_path / "c.mmc",
+        load=truth.load,
+        fingerprint=lambda: truth.version,
+        changed_since=changed_since,
+        schema=ITEMS,
+        rebuild_after=0,
+        executor="thread",
+    ) as cache:
+        assert cache["k1"]["n"] == 1
+        truth.write("k1", 77)
+        cache.refresh()
+        until("the new record", lambda: cache["k1"]["n"] == 77)
+
+
 @pytest.mark.parametrize(
     ("gives", "reason"),
     [
@@ -112,12 +132,15 @@ def test_what_is_no_records_is_named(tmp_path, gives, reason):
         source.fetch("items", ["k1"])
 
 
-def test_a_generator_that_was_read_is_no_empty_table(tmp_path):
-    once = (row for row in ROWS)
+@pytest.mark.parametrize(
+    "kind", [iter, partial(map, dict), lambda rows: (row for row in rows)], ids=["list", "map", "own"]
+)
+def test_an_iterator_that_was_read_is_no_empty_table(tmp_path, kind):
+    once = kind(ROWS)
     source = CallableSource(lambda: once, ITEMS)
     assert mmcache.build(tmp_path / "c.mmc", source).records == {"items": 10}
     for ask in (lambda: mmcache.build(tmp_path / "c.mmc", source), lambda: source.fetch("items", ["k1"])):
-        with pytest.raises(SourceError, match="gave a generator that was read before"):
+        with pytest.raises(SourceError, match=r"gave a \w+ that was read before"):
             ask()
     with mmcache.Snapshot.open(tmp_path / "c.mmc") as snapshot:
         assert len(snapshot) == 10

@@ -232,6 +232,11 @@ class Short(Held):
         return b"1"
 
 
+class Texts(Held):
+    def fingerprint(self) -> bytes:
+        return "v1"  # type: ignore[return-value]
+
+
 class Restless(Held):
     def fingerprint(self) -> bytes:
         return os.urandom(32)
@@ -288,6 +293,7 @@ WRONG: dict[type[Held], str] = {
     Shuffled: "a second read of 'items' gave another order",
     Miscounted: "count.'items'. is 99, and records.. gave 6",
     Short: "fingerprint.. gave b'1'; expected 32 bytes",
+    Texts: "fingerprint.. gave 'v1'; expected 32 bytes",
     Restless: "fingerprint.. gave another answer each time",
     Unkind: "expected a dict with a text as 'kind'",
     OneThread: "in four threads at once: .*RuntimeError: used in another thread",

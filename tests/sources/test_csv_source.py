@@ -143,6 +143,9 @@ def test_encodings_delimiters_and_headers(tmp_path, data, options):
 
 def test_bytes_of_another_encoding_are_named_with_the_way(tmp_path):
     (tmp_path / "t.csv").write_bytes("id,v\na,x\nb,é\n".encode("cp1252"))
+    (tmp_path / "header.csv").write_bytes("id,größe\na,1\n".encode("cp1252"))
+    with pytest.raises(BuildError, match=r"the header in line 1 is not UTF-8: .*; say what it is by encoding="):
+        mmcache.build(tmp_path / "t.mmc", CSVSource(tmp_path / "header.csv", Schema("t")))
     with pytest.raises(BuildError, match=r"line 3: field 'v' is not UTF-8; say what it is by encoding="):
         records(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes("id,v\na,x\n".encode("utf-16")[:-1])

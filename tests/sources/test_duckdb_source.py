@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import mmcache
@@ -33,6 +36,20 @@ def test_a_table_has_the_values_of_arrow(database, tmp_path):
         assert vector is not None
         assert vector.tolist() == [7.0, 1.5]
     assert not rebuild(tmp_path / "i.mmc").changed
+
+
+def test_a_database_that_another_process_writes_to_is_named_as_duckdb(database, tmp_path):
+    place = database.rename(tmp_path / "shop.db")
+    holds = "import duckdb, sys; connection = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holds, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdin is not None
+        writer.stdout.readline()
+        with pytest.raises(SourceError, match=r"cannot read the DuckDB database: .*lock"):
+            mmcache.build(tmp_path / "i.mmc", place, Schema("items"))
+        writer.stdin.close()
 
 
 def test_a_query_gives_the_records(database, tmp_path):

@@ -14,12 +14,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import mmcache
-from mmcache import BuildError, IterableSource, Schema, Snapshot, SourceError
+from mmcache import BuildError, CSVSource, IterableSource, Schema, Snapshot, SourceError
 from mmcache.schema import Cast
 from mmcache.sharing.publishing import rebuild
 from mmcache.sources.recognize import kind_of, source_at
@@ -321,6 +322,33 @@ def test_directories_and_patterns_are_read_in_the_order_of_paths(tmp_path, suffi
         with Snapshot.open(tmp_path / "t.mmc") as snapshot:
             found = [record.asdict() for record in snapshot.values()]
         assert found == (whole if count == 3 else [{k: v for k, v in one.items() if k != "year"} for one in whole[:2]])
+
+
+def test_a_directory_of_several_kinds_asks_for_a_pattern(tmp_path):
+    (tmp_path / "a.csv").write_text("id\na\n")
+    (tmp_path / "b.jsonl").write_text('{"id": "b"}\n')
+    with pytest.raises(SourceError, match=r"several kinds, \.jsonl and \.csv; name those of one by a pattern: "):
+        mmcache.build(tmp_path / "x.mmc", tmp_path, Schema("t"))
+    assert mmcache.build(tmp_path / "x.mmc", tmp_path / "*.csv", Schema("t")).records == {"t": 1}
+
+
+def test_a_link_that_leads_back_gives_no_file_twice(tmp_path):
+    (tmp_path / "a.csv").write_text("id\na\n")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert mmcache.build(tmp_path.with_suffix(".mmc"), tmp_path, Schema("t")).records == {"t": 1}
+
+
+@pytest.mark.parametrize("argument", ["table", "query", "tracks"])
+def test_what_only_databases_have_is_refused_for_a_file(tmp_path, argument):
+    value: Any = {"a": "id"} if argument == "tracks" else "a"
+    with pytest.raises(ValueError, match=f"{argument}= is for databases"):
+        CSVSource(tmp_path / "a.csv", Schema("t", **{argument: value}))
+
+
+@pytest.mark.parametrize("embeddings", [np.zeros((1, 2), np.float32), 5])
+def test_embeddings_of_a_file_are_a_path(tmp_path, embeddings):
+    with pytest.raises(TypeError, match=r"embeddings= is the path of a \.npy file, not a"):
+        CSVSource(tmp_path / "a.csv", Schema("t", embedding="v"), embeddings=embeddings)
 
 
 def test_the_fingerprint_of_a_directory_is_that_of_all_its_files(tmp_path):

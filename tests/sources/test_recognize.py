@@ -61,6 +61,33 @@ def test_databases_are_known_whatever_their_name(tmp_path):
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [("SQLiteSource", "sqlite3"), ("DuckDBSource", "duckdb"), ("ParquetSource", "pyarrow"), ("ArrowSource", "pyarrow")],
+)
+def test_a_class_for_another_kind_of_file_names_what_is_there(tmp_path, name, needs):
+    pytest.importorskip(needs)
+    source = getattr(mmcache, name)
+    lines = tmp_path / "items.jsonl"
+    lines.write_text('{"id": 1}\n' * 1024)
+    with pytest.raises(SourceError, match="this is JSON lines, which JSONLinesSource reads"):
+        mmcache.build(tmp_path / "x.mmc", source(lines, Schema("items")))
+    weights = tmp_path / "items.h5"
+    weights.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1024))
+    with pytest.raises(SourceError, match="this is an HDF5 file"):
+        mmcache.build(tmp_path / "x.mmc", source(weights, Schema("items")))
+
+
+def test_text_that_is_named_so_may_hold_control_characters(tmp_path):
+    record = {"id": "a", "v": "\0\x01"}
+    (tmp_path / "t.csv").write_text("id,v\na,\0\x01\n")
+    (tmp_path / "t.json").write_text(json.dumps([record]) + "\0")
+    assert kind_of(tmp_path / "t.json") == "json"
+    mmcache.build(tmp_path / "t.mmc", tmp_path / "t.csv", Schema("t"))
+    with mmcache.Snapshot.open(tmp_path / "t.mmc") as found:
+        assert found["a"] == record
+
+
 def test_looking_at_a_database_does_not_drop_its_locks(tmp_path):
     path = tmp_path / "t.db"
     connection = sqlite3.connect(path, isolation_level=None)
@@ -138,6 +165,8 @@ FOREIGN = {
     "m.safetensors": (data(struct.pack("<Q", 64), b'{"a": 1}', bytes(100)), "safetensors"),
     "secret.db": (data(bytes((i * 197 + 91) % 256 for i in range(4096))), "encrypted"),
     "notes.txt": (data(b"Dear reader\nthis is text\n"), "this is text.*expected a SQLite or DuckDB database, CSV"),
+    "nul": (data(b"id,name\n1,a", bytes(1)), "of no kind that is known here"),
+    "wide.csv": (data(*(b"%c\0" % letter for letter in b"id,v\n1,2\n")), "UTF-16 without its byte order mark"),
     "noise.bin": (data(b"\x00\x01\x02", bytes(range(100))), "of no kind that is known here.*expected"),
     "empty.csv.gz": (data(gzip.compress(b"")), "compressed as gz and holds nothing"),
     "db.gz": (

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 import mmcache
-from mmcache import BuildError, IterableSource, Schema, Snapshot, SQLiteSource
+from mmcache import (
+    BuildError,
+    CallableSource,
+    CSVSource,
+    IterableSource,
+    JSONLinesSource,
+    Schema,
+    Snapshot,
+    SQLiteSource,
+)
 from mmcache.additive import covers
 from mmcache.sources.recognize import source_at
 
@@ -50,6 +59,29 @@ def sources(directory):
         rows.writerows([json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in ROWS)
     for name in ("t.parquet", "t.jsonl", "t.json", "t.csv"):
         yield source_at(directory / name, SCHEMA)
+
+
+def test_a_column_that_no_record_has_is_misspelt(tmp_path):
+    (tmp_path / "t.csv").write_text("id,kind\na,x\n")
+    (tmp_path / "t.jsonl").write_text('{"id": "a", "kind": "x"}\n')
+    schema = Schema("t", columns=("kind", "knid"))
+    rows = [{"id": "a", "kind": "x"}]
+    for source in (
+        CSVSource(tmp_path / "t.csv", schema),
+        JSONLinesSource(tmp_path / "t.jsonl", schema),
+        IterableSource(rows, schema),
+        CallableSource(lambda: rows, schema),
+    ):
+        with pytest.raises(BuildError, match="columns: none of the first 1 records has 'knid'; they have: id, kind"):
+            mmcache.build(tmp_path / "t.mmc", source)
+
+
+def test_of_other_versions_the_columns_that_are_there_are_available(tmp_path):
+    (tmp_path / "t.csv").write_text("id,kind,size\na,x,1\n")
+    rows = [{"id": "a", "kind": "x", "size": 1}]
+    ours, asked = Schema("t", columns=("kind",)), Schema("t", columns=("kind", "size", "gone"), index=("size", "lost"))
+    for source in (CSVSource(tmp_path / "t.csv", ours), CallableSource(lambda: rows, ours)):
+        assert source.available([asked]) == (Schema("t", columns=("kind", "size"), index=("size",)),)
 
 
 def test_every_source_of_mappings_has_them(tmp_path):

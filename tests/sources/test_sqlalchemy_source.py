@@ -366,8 +366,23 @@ def test_a_database_in_memory_is_of_one_process():
 def test_a_url_that_is_none_and_a_driver_that_is_missing_are_named():
     with pytest.raises(SourceError, match="not a URL of a database"):
         SQLAlchemySource("items.db", ITEMS)
+    with pytest.raises(SourceError, match=r"a Connection is not a URL of a database; .*, or an Engine"):
+        SQLAlchemySource(sqlalchemy.create_engine("sqlite://").connect(), ITEMS)
     with pytest.raises(SourceError, match="no connection can be made"):
         SQLAlchemySource("nothing://x/y", ITEMS).fingerprint()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_the_url_of_a_database_in_memory_names_an_empty_one(url):
+    with pytest.raises(SourceError, match="give the Engine that has filled it"):
+        SQLAlchemySource(url, ITEMS)
+
+
+def test_reading_makes_no_sqlite_file_where_there_is_none(tmp_path):
+    source = SQLAlchemySource(f"sqlite:///{tmp_path}/none.db", ITEMS)
+    with pytest.raises(SourceError, match="there is no database at this path"):
+        records(source)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- what tells of a change ------------------------------------------------------------------------------------------
@@ -464,14 +479,22 @@ def test_what_is_no_model_of_one_table_is_refused():
 
     class Parent(Base):
         __tablename__ = "parents"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "parent"}  # noqa: RUF012
         id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
 
     class Child(Parent):
         __tablename__ = "children"
+        __mapper_args__ = {"polymorphic_identity": "child"}  # noqa: RUF012
         id: Mapped[int] = mapped_column(sqlalchemy.ForeignKey("parents.id"), primary_key=True)
+
+    class Young(Parent):
+        __mapper_args__ = {"polymorphic_identity": "young"}  # noqa: RUF012
 
     with pytest.raises(ValueError, match="several tables"):
         Schema.from_model(Child)
+    with pytest.raises(ValueError, match=r"Young is some of the rows of the table parents .*WHERE kind = "):
+        Schema.from_model(Young)
     with pytest.raises(TypeError, match="mapped class"):
         Schema.from_model(dict)
 

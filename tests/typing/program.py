@@ -5,6 +5,7 @@ It is checked, not run: see test_type_checkers.py.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,6 +208,10 @@ report = mmcache.build(
     "items.mmc", [{"id": "a"}], Schema("items", embedding="v", model=Item), embeddings=vectors, progress=True
 )
 assert_type(report, mmcache.BuildReport)
+mmcache.build("items.mmc", [Item("a", "tool")], item)
+mmcache.build("items.mmc", (Point(1, 2) for _ in "ab"), Schema("points", key="x"))
+mmcache.build("items.mmc", sqlite3.connect("items.db").execute("SELECT 1 AS id"), item)
+mmcache.build("items.mmc", [1, 2], item)  # type: ignore[list-item]
 mmcache.build("items.mmc", several, progress="lines")
 mmcache.build("items.mmc", several, progress=print)
 
