@@ -86,13 +86,17 @@ def test_csv_tells_text_from_numbers_and_null(tmp_path):
 
 
 def test_fields_that_a_table_cannot_tell_apart_are_named(tmp_path):
-    rows = [{"id": 1, "x": 1, "y": 1.5}, {"id": "1", "x": 1.5, "z": 2}, {"id": 3, "x": None, "y": 2.5, "z": None}]
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "x": 1, "y": 1.5},
+        {"id": "1", "x": 1.5, "z": 2},
+        {"id": 3, "x": None, "y": 2.5, "z": None},
+    ]
     mmcache.build(tmp_path / "t.mmc", rows, Schema("items"))
     done = run("export", tmp_path / "t.mmc", "--format", "csv")
     assert "of several types, which a build from CSV takes for one: id, x" in done.err.splitlines()
     assert "not in all records, and null in the others: y, z" in done.err.splitlines()
     pytest.importorskip("pyarrow")
-    sparse = [{"id": 1, "x": 1}, {"id": 2, "y": 2}]
+    sparse: list[dict[str, Any]] = [{"id": 1, "x": 1}, {"id": 2, "y": 2}]
     mmcache.build(tmp_path / "t.mmc", sparse, Schema("items"))
     done = run("export", tmp_path / "t.mmc", "-o", tmp_path / "t.parquet")
     assert "not in all records, and null in the others: x, y" in done.err.splitlines()
