@@ -630,10 +630,10 @@ def receive(fd: int) -> Descriptor:
         system.set_inheritable(fd, False)  # noqa: FBT003 (the system's own signature)
         with contextlib.suppress(FileNotFoundError):  # without /proc the one that was given must do
             lock.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not RANGES or lock.identity != given.identity or not lock_byte(lock.fd, _BUILD_BYTE):
+        if not RANGES or lock.identity != given.identity:
             return given
-        free(given)
-        while not _try_flock(lock.fd):  # others have it for as long as it takes them to see the byte
+        free(given)  # first: else one that is killed between leaves it to those that C code forked
+        while not _take(lock.fd):  # others have it for as long as it takes them to see the byte, or build
             time.sleep(0.001)
     except OSError as error:
         raise failed(error, f"descriptor {fd}", "take over the lock") from None
@@ -648,6 +648,11 @@ def free(lock: Descriptor) -> None:
         with contextlib.suppress(OSError):
             fcntl.flock(lock.fd, fcntl.LOCK_UN)
     lock.close()
+
+
+def _take(fd: int) -> bool:
+    """The byte, if this file system has such locks, and the lock."""
+    return (lock_byte(fd, _BUILD_BYTE) or not is_locked(fd, _BUILD_BYTE)) and _try_flock(fd)
 
 
 def _try_flock(fd: int) -> bool:
