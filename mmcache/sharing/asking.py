@@ -21,5 +21,6 @@ def ask(source: Source, baseline: Baseline | None) -> SourceFacts:
         tracked: object = source
         changes = tracked.changes(baseline.fingerprint) if isinstance(tracked, TrackedSource) else None
     except Exception as error:  # noqa: BLE001 (see above)
-        return SourceFacts(fingerprint, None, error=str(error) or type(error).__name__)
+        why = str(error) or type(error).__name__
+        return SourceFacts(error=why) if fingerprint is None else SourceFacts(fingerprint, None, why)
     return SourceFacts(fingerprint, None if changes is None else changes.keys)

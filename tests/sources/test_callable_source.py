@@ -23,6 +23,7 @@ from mmcache import BuildError, CallableSource, Schema, SourceError
 from mmcache.sources import from_spec, is_remakable
 from mmcache.sources.tokens import fingerprint_of_token, token_in
 from mmcache.testing import check_source
+from tests.support import observe
 from tests.support.processes import ended, forked
 from tests.support.waits import until
 
@@ -568,6 +569,7 @@ def test_it_is_rebuilt_by_a_process_if_that_can_import_it(tmp_path, shop, is_nam
         (tmp_path / "n").write_text("2")
         until("a rebuild", lambda: cache["a"]["n"] == "2" and cache.generation == 2)
         assert (cache["a"]["pid"] == os.getpid()) is not is_named
+        until("it has ended", lambda: not cache.status().building and "mmcache-rebuild" not in observe.threads())
 
 
 def mmcache_rebuild(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
