@@ -70,6 +70,8 @@ class Town:
     def commit(self) -> None:
         self.content += 1
         write_lines(self.lines, self.content)
+        # Of a file that was written just now no fingerprint lasts, and what is built from it is stale at once.
+        until("it lasts", lambda: self.source.fingerprint() == self.source.fingerprint(), pause=0.002)
 
     def check(self, *, where: str = "") -> None:
         """What is at the path is whole, and of a generation that is not older than any seen before. So is what the
