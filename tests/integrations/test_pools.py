@@ -226,7 +226,7 @@ def test_the_recipe_for_joblib(home: Path) -> None:
 
 
 @with_joblib
-@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+@pytest.mark.parametrize("backend", [pytest.param("loky", marks=pytest.mark.integration), "multiprocessing"])
 def test_a_script_with_joblib(home: Path, backend: str) -> None:
     run_alone(home, Path(__file__).with_name("joblib_script.py"), backend)
     assert totals(home / "patterns.mmc")["rebuilds_ok"] == 4

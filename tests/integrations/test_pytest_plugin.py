@@ -579,6 +579,7 @@ def test_the_recipe(project):
     assert "1 build in" in out
 
 
+@pytest.mark.integration
 def test_the_page_about_it(project):
     """Its fixture, its hook, and its fixture with types."""
     page = (ROOT / "docs" / "pytest.md").read_text()

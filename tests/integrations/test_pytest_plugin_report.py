@@ -117,6 +117,7 @@ def test_it(items: mmcache.Cache, mmcache_dir: Path, mmcache_isolated: Isolate) 
 """
 
 
+@pytest.mark.integration
 def test_a_fixture_is_typed_under_mypy_strict(tmp_path):
     pytest.importorskip("mypy", reason="the lint group is not installed")
     (tmp_path / "conftest.py").write_text(TYPED)
