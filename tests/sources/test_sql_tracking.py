@@ -490,11 +490,11 @@ def test_a_crash_of_the_server_counts_as_everything():
                 os.kill(pid, signal.SIGKILL)
                 other.invalidate()
 
-            def again():
+            def is_another():  # and not that of the moment before the server sees the death
                 with contextlib.suppress(SourceError):
-                    return source.fingerprint()
+                    return source.fingerprint() != since
 
-            assert until("the server is back", again) != since
+            until("the server is back", is_another)
             assert keys(source, since) is None
             assert told(source, database, "UPDATE items SET n = 1 WHERE id = 1") is None
             assert told(source, database, "UPDATE items SET n = 1 WHERE id = 2") == {2}
