@@ -57,7 +57,7 @@ def test_pages_of_two_machines_do_not_replace_each_other(machines, db):
             assert machines[1 - i % 2](note_of, f"k{i}") == "new"
         replaced.append([worker(heard).count("page_replaced") for worker in machines])
     states = [worker("stats").state for worker in machines]
-    assert max(replaced[-1]) <= 2
+    assert max(replaced[-1]) <= 1
     assert replaced[3] == replaced[-1], "once all have begun, it has ended"
     assert "invalidated" not in states
     assert min(hits) > 0
