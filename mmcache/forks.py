@@ -8,7 +8,6 @@ called before a lock is taken, finds another process id and does the same.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from .owner import Turn
 
-__all__ = ["Lock", "in_child", "on_fork", "renew_if_forked", "why_no_thread"]
+__all__ = ["Lock", "in_child", "on_fork", "renew_if_forked"]
 
 
 class Renewable(Protocol):
@@ -60,19 +59,6 @@ def in_child(hook: Callable[[], object]) -> None:
     """Have a function called in every forked child. The interpreter never lets go of it, not even as it ends."""
     os.register_at_fork(after_in_child=hook)
     _hooks.append(hook)
-
-
-def why_no_thread() -> str:
-    """Why this process had better start no thread; "" where it may.
-
-    uWSGI loads an application in its master and forks workers in C. A thread that has the interpreter's lock then
-    leaves it locked in the worker for ever. Without `--enable-threads`, threads stand still between requests."""
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is None or not hasattr(uwsgi, "worker_id"):
-        return ""
-    if not uwsgi.worker_id():
-        return "uWSGI has its workers yet to fork"
-    return "" if getattr(uwsgi, "has_threads", True) else "uWSGI runs without --enable-threads"
 
 
 def renew_if_forked() -> bool:

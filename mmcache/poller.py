@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-from .forks import on_fork, why_no_thread
+from . import threads
+from .forks import on_fork
 from .owner import Turn, Within
 
 __all__ = ["PATIENCE", "Poller"]
@@ -70,11 +72,11 @@ class Poller:
 
     def _start(self, done: threading.Event) -> str:
         """Run the parts in a thread; why that cannot be, else nothing."""
-        if problem := why_no_thread():
+        if problem := threads.why_none():
             return problem
         try:
-            threading.Thread(target=self._run, args=(done,), name="mmcache-poll", daemon=True).start()
-        except RuntimeError as error:  # a limit of processes, or the interpreter is about to end
+            threads.start("mmcache-poll", partial(self._run, done))
+        except RuntimeError as error:
             return str(error)
         return ""
 

@@ -13,15 +13,16 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
+from . import threads
 from .counting import Counting
 from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
-from .forks import in_child, on_fork, why_no_thread
+from .forks import in_child, on_fork
 from .lines import Lines
 from .options import Options
 from .progress import shown
@@ -169,7 +170,7 @@ class Rebuilder:
                 lock = None
                 return True
             handed, lock = lock, None
-            if why_no_thread():
+            if threads.why_none():
                 self._build_here(page, handed)
                 return True
             return self._start_thread(page, handed)
@@ -179,15 +180,10 @@ class Rebuilder:
 
     def _start_thread(self, page: Page, lock: Descriptor) -> bool:
         """A thread that holds the lock from now on."""
-        thread = threading.Thread(target=self._build_here, args=(page, lock), name="mmcache-rebuild", daemon=True)
+        build = partial(self._build_here, page, lock)
         try:
-            thread.start()
-        except BaseException as error:
-            if thread.ident is not None:  # Case: an interrupt, after it has begun
-                raise
-            fs.free(lock)
-            if not isinstance(error, (RuntimeError, MemoryError)):
-                raise
+            threads.start("mmcache-rebuild", build, otherwise=partial(fs.free, lock))
+        except RuntimeError as error:
             raise SourceError(f"no thread can be started to rebuild it ({error})", path=self.files.path) from None
         return True
 
