@@ -37,6 +37,26 @@ class _Begun(threading.Event):
         return super().wait(_PATIENCE if timeout is None else timeout)
 
 
+class _Thread(threading.Thread):
+    """turn: taken once, by the thread as it runs, or by its starter, who gives it up."""
+
+    def __init__(self, name: str, run: Callable[[], object]) -> None:
+        super().__init__(target=lambda: self.turn.acquire(blocking=False) and run(), name=name, daemon=True)
+        self.turn = threading.Lock()
+        self.begun = self._started = _Begun()
+        self.is_given_up = False
+
+    def _bootstrap(self) -> None:
+        if not self.is_given_up:
+            super()._bootstrap()  # type: ignore[misc]
+
+    def give_up(self) -> None:
+        """Else `threading` keeps one that did not begin for ever."""
+        self.is_given_up = True
+        waiting: dict[Any, Any] = getattr(threading, "_limbo", {})
+        waiting.pop(self, None)
+
+
 def start(name: str, run: Callable[[], object], otherwise: Callable[[], object] = lambda: None) -> None:
     """Run a function in a daemon thread.
 
@@ -45,26 +65,18 @@ def start(name: str, run: Callable[[], object], otherwise: Callable[[], object] 
     Raises:
         RuntimeError: no thread can be started: a limit of processes, no memory, or the interpreter is about to end.
     """
-    begun, turn = _Begun(), threading.Lock()  # who has the turn decides whether it runs
-    thread = threading.Thread(target=lambda: turn.acquire(blocking=False) and run(), name=name, daemon=True)
-    thread._started = begun  # type: ignore[attr-defined]
+    thread = _Thread(name, run)
     try:
         thread.start()
-        if not begun.is_set():
+        if not thread.begun.is_set():
             raise RuntimeError(f"it did not begin within {_PATIENCE:g} s")
     except BaseException as error:
-        if not turn.acquire(blocking=False):  # Case: it began late, or a signal handler raised after it had begun
+        if not thread.turn.acquire(blocking=False):  # Case: late, or a signal handler raised after it had begun
             if isinstance(error, RuntimeError):
                 return
             raise
-        _forget(thread)
+        thread.give_up()
         otherwise()
         if isinstance(error, MemoryError):
             raise RuntimeError("no memory") from None  # noqa: TRY004
         raise
-
-
-def _forget(thread: threading.Thread) -> None:
-    """Else `threading` keeps one that did not begin for ever."""
-    waiting: dict[Any, Any] = getattr(threading, "_limbo", {})
-    waiting.pop(thread, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import importlib
 import inspect
 import os
@@ -168,8 +169,13 @@ MAY = {"mmcache/testing/conformance.py": ("pickle",)}
 """What is banned elsewhere: in tests, a source is sent through a pickle of our own."""
 
 
-def used_names(source: str) -> Iterator[tuple[int, str]]:
+@functools.cache
+def used_names(source: str) -> list[tuple[int, str]]:
     """(line, dotted name) for everything that the source imports or uses, under the name it was defined with."""
+    return list(_used_names(source))
+
+
+def _used_names(source: str) -> Iterator[tuple[int, str]]:
     tree = ast.parse(source)
     known = {}
     for node in ast.walk(tree):

@@ -4,59 +4,56 @@ from __future__ import annotations
 
 import resource
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mmcache
 from mmcache import SQLiteSource, threads
+from tests.support import inside
 from tests.support.bank import NUMBERS, commit
 from tests.support.crew import number
 from tests.support.processes import in_child
 from tests.support.waits import until
 
 
-def dies(self: threading.Thread) -> None:
-    """What a lack of memory makes of the first instruction of a thread."""
+def dies(go_on: Callable[[], None]) -> None:
+    """What a lack of memory does to a thread."""
     raise SystemExit
 
 
-def test_a_thread_that_dies_before_it_begins_is_given_up(monkeypatch):
-    monkeypatch.setattr(threading.Thread, "_bootstrap", dies)
+def test_a_thread_that_dies_before_it_begins_is_given_up():
     ran, freed, before = [], [], threading.enumerate()
-    with pytest.raises(RuntimeError, match="it did not begin within 1 s"):
+    with inside.threads_begin_by(dies), pytest.raises(RuntimeError, match="it did not begin within 1 s"):
         threads.start("one", lambda: ran.append(1), otherwise=lambda: freed.append(1))
     assert (ran, freed, threading.enumerate()) == ([], [1], before)
 
 
-def test_a_thread_that_begins_late_does_not_run_what_was_given_up(monkeypatch):
-    go, bootstrap, ended = threading.Event(), threading.Thread._bootstrap, []  # type: ignore[attr-defined]
+def test_a_thread_that_begins_late_does_not_run_what_was_given_up():
+    go, ended, ran = threading.Event(), threading.Event(), []
 
-    def late(self):
+    def late(go_on: Callable[[], None]) -> None:
         go.wait()
         try:
-            bootstrap(self)
+            go_on()
         finally:
-            ended.append(self)
+            ended.set()
 
-    ran = []
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "_bootstrap", late)
-        patch.setattr(threads, "_forget", lambda thread: None)
-        with pytest.raises(RuntimeError):
-            threads.start("one", lambda: ran.append(1))
+    with inside.threads_begin_by(late), pytest.raises(RuntimeError):
+        threads.start("one", lambda: ran.append(1))
     go.set()
-    until("it has ended", lambda: ended)
+    assert ended.wait(30)
     assert not ran
 
 
-def test_reads_poll_themselves_where_threads_die(path, bank, monkeypatch):
+def test_reads_poll_themselves_where_threads_die(path, bank):
     with mmcache.open(path, SQLiteSource(bank, NUMBERS), executor="external", check_interval=0.02) as cache:
         assert number(cache) == 0
-        monkeypatch.setattr(threading.Thread, "_bootstrap", dies)
-        commit(bank, 1)
-        mmcache.build(path, SQLiteSource(bank, NUMBERS))
-        until("the new file is seen", lambda: number(cache) == 1)
+        with inside.threads_begin_by(dies):
+            commit(bank, 1)
+            mmcache.build(path, SQLiteSource(bank, NUMBERS))
+            until("the new file is seen", lambda: number(cache) == 1)
 
 
 def under_a_limit(extra: int) -> None:

@@ -303,7 +303,7 @@ def check_threads(path, rounds: int, threads: int = 8) -> None:
 
 
 def test_threads_that_read_while_others_close_see_values_or_that_it_was_closed(path, no_leaks):
-    check_threads(path, 400)
+    check_threads(path, 150)
 
 
 @pytest.mark.nightly
@@ -334,12 +334,12 @@ def check_swaps(path, count: int) -> None:
         assert held.pop(0)[0] == generation - 1
 
     held = [np.zeros(1, np.float32)]
-    for generation in range(1, 200):
+    for generation in range(1, 100):
         swap(generation, held)
     gc.collect()
     files, maps, memory = len(open_files()), len(mapped_files(f"{path.parent}/")), resident()
     objects = len(gc.get_objects())
-    for generation in range(200, count):
+    for generation in range(100, count):
         swap(generation, held)
     gc.collect()
     assert len(open_files()) == files
@@ -352,7 +352,7 @@ def check_swaps(path, count: int) -> None:
 
 @LINUX
 def test_hundreds_of_swaps_leave_descriptors_maps_and_memory_flat(path):
-    check_swaps(path, 600)
+    check_swaps(path, 300)
 
 
 @LINUX

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, threads
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.filetier import FileTier
@@ -493,3 +493,15 @@ def terms_staged(lists: Iterable[Sequence[Any]]) -> tuple[list[Any], list[int]]:
     unpacker = msgpack.Unpacker()
     unpacker.feed(field._settled().data)
     return list(unpacker), codes
+
+
+@contextlib.contextmanager
+def threads_begin_by(begin: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """What a thread does first; it is given what it would have done."""
+    bootstrap = threads._Thread._bootstrap
+
+    def begins(thread: threads._Thread) -> None:
+        begin(lambda: bootstrap(thread))
+
+    with mock.patch.object(threads._Thread, "_bootstrap", begins):
+        yield
