@@ -123,9 +123,10 @@ def rolls() -> Iterator[Any]:
 @pytest.mark.parametrize(("name", "executor"), list(rolls()))
 def test_versions_share_a_path_while_a_deploy_rolls(path: Path, db: Path, name: str, executor: str, crew: Crew) -> None:
     pair = PAIRS[name]
-    ttl = TTL
+    ttl, builder = TTL, 0.0
     if pair.is_additive and executor == "subprocess":  # a builder's start fits between falling due and expiring
-        ttl = min(max(TTL, 8 * seconds_of_a_builder()), 5 * TTL)
+        builder = seconds_of_a_builder()
+        ttl = min(max(TTL, 8 * builder), 5 * TTL)
     options: dict[str, Any] = {"ttl": ttl, "check_interval": 0.1, "executor": executor}
     sources = [pair.source(db, schema) for schema in (pair.old, pair.new)]
     expected = [expected_of(source) for source in sources]  # opened anew in each worker, after the fork
@@ -159,7 +160,9 @@ def test_versions_share_a_path_while_a_deploy_rolls(path: Path, db: Path, name: 
     assert builds <= 2 * took / ttl
     assert failure_of(path) is None
     if pair.is_additive:
-        assert min(rates) >= 0.9
+        slowest = max(builder, seconds_of_a_builder()) if builder else 0.0
+        late = builds * max(0.0, 2 * slowest - 0.2 * ttl)  # on a busy machine
+        assert min(rates) >= 0.9 - late / took
 
 
 # --- what a worker is shown -------------------------------------------------------------------------------------------

@@ -14,10 +14,16 @@ import pytest
 import mmcache
 from mmcache import Cache, MmcacheError, Schema, Snapshot, SourceRecord, SQLiteSource
 from tests.programs.referee import Question, Table, Unreadable, near, questions, tables_of, terms_with_counts, typed
+from tests.support.profile import NIGHTLY
 
 __all__ = ["Outcome", "shown", "walk"]
 
-_QUESTIONS = 50
+_QUESTIONS, _FEWEST = 50, 5
+"""Questions to a table, and to one that is so large that each takes long."""
+
+_LARGE = 2_000
+"""Rows of a table with fewer questions, but in a nightly run."""
+
 _KEYS = 120
 """Keys of a table whose neighbours are asked for."""
 
@@ -181,7 +187,8 @@ def _misses(table: Table, cache: Cache, source: SQLiteSource) -> Iterator[str]:
 
 def _where(table: Table, path: Path, columns: list[str]) -> Iterator[str]:
     """Questions to the file, and the same to the source."""
-    asked = list(questions(table, columns, _QUESTIONS))
+    many = 0 if NIGHTLY else len(table.rows)
+    asked = list(questions(table, columns, max(_FEWEST, _QUESTIONS * _LARGE // max(many, _LARGE))))
     with closing(SQLiteSource(table.database, _schema(table, index=columns))) as source:
         mmcache.build(path, source)
         with Snapshot.open(path) as snapshot:
