@@ -157,6 +157,8 @@ def _signature(value: Any) -> str:
         found = inspect.signature(value)
     except (TypeError, ValueError):
         return "(...)"
+    if str(found) == "(*args, **kwargs)":  # versions of Python differ in which of both they say
+        return "(...)"
     plain = [
         one if one.annotation is one.empty else one.replace(annotation=_Verbatim(one.annotation))
         for one in found.parameters.values()

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from ..errors import SourceError
 from ..forks import in_child, renew_if_forked
@@ -55,9 +55,7 @@ _PAUSE: Final = 0.0005
 class Connection:
     """A lent connection: `with connections.take() as connection`. Raises what sqlite3 raises.
 
-    It knows its pool only while it is lent. An idle one is in no cycle of references, so that the last reference to a
-    pool closes what is idle; the garbage collector might come to the sqlite3 connection first, which warns since 3.13.
-    """
+    It knows its pool only while it is lent, so that the last reference to a pool closes what is idle."""
 
     __slots__ = ("_lender", "_seen", "_version", "abandoned", "cursors", "epoch", "notes", "raw")
 
@@ -76,6 +74,9 @@ class Connection:
         """What a source keeps of what it read by this connection."""
         self.abandoned = False
         self._lender: tuple[Connections, list[Connection]] | None = None
+
+    def is_idle(self) -> bool:
+        return self._lender is None
 
     def lend(self, pool: Connections, home: list[Connection]) -> Self:
         self._lender = pool, home
@@ -134,6 +135,8 @@ class Connections:
         self._open: set[Connection] = set()
         self._inside: set[int] = set()
         self._idle: list[Connection] = []
+        # Not by a method: of a pool that is garbage in a cycle, sqlite3 could be asked to end first, which warns.
+        finalize(self, _close_idle, self._open)
         _pools.add(self)
 
     @property
@@ -231,10 +234,6 @@ class Connections:
         """Whether no thread is inside SQLite, or in a read, by this pool."""
         return len(self._open) <= len(self._idle) and not self._inside
 
-    def __del__(self) -> None:
-        if hasattr(self, "_idle"):  # else its constructor was interrupted
-            self.close()
-
     def error(self, error: sqlite3.Error) -> SourceError:
         """What happened, in words that help, as the error that a source raises."""
         name = getattr(error, "sqlite_errorname", "")
@@ -320,8 +319,17 @@ class Connections:
             self._inside = set()
         for connection in self._open:
             connection.abandoned = True
-        inherited, self._open, self._idle = self._open, set(), []
+        inherited, self._idle = set(self._open), []
+        self._open.clear()
         return [inherited]
+
+
+def _close_idle(connections: set[Connection]) -> None:
+    """As a pool is dropped, and as the interpreter ends."""
+    renew_if_forked()
+    for connection in connections:
+        if connection.is_idle():
+            connection.raw.close()
 
 
 def _attached_to(raw: sqlite3.Connection) -> tuple[str, ...]:

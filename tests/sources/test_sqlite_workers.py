@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 
 import pytest
@@ -421,6 +422,21 @@ def test_a_forgotten_source_closes_its_connections(tmp_path, writer):
     gc.collect()
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         raw.execute("SELECT 1")
+
+
+def test_a_source_that_is_garbage_in_a_cycle_closes_them_before_sqlite3_warns(tmp_path, writer):
+    """As it does since CPython 3.13, of each that it has to end itself; the collector begins with what is oldest."""
+    db = tmp_path / "items.db"
+    made = [sqlite3.connect(f"file:{db}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)]
+    source = SQLiteSource(db, *SCHEMAS, connect=lambda *_, **__: made.pop())
+    source.fetch("a", ["k1"])
+    cycle = [source]
+    cycle.append(cycle)
+    del source, cycle
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert not told
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -302,7 +302,9 @@ scalars = st.one_of(
     st.timedeltas(),
     st.decimals(),
     st.uuids(),
-    st.sampled_from([*Colour, *Number, Word("a"), np.float32(0.1), np.int64(5), np.str_("s"), np.datetime64("NaT")]),
+    st.sampled_from(
+        [*Colour, *Number, Word("a"), np.float32(0.1), np.int64(5), np.str_("s"), np.datetime64("NaT", "s")]
+    ),
     st.builds(bytearray, st.binary(max_size=3)),
 )
 hashable = scalars.filter(lambda value: isinstance(value, collections.abc.Hashable))
