@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 import weakref
+from typing import Any
 
 import pytest
 
@@ -430,7 +431,7 @@ def test_a_source_that_is_garbage_in_a_cycle_closes_them_before_sqlite3_warns(tm
     made = [sqlite3.connect(f"file:{db}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)]
     source = SQLiteSource(db, *SCHEMAS, connect=lambda *_, **__: made.pop())
     source.fetch("a", ["k1"])
-    cycle = [source]
+    cycle: list[Any] = [source]
     cycle.append(cycle)
     del source, cycle
     with warnings.catch_warnings(record=True) as told:
