@@ -43,7 +43,7 @@ class _Thread(threading.Thread):
     def __init__(self, name: str, run: Callable[[], object]) -> None:
         super().__init__(target=lambda: self.turn.acquire(blocking=False) and run(), name=name, daemon=True)
         self.turn = threading.Lock()
-        self.begun = self._started = _Begun()
+        self._started = _Begun()
         self.is_given_up = False
 
     def _bootstrap(self) -> None:
@@ -68,7 +68,7 @@ def start(name: str, run: Callable[[], object], otherwise: Callable[[], object] 
     thread = _Thread(name, run)
     try:
         thread.start()
-        if not thread.begun.is_set():
+        if not (thread.is_alive() or thread.turn.locked()):
             raise RuntimeError(f"it did not begin within {_PATIENCE:g} s")
     except BaseException as error:
         if not thread.turn.acquire(blocking=False):  # Case: late, or a signal handler raised after it had begun
