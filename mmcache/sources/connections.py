@@ -75,9 +75,6 @@ class Connection:
         self.abandoned = False
         self._lender: tuple[Connections, list[Connection]] | None = None
 
-    def is_idle(self) -> bool:
-        return self._lender is None
-
     def lend(self, pool: Connections, home: list[Connection]) -> Self:
         self._lender = pool, home
         return self
@@ -134,10 +131,19 @@ class Connections:
         self._epoch = 0
         self._open: set[Connection] = set()
         self._inside: set[int] = set()
-        self._idle: list[Connection] = []
-        # Not by a method: of a pool that is garbage in a cycle, sqlite3 could be asked to end first, which warns.
-        finalize(self, _close_idle, self._open)
+        self._home: list[list[Connection]] = [[]]
+        # Not by a method: of a pool that is garbage in a cycle, sqlite3 could be asked to end first, which warns. A lent
+        # connection knows its pool, and would keep it for ever.
+        finalize(self, _close_idle, self._home)
         _pools.add(self)
+
+    @property
+    def _idle(self) -> list[Connection]:
+        return self._home[0]
+
+    @_idle.setter
+    def _idle(self, idle: list[Connection]) -> None:
+        self._home[0] = idle
 
     @property
     def path(self) -> str:
@@ -319,17 +325,15 @@ class Connections:
             self._inside = set()
         for connection in self._open:
             connection.abandoned = True
-        inherited, self._idle = set(self._open), []
-        self._open.clear()
+        inherited, self._open, self._idle = self._open, set(), []
         return [inherited]
 
 
-def _close_idle(connections: set[Connection]) -> None:
+def _close_idle(home: list[list[Connection]]) -> None:
     """As a pool is dropped, and as the interpreter ends."""
     renew_if_forked()
-    for connection in connections:
-        if connection.is_idle():
-            connection.raw.close()
+    for connection in home[0]:
+        connection.raw.close()
 
 
 def _attached_to(raw: sqlite3.Connection) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ import pytest
 
 import mmcache
 from mmcache import Cache, IterableSource, Schema, Snapshot, SourceError, SQLiteSource
-from tests.support.observe import await_polls
 
 Rows = dict[str, tuple[list[float] | None, list[float] | None]]
 """Key -> title and body."""
@@ -122,14 +121,10 @@ def missing(path: Path, db: Path) -> Cache:
 
 
 def disabled(path: Path, db: Path) -> Cache:
+    """By the environment, which is that of the whole test: a cache without a file polls often."""
     mmcache.build(path, source(db))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMCACHE_DISABLE", "1")
-        cache = mmcache.open(path, source(db), check_interval=3600.0)
-        cache.get("k1")
-        await_polls()  # which look at the environment
     change(db)
-    return cache
+    return mmcache.open(path, source(db), check_interval=3600.0)
 
 
 STATES: list[Callable[[Path, Path], Cache]] = [
@@ -147,7 +142,9 @@ WHOLE = [state for state in STATES if state not in (dirty, all_dirty)]
 
 
 @pytest.fixture(params=STATES, ids=lambda state: state.__name__)
-def cache(request: pytest.FixtureRequest, path: Path, bank: Path) -> Iterator[Cache]:
+def cache(request: pytest.FixtureRequest, path: Path, bank: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
+    if request.param is disabled:
+        monkeypatch.setenv("MMCACHE_DISABLE", "1")
     with request.param(path, bank) as cache:
         yield cache
 

@@ -20,6 +20,7 @@ from mmcache.freshness import PROFILES
 from tests.support import inside
 from tests.support.bank import source_of, write
 from tests.support.observe import logged
+from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -242,7 +243,7 @@ def test_a_tracked_source_says_which_ids_changed(caches, bank):
         db.execute("DELETE FROM items WHERE name = 'item-2-ä'")
         db.execute("UPDATE notes SET body = 'new' WHERE note_id = 'note-1'")
     db.close()
-    assert cache[KEY]["kind"] == "z"
+    until("it is told", lambda: cache[KEY]["kind"] == "z")
     assert cache.get("item-2-ä") is None
     assert cache.collection("notes")["note-1"]["body"] == "new"
     assert cache.stats().fallbacks == {"invalidated": 2}

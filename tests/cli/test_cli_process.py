@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -165,14 +166,15 @@ def test_a_long_build_shows_progress_to_a_person_and_a_short_one_does_not(tmp_pa
     slow = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {}) SELECT 'k' || i AS id FROM c"
     for n, expected in ((400_000, True), (10, False)):
         words = ["build", database, "--query", slow.format(n), "--collection", "numbers", "-o", tmp_path / "n.mmc"]
-        is_shown = not expected
+        is_shown, begun = not expected, 0.0
         for _ in range(10):  # on a busy machine a short one may take long
+            begun = time.monotonic()
             ended, shown = on_terminal(*words, code=code)
             assert ended == 0
             is_shown = "numbers" in shown.rpartition("n.mmc: ")[0]
             if is_shown is expected:
                 break
-        assert is_shown is expected
+        assert is_shown is expected or (is_shown and time.monotonic() - begun > 3)
     assert len(mmcache.Snapshot.open(tmp_path / "n.mmc")) == 10
 
 

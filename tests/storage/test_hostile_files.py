@@ -603,7 +603,7 @@ def run_child(files: Iterable[bytes], megabytes: int, seconds: float) -> list[di
         env=environment,
         input=stdin,
         capture_output=True,
-        timeout=110,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
