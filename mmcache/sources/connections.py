@@ -132,8 +132,8 @@ class Connections:
         self._open: set[Connection] = set()
         self._inside: set[int] = set()
         self._home: list[list[Connection]] = [[]]
-        # Not by a method: of a pool that is garbage in a cycle, sqlite3 could be asked to end first, which warns. A lent
-        # connection knows its pool, and would keep it for ever.
+        # Not by a method: of a pool that is garbage in a cycle, sqlite3 could be asked to end first, which warns.
+        # No lent connection is in it: that knows its pool, and would keep it for ever.
         finalize(self, _close_idle, self._home)
         _pools.add(self)
 
