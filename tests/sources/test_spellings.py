@@ -6,6 +6,7 @@ import collections
 import enum
 import sqlite3
 import uuid
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def database(tmp_path):
 )
 def test_a_query_ends_as_sqlite_has_it(tmp_path, database, query):
     mmcache.build(tmp_path / "c.mmc", SQLiteSource(database, Schema("t", query=query)))
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         expected = connection.execute(query).fetchone()
     with Snapshot.open(tmp_path / "c.mmc") as snapshot:
         assert tuple(snapshot[1].asdict().values()) == expected
