@@ -366,8 +366,13 @@ def test_a_database_in_memory_is_of_one_process():
 def test_a_url_that_is_none_and_a_driver_that_is_missing_are_named():
     with pytest.raises(SourceError, match="not a URL of a database"):
         SQLAlchemySource("items.db", ITEMS)
-    with pytest.raises(SourceError, match=r"a Connection is not a URL of a database; .*, or an Engine"):
-        SQLAlchemySource(sqlalchemy.create_engine("sqlite://").connect(), ITEMS)
+    engine = sqlalchemy.create_engine("sqlite://")
+    with (
+        engine.connect() as connection,
+        pytest.raises(SourceError, match=r"a Connection is not a URL of a database; .*, or an Engine"),
+    ):
+        SQLAlchemySource(connection, ITEMS)
+    engine.dispose()
     with pytest.raises(SourceError, match="no connection can be made"):
         SQLAlchemySource("nothing://x/y", ITEMS).fingerprint()
 
