@@ -332,8 +332,9 @@ class Connections:
 def _close_idle(home: list[list[Connection]]) -> None:
     """As a pool is dropped, and as the interpreter ends."""
     renew_if_forked()
-    for connection in home[0]:
-        connection.raw.close()
+    with Within(_closing):
+        for connection in home[0]:
+            connection.raw.close()
 
 
 def _attached_to(raw: sqlite3.Connection) -> tuple[str, ...]:
@@ -356,9 +357,12 @@ def _too_many_open_files() -> str:
 
 _pools: WeakSet[Connections] = WeakSet()
 _tainted: set[str] = set()
+_closing: set[int] = set()
+"""Threads that close what a dropped pool had. A fork waits for them, as for those inside a pool."""
 
 
 def _abandon_all(keep: list[set[Connection]]) -> None:
+    _closing.clear()
     for pool in list(_pools):
         keep.extend(pool.abandon())
 
@@ -378,7 +382,7 @@ def _wait_until(is_so: Callable[[], bool], patience: float) -> None:
 
 def _are_idle() -> bool:
     try:
-        return all(pool.is_idle() for pool in list(_pools))
+        return not _closing and all(pool.is_idle() for pool in list(_pools))
     except RuntimeError:  # another thread makes a pool at this moment
         return False
 
