@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import itertools
 import os
 import sys
 import threading
@@ -75,9 +76,43 @@ def _left_out(code: CodeType) -> frozenset[int]:
     return frozenset(found)
 
 
+_WITHOUT_EFFECT = (
+    "LOAD_FAST",
+    "LOAD_CONST",
+    "LOAD_SMALL_INT",
+    "PUSH_NULL",
+    "COPY",
+    "SWAP",
+    "NOP",
+    "KW_NAMES",
+    "PRECALL",
+)
+
+
+@cache
+def _alike(code: CodeType) -> frozenset[int]:
+    """Offsets at which an exception leaves just what it leaves at the instruction before: that one only moved the
+    stack, both are in the same block of the exception table, and no jump comes between."""
+    instructions = [one for one in dis.get_instructions(code) if one.opname != "CACHE"]
+    blocks: Any = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+
+    def handlers(offset: int) -> list[int]:
+        return [n for n, block in enumerate(blocks) if block.start <= offset < block.end]
+
+    return frozenset(
+        one.offset
+        for before, one in itertools.pairwise(instructions)
+        if before.opname.startswith(_WITHOUT_EFFECT)
+        and not before.opname.startswith("LOAD_FAST_AND_CLEAR")
+        and not one.is_jump_target
+        and handlers(before.offset) == handlers(one.offset)
+        and before.offset not in _left_out(code)
+    )
+
+
 class Interrupts:
-    """every: at each instruction, also where CPython itself handles no signal. Only the thread that runs the operation
-    is interrupted."""
+    """every: at each instruction, also where CPython itself handles no signal; those that leave the same are tried
+    once. Only the thread that runs the operation is interrupted."""
 
     def __init__(self, *, every: bool = False) -> None:
         self._every = every
@@ -101,13 +136,14 @@ class Interrupts:
     def _traced(self, operation: Callable[[], Any], at: Place | None) -> None:
         self._seen, self._at, self._is_done = {}, at, False
         self._thread = threading.get_ident()
-        with _monitored(self._pass) if sys.version_info >= (3, 12) else _settraced(self._pass):
+        only = None if at is None else at.code
+        with _monitored(self._pass, only) if sys.version_info >= (3, 12) else _settraced(self._pass, only):
             operation()
 
     def _pass(self, code: CodeType, offset: int) -> None:
         if threading.get_ident() != self._thread:
             return
-        if not _is_eligible(code, offset) and (not self._every or offset in _left_out(code)):
+        if not _is_eligible(code, offset) and (not self._every or offset in _left_out(code) or offset in _alike(code)):
             return
         key = code, offset
         count = self._seen.get(key, 0)
@@ -119,10 +155,10 @@ class Interrupts:
 
 
 class _settraced:  # noqa: N801 (a context manager)
-    """CPython 3.11."""
+    """CPython 3.11. only: the one function whose instructions are passed on, which the others do not wait for."""
 
-    def __init__(self, passed: Callable[[CodeType, int], None]) -> None:
-        self._passed = passed
+    def __init__(self, passed: Callable[[CodeType, int], None], only: CodeType | None) -> None:
+        self._passed, self._only = passed, only
 
     def __enter__(self) -> None:
         sys.settrace(self._call)
@@ -131,7 +167,8 @@ class _settraced:  # noqa: N801 (a context manager)
         sys.settrace(None)
 
     def _call(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(_ROOT):
+        code = frame.f_code
+        if code is not self._only if self._only is not None else not code.co_filename.startswith(_ROOT):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
@@ -148,18 +185,23 @@ class _monitored:  # noqa: N801 (a context manager)
 
     _TOOL = 4
 
-    def __init__(self, passed: Callable[[CodeType, int], None]) -> None:
-        self._passed = passed
+    def __init__(self, passed: Callable[[CodeType, int], None], only: CodeType | None) -> None:
+        self._passed, self._only = passed, only
 
     def __enter__(self) -> None:
         monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
         monitoring.use_tool_id(self._TOOL, "interrupts")
         monitoring.register_callback(self._TOOL, monitoring.events.INSTRUCTION, self._instruction)
-        monitoring.set_events(self._TOOL, monitoring.events.INSTRUCTION)
+        if self._only is None:
+            monitoring.set_events(self._TOOL, monitoring.events.INSTRUCTION)
+        else:
+            monitoring.set_local_events(self._TOOL, self._only, monitoring.events.INSTRUCTION)
 
     def __exit__(self, *_: object) -> None:
         monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
         monitoring.set_events(self._TOOL, 0)
+        if self._only is not None:
+            monitoring.set_local_events(self._TOOL, self._only, 0)
         monitoring.register_callback(self._TOOL, monitoring.events.INSTRUCTION, None)
         monitoring.free_tool_id(self._TOOL)
         monitoring.restart_events()
