@@ -21,6 +21,7 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from ..errors import MmcacheError, UnusableFileError
@@ -124,7 +125,7 @@ class WorkerCounters:
             return
         self._end_sharing()
         self._file = file
-        _shared[file.nonce] = weakref.ref(self), file
+        _shared[file] = weakref.ref(self, partial(_shared.pop, file))  # no finalizer of Python ends it for sure
         _flush_at_exit_of_a_pool()
         self._write()
 
@@ -242,10 +243,12 @@ class WorkerCounters:
             self._end_sharing()
 
     def _end_sharing(self) -> None:
-        file, self._file = self._file, None
+        file = self._file
         if file is not None:
-            _shared.pop(file.nonce, None)
-            file.close()
+            file.close()  # first, so that a call that is interrupted is finished by the next
+            _shared.pop(file, None)
+            if self._file is file:
+                self._file = None
 
     def _words(self, end: int = WORDS) -> array[int]:
         """All words: what was set, and up to an end what was added."""
@@ -265,11 +268,11 @@ class WorkerCounters:
 
 
 # The file is held here, too: so the garbage collector does not end it before the last flush.
-_shared: Final[dict[int, tuple[weakref.ref[WorkerCounters], CounterFile]]] = {}
+_shared: Final[dict[CounterFile, weakref.ref[WorkerCounters]]] = {}
 
 
 def _living() -> list[WorkerCounters]:
-    return [counters for ref, _ in list(_shared.values()) if (counters := ref()) is not None]
+    return [counters for ref in list(_shared.values()) if (counters := ref()) is not None]
 
 
 def _begin_process() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import os
 import pickle
 import random
 import sys
@@ -333,3 +334,10 @@ def test_an_exception_at_any_instruction_leaves_nothing_behind(place, name, part
     counted = _try_all(place, name, lambda places: places[part::PARTS], every=True)
     with capsys.disabled():
         print(f"\n{counted}, part {part}")
+
+
+def test_an_exception_at_any_instruction_of_the_counters_leaves_no_file_open(place):
+    def of_counters(places: list[Place]) -> list[Place]:
+        return [at for at in places if at.code.co_filename.endswith(f"{os.sep}counters.py")]
+
+    _try_all(place, "close", of_counters, every=True)
