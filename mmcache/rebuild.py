@@ -138,9 +138,9 @@ class Rebuilder:
         Raises nothing that concerns the build: what goes wrong is recorded on the page, and pauses all workers."""
         if self.running or self.source is None:
             return False
-        self.running = True
         is_started = False
         try:
+            self.running = True  # in here: an exception just after it must not leave it set
             is_started = self._start(why, page, heard)
         except LockTimeoutError:
             pass
@@ -213,8 +213,8 @@ class Rebuilder:
         except Exception:  # noqa: BLE001, S110 (counted, logged, and recorded on the page)
             pass
         finally:
+            self.running = False  # first, as an exception may keep the next call from its begin
             fs.free(lock)
-            self.running = False
 
     def _spawn(self, page: Page, lock: Descriptor, job: bytes) -> bool:
         """Start a process that builds, and holds the lock from now on; False if the system does not let us."""
