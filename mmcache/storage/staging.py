@@ -38,8 +38,10 @@ from ..schema import MAX_DIM, Schema
 from ..sources.base import SourceRecord
 from .carriers import FieldTerms, TermsMark, column_of, renumbered
 from .fs import CHUNK
+from .lane import Lane
+from .leaves import Sums
 
-__all__ = ["Mark", "Progress", "Scratch", "Staged", "check_count"]
+__all__ = ["Mark", "Progress", "Scratch", "Spool", "Staged", "check_count"]
 
 _PIECES = 4096
 """Records that are copied together from where they lie scattered."""
@@ -55,23 +57,39 @@ class Scratch(Protocol):
     def read(self, offset: int, length: int) -> bytes: ...
 
 
-class _Spool:
-    """An append-only scratch file; and behind what was appended, what was put aside."""
+class Spool:
+    """An append-only scratch file; and behind what was appended, what was put aside.
 
-    def __init__(self, file: Scratch) -> None:
+    lane: where the sums of what is appended are taken. sums: of all of it; None where they are not known.
+    """
+
+    def __init__(self, file: Scratch, lane: Lane | None) -> None:
         self._file = file
+        self._lane = lane
+        self.sums: Sums | None = None if lane is None else Sums()
         self.size = 0
         self._aside = 0
 
     def append(self, data: bytes) -> None:
         self._file.write(self.size, data)
         self.size += len(data)
+        if self.sums is not None and self._lane is not None:
+            self._lane.call(self.sums.update, data)
+
+    def shorten(self, size: int) -> None:
+        """Forget what was appended behind this size."""
+        if size < self.size:
+            self.size, self.sums = size, None
 
     def read(self, offset: int, length: int) -> bytes:
         return self._file.read(offset, length)
 
-    def in_order(self) -> Iterator[bytes]:
-        return self._pieces(0, self.size)
+    def in_order(self, offset: int) -> Iterator[bytes]:
+        """All that was appended. offset: of the file that it is written to: what is written lies in whole chunks."""
+        first = min(CHUNK - offset % CHUNK, self.size)
+        if first:
+            yield self._file.read(0, first)
+        yield from self._pieces(first, self.size)
 
     def _pieces(self, begin: int, end: int) -> Iterator[bytes]:
         for offset in range(begin, end, CHUNK):
@@ -163,7 +181,7 @@ _UNUSABLE = TypeError, ValueError
 class _Vectors:
     """The embeddings of one field, met so far."""
 
-    def __init__(self, schema: Schema, name: str, spool: _Spool) -> None:
+    def __init__(self, schema: Schema, name: str, spool: Spool) -> None:
         self.name = name
         self.spool = spool
         self.dim = schema.dim_of(name) or 0
@@ -221,7 +239,8 @@ class _Vectors:
         return self.spool.size, self.dim, self.n, len(self.missing), len(self._norms)
 
     def restore(self, mark: tuple[int, int, int, int, int]) -> None:
-        self.spool.size, self.dim, self.n, missing, norms = mark
+        size, self.dim, self.n, missing, norms = mark
+        self.spool.shorten(size)
         del self.missing[missing:], self._norms[norms:]
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
@@ -258,7 +277,7 @@ class Staged:
 
     schema: Schema
     cluster_by: str | None
-    records: _Spool
+    records: Spool
     keys: _Keys
     vectors: list[_Vectors]
     terms: dict[str, FieldTerms]
@@ -271,11 +290,14 @@ class Staged:
     left_out: LeftOut = NOTHING_LEFT_OUT
 
     @classmethod
-    def begin(cls, schema: Schema, cluster_by: str | None, scratch: Callable[[], Scratch]) -> Staged:
+    def begin(
+        cls, schema: Schema, cluster_by: str | None, scratch: Callable[[], Scratch], lane: Lane | None = None
+    ) -> Staged:
         """Nothing yet. `scratch()` makes an empty scratch file: one is used for the records, and one for each
-        embedding."""
-        spool = _Spool(scratch())
-        vectors = [_Vectors(schema, name, _Spool(scratch())) for name in schema.embeddings]
+        embedding. lane: for the sums of what is written; without, they are taken when it is read back."""
+        lane = None if cluster_by is not None else lane  # the order will be another
+        spool = Spool(scratch(), lane)
+        vectors = [_Vectors(schema, name, Spool(scratch(), lane)) for name in schema.embeddings]
         terms = {name: FieldTerms() for name in schema.index}
         return cls(schema, cluster_by, spool, _Keys(len(schema.key_fields)), vectors, terms)
 
@@ -292,7 +314,8 @@ class Staged:
         )
 
     def restore(self, mark: Mark) -> None:
-        self.n, rows, self.records.size = mark.n, mark.rows, mark.size
+        self.n, rows = mark.n, mark.rows
+        self.records.shorten(mark.size)
         del self.lengths[rows:], self.shapes[rows:], self.digests[rows:]
         self.encoder.restore(mark.encoder)
         self.keys.restore(mark.keys)
