@@ -194,6 +194,9 @@ class _Nowhere:
     def read(self, offset: int, length: int) -> bytes:
         raise AssertionError(f"{length} bytes at {offset} were only looked at")
 
+    def shorten(self, size: int) -> None:
+        pass
+
 
 class _Judge:
     """Says of single records whether a build would take them. dims: of embeddings, where they are known."""

@@ -56,12 +56,11 @@ class Lane:
     For one thread. What a call raises, a later method raises.
     """
 
-    __slots__ = ("__weakref__", "_hand", "_is_alone", "_seen", "_size", "_thread", "_waiting")
+    _hand: _Hand | None = None
+    _thread: threading.Thread | None = None
+    _is_alone = False
 
     def __init__(self) -> None:
-        self._hand: _Hand | None = None
-        self._thread: threading.Thread | None = None
-        self._is_alone = False
         self._waiting: list[tuple[Work, Any]] = []
         self._size = self._seen = 0
 
@@ -78,7 +77,6 @@ class Lane:
 
     def _close(self) -> None:
         hand, self._hand = self._hand, None
-        self._waiting.clear()
         if hand is not None:
             hand.work.put(None)
 

@@ -55,7 +55,8 @@ Order = NDArray[np.int64] | None
 class Part(NamedTuple):
     """A section before it has a place. `pieces(offsets)` gives its bytes, told where every section begins.
 
-    sums: of its bytes, where they are known; they have all bytes once the lane was waited for.
+    sums: of its bytes, where they are known; they have all bytes once the lane was waited for. spool: in which these
+    bytes lie in their order; then pieces gives none.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Part(NamedTuple):
     payload: int = 0
     entries: int = 0
     sums: Sums | None = None
+    spool: Spool | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ def _collection_parts(number: int, staged: Staged) -> tuple[CollectionLayout, li
             parts.append(_whole(f"norms.{i}", h.NORMS, norms if order is None else norms[order], n))
             if vectors.missing:
                 parts.append(_whole(f"presence.{i}", h.PRESENCE, _presence(vectors.missing, n, new_row), n))
-    parts.extend(_records(number, staged, order))
-    parts.extend(_vectors(number, staged, order))
+    parts.append(_records(staged, order))
+    parts.extend(_vectors(staged, order))
     types = staged.keys.types
     described = CollectionLayout(
         schema=schema,
@@ -205,17 +207,16 @@ def _rows(staged: Staged, order: Order, records_at: int) -> Piece:
     return rows
 
 
-def _records(number: int, staged: Staged, order: Order) -> Iterator[Part]:
+def _records(staged: Staged, order: Order) -> Part:
     lengths, spool = np.array(staged.lengths, np.int64), staged.records
     part = Part("records", h.RECORDS, staged.size, lambda _: (), entries=staged.n)
     if order is None and staged.places is None:
-        yield _unmoved(number, part, spool)
-        return
+        return _unmoved(part, spool)
     rows = slice(None) if order is None else order
-    yield part._replace(pieces=lambda _: spool.permuted(staged.offsets[rows].tolist(), lengths[rows].tolist()))
+    return part._replace(pieces=lambda _: spool.permuted(staged.offsets[rows].tolist(), lengths[rows].tolist()))
 
 
-def _vectors(number: int, staged: Staged, order: Order) -> Iterator[Part]:
+def _vectors(staged: Staged, order: Order) -> Iterator[Part]:
     places = staged.places
     if order is not None:
         places = order if places is None else places[order]
@@ -228,13 +229,14 @@ def _vectors(number: int, staged: Staged, order: Order) -> Iterator[Part]:
 
         part = Part(f"embeddings.{i}", h.EMBEDDINGS, stride * staged.n, pieces, entries=staged.n)
         if stride:
-            yield _unmoved(number, part, spool) if places is None else part
+            yield _unmoved(part, spool) if places is None else part
 
 
-def _unmoved(number: int, part: Part, spool: Spool) -> Part:
+def _unmoved(part: Part, spool: Spool) -> Part:
     """A section that has what was appended to a scratch file, in that order."""
-    name = section_name(number, part.name)
-    return part._replace(pieces=lambda offsets: spool.in_order(offsets[name]), sums=spool.sums)
+    if spool.sums is None:  # which are taken in the order of the bytes
+        return part._replace(pieces=lambda _: spool.in_order())
+    return part._replace(pieces=lambda _: (), sums=spool.sums, spool=spool)
 
 
 def _presence(absent: Sequence[int], n: int, new_row: NDArray[np.uint32] | None) -> NDArray[np.uint8]:

@@ -46,6 +46,9 @@ __all__ = ["Mark", "Progress", "Scratch", "Spool", "Staged", "check_count"]
 _PIECES = 4096
 """Records that are copied together from where they lie scattered."""
 
+_CUT_OFF = 8
+"""Chunks that are cut off a scratch file together."""
+
 _PLAIN_KEYS = {str, int, bytes}
 
 
@@ -55,6 +58,8 @@ class Scratch(Protocol):
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
 
     def read(self, offset: int, length: int) -> bytes: ...
+
+    def shorten(self, size: int) -> None: ...
 
 
 class Spool:
@@ -84,12 +89,18 @@ class Spool:
     def read(self, offset: int, length: int) -> bytes:
         return self._file.read(offset, length)
 
-    def in_order(self, offset: int) -> Iterator[bytes]:
-        """All that was appended. offset: of the file that it is written to: what is written lies in whole chunks."""
-        first = min(CHUNK - offset % CHUNK, self.size)
-        if first:
-            yield self._file.read(0, first)
-        yield from self._pieces(first, self.size)
+    def in_order(self) -> Iterator[bytes]:
+        return self._pieces(0, self.size)
+
+    def from_the_end(self, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Chunks between these places, and where each begins; the last first, and once: what was given is cut off, and
+        what was put aside.
+
+        So the pages of the system's cache in which they lay are there for those to which they are copied."""
+        for given, place in enumerate(range(end - CHUNK, begin - 1, -CHUNK), 1):
+            yield place, self._file.read(place, CHUNK)
+            if given % _CUT_OFF == 0:
+                self._file.shorten(place)
 
     def _pieces(self, begin: int, end: int) -> Iterator[bytes]:
         for offset in range(begin, end, CHUNK):

@@ -6,7 +6,7 @@ The header is the publisher's to write, last.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -14,11 +14,12 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from ..format import header as h
+from ..format.layout import BLOCKS_NAME, block_count
 from .fs import CHUNK
 from .lane import Lane
 from .leaves import Sums
 from .planning import Part, Piece, Plan
-from .staging import Progress, Scratch
+from .staging import Progress, Scratch, Spool
 
 __all__ = ["Digest", "write"]
 
@@ -37,7 +38,7 @@ def write(plan: Plan, file: Scratch, lane: Lane, progress: Progress | None = Non
 
     lane: in which the bytes were hashed, of sections of which the sums are known.
     """
-    stream = _Stream(file, lane, h.HEADER_SIZE + len(plan.parts) * h.TABLE_ROW_SIZE)
+    stream = _Stream(file, lane, h.HEADER_SIZE + len(plan.parts) * h.TABLE_ROW_SIZE, plan.offsets[BLOCKS_NAME])
     summed: list[Sums] = []
     leaves = b""
     for part in plan.parts:
@@ -59,6 +60,11 @@ def write(plan: Plan, file: Scratch, lane: Lane, progress: Progress | None = Non
             stream.append(data)
             if progress is not None:
                 progress("write", stream.at, plan.size)
+        if part.spool is not None:
+            begin = stream.at
+            for done in stream.take(part.spool):
+                if progress is not None:
+                    progress("write", begin + done, plan.size)
         summed.append(sums)
         assert stream.at == plan.offsets[part.name] + part.length, part.name
     stream.flush()
@@ -93,13 +99,16 @@ class _Stream:
     Block k covers the bytes of [64 KiB * k, 64 KiB * (k + 1)) between the section table and the `blocks` section.
     """
 
-    def __init__(self, file: Scratch, lane: Lane, begin: int) -> None:
+    def __init__(self, file: Scratch, lane: Lane, begin: int, end: int) -> None:
+        """begin, end: of what has blocks."""
         self._file = file
         self._lane = lane
         self._pending = bytearray()
         self._written = begin
-        # Blocks that lie wholly in header and table have no bytes.
-        self._checksums = [xxh3_64_intdigest(b"", block) for block in range(begin // h.BLOCK)]
+        self._end = end
+        self._checksums = np.zeros(block_count(end), "<u8")
+        for block in range(begin // h.BLOCK):  # those that lie wholly in header and table have no bytes
+            self._checksums[block] = xxh3_64_intdigest(b"", block)
 
     @property
     def at(self) -> int:
@@ -117,6 +126,27 @@ class _Stream:
             if len(piece) == room:
                 self.flush()
 
+    def take(self, spool: Spool) -> Iterator[int]:
+        """Append what a scratch file has, and tell how many bytes of that are written; whole chunks from the last to
+        the first, so that it can give each back."""
+        end = self.at + spool.size
+        first = -self.at % CHUNK  # bytes up to the first whole chunk
+        last = end % CHUNK
+        if spool.size < first + last + CHUNK:
+            self.append(memoryview(b"".join(spool.in_order())))
+            yield spool.size
+            return
+        done = spool.size - last
+        head, tail = spool.read(0, first), spool.read(done, last)
+        self.append(memoryview(head))
+        begin = self.at - first
+        for place, piece in spool.from_the_end(first, done):
+            self._put(begin + place, memoryview(piece))
+            yield spool.size - last - place
+        self._written = begin + done
+        self.append(memoryview(tail))
+        yield spool.size
+
     def pad_to(self, offset: int) -> None:
         self.append(memoryview(bytes(offset - self.at)))
 
@@ -124,22 +154,26 @@ class _Stream:
         """The checksums of all blocks so far, the last one ending here."""
         self.flush()
         self._lane.wait()
-        return np.array(self._checksums, "<u8").tobytes()
+        return self._checksums.tobytes()
 
     def flush(self) -> None:
         pending, self._pending = self._pending, bytearray()
         self._write(memoryview(pending))
 
     def _write(self, data: memoryview) -> None:
-        """Of these bytes both ends are ends of a block, or of all that is covered."""
-        self._lane.call(partial(self._sum_blocks, self._written), data)
-        self._file.write(self._written, data)
+        self._put(self._written, data)
         self._written += len(data)
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        """Of these bytes both ends are ends of a block, or of all that has blocks."""
+        if offset < self._end:
+            self._lane.call(partial(self._sum_blocks, offset), data)
+        self._file.write(offset, data)
 
     def _sum_blocks(self, begin: int, data: memoryview) -> None:
         at = 0
         while at < len(data):
             block, within = divmod(begin + at, h.BLOCK)
             end = min(at + h.BLOCK - within, len(data))
-            self._checksums.append(xxh3_64_intdigest(data[at:end], block))
+            self._checksums[block] = xxh3_64_intdigest(data[at:end], block)
             at = end
