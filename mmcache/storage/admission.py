@@ -157,6 +157,7 @@ class _Taking:
 
     def end(self) -> None:
         """There are no more rows."""
+        self.staged.settle()
         dropped = self._dropped()
         if dropped:
             self.staged.drop(dropped)

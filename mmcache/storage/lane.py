@@ -1,30 +1,38 @@
-"""`Lane`: sums over bytes, taken in a thread of their own while a builder makes the next bytes.
+"""`Lane`: what a builder writes to scratch files, and its sums, in a thread of their own while it makes the next bytes.
 
-xxhash and hashlib let go of the interpreter while they work, so on a second core their share of a build costs no time.
-What is done here computes, and touches no file: a build that ends early, by whatever exception, waits for nothing, and
-its thread ends by itself. Small builds start none. Where none can be started, the caller does the work itself.
+System calls, xxhash and hashlib let go of the interpreter while they work, so on a second core their share of a build
+costs no time. Small builds start no thread. Where none can be started, the caller does the work itself.
+
+The thread ends by itself, however the build ends. It writes to no file but those that the lane keeps. These are closed
+when the thread has ended, else by the last reference: never under its hands, where another file could get the number of
+a descriptor that it writes to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from ..threads import start, why_none
 
 __all__ = ["Lane"]
 
 Work = Callable[[Any], object]
+File = TypeVar("File", bound=AbstractContextManager[Any])
 
 _WORTH: Final = 8 * 2**20
-"""Bytes from which on a thread is started: what is less is summed before a thread begins."""
+"""Bytes from which on a thread is started: what is less is done before a thread begins."""
 _TOGETHER: Final = 2**20
 """Bytes that are handed over together; the thread has so many at most, or one piece, and as many wait."""
 _IDLE: Final = 1.0
 """Seconds after which the thread looks whether its lane is still there."""
+_PATIENCE: Final = 10.0
+"""Seconds in which a call ends, on a disk that works."""
 
 
 class _Hand:
@@ -61,6 +69,7 @@ class Lane:
     _is_alone = False
 
     def __init__(self) -> None:
+        self._kept = contextlib.ExitStack()
         self._waiting: list[tuple[Work, Any]] = []
         self._size = self._seen = 0
 
@@ -70,7 +79,10 @@ class Lane:
     def __exit__(self, *_: object) -> None:
         self._close()
         if self._thread is not None:
-            self._thread.join(_IDLE)
+            self._thread.join(_PATIENCE)
+        # Case: a signal's exception comes before the join has returned. What follows is then left to references.
+        if self._thread is None or not self._thread.is_alive():
+            self._kept.close()
 
     def __del__(self) -> None:
         self._close()
@@ -79,6 +91,11 @@ class Lane:
         hand, self._hand = self._hand, None
         if hand is not None:
             hand.work.put(None)
+
+    def keep(self, file: File) -> File:
+        """A file that is closed when no call writes to it any more."""
+        self._kept.enter_context(file)
+        return file
 
     def call(self, work: Work, data: Any) -> None:
         """`work(data)`, now or later. data: has a buffer of bytes, which must not change until `wait` returns."""

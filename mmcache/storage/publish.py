@@ -187,8 +187,8 @@ def _write(
     progress: Progress | None,
 ) -> tuple[Digest, Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Read the source, and write all but the header."""
-    with contextlib.ExitStack() as scratch, Lane() as lane:
-        staged, embeddings = _stage(order.source, clusters, directory, scratch, lane=lane, progress=progress)
+    with Lane() as lane:
+        staged, embeddings = _stage(order.source, clusters, directory, lane, progress)
         plan = lay_out(
             staged,
             writer=_writer(),
@@ -289,8 +289,6 @@ def _stage(
     source: Source,
     clusters: Mapping[str, str],
     directory: fs.Directory,
-    scratch: contextlib.ExitStack,
-    *,
     lane: Lane,
     progress: Progress | None,
 ) -> tuple[list[Staged], Mapping[str, Mapping[str, EmbeddingReport]]]:
@@ -301,7 +299,7 @@ def _stage(
             stage(
                 schema.resolved(),
                 plain_rows(source, schema, reading.records(schema.name)),
-                lambda: scratch.enter_context(directory.scratch()),
+                lambda: lane.keep(directory.scratch()),
                 lane=lane,
                 cluster_by=clusters.get(schema.name),
                 total=reading.count(schema.name) if progress is not None else None,

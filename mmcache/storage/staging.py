@@ -17,7 +17,7 @@ import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -65,26 +65,38 @@ class Scratch(Protocol):
 class Spool:
     """An append-only scratch file; and behind what was appended, what was put aside.
 
-    lane: where the sums of what is appended are taken. sums: of all of it; None where they are not known.
+    lane: in which it is written, and summed. sums: of all that was appended; None where they are not taken.
     """
 
-    def __init__(self, file: Scratch, lane: Lane | None) -> None:
+    def __init__(self, file: Scratch, lane: Lane | None, sums: Sums | None) -> None:
         self._file = file
         self._lane = lane
-        self.sums: Sums | None = None if lane is None else Sums()
+        self.sums = sums
         self.size = 0
         self._aside = 0
 
     def append(self, data: bytes) -> None:
-        self._file.write(self.size, data)
+        write = partial(self._write, self.size, self.sums)
         self.size += len(data)
-        if self.sums is not None and self._lane is not None:
-            self._lane.call(self.sums.update, data)
+        if self._lane is None:
+            write(data)
+        else:
+            self._lane.call(write, data)
+
+    def _write(self, offset: int, sums: Sums | None, data: bytes) -> None:
+        self._file.write(offset, data)
+        if sums is not None:
+            sums.update(data)
 
     def shorten(self, size: int) -> None:
         """Forget what was appended behind this size."""
         if size < self.size:
             self.size, self.sums = size, None
+
+    def settle(self) -> None:
+        """From now on, what was appended can be read; until more is."""
+        if self._lane is not None:
+            self._lane.wait()
 
     def read(self, offset: int, length: int) -> bytes:
         return self._file.read(offset, length)
@@ -305,12 +317,14 @@ class Staged:
         cls, schema: Schema, cluster_by: str | None, scratch: Callable[[], Scratch], lane: Lane | None = None
     ) -> Staged:
         """Nothing yet. `scratch()` makes an empty scratch file: one is used for the records, and one for each
-        embedding. lane: for the sums of what is written; without, they are taken when it is read back."""
-        lane = None if cluster_by is not None else lane  # the order will be another
-        spool = Spool(scratch(), lane)
-        vectors = [_Vectors(schema, name, Spool(scratch(), lane)) for name in schema.embeddings]
+        embedding. lane: in which they are written, and summed, unless their order will be another."""
+
+        def spool() -> Spool:
+            return Spool(scratch(), lane, Sums() if lane is not None and cluster_by is None else None)
+
+        records, vectors = spool(), [_Vectors(schema, name, spool()) for name in schema.embeddings]
         terms = {name: FieldTerms() for name in schema.index}
-        return cls(schema, cluster_by, spool, _Keys(len(schema.key_fields)), vectors, terms)
+        return cls(schema, cluster_by, records, _Keys(len(schema.key_fields)), vectors, terms)
 
     def mark(self) -> Mark:
         """What `restore` needs to forget all that was added since, also by an `add` that raised."""
@@ -444,6 +458,11 @@ class Staged:
         """Where each record begins in the scratch file."""
         lengths = np.array(self.lengths, np.int64)
         return np.cumsum(lengths) - lengths
+
+    def settle(self) -> None:
+        """Once all are added: what lies in the scratch files can be read."""
+        for spool in (self.records, *(vectors.spool for vectors in self.vectors)):
+            spool.settle()
 
     def raw_key(self, row: int) -> bytes:
         """The key's bytes of a row as staged, read back from the scratch file."""
