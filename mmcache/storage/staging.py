@@ -3,7 +3,7 @@
     staged = [stage(collection) for each]     read the source once, streaming; the big data goes to scratch files:
                                               `admission`, which decides about rows that `Staged` refuses
     plan = lay_out(staged, ...)               pure arithmetic: every section's place and the file's exact size
-    digest = write(plan, file)                one pass in file order: copy, and hash what is copied
+    digest = write(plan, file)                one pass: copy, and hash what was not hashed when it was staged
 
 Memory is a small constant, some 120 bytes a record (`python -m benchmarks.build` measures it), and some 80 and its
 bytes for each distinct term of the indexed fields; neither records nor embeddings are ever held.

@@ -1,4 +1,7 @@
-"""The third step of a build: one pass in file order, which copies, and hashes what it copies.
+"""The third step of a build: one pass, which copies, and hashes what it copies.
+
+Sections come in file order. What lies in a scratch file was summed when it was written there, so that its blocks alone
+are hashed here; its whole chunks are copied from the last to the first.
 
 The header is the publisher's to write, last.
 """

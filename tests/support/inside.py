@@ -539,3 +539,10 @@ def no_threads(why: str) -> Iterator[list[object]]:
 def forget(kept: lane.Lane) -> None:
     """As if it were gone without its `__del__`, which no interpreter promises to call."""
     kept._hand = None
+
+
+@contextlib.contextmanager
+def terms_placed_together(count: int) -> Iterator[None]:
+    """So many terms of an index have their rows placed at a time."""
+    with mock.patch.object(postings, "_TERMS", count):
+        yield
