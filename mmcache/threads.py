@@ -57,8 +57,8 @@ class _Thread(threading.Thread):
         waiting.pop(self, None)
 
 
-def start(name: str, run: Callable[[], object], otherwise: Callable[[], object] = lambda: None) -> None:
-    """Run a function in a daemon thread.
+def start(name: str, run: Callable[[], object], otherwise: Callable[[], object] = lambda: None) -> threading.Thread:
+    """Run a function in a daemon thread, which is returned: it has begun, or begins late.
 
     otherwise: called before this raises, if the function is never going to run.
 
@@ -73,10 +73,11 @@ def start(name: str, run: Callable[[], object], otherwise: Callable[[], object] 
     except BaseException as error:
         if not thread.turn.acquire(blocking=False):  # Case: late, or a signal handler raised after it had begun
             if isinstance(error, RuntimeError):
-                return
+                return thread
             raise
         thread.give_up()
         otherwise()
         if isinstance(error, MemoryError):
             raise RuntimeError("no memory") from None  # noqa: TRY004
         raise
+    return thread

@@ -61,6 +61,8 @@ ENTRY: Final = np.dtype(
         ("zero", "<u4"),
     ]
 )
+_TERMS: Final = 65_536
+"""Terms of which the rows are placed together: some 100 bytes of memory each."""
 _FEW_BYTES: Final = 4096
 """Of a bitmap that is unpacked whole."""
 
@@ -97,7 +99,11 @@ def encode_index(terms: PackedTerms, codes: NDArray[np.uint32], rows: NDArray[np
     """
     ascending = term_order(terms)  # first, as it takes most besides
     if (ascending[1:] < ascending[:-1]).any():
-        terms, codes = terms.taken(ascending), np.argsort(ascending).astype(np.uint32)[codes]
+        places = np.empty(len(ascending), np.uint32)
+        places[ascending] = np.arange(len(ascending), dtype=np.uint32)
+        terms, codes = terms.taken(ascending), places[codes]
+        del places
+    del ascending
     entries = np.zeros(len(terms.lengths), ENTRY)
     entries["term_at"] = terms.begins()
     entries["term_length"] = terms.lengths
@@ -125,24 +131,30 @@ def _place_rows(entries: NDArray[Any], codes: NDArray[np.uint32], rows: NDArray[
     """The array of rows; its places, and the kinds of the lists, are noted in the entries."""
     if not (codes[1:] >= codes[:-1]).all():
         rows = rows[np.argsort(codes, kind="stable")]
-    counts = entries["count"].astype(np.int64)
-    ends = np.cumsum(counts)
-    begins = ends - counts
-    first = rows[begins].astype(np.int64)
-    is_range = rows[ends - 1] - first + 1 == counts
-    is_bitmap = ~is_range & (counts > n // 32)
-    is_list = ~is_range & ~is_bitmap
-    entries["kind"] = np.where(is_range, RANGE, np.where(is_bitmap, BITMAP, LIST))
-
+    lists, bitmaps, whose = [], [], []
+    begin = size = 0
+    for low in range(0, len(entries), _TERMS):
+        some = entries[low : low + _TERMS]
+        counts = some["count"].astype(np.int64)
+        ends = begin + np.cumsum(counts)
+        begins = ends - counts
+        first = rows[begins].astype(np.int64)
+        is_range = rows[ends - 1] - first + 1 == counts
+        is_bitmap = ~is_range & (counts > n // 32)
+        is_list = ~is_range & ~is_bitmap
+        some["kind"] = np.where(is_range, RANGE, np.where(is_bitmap, BITMAP, LIST))
+        sizes = np.where(is_list, 4 * counts, 0)
+        some["rows_at"] = np.where(is_range, first, size + np.cumsum(sizes) - sizes)  # a RANGE has its first row there
+        lists.append(rows[begin : ends[-1]][np.repeat(is_list, counts)].astype("<u4").tobytes())
+        for t in np.flatnonzero(is_bitmap).tolist():
+            whose.append(low + t)
+            bitmaps.append(_bitmap(rows[begins[t] : ends[t]], n))
+        begin, size = int(ends[-1]), size + int(sizes.sum())
     # Bitmaps first, so that every list is 4-byte aligned and every bitmap 8-byte aligned.
-    bitmaps = np.flatnonzero(is_bitmap)
-    payload = [_bitmap(rows[begins[t] : ends[t]], n) for t in bitmaps]
-    payload.append(rows[np.repeat(is_list, counts)].astype("<u4").tobytes())
-    places = np.cumsum(np.where(is_list, 4 * counts, 0)) - 4 * counts + len(bitmaps) * bitmap_size(n)
-    places[bitmaps] = np.arange(len(bitmaps)) * bitmap_size(n)
-    # What nothing is stored of lies where lists begin; a RANGE has its first row there.
-    entries["rows_at"] = np.where(is_range, first, places)
-    return b"".join(payload)
+    rows_at = entries["rows_at"]
+    rows_at[entries["kind"] == LIST] += np.uint64(len(bitmaps) * bitmap_size(n))
+    rows_at[whose] = np.arange(len(bitmaps)) * bitmap_size(n)
+    return b"".join([*bitmaps, *lists])
 
 
 def _bitmap(rows: NDArray[np.uint32], n: int) -> bytes:

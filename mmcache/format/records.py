@@ -11,6 +11,8 @@ The records section is a plain sequence of msgpack arrays; a stock `Unpacker` re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from operator import itemgetter, sub
 from typing import Any
 
 import msgpack
@@ -174,9 +176,10 @@ class Encoder:
         if self._saw_unusual:
             for values in lists:
                 _check_keys(values)
-        for data, values in zip(packed, lists, strict=True):
-            if len(data) > MAX_DEPTH and len(data) - len(data.translate(None, _CONTAINERS)) > MAX_DEPTH:
-                _check_depth(values)
+        if max(map(len, packed), default=0) > MAX_DEPTH and _most_containers(packed) > MAX_DEPTH:
+            for data, values in zip(packed, lists, strict=True):
+                if _most_containers([data]) > MAX_DEPTH:
+                    _check_depth(values)
         return packed, shapes
 
     def encode_one(self, names: Names, values: Sequence[Any]) -> tuple[bytes, int]:
@@ -189,12 +192,12 @@ class Encoder:
 
     def _split_column(self, names: Names, lists: list[list[Any]], at: int) -> list[int]:
         """`_split_maps` for many records with one map each, quick where all of them have the same fields."""
-        column = [values[at] for values in lists]
+        column = list(map(itemgetter(at), lists))
         if {dict}.issuperset(map(type, column)) and len(set(map(tuple, column))) == 1:
             number = self._split_maps(names, lists[0], (at,))
             if at in self.shapes[number].nested:
-                for values, value in zip(lists[1:], column[1:], strict=True):
-                    values[at] = list(value.values())
+                for values, inner in zip(lists, map(list, map(dict.values, column)), strict=True):
+                    values[at] = inner
             return [number] * len(lists)
         return [self._split_maps(names, values, (at,)) for values in lists]
 
@@ -249,6 +252,12 @@ def _shorten(learned: dict[Any, Any], size: int) -> None:
 
 _CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 """The bytes with which an array or a map begins. A record nests no deeper than it has of these."""
+
+
+def _most_containers(packed: Sequence[bytes]) -> int:
+    """The most bytes of `_CONTAINERS` that one of these has. In C, over bytes that were just written."""
+    without = map(bytes.translate, packed, repeat(None), repeat(_CONTAINERS))
+    return max(map(sub, map(len, packed), map(len, without)), default=0)
 
 
 def _check_depth(values: object) -> None:

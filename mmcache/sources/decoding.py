@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
 from typing import Any
 
 from .base import Invalid, SourceRecord, refused
@@ -17,8 +17,9 @@ from .vectors import Decoders, Vector
 
 __all__ = ["source_records"]
 
-_RUN = 512
-"""Rows whose JSON is decoded together: enough to be quick, few enough that a lookup does not wait for many."""
+_RUN = 256
+"""Rows that are taken together: enough to be quick, few enough that they stay in the CPU's cache."""
+_FIRST_RUN = 16
 
 _TOGETHER = 8
 _TEXT_OR_NULL = {str, type(None)}
@@ -27,78 +28,83 @@ _TEXT_OR_NULL = {str, type(None)}
 def source_records(plan: Shape, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
     """The rows of a statement, `keyed`, decoded and checked; a bad row as `refused`. sqlite3's own errors pass.
 
-    A row is handed on as a slice of the tuple that sqlite3 made; `tuple.__new__` skips
-    the Python-level constructor of the NamedTuple.
+    Where all rows of a run are as most are, they are made records together.
     """
-    if plan.decode:
-        return _decoded_rows(plan, rows, decode)
-    if not plan.schema.embeddings:
-        return _bare_rows(plan, rows)
-    return _vector_rows(plan, rows, decode)
+    for run in _runs(rows):
+        together = {at: _decoded_together([row[at] for row in run]) for at in plan.decode}
+        yield from _alike(plan, run, decode, together) or _one_by_one(plan, run, decode, together)
 
 
-def _bare_rows(plan: Shape, rows: Iterable[tuple[Any, ...]]) -> Iterator[SourceRecord | Invalid]:
-    new, record, names, scalars = tuple.__new__, SourceRecord, plan.names, SCALARS
-    for row in rows:
-        if type(row[0]) not in scalars and not is_key(row[0]):
-            yield bad_key(plan.schema, row[0])
-            continue
-        yield new(record, (names, row, None))
+def _runs(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """All rows, some at a time; few at first, so that a lookup waits for few."""
+    remaining, size = iter(rows), _FIRST_RUN
+    while run := list(islice(remaining, size)):
+        yield run
+        size = min(2 * size, _RUN)
 
 
-def _vector_rows(plan: Shape, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
-    new, record, names, schema = tuple.__new__, SourceRecord, plan.names, plan.schema
-    width = len(names)
-    size = decode.size
-    vector: Vector
-    for row in rows:
-        key, vector = row[0], row[-1]
-        if type(key) not in SCALARS and not is_key(key):
-            yield bad_key(schema, key)
-            continue
-        if type(vector) is not bytes or len(vector) != size:
-            try:
-                vector = decode(row[width:])
-            except ValueError as error:
-                raw = SourceRecord(names, row[:width], None)
-                yield refused(schema, key, str(error), raw, cause=error)
-                continue
-            size = decode.size
-        yield new(record, (names, row[:width], vector))
+def _alike(
+    plan: Shape, run: list[tuple[Any, ...]], decode: Decoders, together: Mapping[int, list[Any] | None]
+) -> Iterator[SourceRecord] | None:
+    """The records of these rows, made column by column in C; None where some row must be looked at by itself.
+
+    together: what the texts at these positions say.
+    """
+    columns: list[Sequence[Any]] = list(zip(*run, strict=True))
+    width = len(plan.names)
+    vectors: Iterable[Vector] = repeat(None)
+    if not SCALARS.issuperset(map(type, columns[0])) and not all(map(is_key, columns[0])):
+        return None
+    if len(columns) > width:
+        vectors = columns[-1]
+        if set(map(type, vectors)) != {bytes} or set(map(len, vectors)) != {decode.size}:
+            return None
+    for position, column in together.items():
+        if column is None:
+            return None
+        columns[position] = column
+    values: Iterable[Sequence[Any]] = run if len(columns) == width else zip(*columns[:width], strict=True)
+    if together:  # as of rows that are looked at one by one
+        values = map(list, zip(*columns[:width], strict=True))
+    # `tuple.__new__` skips the Python-level constructor of the NamedTuple.
+    new: Any = tuple.__new__
+    return map(new, repeat(SourceRecord), zip(repeat(plan.names), values, vectors))
 
 
-def _decoded_rows(plan: Shape, rows: Iterable[tuple[Any, ...]], decode: Decoders) -> Iterator[SourceRecord | Invalid]:
+def _one_by_one(
+    plan: Shape,
+    run: list[tuple[Any, ...]],
+    decode: Decoders,
+    together: Mapping[int, list[Any] | None],
+) -> Iterator[SourceRecord | Invalid]:
     new, record, names, schema = tuple.__new__, SourceRecord, plan.names, plan.schema
     width = len(names)
     size = decode.size
     vector: Vector = None
-    remaining = iter(rows)
-    while run := list(islice(remaining, _RUN)):
-        columns = [(position, _decoded_together([row[position] for row in run])) for position in plan.decode]
-        for i, row in enumerate(run):
-            key = row[0]
-            if type(key) not in SCALARS and not is_key(key):
-                yield bad_key(schema, key)
-                continue
-            values = list(row[:width])
-            position = -1
-            try:
-                if len(row) > width:
-                    vector = row[-1]
-                    if type(vector) is not bytes or len(vector) != size:
-                        vector = decode(row[width:])
-                        size = decode.size
-                for position, column in columns:
-                    values[position] = _decoded(values[position]) if column is None else column[i]
-            except (ValueError, RecursionError) as error:
-                reason = str(error) if position < 0 else f"column {names[position]!r} is not JSON text: {error}"
-                raw = SourceRecord(names, row[:width], None)
-                yield refused(schema, key, reason, raw, cause=error)
-                continue
-            yield new(record, (names, values, vector))
+    for i, row in enumerate(run):
+        key = row[0]
+        if type(key) not in SCALARS and not is_key(key):
+            yield bad_key(schema, key)
+            continue
+        values: Any = list(row[:width]) if together else row[:width]
+        position = -1
+        try:
+            if len(row) > width:
+                vector = row[-1]
+                if type(vector) is not bytes or len(vector) != size:
+                    vector = decode(row[width:])
+                    size = decode.size
+            for position, column in together.items():
+                values[position] = _decoded(values[position]) if column is None else column[i]
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if position < 0 else f"column {names[position]!r} is not JSON text: {error}"
+            raw = SourceRecord(names, row[:width], None)
+            yield refused(schema, key, reason, raw, cause=error)
+            continue
+        yield new(record, (names, values, vector))
 
 
-def _decoded_together(texts: list[Any]) -> list[Any] | None:
+def _decoded_together(texts: Sequence[Any]) -> list[Any] | None:
     """What many JSON texts say, read as one array, in half the time; None if they must be looked at one by one.
 
     Between any two stands a string that no text can contain, so what is not JSON by itself shows: it swallows that

@@ -27,11 +27,12 @@ from ..format.slots import in_order
 from ..schema import Schema
 from ..sources.base import Invalid, SourceRecord, refused
 from .ends import Ends
+from .lane import Lane
 from .staging import Progress, Scratch, Staged
 
 __all__ = ["admitted", "stage"]
 
-_RUN = 1024
+_RUN = 512
 """Records handled at a time: enough to let C loops do the work, few enough to stay in the CPU's cache."""
 
 
@@ -40,15 +41,16 @@ def stage(
     records: Iterable[SourceRecord | Invalid],
     scratch: Callable[[], Scratch],
     *,
+    lane: Lane | None = None,
     cluster_by: str | None = None,
     total: int | None = None,
     progress: Progress | None = None,
 ) -> Staged:
-    """Read one collection to its end. scratch: as of `Staged.begin`.
+    """Read one collection to its end. scratch, lane: as of `Staged.begin`.
 
     Raises BuildError naming collection, key and reason.
     """
-    staged = Staged.begin(schema, cluster_by, scratch)
+    staged = Staged.begin(schema, cluster_by, scratch, lane)
     if cluster_by is not None and cluster_by not in schema.index:
         known = ", ".join(schema.index) or "none"
         raise staged.fail(None, f"cannot cluster by {cluster_by!r}, which is not indexed; indexed fields: {known}")
@@ -155,6 +157,7 @@ class _Taking:
 
     def end(self) -> None:
         """There are no more rows."""
+        self.staged.settle()
         dropped = self._dropped()
         if dropped:
             self.staged.drop(dropped)
@@ -191,6 +194,9 @@ class _Nowhere:
 
     def read(self, offset: int, length: int) -> bytes:
         raise AssertionError(f"{length} bytes at {offset} were only looked at")
+
+    def shorten(self, size: int) -> None:
+        pass
 
 
 class _Judge:

@@ -217,8 +217,12 @@ class FieldTerms:
             rows = new_row[rows]
             order = np.argsort(rows, kind="stable")
             rows, codes = rows[order], codes[order]
+        return encode_index(self._given_up(), codes, rows, n)
+
+    def _given_up(self) -> PackedTerms:
+        """The terms, which are kept here no more, so that they go once they are sorted."""
         terms, self._terms = self._settled(), None
-        return encode_index(terms, codes, rows, n)
+        return terms
 
 
 def renumbered(kept: NDArray[np.bool_]) -> NDArray[np.int64]:

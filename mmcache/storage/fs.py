@@ -537,6 +537,11 @@ class WriteFile:
             length -= len(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def shorten(self, size: int) -> None:
+        """Give the memory and the room behind this size back; later, where the system refuses it now."""
+        with contextlib.suppress(OSError):
+            system.ftruncate(self.fd, size)
+
     def identity(self) -> Identity:
         """Of the file, whatever its name will be. Raises PublishError."""
         try:

@@ -34,7 +34,8 @@ from ..format.layout import (
 from ..format.postings import EncodedIndex
 from ..format.slots import EMPTY, build_slots
 from ..schema import Schema
-from .staging import Staged
+from .leaves import Sums
+from .staging import Spool, Staged
 
 __all__ = ["ROW", "Part", "Piece", "Plan", "lay_out"]
 
@@ -52,7 +53,11 @@ Order = NDArray[np.int64] | None
 
 
 class Part(NamedTuple):
-    """A section before it has a place. `pieces(offsets)` gives its bytes, told where every section begins."""
+    """A section before it has a place. `pieces(offsets)` gives its bytes, told where every section begins.
+
+    sums: of its bytes, where they are known; they have all bytes once the lane was waited for. spool: in which these
+    bytes lie in their order; then pieces gives none.
+    """
 
     name: str
     kind: int
@@ -60,6 +65,8 @@ class Part(NamedTuple):
     pieces: Callable[[Mapping[str, int]], Iterable[Piece]]
     payload: int = 0
     entries: int = 0
+    sums: Sums | None = None
+    spool: Spool | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ def _collection_parts(number: int, staged: Staged) -> tuple[CollectionLayout, li
             parts.append(_whole(f"norms.{i}", h.NORMS, norms if order is None else norms[order], n))
             if vectors.missing:
                 parts.append(_whole(f"presence.{i}", h.PRESENCE, _presence(vectors.missing, n, new_row), n))
-    parts.append(Part("records", h.RECORDS, staged.size, lambda _: _records(staged, order), entries=n))
+    parts.append(_records(staged, order))
     parts.extend(_vectors(staged, order))
     types = staged.keys.types
     described = CollectionLayout(
@@ -200,11 +207,13 @@ def _rows(staged: Staged, order: Order, records_at: int) -> Piece:
     return rows
 
 
-def _records(staged: Staged, order: Order) -> Iterator[bytes]:
+def _records(staged: Staged, order: Order) -> Part:
+    lengths, spool = np.array(staged.lengths, np.int64), staged.records
+    part = Part("records", h.RECORDS, staged.size, lambda _: (), entries=staged.n)
     if order is None and staged.places is None:
-        return staged.records.in_order()
-    lengths, rows = np.array(staged.lengths, np.int64), slice(None) if order is None else order
-    return staged.records.permuted(staged.offsets[rows].tolist(), lengths[rows].tolist())
+        return _unmoved(part, spool)
+    rows = slice(None) if order is None else order
+    return part._replace(pieces=lambda _: spool.permuted(staged.offsets[rows].tolist(), lengths[rows].tolist()))
 
 
 def _vectors(staged: Staged, order: Order) -> Iterator[Part]:
@@ -214,13 +223,20 @@ def _vectors(staged: Staged, order: Order) -> Iterator[Part]:
     for i, vectors in enumerate(staged.vectors):
         stride, spool = 4 * vectors.dim, vectors.spool
 
-        def pieces(_: object, stride: int = stride, spool: Any = spool) -> Iterator[bytes]:
-            if places is None:
-                return spool.in_order()  # type: ignore[no-any-return]
-            return spool.permuted((places * stride).tolist(), itertools.repeat(stride, staged.n))  # type: ignore[no-any-return]
+        def pieces(_: object, stride: int = stride, spool: Spool = spool) -> Iterator[bytes]:
+            assert places is not None
+            return spool.permuted((places * stride).tolist(), itertools.repeat(stride, staged.n))
 
+        part = Part(f"embeddings.{i}", h.EMBEDDINGS, stride * staged.n, pieces, entries=staged.n)
         if stride:
-            yield Part(f"embeddings.{i}", h.EMBEDDINGS, stride * staged.n, pieces, entries=staged.n)
+            yield _unmoved(part, spool) if places is None else part
+
+
+def _unmoved(part: Part, spool: Spool) -> Part:
+    """A section that has what was appended to a scratch file, in that order."""
+    if spool.sums is None:  # which are taken in the order of the bytes
+        return part._replace(pieces=lambda _: spool.in_order())
+    return part._replace(pieces=lambda _: (), sums=spool.sums, spool=spool)
 
 
 def _presence(absent: Sequence[int], n: int, new_row: NDArray[np.uint32] | None) -> NDArray[np.uint8]:

@@ -39,6 +39,7 @@ from .commit import (
 )
 from .describe import description_in
 from .descriptors import Descriptor
+from .lane import Lane
 from .planning import lay_out
 from .staging import Progress, Staged, check_count
 from .writing import Digest, write
@@ -186,8 +187,8 @@ def _write(
     progress: Progress | None,
 ) -> tuple[Digest, Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Read the source, and write all but the header."""
-    with contextlib.ExitStack() as scratch:
-        staged, embeddings = _stage(order.source, clusters, directory, scratch, progress)
+    with Lane() as lane:
+        staged, embeddings = _stage(order.source, clusters, directory, lane, progress)
         plan = lay_out(
             staged,
             writer=_writer(),
@@ -196,7 +197,7 @@ def _write(
             asked=asked,
         )
         file.allocate(plan.size)
-        return write(plan, file, progress), embeddings
+        return write(plan, file, lane, progress), embeddings
 
 
 def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_run: bool = False) -> list[str]:
@@ -288,7 +289,7 @@ def _stage(
     source: Source,
     clusters: Mapping[str, str],
     directory: fs.Directory,
-    scratch: contextlib.ExitStack,
+    lane: Lane,
     progress: Progress | None,
 ) -> tuple[list[Staged], Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Every collection of the source, read in one transaction, and what was taken for its embeddings."""
@@ -298,7 +299,8 @@ def _stage(
             stage(
                 schema.resolved(),
                 plain_rows(source, schema, reading.records(schema.name)),
-                lambda: scratch.enter_context(directory.scratch()),
+                lambda: lane.keep(directory.scratch()),
+                lane=lane,
                 cluster_by=clusters.get(schema.name),
                 total=reading.count(schema.name) if progress is not None else None,
                 progress=progress,

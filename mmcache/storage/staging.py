@@ -3,7 +3,7 @@
     staged = [stage(collection) for each]     read the source once, streaming; the big data goes to scratch files:
                                               `admission`, which decides about rows that `Staged` refuses
     plan = lay_out(staged, ...)               pure arithmetic: every section's place and the file's exact size
-    digest = write(plan, file)                one pass in file order: copy, and hash what is copied
+    digest = write(plan, file)                one pass: copy, and hash what was not hashed when it was staged
 
 Memory is a small constant, some 120 bytes a record (`python -m benchmarks.build` measures it), and some 80 and its
 bytes for each distinct term of the indexed fields; neither records nor embeddings are ever held.
@@ -17,7 +17,7 @@ import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -38,11 +38,16 @@ from ..schema import MAX_DIM, Schema
 from ..sources.base import SourceRecord
 from .carriers import FieldTerms, TermsMark, column_of, renumbered
 from .fs import CHUNK
+from .lane import Lane
+from .leaves import Sums
 
-__all__ = ["Mark", "Progress", "Scratch", "Staged", "check_count"]
+__all__ = ["Mark", "Progress", "Scratch", "Spool", "Staged", "check_count"]
 
 _PIECES = 4096
 """Records that are copied together from where they lie scattered."""
+
+_CUT_OFF = 8
+"""Chunks that are cut off a scratch file together."""
 
 _PLAIN_KEYS = {str, int, bytes}
 
@@ -54,24 +59,60 @@ class Scratch(Protocol):
 
     def read(self, offset: int, length: int) -> bytes: ...
 
+    def shorten(self, size: int) -> None: ...
 
-class _Spool:
-    """An append-only scratch file; and behind what was appended, what was put aside."""
 
-    def __init__(self, file: Scratch) -> None:
+class Spool:
+    """An append-only scratch file; and behind what was appended, what was put aside.
+
+    lane: in which it is written, and summed. sums: of all that was appended; None where they are not taken.
+    """
+
+    def __init__(self, file: Scratch, lane: Lane | None, sums: Sums | None) -> None:
         self._file = file
+        self._lane = lane
+        self.sums = sums
         self.size = 0
         self._aside = 0
 
     def append(self, data: bytes) -> None:
-        self._file.write(self.size, data)
+        write = partial(self._write, self.size, self.sums)
         self.size += len(data)
+        if self._lane is None:
+            write(data)
+        else:
+            self._lane.call(write, data)
+
+    def _write(self, offset: int, sums: Sums | None, data: bytes) -> None:
+        self._file.write(offset, data)
+        if sums is not None:
+            sums.update(data)
+
+    def shorten(self, size: int) -> None:
+        """Forget what was appended behind this size."""
+        if size < self.size:
+            self.size, self.sums = size, None
+
+    def settle(self) -> None:
+        """From now on, what was appended can be read; until more is."""
+        if self._lane is not None:
+            self._lane.wait()
 
     def read(self, offset: int, length: int) -> bytes:
         return self._file.read(offset, length)
 
     def in_order(self) -> Iterator[bytes]:
         return self._pieces(0, self.size)
+
+    def from_the_end(self, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Chunks between these places, and where each begins; the last first, and once: what was given is cut off, and
+        what was put aside.
+
+        So the pages of the system's cache in which they lay are there for those to which they are copied."""
+        for given, place in enumerate(range(end - CHUNK, begin - 1, -CHUNK), 1):
+            yield place, self._file.read(place, CHUNK)
+            if given % _CUT_OFF == 0:
+                self._file.shorten(place)
 
     def _pieces(self, begin: int, end: int) -> Iterator[bytes]:
         for offset in range(begin, end, CHUNK):
@@ -163,7 +204,7 @@ _UNUSABLE = TypeError, ValueError
 class _Vectors:
     """The embeddings of one field, met so far."""
 
-    def __init__(self, schema: Schema, name: str, spool: _Spool) -> None:
+    def __init__(self, schema: Schema, name: str, spool: Spool) -> None:
         self.name = name
         self.spool = spool
         self.dim = schema.dim_of(name) or 0
@@ -221,7 +262,8 @@ class _Vectors:
         return self.spool.size, self.dim, self.n, len(self.missing), len(self._norms)
 
     def restore(self, mark: tuple[int, int, int, int, int]) -> None:
-        self.spool.size, self.dim, self.n, missing, norms = mark
+        size, self.dim, self.n, missing, norms = mark
+        self.spool.shorten(size)
         del self.missing[missing:], self._norms[norms:]
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
@@ -258,7 +300,7 @@ class Staged:
 
     schema: Schema
     cluster_by: str | None
-    records: _Spool
+    records: Spool
     keys: _Keys
     vectors: list[_Vectors]
     terms: dict[str, FieldTerms]
@@ -271,13 +313,18 @@ class Staged:
     left_out: LeftOut = NOTHING_LEFT_OUT
 
     @classmethod
-    def begin(cls, schema: Schema, cluster_by: str | None, scratch: Callable[[], Scratch]) -> Staged:
+    def begin(
+        cls, schema: Schema, cluster_by: str | None, scratch: Callable[[], Scratch], lane: Lane | None = None
+    ) -> Staged:
         """Nothing yet. `scratch()` makes an empty scratch file: one is used for the records, and one for each
-        embedding."""
-        spool = _Spool(scratch())
-        vectors = [_Vectors(schema, name, _Spool(scratch())) for name in schema.embeddings]
+        embedding. lane: in which they are written, and summed, unless their order will be another."""
+
+        def spool() -> Spool:
+            return Spool(scratch(), lane, Sums() if lane is not None and cluster_by is None else None)
+
+        records, vectors = spool(), [_Vectors(schema, name, spool()) for name in schema.embeddings]
         terms = {name: FieldTerms() for name in schema.index}
-        return cls(schema, cluster_by, spool, _Keys(len(schema.key_fields)), vectors, terms)
+        return cls(schema, cluster_by, records, _Keys(len(schema.key_fields)), vectors, terms)
 
     def mark(self) -> Mark:
         """What `restore` needs to forget all that was added since, also by an `add` that raised."""
@@ -292,7 +339,8 @@ class Staged:
         )
 
     def restore(self, mark: Mark) -> None:
-        self.n, rows, self.records.size = mark.n, mark.rows, mark.size
+        self.n, rows = mark.n, mark.rows
+        self.records.shorten(mark.size)
         del self.lengths[rows:], self.shapes[rows:], self.digests[rows:]
         self.encoder.restore(mark.encoder)
         self.keys.restore(mark.keys)
@@ -410,6 +458,11 @@ class Staged:
         """Where each record begins in the scratch file."""
         lengths = np.array(self.lengths, np.int64)
         return np.cumsum(lengths) - lengths
+
+    def settle(self) -> None:
+        """Once all are added: what lies in the scratch files can be read."""
+        for spool in (self.records, *(vectors.spool for vectors in self.vectors)):
+            spool.settle()
 
     def raw_key(self, row: int) -> bytes:
         """The key's bytes of a row as staged, read back from the scratch file."""

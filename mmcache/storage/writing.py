@@ -1,20 +1,28 @@
-"""The third step of a build: one pass in file order, which copies, and hashes what it copies.
+"""The third step of a build: one pass, which copies, and hashes what it copies.
+
+Sections come in file order. What lies in a scratch file was summed when it was written there, so that its blocks alone
+are hashed here; its whole chunks are copied from the last to the first.
 
 The header is the publisher's to write, last.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest
 
 from ..format import header as h
+from ..format.layout import BLOCKS_NAME, block_count
 from .fs import CHUNK
-from .leaves import Leaves
-from .planning import Plan
-from .staging import Progress, Scratch
+from .lane import Lane
+from .leaves import Sums
+from .planning import Part, Piece, Plan
+from .staging import Progress, Scratch, Spool
 
 __all__ = ["Digest", "write"]
 
@@ -28,49 +36,64 @@ class Digest(NamedTuple):
     size: int
 
 
-def write(plan: Plan, file: Scratch, progress: Progress | None = None) -> Digest:
-    """Write all but the header, and hash each section, each 64 KiB of the file, and each 128 KiB of a section."""
-    stream = _Stream(file, h.HEADER_SIZE + len(plan.parts) * h.TABLE_ROW_SIZE)
-    leaves = Leaves()
-    sections = []
+def write(plan: Plan, file: Scratch, lane: Lane, progress: Progress | None = None) -> Digest:
+    """Write all but the header, and hash each section, each 64 KiB of the file, and each 128 KiB of a section.
+
+    lane: in which the bytes were hashed, of sections of which the sums are known.
+    """
+    stream = _Stream(file, lane, h.HEADER_SIZE + len(plan.parts) * h.TABLE_ROW_SIZE, plan.offsets[BLOCKS_NAME])
+    summed: list[Sums] = []
+    leaves = b""
     for part in plan.parts:
-        offset = plan.offsets[part.name]
-        stream.pad_to(offset)
-        digest = xxh3_64()
+        stream.pad_to(plan.offsets[part.name])
+        pieces: Iterable[Piece]
         if part.kind == h.BLOCKS:
-            pieces = iter([stream.blocks()])
+            pieces = [stream.blocks()]
         elif part.kind == h.CHUNKS:
-            pieces = iter([leaves.joined()])
+            lane.wait()
+            leaves = b"".join(sums.end().leaves for sums in summed)
+            pieces = [leaves]
         else:
-            pieces = iter(part.pieces(plan.offsets))
+            pieces = part.pieces(plan.offsets)
+        sums = part.sums or Sums()
         for piece in pieces:
-            with memoryview(piece) as whole:
-                data = whole.cast("B") if whole.nbytes else whole
-                digest.update(data)
-                if part.kind != h.CHUNKS:
-                    leaves.update(data)
-                stream.append(data)
+            data = _bytes_of(piece)
+            if part.sums is None:
+                lane.call(sums.update, data)
+            stream.append(data)
             if progress is not None:
                 progress("write", stream.at, plan.size)
-        leaves.end()
-        assert stream.at == offset + part.length, part.name
-        sections.append(
-            h.Section(
-                name=part.name,
-                kind=part.kind,
-                flags=h.flags_of(part.kind),
-                offset=offset,
-                length=part.length,
-                payload=part.payload,
-                count=part.entries,
-                checksum=digest.intdigest(),
-            )
-        )
+        if part.spool is not None:
+            begin = stream.at
+            for done in stream.take(part.spool):
+                if progress is not None:
+                    progress("write", begin + done, plan.size)
+        summed.append(sums)
+        assert stream.at == plan.offsets[part.name] + part.length, part.name
     stream.flush()
-    table = b"".join(section.pack() for section in sections)
+    lane.wait()
+    table = b"".join(map(_row, itertools.repeat(plan), plan.parts, summed))
     file.write(h.HEADER_SIZE, table)
-    sha256 = h.sha256_of(table, leaves.joined())
-    return Digest(h.build_id_of(table), sha256, len(sections), plan.size)
+    return Digest(h.build_id_of(table), h.sha256_of(table, leaves), len(plan.parts), plan.size)
+
+
+def _bytes_of(piece: Piece) -> memoryview:
+    whole = memoryview(piece)
+    return whole.cast("B") if whole.nbytes else memoryview(b"")
+
+
+def _row(plan: Plan, part: Part, sums: Sums) -> bytes:
+    """Of the section table."""
+    return h.Section(
+        name=part.name,
+        kind=part.kind,
+        flags=h.flags_of(part.kind),
+        offset=plan.offsets[part.name],
+        length=part.length,
+        payload=part.payload,
+        count=part.entries,
+        checksum=sums.end().checksum,
+    ).pack()
 
 
 class _Stream:
@@ -79,43 +102,81 @@ class _Stream:
     Block k covers the bytes of [64 KiB * k, 64 KiB * (k + 1)) between the section table and the `blocks` section.
     """
 
-    def __init__(self, file: Scratch, begin: int) -> None:
+    def __init__(self, file: Scratch, lane: Lane, begin: int, end: int) -> None:
+        """begin, end: of what has blocks."""
         self._file = file
+        self._lane = lane
         self._pending = bytearray()
         self._written = begin
-        # Blocks that lie wholly in header and table have no bytes.
-        self._checksums = [xxh3_64_intdigest(b"", block) for block in range(begin // h.BLOCK)]
+        self._end = end
+        self._checksums = np.zeros(block_count(end), "<u8")
+        for block in range(begin // h.BLOCK):  # those that lie wholly in header and table have no bytes
+            self._checksums[block] = xxh3_64_intdigest(b"", block)
 
     @property
     def at(self) -> int:
         return self._written + len(self._pending)
 
     def append(self, data: memoryview) -> None:
-        for begin in range(0, data.nbytes, CHUNK):
-            self._pending += data[begin : begin + CHUNK]
-            if len(self._pending) >= CHUNK:
-                self._write((self.at & -h.BLOCK) - self._written)
+        """Whole chunks where they lie so in the file are written from where they are; what is less is copied."""
+        while len(data):
+            room = CHUNK - self.at % CHUNK
+            piece, data = data[:room], data[room:]
+            if not self._pending and len(piece) == room:
+                self._write(piece)
+                continue
+            self._pending += piece
+            if len(piece) == room:
+                self.flush()
+
+    def take(self, spool: Spool) -> Iterator[int]:
+        """Append what a scratch file has, and tell how many bytes of that are written; whole chunks from the last to
+        the first, so that it can give each back."""
+        end = self.at + spool.size
+        first = -self.at % CHUNK  # bytes up to the first whole chunk
+        last = end % CHUNK
+        if spool.size < first + last + CHUNK:
+            self.append(memoryview(b"".join(spool.in_order())))
+            yield spool.size
+            return
+        done = spool.size - last
+        head, tail = spool.read(0, first), spool.read(done, last)
+        self.append(memoryview(head))
+        begin = self.at - first
+        for place, piece in spool.from_the_end(first, done):
+            self._put(begin + place, memoryview(piece))
+            yield spool.size - last - place
+        self._written = begin + done
+        self.append(memoryview(tail))
+        yield spool.size
 
     def pad_to(self, offset: int) -> None:
-        self._pending += bytes(offset - self.at)
+        self.append(memoryview(bytes(offset - self.at)))
 
     def blocks(self) -> bytes:
         """The checksums of all blocks so far, the last one ending here."""
-        self._write(len(self._pending))
-        return np.array(self._checksums, "<u8").tobytes()
+        self.flush()
+        self._lane.wait()
+        return self._checksums.tobytes()
 
     def flush(self) -> None:
-        self._write(len(self._pending))
+        pending, self._pending = self._pending, bytearray()
+        self._write(memoryview(pending))
 
-    def _write(self, length: int) -> None:
-        """Write the first `length` pending bytes, which end with a block, or with the sections that are covered."""
-        with memoryview(self._pending) as pending, pending[:length] as data:
-            at = 0
-            while at < length:
-                block, within = divmod(self._written + at, h.BLOCK)
-                end = min(at + h.BLOCK - within, length)
-                self._checksums.append(xxh3_64_intdigest(data[at:end], block))
-                at = end
-            self._file.write(self._written, data)
-        del self._pending[:length]
-        self._written += length
+    def _write(self, data: memoryview) -> None:
+        self._put(self._written, data)
+        self._written += len(data)
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        """Of these bytes both ends are ends of a block, or of all that has blocks."""
+        if offset < self._end:
+            self._lane.call(partial(self._sum_blocks, offset), data)
+        self._file.write(offset, data)
+
+    def _sum_blocks(self, begin: int, data: memoryview) -> None:
+        at = 0
+        while at < len(data):
+            block, within = divmod(begin + at, h.BLOCK)
+            end = min(at + h.BLOCK - within, len(data))
+            self._checksums[block] = xxh3_64_intdigest(data[at:end], block)
+            at = end

@@ -111,3 +111,17 @@ def test_terms_with_equal_hashes_stay_apart(lists, collide):
     wanted = [term for row in lists for term in dict.fromkeys(map(canonical, row))]
     assert [terms_of_rows[code] for code in codes] == wanted
     assert terms_of_rows == list(dict.fromkeys(wanted))
+
+
+@pytest.mark.parametrize("together", [1, 7, 64])
+def test_rows_placed_a_few_terms_at_a_time_give_the_same_index(tmp_path, together):
+    """Of terms with a range, a bitmap and a list of rows in every run of them."""
+    n = 2000
+    values = [[f"r{i // 3:04}", f"b{i * 7 % 11}", f"l{i * 7919 % 401}"] for i in range(n)]
+    records, schema = [{"id": f"k{i}", "v": v} for i, v in enumerate(values)], Schema("t", index=("v",))
+    whole = mmcache.build(tmp_path / "whole.mmc", records, schema)
+    with inside.terms_placed_together(together):
+        report = mmcache.build(tmp_path / "c.mmc", records, schema)
+    assert report.sha256 == whole.sha256
+    with Snapshot.open(tmp_path / "c.mmc") as snapshot:
+        check(snapshot, expected(values))

@@ -20,7 +20,7 @@ from mmcache.storage import fs
 COUNTED = frozenset(
     {
         *("open", "close", "fstat", "stat", "pread", "pwrite", "listdir", "unlink", "rename", "link"),
-        *("posix_fallocate", "fchmod", "fsync", "map_file"),
+        *("posix_fallocate", "ftruncate", "fchmod", "fsync", "map_file"),
     }
 )
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, Self
 from unittest import mock
 
@@ -37,6 +39,7 @@ from mmcache.storage import (
     carriers,
     collection,
     fs,
+    lane,
     lookup,
     mapped,
     pagefile,
@@ -504,4 +507,42 @@ def threads_begin_by(begin: Callable[[Callable[[], None]], None]) -> Iterator[No
         begin(lambda: bootstrap(thread))
 
     with mock.patch.object(threads._Thread, "_bootstrap", begins):
+        yield
+
+
+@contextlib.contextmanager
+def no_threads(why: str) -> Iterator[list[object]]:
+    """No thread can be started, by a "limit" of the system, or may be, in the master of "uwsgi"; or one is lost as it
+    "begins". What was asked is counted."""
+    asked: list[object] = []
+    if why == "begins":
+        with threads_begin_by(asked.append):
+            yield asked
+    elif why == "limit":
+
+        def refuse(thread: threading.Thread) -> None:
+            asked.append(thread)
+            raise RuntimeError("can't start new thread")
+
+        with mock.patch.object(threading.Thread, "start", refuse):
+            yield asked
+    else:
+
+        def worker_id() -> int:
+            asked.append(why)
+            return 0
+
+        with mock.patch.dict(sys.modules, {"uwsgi": SimpleNamespace(worker_id=worker_id)}):
+            yield asked
+
+
+def forget(kept: lane.Lane) -> None:
+    """As if it were gone without its `__del__`, which no interpreter promises to call."""
+    kept._hand = None
+
+
+@contextlib.contextmanager
+def terms_placed_together(count: int) -> Iterator[None]:
+    """So many terms of an index have their rows placed at a time."""
+    with mock.patch.object(postings, "_TERMS", count):
         yield
