@@ -5,7 +5,7 @@
     plan = lay_out(staged, ...)               pure arithmetic: every section's place and the file's exact size
     digest = write(plan, file)                one pass: copy, and hash what was not hashed when it was staged
 
-Memory is a small constant, some 120 bytes a record (`python -m benchmarks.build` measures it), and some 80 and its
+Memory is a small constant, some 120 bytes a record (`python -m benchmarks.build` measures it), and some 110 and its
 bytes for each distinct term of the indexed fields; neither records nor embeddings are ever held.
 
 The same records in the same order give the same bytes.
