@@ -51,10 +51,18 @@ static double seconds(clockid_t clock)
 #define MONOTONIC CLOCK_MONOTONIC
 #endif
 #if defined(CLOCK_MONOTONIC_COARSE)
-#define ROUGHLY CLOCK_MONOTONIC_COARSE /* some milliseconds late at most, at a fifth of the time */
+#define ROUGHLY CLOCK_MONOTONIC_COARSE /* behind by a tick at most, at a fifth of the time */
 #else
 #define ROUGHLY MONOTONIC
 #endif
+
+#define TICK 0.02 /* seconds; more than any kernel's */
+
+static int is_due(double due)
+{
+    double roughly = seconds(ROUGHLY);
+    return roughly >= due || (roughly + TICK >= due && seconds(MONOTONIC) >= due);
+}
 
 /* --- Watched */
 
@@ -285,7 +293,7 @@ static int visit_begin(Front *self, visit_of *visit)
     }
     Watched *watch = visit->watch = (Watched *)Py_NewRef(self->watch);
     visit->hits = (Hits *)Py_NewRef(self->hits);
-    if (seconds(ROUGHLY) >= watch->due || is_news(watch)) {
+    if (is_due(watch->due) || is_news(watch)) {
         PyObject *now = PyFloat_FromDouble(seconds(MONOTONIC));
         PyObject *looked = now == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)watch, core.look, now, NULL);
         Py_XDECREF(now);
