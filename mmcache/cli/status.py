@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from ..errors import MmcacheError, UnusableFileError
+from .. import native
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
 from ..storage.fs import backup_name
@@ -407,6 +408,7 @@ def _live_rows(seen: Seen) -> list[tuple[str, str]]:
     if status.failure is not None:
         rows.append(("last build", _failure(status)))
     rows.append(("control page", "shared by all workers" if status.control is None else printable(status.control)))
+    rows.append(("implementation", native.described()))
     return rows
 
 
