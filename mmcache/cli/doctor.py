@@ -134,9 +134,7 @@ def _implementation() -> Check:
     of_msgpack = native.msgpack_implementation()
     text = f"{native.described()}; msgpack's own: {of_msgpack}"
     if of_msgpack == "pure":
-        return Check(
-            "implementation", "warn", text, "pip install --force-reinstall msgpack, with a compiler or a wheel"
-        )
+        return Check("implementation", "warn", text, "pip install --force-reinstall msgpack")
     return Check("implementation", "ok", text)
 
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from ..errors import MmcacheError, UnusableFileError
 from .. import native
+from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
 from ..storage.fs import backup_name

@@ -147,7 +147,7 @@ KEYS: list[list[Any]] = [
 def test_both_implementations_answer_alike(tmp_path, keys, verify):
     records = [{"id": key, "n": i, "m": {"a": [i]}} for i, key in enumerate(keys)]
     mmcache.build(tmp_path / "c.mmc", records, Schema("items"))
-    absent = ["no", 5_000, b"no", "x" * 70_000, b"with one hash " + SECRET + b"\xff" * 8, ("a", 1)]
+    absent: list[Any] = ["no", 5_000, b"no", "x" * 70_000, b"with one hash " + SECRET + b"\xff" * 8, ("a", 1)]
     strange: list[Any] = [1.5, None, True, ("a",), ["a"], {}, 2**64, "\ud800"]
     with Snapshot.open(tmp_path / "c.mmc", verify=verify) as snapshot:
         collection = snapshot.default
@@ -192,7 +192,8 @@ def test_a_finalizer_may_close_the_snapshot_in_the_middle_of_a_look_up(tmp_path)
             gc.collect()
             Closing(snapshot)
             gc.set_threshold(1 + i)
-            for ask, what in ((snapshot.__getitem__, keys[i]), (snapshot.get_many, keys)):
+            asked: list[tuple[Any, Any]] = [(snapshot.__getitem__, keys[i]), (snapshot.get_many, keys)]
+            for ask, what in asked:
                 try:
                     ask(what)
                 except mmcache.ClosedError:
