@@ -12,7 +12,13 @@ JOBS       ?= 2
 BENCHMARKS ?=
 BENCH_ARGS ?= --quick
 
+# What `make test` runs over both implementations; `make integration` does so with all of format, storage and cache.
+TWICE := tests/format tests/cache/test_mapping_contract.py tests/cache/test_cache_tiers.py tests/cache/test_cache_counts.py \
+         tests/storage/test_round_trip.py tests/storage/test_typed_keys.py tests/storage/test_overlay.py \
+         tests/storage/test_hostile_files.py
+
 BIN     := $(VENV)/bin
+CORE    := pyproject.toml tools/core_build.py $(wildcard core/*)
 TYPED   := $(wildcard mmcache tools benchmarks tests)
 INSTALL := $(BIN)/python -m pip install --quiet
 ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
@@ -35,6 +41,8 @@ demo: $(VENV)/.demo  ## see it work: a bank of test patterns, four workers, one 
 test: check  ## check, then the tests: what continuous integration runs, with the guard
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+	@echo "==> tests of what the compiled core does, in pure Python"
+	@MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TWICE)
 
 check: $(VENV)/.dev  ## format, lint, types, import layers and words
 	@echo "==> format"
@@ -51,6 +59,8 @@ check: $(VENV)/.dev  ## format, lint, types, import layers and words
 integration: $(VENV)/.integration  ## tests that need a server, root or a download (torch, programs); what the machine lacks is skipped, and listed
 	@echo "==> integration"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "integration and not nightly"
+	@echo "==> tests of format, storage and caches, in pure Python"
+	@MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/format tests/storage tests/cache
 
 bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)
@@ -66,25 +76,25 @@ nightly: $(VENV)/.dev  ## all tests with many more examples, and the long campai
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) -m "" -o timeout=7200
 
 clean:  ## remove what the tools leave behind
-	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist htmlcov mmcache/_core.*.so .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the virtual environment
 	@if [ -e $(VENV)/.venv ]; then rm -rf $(VENV); fi
 
-# One environment, with as much in it as was asked for so far. The stamps are made again when pyproject.toml changes.
+# One environment, with as much in it as was asked for so far. The stamps are made again when pyproject.toml or the core changes.
 
-$(VENV)/.demo: pyproject.toml | $(VENV)/.venv
+$(VENV)/.demo: $(CORE) | $(VENV)/.venv
 	@echo "==> installing mmcache with its command line into $(VENV)"
 	@$(INSTALL) --editable '.[cli]'
 	@touch $@
 
-$(VENV)/.bench: pyproject.toml | $(VENV)/.venv
+$(VENV)/.bench: $(CORE) | $(VENV)/.venv
 	@echo "==> installing mmcache and the peers it is measured against into $(VENV)"
 	@$(INSTALL) --editable '.[cli]' --group bench
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.venv
+$(VENV)/.dev: $(CORE) | $(VENV)/.venv
 	@echo "==> installing mmcache and the development tools into $(VENV)"
 	@$(INSTALL) --editable '.[cli]' --group dev
 	@touch $@ $(VENV)/.demo $(VENV)/.bench

@@ -65,6 +65,7 @@ __all__ = [
     "between",
     "build",
     "excluding",
+    "implementation",
     "open",
     "startswith",
 ]
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
         UnusableFileError,
     )
     from .format.leftout import LeftOut
+    from .native import implementation
     from .query import Query, above, at_least, at_most, below, between, excluding, startswith
     from .schema import Schema
     from .sharing.alerts import Alert
@@ -142,6 +144,7 @@ _HOMES = {
             "UnusableFileError",
         ),
         ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
+        ".native": ("implementation",),
         ".schema": ("Schema",),
         ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),

@@ -11,12 +11,12 @@ answer for those: an `Overlay`.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key, check_key, check_keys, is_key
+from .front import Front
 from .models import Model
 from .options import OpenOptions, Options
 from .query import Term, parse_query
@@ -43,7 +43,7 @@ __all__ = ["CachedCollection", "Reason"]
 T = TypeVar("T")
 
 
-class CachedCollection(Collection[R_co]):
+class CachedCollection(Front[R_co], Collection[R_co]):
     """One collection of a cache: a read-only mapping over both tiers. Made by `Cache.collection`.
 
     >>> items = cache.collection("items")
@@ -68,43 +68,38 @@ class CachedCollection(Collection[R_co]):
         """What it gives for a record, instances of this class; None: a `Record`."""
         return None if self._model is None else self._model.kind
 
-    # --- lookups by key
-    # `__getitem__` and `embedding` repeat the path of a hit: a function that both call makes each hit 2 % slower.
+    # --- lookups by key: what `Front` does not find in the file
 
-    def __getitem__(self, key: Key) -> R_co:
-        watch = self._watch
-        begun = time.monotonic()
-        if begun >= watch.due or watch.word[0] != watch.seen:
-            watch.look(begun)
-        reader = watch.view.readers.get(self._name)
-        if reader is not None:
-            try:
-                record = reader[key]
-            except NOT_HERE as error:
-                cause = self._tiers.why_not(error)
-            else:
-                counting = self._counting
-                hits = counting.bump()
-                if not hits & counting.mask:
-                    watch.sample(begun, hits)
-                return record if self._model is None else self._model(record)  # type: ignore[return-value]
-            found = self._tiers.source.fetch([key], cause)[0]
-        else:
+    def _instead(self, key: Key, error: Exception | None) -> R_co:
+        """What a get gives where the file does not. error: one of `NOT_HERE`; None: the file may not answer at all."""
+        if error is None:
             found = self._tiers.read([key])[0]
+        else:
+            found = self._tiers.source.fetch([key], self._tiers.why_not(error))[0]
         if found is None:
             raise KeyError(key)
         return found if self._model is None else self._model(found)  # type: ignore[return-value]
 
-    @overload
-    def get(self, key: Key) -> R_co | None: ...
-    @overload
-    def get(self, key: Key, default: T) -> R_co | T: ...
-    def get(self, key: Key, default: T | None = None) -> R_co | T | None:
-        """The record, or a default where no tier has it."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
+    def _embedding_instead(self, key: Key, field: str | None, error: Exception | None) -> NDArray[np.float32] | None:
+        """The same of `embedding`."""
+        cause = "" if error is None else self._tiers.why_not(error)
+        reader = None
+        if error is None:
+            reader, cause = self._tiers.reader()
+        if reader is not None:
+            try:
+                embedding = reader.embedding(key, field)
+            except NOT_HERE as again:
+                cause = self._tiers.why_not(again)
+            else:
+                self._counting.bump()
+                return embedding
+        if field is not None:
+            self._tiers.check_embedding(field)
+        record = self._tiers.source.fetch([key], cause)[0]
+        if record is None:
+            raise KeyError(key)
+        return record.embedding if field is None else record.embedding_of(field)
 
     def get_many(self, keys: Iterable[Key]) -> list[R_co | None]:
         """The records of these keys, in their order, None where no tier has it."""
@@ -127,36 +122,6 @@ class CachedCollection(Collection[R_co]):
                 cause = self._tiers.why_not(error)
         plain = check_key(key)
         return self._tiers.source.takes(plain) and self._tiers.source.fetch([plain], cause)[0] is not None
-
-    def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
-        """float32, (dim,), read-only: a view of the file, or the source's; None for a record without one.
-
-        field: which, of several embeddings; by default the first. Raises ValueError for a field that is none.
-        """
-        watch = self._watch
-        begun = time.monotonic()
-        if begun >= watch.due or watch.word[0] != watch.seen:
-            watch.look(begun)
-        reader, cause = watch.view.readers.get(self._name), ""
-        if reader is None:
-            reader, cause = self._tiers.reader()
-        if reader is not None:
-            try:
-                embedding = reader.embedding(key, field)
-            except NOT_HERE as error:
-                cause = self._tiers.why_not(error)
-            else:
-                counting = self._counting
-                hits = counting.bump()
-                if not hits & counting.mask:
-                    watch.sample(begun, hits)
-                return embedding
-        if field is not None:
-            self._tiers.check_embedding(field)
-        record = self._tiers.source.fetch([key], cause)[0]
-        if record is None:
-            raise KeyError(key)
-        return record.embedding if field is None else record.embedding_of(field)
 
     def get_embeddings(self, keys: Iterable[Key], field: str | None = None) -> NDArray[np.float32]:
         """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from .forks import Lock, on_fork
+from .hits import Hits
 from .sharing import metrics
 from .sharing.counters import WorkerCounters
 from .sharing.decide import STATES, State
@@ -65,8 +65,8 @@ class _Damaged:
         return number
 
 
-class Counting:
-    """bump: gives the number of each hit. mask: `sample` is due when a hit's number has none of its bits.
+class Counting(Hits):
+    """bump, mask: see `Hits`; `sample` is due when a hit's number has none of the mask's bits.
 
     slow_after: seconds; with it every lookup is timed. slow_until: `time.monotonic()` until which the circuit is open.
     """
@@ -84,7 +84,7 @@ class Counting:
     def begin_process(self) -> None:
         """A forked child begins at zero: the counters are its parent's."""
         self.counters = WorkerCounters()
-        self.bump = itertools.count(1).__next__
+        self.restart()
         self._looks = 0
         self._told = 0
         self._flush_at = 0.0

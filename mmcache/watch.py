@@ -24,6 +24,7 @@ from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
 from .format.layout import left_out_of
+from .hits import Watched
 from .known import Known
 from .lines import Lines
 from .options import Options
@@ -58,7 +59,7 @@ _FOREVER: Final = 3600.0
 """Seconds to wait for a thread of ours that opens a file, where the caller asked for the result."""
 
 
-class Watch:
+class Watch(Watched):
     """What the collections of one cache share.
 
     word, seen, due, view: what a get looks at. They are read without a lock, and replaced as a whole.

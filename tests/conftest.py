@@ -34,7 +34,10 @@ settings.register_profile(
 settings.load_profile(PROFILE)
 
 # A developer's own settings must not decide how a test ends.
+_KEPT = {"MMCACHE_PURE", "MMCACHE_FUZZ_INPUTS"}  # which implementation is tested, and how much of it
 for _name in [name for name in os.environ if name.startswith("MMCACHE_")] + ["NO_COLOR", "FORCE_COLOR"]:
+    if _name in _KEPT:
+        continue
     os.environ.pop(_name, None)
 
 # Nor must a shell, that has a job in the background ignore interrupts, and with it what the tests start.

@@ -30,7 +30,10 @@ import mmcache
 from mmcache.cli import main
 from mmcache.cli.main import COMMANDS, make_parser
 from mmcache.cli.options import SETTINGS
+from mmcache.front import PureFront
 from mmcache.integrations.prometheus import text_of
+from mmcache.storage.bykey import PureByKey, PureFirst
+from mmcache.storage.record import PureFields
 from tests.support.console import endless_build
 from tests.support.waits import until
 
@@ -56,6 +59,10 @@ MADE_BY_US = {"CachedCollection", "Collection", "EmbeddingRef", "FileCollection"
 """Classes that no caller constructs."""
 IMPLIED = {"BaseException", "Collection", "Container", "Exception", "Generic", "Iterable", "Reversible", "Sized"}
 """Bases that follow from others."""
+TWINS = {"ByKey": PureByKey, "Fields": PureFields, "First": PureFirst, "Front": PureFront}
+"""What the compiled core has in the place of these. Its methods have the signatures of theirs, without annotations."""
+HALVES = {*TWINS, *(pure.__name__ for pure in TWINS.values())}
+"""Bases that differ between the two implementations."""
 NO_PROMISE = re.compile(
     r"__(init|new|post_init|init_subclass|class_getitem|subclasshook|class|del|weakref|dict|abstractmethods|getattr"
     r"|repr|reduce|reduce_ex|getnewargs|getstate|setstate|setattr|delattr|sizeof|dir|format|replace|annotate\w*)__"
@@ -84,7 +91,11 @@ def _lines_of(name: str, value: Any) -> Iterator[str]:
     if not inspect.isclass(value):
         yield f"{name}{_signature(value)}"
         return
-    bases = [base.__name__ for base in value.__mro__[1:-1] if base in _ours(base) or base.__name__ not in IMPLIED]
+    bases = [
+        base.__name__
+        for base in value.__mro__[1:-1]
+        if base.__name__ not in HALVES and (base in _ours(base) or base.__name__ not in IMPLIED)
+    ]
     yield f"{name}: class({', '.join(base for base in bases if not base.startswith('_'))})"
     if value.__name__ not in MADE_BY_US:
         yield f"{name}{_signature(value)}"
@@ -153,6 +164,9 @@ class _Verbatim:
 
 
 def _signature(value: Any) -> str:
+    kind = getattr(value, "__objclass__", None)
+    if kind is not None and kind.__module__ == "mmcache._core":
+        value = getattr(TWINS[kind.__name__], value.__name__)
     try:
         found = inspect.signature(value)
     except (TypeError, ValueError):

@@ -71,6 +71,7 @@ def _examine(target: str, policy: Policy) -> Iterator[Check]:
 
     yield _python()
     yield _dependencies()
+    yield _implementation()
     if Path(target).is_dir():
         yield from check_directory(target)
         yield check_space(target, 0)
@@ -124,6 +125,17 @@ def _dependencies() -> Check:
     if wrong:
         return Check("dependencies", "fail", ", ".join(found), f"pip install {' '.join(wrong)}")
     return Check("dependencies", "ok", ", ".join(found))
+
+
+def _implementation() -> Check:
+    from .. import native
+    from .doctor_directory import Check
+
+    of_msgpack = native.msgpack_implementation()
+    text = f"{native.described()}; msgpack's own: {of_msgpack}"
+    if of_msgpack == "pure":
+        return Check("implementation", "warn", text, "pip install --force-reinstall msgpack")
+    return Check("implementation", "ok", text)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+from .. import native
 from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
@@ -407,6 +408,7 @@ def _live_rows(seen: Seen) -> list[tuple[str, str]]:
     if status.failure is not None:
         rows.append(("last build", _failure(status)))
     rows.append(("control page", "shared by all workers" if status.control is None else printable(status.control)))
+    rows.append(("implementation", native.described()))
     return rows
 
 

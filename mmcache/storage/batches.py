@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,8 @@ class Batches:
     def keys(self, rows: NDArray[np.uint32]) -> list[Key]:
         """The keys of rows."""
         file = self.file
+        if file.table is not None and (found := self._keys_compiled(rows)) is not None:
+            return found
         if file.blocks is None and len(rows) < SMALL_BATCH:
             file.check_open()
             return list(map(self._key, rows.tolist()))
@@ -93,6 +96,12 @@ class Batches:
                 file.blocks.touch_many(begins, lengths)
             keys += self._texts(begins, lengths) if self._are_texts else self._others(begins, lengths)
         return keys
+
+    def _keys_compiled(self, rows: NDArray[np.uint32]) -> list[Key] | None:
+        """The same by the compiled core; None where it cannot prove one of them."""
+        self.file.check_open()
+        found: list[Key] | None = self.file.table.keys(np.ascontiguousarray(rows, np.uint32))
+        return found
 
     def _key(self, row: int) -> Key:
         """The key of a row of a file that is wholly verified."""
@@ -172,6 +181,10 @@ class Batches:
         """The records of rows, each as a get gives it once it has found the row."""
         file = self.file
         file.check_open()
+        if file.table is not None:
+            found = file.table.records(np.array(rows, np.uint32), owner)
+            yield from found if found is not None else map(partial(self.record, owner=owner), rows)
+            return
         for row in rows:
             try:
                 buffer = file.buffer
@@ -218,6 +231,11 @@ class Batches:
 
     def decode(self, rows: NDArray[np.uint32], owner: Owner) -> list[Record]:
         """Many records with one decode. Raises one of UNEXPECTED where any of them is not right."""
+        if self.file.table is not None:
+            records: list[Record] | None = self.file.table.records(np.ascontiguousarray(rows, np.uint32), owner)
+            if records is None:
+                raise LookupError("one by one tells what is wrong")
+            return records
         begins, lengths, _, numbers, expected = self.file.entries(rows)
         if lengths.sum() > MAX_RECORD_BYTES:
             raise ValueError("more than is decoded at once")

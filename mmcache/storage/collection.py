@@ -14,23 +14,21 @@ import contextlib
 import struct
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from msgpack import unpackb
-from xxhash import xxh3_64_intdigest
 
 from ..errors import CorruptFileError
-from ..format.keys import Key, check_key, check_keys, check_length, is_key, key_of
-from ..format.layout import ROW_SIZE, CollectionLayout, EmbeddingLayout
+from ..format.keys import Key, check_key, check_keys, is_key
+from ..format.layout import CollectionLayout, EmbeddingLayout
 from ..format.postings import BITMAP, IndexReader, Postings
-from ..format.records import MAX_RECORD_BYTES
 from ..format.select import Found, everything, select, span_of, union
-from ..format.slots import STEPS
+from ..native import bound
 from ..query import Query, Term, parse_query
 from ..schema import Schema
-from .batches import BATCH, SMALL_BATCH, Batches
-from .lookup import DirtyError, Lookup
+from .batches import SMALL_BATCH, Batches
+from .bykey import ByKey
+from .lookup import Lookup
 from .mapped import UNEXPECTED, Mapped, careful
 from .readable import Collection, EmbeddingRef
 from .record import Record, RecordItems, RecordValues
@@ -53,7 +51,7 @@ _unpack_record = struct.Struct("<QI2xHQ").unpack_from
 """Of a row entry, all but the key's length."""
 
 
-class FileCollection(Collection[Record]):
+class FileCollection(ByKey, Collection[Record]):
     """The records of one collection: a read-only mapping from key to `Record`, in the order of its rows.
 
     Takes no lock and may be used from any thread. A get costs one hash, a slot or two, one checksum and one
@@ -65,6 +63,9 @@ class FileCollection(Collection[Record]):
     # A dict of attributes would make a copy of a collection slower than the original: see `around`.
     __slots__ = ("__weakref__", "_batches", "_first", "_indexes", "_lookup", "_place", "_vectors", "file")
 
+    _lookup: Lookup
+    _batches: Batches
+
     def __init__(self, file: Mapped, place: FilePlace) -> None:
         self.file = file
         """For the parts of this package."""
@@ -73,6 +74,7 @@ class FileCollection(Collection[Record]):
         self._batches = Batches(file)
         self._indexes: dict[str, IndexReader] = {}
         self._vectors = {name: Vectors(file, name, layout) for name, layout in file.layout.embeddings.items()}
+        self._core = file.table
         self._first = next(iter(self._vectors.values()), Vectors(file, "", EmbeddingLayout(0, 0)))
 
     def around(
@@ -86,6 +88,8 @@ class FileCollection(Collection[Record]):
         twin = _new(kind or FileCollection)
         for name in FileCollection.__slots__[1:]:
             setattr(twin, name, getattr(self, name))
+        twin._core = self._core
+        twin._dirty = dirty
         twin._lookup = self._lookup.around(dirty)
         return twin
 
@@ -93,113 +97,39 @@ class FileCollection(Collection[Record]):
         """Whether a lookup of this key raises DirtyError."""
         return is_key(key) and self._lookup.is_dirty(check_key(key))
 
-    # --- look-ups by key
+    # --- look-ups by key: what `ByKey` cannot prove
 
-    def __getitem__(self, key: Key) -> Record:
-        look, file = self._lookup, self.file
-        encode = look.encode  # an attribute in a slot is found faster than a method of that name would be
-        absent = False
-        try:
-            hashed = xxh3_64_intdigest(encode(key))
-            dirty = look.dirty
-            if dirty is not None and hashed in dirty:
-                raise DirtyError
-            slot = hashed >> look.shift
-            found = look.hash[slot]
-            if found < hashed:
-                last = slot + STEPS
-                while found < hashed and slot < last:
-                    slot += 1
-                    found = look.hash[slot]
-            if found == hashed:
-                row, buffer = look.row[slot], file.buffer
-                offset, length, number, expected = _unpack_record(buffer, file.rows_at + ROW_SIZE * row)
-                if length <= MAX_RECORD_BYTES:
-                    raw = buffer[offset : offset + length]
-                    if xxh3_64_intdigest(raw) ^ number == expected:
-                        values = unpackb(raw)
-                        shape = file.shapes[number]
-                        if (
-                            (values[0] == key or key_of(values[0]) == key)
-                            and len(values) == shape.count
-                            and row < file.n
-                        ):
-                            record = _new(Record)  # as Record() does, without a call from C into Python
-                            record._shape = shape
-                            record._values = values
-                            record._owner = self
-                            record._row = row
-                            return record
-            else:
-                absent = file.ids_verified and found > hashed
-        except UNEXPECTED:
-            pass
-        if absent:
-            check_length(key, look.length)
-            raise KeyError(key)
-        # Two keys with one hash, a map with keys that are not text, damage, a closed snapshot, a miss in a part of the
-        # file that is not verified yet, a key of another type than others, or what is no key at all.
+    def _carefully(self, key: Key) -> Record:
+        """Two keys with one hash, a map with keys that are not text, damage, a closed snapshot, a miss in a part of the
+        file that is not verified yet, a key of another type than others, or what is no key at all."""
+        look = self._lookup
         return self._batches.record(look.locate(look.checked(key)), self)
 
-    @overload
-    def get(self, key: Key) -> Record | None: ...
-    @overload
-    def get(self, key: Key, default: T) -> Record | T: ...
-    def get(self, key: Key, default: T | None = None) -> Record | T | None:
-        """The record, or a default where there is none. Raises TypeError for what is no key."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
-
-    def __contains__(self, key: object) -> bool:
+    def _contains_carefully(self, key: object) -> bool:
         try:
             self._lookup.find(key)
         except (KeyError, TypeError):
             return False
         return True
 
-    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
-        """The records of these keys, in their order, None where there is none. Cheaper than one by one."""
-        wanted = check_keys(keys) if isinstance(keys, (str, bytes)) else list(keys)
-        if len(wanted) < SMALL_BATCH:
-            return [self.get(key) for key in wanted]
-        found: list[Record | None] = []
-        for begin in range(0, len(wanted), BATCH):
-            batch = wanted[begin : begin + BATCH]
-            try:
-                found += self._get_batch(batch)
-            except UNEXPECTED:
-                found += [self.get(key) for key in batch]
-        return found
-
-    def _get_batch(self, keys: list[Key]) -> list[Record | None]:
-        """Many look-ups at once. Raises one of UNEXPECTED where single ones must tell what is wrong."""
-        rows, hit = self._lookup.probe(keys)
-        if hit.all():
-            records = self._batches.decode(rows, self)
-            found = [record._values[0] for record in records]
-            if found != keys and list(map(key_of, found)) != keys:
-                raise LookupError("two keys have one hash")
-            return records  # type: ignore[return-value]
-        if not self.file.ids_verified:
-            raise LookupError("a miss is looked at one by one in a file that is not wholly verified")
-        for i in np.flatnonzero(~hit).tolist() if self._lookup.length > 1 else ():
-            check_length(keys[i], self._lookup.length)
-        answers: list[Record | None] = [None] * len(keys)
-        where = np.flatnonzero(hit).tolist()
-        for i, record in zip(where, self._get_batch([keys[i] for i in where]) if where else (), strict=True):
-            answers[i] = record
-        return answers
-
-    def row(self, key: Key) -> int:
-        """The row of a key: its place in `embeddings` and every other array. Raises KeyError."""
+    def _row_carefully(self, key: Key) -> int:
         return self._lookup.find(key)
+
+    def _embedding_carefully(self, key: Key, field: str | None) -> NDArray[np.float32] | None:
+        vectors = self._vectors_of(field)
+        found = vectors.of(self._lookup.find(key))
+        if self.file.table is not None and vectors is self._first and vectors.is_plain and vectors.matrix is not None:
+            self.file.table.show(vectors.matrix, vectors.at, vectors.stride)
+        return found
 
     def _rows_of(self, keys: Iterable[Key]) -> NDArray[np.uint32]:
         """The rows of keys, each proved by the key's bytes. Raises KeyError."""
         wanted = check_keys(keys) if isinstance(keys, (str, bytes)) else list(keys)
-        if len(wanted) >= SMALL_BATCH:
+        if self.file.table is not None:
+            found = self._rows_quickly(wanted)
+            if found is not None:
+                return np.frombuffer(found, np.uint32)
+        elif len(wanted) >= SMALL_BATCH:
             with contextlib.suppress(*UNEXPECTED):  # one by one tells what is wrong
                 rows, hit = self._lookup.probe(wanted)
                 if hit.all() and self._batches.keys(rows) == wanted:
@@ -207,23 +137,6 @@ class FileCollection(Collection[Record]):
         return np.fromiter(map(self._lookup.find, wanted), np.uint32, len(wanted))
 
     # --- embeddings
-
-    def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
-        """float32, (dim,), a read-only view of the file; None for a record without one. Raises KeyError.
-
-        field: which, of several embeddings; by default the first. Raises ValueError for a field that is none.
-        """
-        vectors = self._first if field is None else self._vectors_of(field)
-        row = self._lookup.find(key)
-        matrix = vectors.matrix
-        if matrix is not None and vectors.is_plain:
-            verified = vectors.verified
-            if verified is None:
-                return matrix[row]  # type: ignore[no-any-return]
-            at = vectors.at + vectors.stride * row
-            if verified[at >> 16] and verified[(at + vectors.stride - 1) >> 16]:
-                return matrix[row]  # type: ignore[no-any-return]
-        return vectors.of(row)
 
     def get_embeddings(self, keys: Iterable[Key], field: str | None = None) -> NDArray[np.float32]:
         """float32, (number of keys, dim): the embeddings of these keys in their order, zeros where a record has none.
@@ -471,3 +384,6 @@ class FileCollection(Collection[Record]):
 
     def __repr__(self) -> str:
         return f"<Collection {self.name!r}: {len(self)} records>"
+
+
+bound(FileCollection, "FileCollection")

@@ -4,7 +4,7 @@ The quick way reads what it needs and proves the result: the key's bytes, or the
 cannot prove (two keys with one hash, damage, a closed snapshot, a miss in a part that is not verified) goes the
 careful way, which verifies each block that it compares before it believes a miss.
 
-The attributes are for `Collection.__getitem__`, which goes the quick way itself: one more call is a tenth of a get.
+The attributes are for `PureByKey.__getitem__`, which goes the quick way itself: one more call is a tenth of a get.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from ..format.frame import place_arrays
-from ..format.keys import Key, check_key, check_length, digested, hashed_bytes, pack_key
+from ..format.keys import Key, check_key, check_keys, check_length, digested, hashed_bytes, pack_key
 from ..format.layout import ROW_SIZE, ids_sizes
 from ..format.slots import STEPS, find_ordinal
+from ..native import bound
 from .mapped import UNEXPECTED, Mapped, careful
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ _unpack_key = struct.Struct("<Q4xHH").unpack_from
 
 class DirtyError(Exception):
     """The key was invalidated after the file was built: its source has to answer. Never leaves a `Cache`."""
+
+
+bound(DirtyError, "DirtyError")
+bound(check_keys, "check_keys")
 
 
 class Lookup:

@@ -15,9 +15,11 @@ import msgpack
 import numpy as np
 
 from ..errors import ClosedError, CorruptFileError, MmcacheError
+from ..format.frame import place_arrays
 from ..format.header import Section
-from ..format.layout import ROW_SIZE, CollectionLayout
+from ..format.layout import ROW_SIZE, CollectionLayout, ids_sizes
 from ..format.records import MAX_RECORD_BYTES, Shape, checksum, decode
+from ..native import core
 from .blocks import Blocks
 
 if TYPE_CHECKING:
@@ -73,9 +75,22 @@ def careful(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P
 class Mapped:
     """path: of the file. buffer: the map, or the bytes that stand in for it. blocks: what is verified; None for a file
     that is. ids_verified: whether all that a look-up by key goes through was verified at open, so that a miss is one.
+    table: the same for the compiled core; None in pure Python.
     """
 
-    __slots__ = ("blocks", "buffer", "closed", "ids_verified", "layout", "n", "path", "rows_at", "shapes", "view")
+    __slots__ = (
+        "blocks",
+        "buffer",
+        "closed",
+        "ids_verified",
+        "layout",
+        "n",
+        "path",
+        "rows_at",
+        "shapes",
+        "table",
+        "view",
+    )
 
     def __init__(
         self,
@@ -96,11 +111,14 @@ class Mapped:
         self.n = layout.n
         self.rows_at = layout.sections["rows"].offset
         self.shapes = layout.shapes
+        self.table: Any = None if core is None else _table_of(self)
         self.closed = False
 
     def close(self) -> None:
         """Every read from here on fails, and then looks whether it fails because of this."""
         self.closed = True
+        if self.table is not None:
+            self.table.close()
         self.buffer = self.view = self.blocks = None  # type: ignore[assignment]
 
     def check_open(self) -> None:
@@ -179,3 +197,23 @@ class Mapped:
         if type(values) is not list or len(values) != shape.count or type(values[0]) not in _KEYS:
             raise self.corrupt("records", f"record {row} does not have the {shape.count} values of its shape")
         return shape, values
+
+
+def _table_of(file: Mapped) -> Any:
+    """What the compiled core reads of a collection."""
+    layout = file.layout
+    ids = layout.sections["ids"]
+    arrays = place_arrays(ids_sizes(ids.count)).offsets
+    return core.Table(
+        buffer=file.view,
+        verified=None if file.blocks is None else file.blocks.verified,
+        shapes=tuple((shape, shape.count, shape.prefix) for shape in file.shapes),
+        n=file.n,
+        slots=ids.count,
+        hash_at=ids.offset + arrays["hash"],
+        row_at=ids.offset + arrays["row"],
+        rows_at=file.rows_at,
+        shift=64 - layout.ids.bits,
+        ids_verified=file.ids_verified,
+        key_width=len(layout.schema.key_fields),
+    )

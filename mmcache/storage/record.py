@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..format.keys import Key, key_of
 from ..format.records import Names, Shape
 from ..models import M, Model
+from ..native import bound, core
 from ..schema import R_co
 
 if TYPE_CHECKING:
@@ -44,7 +45,30 @@ class Owner(Protocol):
     def embedding_fields(self) -> tuple[str, ...]: ...
 
 
-class Record(Mapping[str, Any]):
+class PureFields:
+    """The fields of one record. index, nested, inner: see `Shape`."""
+
+    __slots__ = ("_owner", "_row", "_shape", "_values")
+
+    _owner: Owner
+    _row: int
+    _shape: Shape
+    _values: list[Any]
+
+    def __getitem__(self, name: str) -> Any:
+        i = self._shape.index[name]
+        if i in self._shape.nested:
+            return self._shape.inner(i, self._values)
+        return self._values[i]
+
+
+if TYPE_CHECKING or core is None:  # noqa: SIM108 (type checkers want a class)
+    Fields = PureFields
+else:
+    Fields = core.Fields
+
+
+class Record(Fields, Mapping[str, Any]):
     """The fields of one record as they were given, the key first, the embeddings apart.
 
     Equal to a dict with the same items. Lists and maps in it are this record's own; changing them changes
@@ -55,19 +79,13 @@ class Record(Mapping[str, Any]):
     ('tool', 'a', {'id': 'a', 'kind': 'tool', 'size': 1})
     """
 
-    __slots__ = ("_owner", "_row", "_shape", "_values")
+    __slots__ = ()
 
     def __init__(self, shape: Shape, values: list[Any], owner: Owner, row: int) -> None:
         self._shape = shape
         self._values = values
         self._owner = owner
         self._row = row
-
-    def __getitem__(self, name: str) -> Any:
-        i = self._shape.index[name]
-        if i in self._shape.nested:
-            return self._shape.inner(i, self._values)
-        return self._values[i]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shape.names)
@@ -140,6 +158,9 @@ class Record(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return detached, (*parts_of(self), tuple(self._owner.embedding_fields))
+
+
+bound(Record, "Record")
 
 
 def parts_of(record: Record) -> tuple[Names, list[Any], Vector]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from xxhash import xxh3_64_intdigest
@@ -28,6 +28,7 @@ from ..query import Term
 from ..schema import Schema
 from ..words import ago, bytes_of, html_of
 from .blocks import Blocks
+from .bykey import First
 from .collection import FileCollection
 from .deep import verify_deep
 from .fs import Identity, ReadFile, backup_name
@@ -154,7 +155,7 @@ class Host(Protocol):
     def verified(self, header: Header, identity: Identity) -> None: ...
 
 
-class Snapshot(Collection[Record]):
+class Snapshot(First, Collection[Record]):
     """One generation of a file, with no source, no lock and no control page; a mapping of its first collection.
 
     Make one with `Snapshot.open`. A context manager. Safe in threads and after a fork; does not pickle, because
@@ -329,28 +330,11 @@ class Snapshot(Collection[Record]):
 
     # --- the first collection
 
-    def __getitem__(self, key: Key) -> Record:
-        return self.default[key]
-
     def __iter__(self) -> Iterator[Key]:
         return iter(self.default)
 
     def __len__(self) -> int:
         return len(self.default)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.default
-
-    @overload
-    def get(self, key: Key) -> Record | None: ...
-    @overload
-    def get(self, key: Key, default: T) -> Record | T: ...
-    def get(self, key: Key, default: T | None = None) -> Record | T | None:
-        """The record, or a default where there is none."""
-        try:
-            return self.default[key]
-        except KeyError:
-            return default
 
     def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
         """See `Collection.get_many`."""
@@ -369,10 +353,6 @@ class Snapshot(Collection[Record]):
     def terms(self, field: str) -> dict[Term, int]:
         """See `Collection.terms`."""
         return self.default.terms(field)
-
-    def embedding(self, key: Key, field: str | None = None) -> NDArray[np.float32] | None:
-        """See `Collection.embedding`."""
-        return self.default.embedding(key, field)
 
     def get_embeddings(self, keys: Iterable[Key], field: str | None = None) -> NDArray[np.float32]:
         """See `Collection.get_embeddings`."""

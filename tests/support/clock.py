@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Self
 from unittest import mock
 
+from mmcache import native
+
 
 class Clock:
     """ahead: seconds by which the wall clock is off. later: seconds that the clock that never steps has gone on."""
@@ -39,7 +41,11 @@ class Clock:
     def installed(self) -> Iterator[Self]:
         """Whatever asks `time` in this process is answered by this clock."""
         with mock.patch.multiple(time, **{name: getattr(self, name) for name in self._real}):
-            yield self
+            native.bound(self.monotonic, "monotonic")
+            try:
+                yield self
+            finally:
+                native.bound(None, "monotonic")
 
 
 def step_wall_clock(seconds: float) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, threads
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, threads
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.filetier import FileTier
@@ -36,8 +36,8 @@ from mmcache.sharing.status import status_of
 from mmcache.sources import connections, statements
 from mmcache.storage import (
     batches,
+    bykey,
     carriers,
-    collection,
     fs,
     lane,
     lookup,
@@ -137,8 +137,10 @@ def writer(text: str) -> Iterator[None]:
 def hashing(digest: Callable[..., int]) -> Iterator[None]:
     """Keys, terms and checksums are hashed by `digest(data, seed=0)`, by builder and reader alike."""
     with contextlib.ExitStack() as patches:
-        for module in (batches, carriers, collection, keys, lookup, postings, records, staging, terms):
+        for module in (batches, bykey, carriers, keys, lookup, postings, records, staging, terms):
             patches.enter_context(mock.patch.object(module, "xxh3_64_intdigest", digest))
+        native.bound(digest, "hash")
+        patches.callback(native.bound, None, "hash")
         yield
 
 

@@ -1,0 +1,77 @@
+"""Which implementation of the hot path runs: the compiled core, or its twin in Python. Decided here, once, at import.
+
+Each class that a get goes through has a base of these two implementations: `ByKey`, `Fields`, `First`, `Watched`,
+`Hits` and `Front`. The core answers what it can prove; all else, errors included, is Python in both. MMCACHE_PURE=1 in
+the environment selects Python. A core that is there and cannot be loaded is logged, with its cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final, Literal, TypeVar
+
+__all__ = [
+    "VARIABLE",
+    "Implementation",
+    "bound",
+    "core",
+    "described",
+    "implementation",
+    "msgpack_implementation",
+    "reason",
+]
+
+log = logging.getLogger("mmcache")
+
+VARIABLE: Final = "MMCACHE_PURE"
+
+Implementation = Literal["compiled", "pure"]
+
+T = TypeVar("T")
+
+
+def _loaded() -> tuple[Any, str]:
+    """The core, or None, and why."""
+    if os.environ.get(VARIABLE, "") not in ("", "0"):
+        return None, f"{VARIABLE} is set"
+    name = f"{__package__}._core"
+    if find_spec(name) is None:
+        return None, "mmcache was installed without its compiled core"
+    try:
+        return import_module(name), ""
+    except ImportError as error:
+        log.warning("pure Python runs: the compiled core cannot be loaded: %s", error, extra={"event": "pure"})
+        return None, f"the compiled core cannot be loaded: {error}"
+
+
+_found: Final = _loaded()
+
+core: Final[Any] = _found[0]
+"""The module `mmcache._core`, or None."""
+
+reason: Final = _found[1]
+"""Why pure Python runs; empty where it does not."""
+
+implementation: Final[Implementation] = "pure" if core is None else "compiled"
+
+
+def bound(value: T, name: str) -> T:
+    """The value, made known to the core under this name."""
+    if core is not None:
+        core.bind(name, value)
+    return value
+
+
+def msgpack_implementation() -> Implementation:
+    """Which implementation of its own the package msgpack runs."""
+    import msgpack
+
+    return "pure" if msgpack.Unpacker.__module__ == "msgpack.fallback" else "compiled"
+
+
+def described() -> str:
+    """For a person: "compiled core", or "pure Python (why)"."""
+    return "compiled core" if core is not None else f"pure Python ({reason})"

@@ -1,0 +1,282 @@
+"""The compiled core beside what it stands for: msgpack, xxhash, and the same look-ups in Python."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import pytest
+from xxhash import xxh3_64_intdigest
+
+import mmcache
+from mmcache import Schema, Snapshot, native
+from mmcache.storage.bykey import PureByKey
+
+core: Any = pytest.importorskip("mmcache._core", exc_type=ImportError)
+
+INPUTS = int(os.environ.get("MMCACHE_FUZZ_INPUTS", "100000"))
+"""Of the differential fuzz test; 5,000,000 once per release."""
+CHUNKS = 10
+
+pytestmark = pytest.mark.skipif(native.core is None, reason="MMCACHE_PURE is set: the core is not bound")
+
+
+# --- hashes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 0x9E3779B185EBCA87, 2**63, 2**64 - 1])
+def test_a_hash_is_that_of_xxhash_at_every_length(seed):
+    data = random.Random(seed).randbytes(1101)
+    for length in range(1101):
+        assert core.xxh3_64(data[:length], seed) == xxh3_64_intdigest(data[:length], seed), length
+    large = data * 2000
+    assert core.xxh3_64(large, seed) == xxh3_64_intdigest(large, seed)
+
+
+# --- msgpack ----------------------------------------------------------------------------------------------------------
+
+
+def outcome(unpack: Any, data: bytes) -> tuple[Any, ...]:
+    """The value with its types and the bits of its floats, or the kind and words of the error."""
+    try:
+        return ("value", _exact(unpack(data)))
+    except Exception as error:  # noqa: BLE001 (whatever it is, the other must raise the same)
+        return (type(error), str(error))
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, float):
+        return float, struct.pack("<d", value)
+    if type(value) is list:
+        return list, [_exact(item) for item in value]
+    if type(value) is dict:
+        return dict, [(_exact(key), _exact(item)) for key, item in value.items()]
+    return type(value), value
+
+
+def a_value(chosen: random.Random, depth: int = 0) -> Any:
+    kind = chosen.randrange(13 if depth < 4 else 9)
+    if kind == 0:
+        return chosen.choice([None, True, False])
+    if kind == 1:
+        edges = [0, 1, -1, 1 << 63, (1 << 64) - 1, -(1 << 63)]
+        return chosen.choice(edges) if chosen.random() < 0.3 else chosen.randint(-40_000, 70_000)
+    if kind == 2:
+        return chosen.choice([0.5, -0.0, float("inf"), float("nan"), chosen.random()])
+    if kind in (3, 4, 5):
+        return "".join(chosen.choice("abcé€😀\0") for _ in range(chosen.choice([0, 3, 31, 32, 60, 300])))
+    if kind == 6:
+        return chosen.randbytes(chosen.choice([0, 4, 255, 256]))
+    if kind == 7:
+        return msgpack.ExtType(chosen.randrange(128), chosen.randbytes(chosen.choice([1, 2, 4, 8, 16, 3, 300])))
+    if kind == 8:
+        return msgpack.Timestamp(chosen.randrange(1 << 34), chosen.randrange(10**9))
+    if kind in (9, 10):
+        return [a_value(chosen, depth + 1) for _ in range(chosen.choice([0, 1, 5, 15, 16, 20]) if depth < 2 else 2)]
+    keys = ["a", "b", "a", "é", b"raw", 7, 1.5, None] if chosen.random() < 0.2 else ["a", "b", "long " * 9]
+    return {chosen.choice(keys): a_value(chosen, depth + 1) for _ in range(chosen.randrange(4))}
+
+
+def inputs(chosen: random.Random, count: int) -> Iterator[bytes]:
+    """Values, values of which some bytes were changed, cut, or joined, and noise that begins as msgpack does."""
+    for i in range(count):
+        data = bytearray(msgpack.packb(a_value(chosen), use_single_float=bool(i & 8)))
+        how = i % 5
+        if how == 1:
+            for _ in range(chosen.randrange(1, 4)):
+                data[chosen.randrange(len(data))] = chosen.randrange(256)
+        elif how == 2:
+            del data[chosen.randrange(len(data)) :]
+        elif how == 3:
+            data = bytearray(chosen.choices([*range(0x80, 256), 0, 1, 255], k=chosen.randrange(1, 24)))
+        elif how == 4:
+            at = chosen.randrange(len(data) + 1)
+            data[at:at] = chosen.randbytes(chosen.randrange(1, 4))
+        yield bytes(data)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_a_decode_is_that_of_msgpack_on_every_input(chunk):
+    plain = 0
+    for data in inputs(random.Random(chunk), INPUTS // CHUNKS):
+        assert outcome(core.unpack, data) == outcome(msgpack.unpackb, data), data.hex()
+        plain += core.is_plain(data)
+    assert plain > INPUTS // CHUNKS // 8, "most valid inputs are decoded here, not by msgpack"
+
+
+@pytest.mark.parametrize("count", [0xFFFFFFFF, 0x7FFFFFFF, 1 << 24])
+@pytest.mark.parametrize("first", [b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9"])
+def test_a_count_beyond_the_input_asks_for_no_memory(first, count):
+    data = first + count.to_bytes(4) + b"\xc0" * 8
+    assert not core.is_plain(data)
+    assert outcome(core.unpack, data) == outcome(msgpack.unpackb, data)
+
+
+def test_a_hundred_levels_are_decoded_here_and_deeper_ones_by_msgpack():
+    for levels, is_plain in ((100, True), (101, False), (500, False), (100_000, False)):
+        data = b"\x91" * levels + b"\xc0"
+        assert core.is_plain(data) == is_plain
+        assert outcome(core.unpack, data) == outcome(msgpack.unpackb, data)
+
+
+# --- look-ups ---------------------------------------------------------------------------------------------------------
+
+SECRET = bytes.fromhex("ded46de98390 97db")  # of xxh3, from byte 16 on: with it, eight bytes after do not count
+KEYS: list[list[Any]] = [
+    [f"k{i}" for i in range(300)],
+    ["", "é", "€" * 100, "x" * 31, "x" * 32, "x" * 255, "x" * 256, "x" * 65_000],
+    [
+        *range(-140, 255),
+        *(sign * 2**bits + more for bits in (8, 15, 16, 31, 32, 62) for sign in (1, -1) for more in (-1, 0)),
+    ],
+    [-(2**63), 2**64 - 1],
+    [b"", b"a", b"x" * 255, b"x" * 256, "a", 97, ""],
+    [b"with one hash " + SECRET + i.to_bytes(8) for i in range(40)],
+]
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=["short", "texts", "ints", "ends", "mixed", "colliding"])
+@pytest.mark.parametrize("verify", ["full", "lazy"])
+def test_both_implementations_answer_alike(tmp_path, keys, verify):
+    records = [{"id": key, "n": i, "m": {"a": [i]}} for i, key in enumerate(keys)]
+    mmcache.build(tmp_path / "c.mmc", records, Schema("items"))
+    absent: list[Any] = ["no", 5_000, b"no", "x" * 70_000, b"with one hash " + SECRET + b"\xff" * 8, ("a", 1)]
+    strange: list[Any] = [1.5, None, True, ("a",), ["a"], {}, 2**64, "\ud800"]
+    with Snapshot.open(tmp_path / "c.mmc", verify=verify) as snapshot:
+        collection = snapshot.default
+        for key in [*keys, *absent, *strange]:
+            for method in ("__getitem__", "get", "__contains__", "row", "embedding"):
+                theirs = outcome_of(getattr(PureByKey, method), collection, key)
+                assert outcome_of(getattr(type(collection), method), collection, key) == theirs, (method, key)
+        assert collection.get_many([*keys, *absent]) == PureByKey.get_many(collection, [*keys, *absent])
+        assert list(collection) == keys
+        assert [record["n"] for record in collection.values()] == list(range(len(keys)))
+
+
+def outcome_of(method: Any, *given: Any) -> tuple[Any, ...]:
+    try:
+        return ("value", method(*given))
+    except Exception as error:  # noqa: BLE001 (as in `outcome`)
+        return (type(error), str(error))
+
+
+def test_ids_with_one_hash_do_collide():
+    first, *others = [b"\xc4" + bytes([len(key)]) + key for key in KEYS[-1]]
+    assert {xxh3_64_intdigest(other) for other in others} == {xxh3_64_intdigest(first)}
+
+
+def test_a_finalizer_may_close_the_snapshot_in_the_middle_of_a_look_up(tmp_path):
+    """The collector runs while a record is made, and with it whatever code waits in a cycle."""
+    keys = [f"k{i}" for i in range(50)]
+    mmcache.build(tmp_path / "c.mmc", [{"id": key, "l": [[j] for j in range(60)]} for key in keys], Schema("items"))
+
+    class Closing:
+        def __init__(self, snapshot: Snapshot) -> None:
+            self.me, self.snapshot = self, snapshot
+
+        def __del__(self) -> None:
+            self.snapshot.close()
+
+    threshold = gc.get_threshold()
+    closed = 0
+    try:
+        for i in range(30):
+            snapshot = Snapshot.open(tmp_path / "c.mmc")
+            gc.collect()
+            Closing(snapshot)
+            gc.set_threshold(1 + i)
+            asked: list[tuple[Any, Any]] = [(snapshot.__getitem__, keys[i]), (snapshot.get_many, keys)]
+            for ask, what in asked:
+                try:
+                    ask(what)
+                except mmcache.ClosedError:
+                    closed += 1
+            gc.set_threshold(*threshold)
+            snapshot.close()
+    finally:
+        gc.set_threshold(*threshold)
+    assert closed >= 30
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+CYCLES = """
+import gc, mmcache
+from mmcache import IterableSource, Schema, Snapshot, _core
+for _ in range(3):
+    for kind in (_core.ByKey, _core.Fields, _core.First, _core.Watched, _core.Hits, _core.Front):
+        class Cyclic(kind):
+            pass
+        one = Cyclic()
+        one.me = one
+        del one, Cyclic
+    mmcache.build(PATH, [{"id": "a", "v": [1.0]}], Schema("t", embedding="v"))
+    snapshot = Snapshot.open(PATH)
+    snapshot.me, snapshot.record, snapshot.vector = snapshot, snapshot["a"], snapshot.embedding("a")
+    cache = mmcache.open(PATH, IterableSource([{"id": "a", "v": [1.0]}], Schema("t", embedding="v")))
+    cache.me, cache.record, cache.view_ = cache, cache["a"], cache.embedding("a")
+    cache._watch.me = cache
+    del snapshot, cache
+    gc.collect()
+left = Snapshot.open(PATH)
+left.me, left.record = left, left["a"]   # and some for the end of the interpreter
+print("done")
+"""
+
+
+def test_cycles_through_every_type_end_with_the_process(tmp_path):
+    found = run(CYCLES.replace("PATH", repr(str(tmp_path / "c.mmc"))))
+    assert (found.returncode, found.stdout) == (0, "done\n"), found.stderr
+
+
+@pytest.mark.parametrize(("value", "implementation"), [("", "compiled"), ("0", "compiled"), ("1", "pure")])
+def test_the_environment_chooses_the_implementation(value, implementation):
+    found = run("import mmcache; print(mmcache.implementation)", MMCACHE_PURE=value)
+    assert found.stdout == f"{implementation}\n", found.stderr
+
+
+def test_a_core_that_cannot_be_loaded_is_logged_with_its_cause(tmp_path):
+    code = f"""
+import importlib.util, logging, sys
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+import mmcache
+mmcache.__path__.insert(0, {str(tmp_path)!r})
+from mmcache import native
+print(native.implementation, "|", native.described())
+"""
+    (tmp_path / "_core.py").write_text("raise ImportError('made for another machine')\n")
+    found = run(code)
+    assert found.stdout == (
+        "pure Python runs: the compiled core cannot be loaded: made for another machine\n"
+        "pure | pure Python (the compiled core cannot be loaded: made for another machine)\n"
+    ), found.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="before, a sub-interpreter cannot import numpy either")
+def test_a_sub_interpreter_is_refused():
+    code = """
+import _interpreters
+one = _interpreters.create()
+print(_interpreters.exec(one, "import mmcache._core"))
+"""
+    found = run(code.replace("_interpreters", "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"))
+    assert "sub-interpreters run pure Python" in found.stdout + found.stderr
