@@ -84,7 +84,7 @@ class CoreBuildHook(BuildHookInterface):  # type: ignore[misc]
                 raise RuntimeError(f"{VARIABLE}=require, and the core cannot be compiled: {error}") from error
             self.app.display_warning(
                 f"the compiled core cannot be built ({error}): the pure Python implementation is installed, which "
-                f"answers the same, a get in three to four times the time; {VARIABLE}=require makes this an error"
+                f"answers the same, and slower; {VARIABLE}=require makes this an error"
             )
             return
         self.app.display_info(f"the compiled core is installed: {module.name}")

@@ -132,10 +132,11 @@ def _implementation() -> Check:
     from .doctor_directory import Check
 
     of_msgpack = native.msgpack_implementation()
-    text = f"{native.described()}; msgpack's own: {of_msgpack}"
+    why = f" ({native.reason})" if native.reason else ""
+    text = f"{native.implementation}{why}; of msgpack: {of_msgpack}"
     if of_msgpack == "pure":
-        return Check("implementation", "warn", text, "pip install --force-reinstall msgpack")
-    return Check("implementation", "ok", text)
+        return Check("compiled core", "warn", text, "pip install --force-reinstall msgpack")
+    return Check("compiled core", "ok", text)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from tests.support.faults import FailName, faults
 from tests.support.waits import until
 
 OF_A_DIRECTORY = (
-    *("python", "dependencies", "implementation", "directory", "write access", "hard links", "fsync", "file system"),
+    *("python", "dependencies", "compiled core", "directory", "write access", "hard links", "fsync", "file system"),
     *("shared map", "build lock", "disk space"),
 )
 OF_A_FILE = (*OF_A_DIRECTORY, "file", "clock", "source", "freshness", "control page", "builds", "leftovers")
