@@ -176,6 +176,7 @@ def build_once(
     exact: bool = True,
     asked: tuple[Schema, ...] = (),
     lead_ns: int = 0,
+    stage: storage.Stage | None = None,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 
@@ -184,7 +185,7 @@ def build_once(
     time.monotonic(), for a caller who waited before. page, counters: those to use, if the caller has them. lock: a
     descriptor that holds the build lock already. exact: build what is asked for here and no more; else what the
     published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if they are
-    not the source's own. lead_ns: how long it took to get here.
+    not the source's own. lead_ns: how long it took to get here. stage: how the source is read, if not here.
     """
     name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
@@ -221,6 +222,7 @@ def build_once(
                 control=control,
                 lock=lock,
                 lead_ns=lead_ns,
+                stage=stage,
             )
         except LockTimeoutError:
             raise
