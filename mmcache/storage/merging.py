@@ -32,7 +32,7 @@ from ..format.leftout import MAX_NAMED, LeftOut
 from ..format.postings import BITMAP, ENTRY, LIST, RANGE, rows_of_bitmap
 from ..format.records import Names, decode
 from ..format.slots import EMPTY
-from ..format.terms import PackedTerms
+from ..format.terms import PackedTerms, terms_end_to_end
 from ..progress import Progress
 from ..schema import Schema
 from . import fs
@@ -202,16 +202,21 @@ class _Part:
         lengths = entries["term_length"].astype(np.uint32)
         if not np.array_equal(entries["term_at"], np.cumsum(lengths, dtype=np.uint64) - lengths):
             raise self.bad(section.name, "the terms do not lie end to end")
-        hashes = self._by_ordinal(section.name, arrays["hash"].view("<u8"), arrays["term"].view("<u4"), layout.terms)
+        terms = terms_end_to_end(arrays["terms"].tobytes(), lengths)
+        if terms is None:
+            raise self.bad(section.name, "a term is none")
         rows = self._postings(section.name, entries, arrays["rows"], layout)
         codes = np.repeat(np.arange(layout.terms, dtype=np.uint32), entries["count"])
-        return PackedTerms(arrays["terms"].tobytes(), lengths, hashes), codes, rows
+        return terms, codes, rows
 
     def _postings(
         self, section: str, entries: NDArray[Any], payload: NDArray[np.uint8], layout: IndexLayout
     ) -> NDArray[np.uint32]:
         """u32: the rows of all terms, one list after the other."""
         counts, at, kinds = entries["count"].astype(np.int64), entries["rows_at"].astype(np.int64), entries["kind"]
+        # A posting takes a byte of its record at least, which bounds what a wrong count allocates.
+        if len(counts) and (int(counts.max()) > self.n or counts.sum() > self.layout.sections["records"].length):
+            raise self.bad(section, "there are more rows than the records can have")
         begins = np.cumsum(counts) - counts
         within = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(begins, counts)
         kind_of_each = np.repeat(kinds, counts)
