@@ -58,6 +58,10 @@ class FileSource(Generic[R_co]):
     _reads: ClassVar[type[FileReading]]
     _not_for_files: ClassVar[tuple[str, ...]] = ("table", "query", "tracks")
     """Fields of a schema that say nothing here."""
+    _is_cut: ClassVar[bool] = False
+    """Whether files can be read apart from each other."""
+    _shard: tuple[int, list[Part]] | None = None
+    """Of a part of a source: which it is, and its files."""
 
     def __init__(self, path: Where, schema: Schema[R_co], *, embeddings: Where | None = None) -> None:
         self.path = absolute(os.fsdecode(os.fspath(path)))
