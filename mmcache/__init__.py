@@ -66,6 +66,7 @@ __all__ = [
     "build",
     "excluding",
     "implementation",
+    "merge",
     "open",
     "startswith",
 ]
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from .query import Query, above, at_least, at_most, below, between, excluding, startswith
     from .schema import Schema
     from .sharing.alerts import Alert
+    from .sharing.merging import merge
     from .sharing.publishing import build
     from .sharing.status import Status
     from .sources.arrow import ArrowSource, ParquetSource
@@ -159,6 +161,7 @@ _HOMES = {
         ".sources.sql": ("SQLAlchemySource",),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
+        ".sharing.merging": ("merge",),
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
         ".storage.publish": ("BuildReport", "EmbeddingReport"),

@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "init": ("init", (), "look at a database or file, and write the TOML for `build --config`"),
     "build": ("build", (), "make a cache file from databases and files"),
     "rebuild": ("rebuild", ("optimize",), "make a cache file anew from the source that it names; optimize is the same"),
+    "merge": ("merge", (), "make one cache file of several with the same schemas"),
     "rollback": ("rollback", (), "put the backup back, for all workers, and hold it there"),
     "resume": ("resume", (), "let a file that was rolled back be built again"),
     "disable": ("disable", (), "have the source answer in place of a file, in all workers"),

@@ -10,7 +10,7 @@ The records section is a plain sequence of msgpack arrays; a stock `Unpacker` re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import itemgetter, sub
 from typing import Any
@@ -57,6 +57,11 @@ class Shape:
             self.index = {name: i for i, name in enumerate(names)}
         self.prefix = 1 if self.count < 16 else 3 if self.count < 65_536 else 5
         """Bytes of the msgpack array header, after which the key stands."""
+
+    @property
+    def fields(self) -> Names:
+        """The names as a source gives them: those of a key of several fields as one tuple."""
+        return (self.key, *self.names[len(self.key) :]) if self.key else self.names
 
     def inner(self, i: int, values: list[Any]) -> Any:
         """The value at a place that `nested` has: a map, or a field of the key."""
@@ -157,6 +162,29 @@ class Encoder:
         del self.shapes[shapes:]
         _shorten(self._numbers, numbers)
         _shorten(self._maps_at, maps_at)
+
+    @property
+    def maps_at(self) -> dict[Names, tuple[int, ...]]:
+        """Fields -> where the first record with these had maps: only there are maps split by shapes."""
+        return dict(self._maps_at)
+
+    def adopt(self, shapes: Sequence[Shape], maps_at: Mapping[Names, tuple[int, ...]]) -> list[int] | None:
+        """The numbers here for the shapes of records that another encoder has encoded, and that come next.
+
+        maps_at: of that encoder. None, and nothing is learned, where this one would encode the records otherwise.
+        Raises ValueError for too many shapes.
+        """
+        if any(self._maps_at.get(names, at) != at for names, at in maps_at.items()):
+            return None
+        wanted = []
+        for shape in shapes:
+            at = maps_at.get(shape.fields, ())
+            wanted.append((shape.fields, tuple([shape.nested.get(i) for i in at]), at))
+        count = len(self._numbers.keys() | {(names, inner) for names, inner, _ in wanted})
+        if count > MAX_NESTED_SHAPES and any((*self._maps_at.values(), *maps_at.values())):
+            return None
+        self._maps_at |= maps_at
+        return [self._number(names, inner, at) for names, inner, at in wanted]
 
     def encode_run(self, names: Names, rows: Iterable[Sequence[Any]]) -> tuple[list[bytes], list[int]]:
         """Encoded records and their shape numbers. Raises whatever msgpack raises for a value that it cannot carry;

@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from ..query import Term, canonical
 
-__all__ = ["PackedTerms", "are_equal", "pack_terms", "term_order"]
+__all__ = ["PackedTerms", "are_equal", "pack_terms", "term_order", "terms_end_to_end"]
 
 _PIECES: Final = 16_384
 """Terms that are looked at together."""
@@ -22,6 +22,13 @@ _TEXT_HEADERS: Final = np.zeros(256, np.uint8)
 _TEXT_HEADERS[0xA0:0xC0] = 1
 _TEXT_HEADERS[[0xD9, 0xDA, 0xDB]] = 2, 3, 5
 _NIL: Final = 0xC0
+
+_SIZES: Final = np.zeros(256, np.uint8)
+"""First byte of a term -> bytes of all of it, of longer texts without these; 0 for what is no term."""
+_SIZES[:0x80] = _SIZES[0xE0:] = _SIZES[_NIL] = 1
+_SIZES[0xA0:0xC0] = np.arange(1, 33)
+_SIZES[[0xCB, 0xCC, 0xCD, 0xCE, 0xCF, 0xD0, 0xD1, 0xD2, 0xD3]] = 9, 2, 3, 5, 9, 2, 3, 5, 9
+_SIZES[[0xD9, 0xDA, 0xDB]] = 2, 3, 5
 
 
 class PackedTerms(NamedTuple):
@@ -53,6 +60,28 @@ def pack_terms(values: Sequence[Term]) -> PackedTerms:
     packed = [msgpack.packb(canonical(value), unicode_errors="surrogatepass") for value in values]
     hashes = np.fromiter(map(xxh3_64_intdigest, packed), np.uint64, len(packed))
     return PackedTerms(b"".join(packed), np.fromiter(map(len, packed), np.uint32, len(packed)), hashes)
+
+
+def terms_end_to_end(data: bytes, lengths: NDArray[np.uint32]) -> PackedTerms | None:
+    """The terms of an index of a file; None for what are none: not null, a number or a text each, of its length."""
+    raw = np.frombuffer(data, np.uint8)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if not lengths.all() or (ends[-1] if len(ends) else 0) != len(raw):
+        return None
+    begins = ends - lengths
+    first = raw[begins]
+    sizes = _SIZES[first].astype(np.int64)
+    for header, width in ((0xD9, 1), (0xDA, 2), (0xDB, 4)):
+        texts = np.flatnonzero(first == header)
+        if not (lengths[texts] > width).all():
+            return None
+        for i in range(width):
+            sizes[texts] += raw[begins[texts] + 1 + i].astype(np.int64) << (8 * (width - 1 - i))
+    if not (sizes == lengths).all():
+        return None
+    view = memoryview(data)
+    pieces = map(view.__getitem__, map(slice, begins.tolist(), ends.tolist()))
+    return PackedTerms(data, lengths, np.fromiter(map(xxh3_64_intdigest, pieces), np.uint64, len(lengths)))
 
 
 def term_order(terms: PackedTerms) -> NDArray[np.uint32]:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
@@ -32,6 +32,9 @@ from .counters import WorkerCounters, record_event, remove
 from .page import Page
 from .widening import as_found, schemas_of, still_there, widened
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 __all__ = ["build", "build_once", "clear", "clear_and_rebuild", "rebuild"]
 
 log = logging.getLogger("mmcache")
@@ -50,6 +53,9 @@ def build(
     on_invalid: OnInvalid | None = None,
     max_invalid: int | None = None,
     on_duplicate: OnDuplicate | None = None,
+    shards: int | None = None,
+    executor: Executor | None = None,
+    segments: str | os.PathLike[str] | None = None,
 ) -> BuildReport:
     """Build a file from a source or from records, and publish it at `path`.
 
@@ -66,6 +72,10 @@ def build(
     trust: owners, by name or uid, who are trusted with the directory besides this user and root: see `mmcache.open`.
     on_invalid, max_invalid, on_duplicate: which rows are left out: see `Schema`. For all collections; None leaves it as
         their schemas have it. What was left out, `BuildReport.left_out` counts and names.
+    shards, executor: read the source in so many parts at most, by the workers of a `concurrent.futures.Executor`, such
+        as a `ProcessPoolExecutor` or `Client.get_executor()` of Dask. The file has the same bytes. docs/shards.md says
+        which sources can be cut, and where it pays. Raises SourceError where the source was written to meanwhile.
+    segments: the directory where what workers made waits to be merged, the same for all; by default that of the file.
 
     The directory is made where it is missing. What was held by a rollback is not held any more.
     The same records give the same bytes, and then the published file stays in place and counts as built now. Workers
@@ -81,8 +91,26 @@ def build(
     name_owners(os.fspath(path), uids_of(trust))
     given = as_source(records, schemas, embeddings=embeddings)
     source = with_rules(given, on_invalid=on_invalid, max_invalid=max_invalid, on_duplicate=on_duplicate)
+    stage = _sharded(shards, executor, segments)
     with closing(None if source is given else source), shown(progress) as step:
-        return build_once(path, source, cluster_by=cluster_by, metadata=metadata, progress=step, timeout=timeout)
+        return build_once(
+            path, source, cluster_by=cluster_by, metadata=metadata, progress=step, timeout=timeout, stage=stage
+        )
+
+
+def _sharded(
+    shards: int | None, executor: Executor | None, segments: str | os.PathLike[str] | None
+) -> storage.Stage | None:
+    """How the source is read; None for here. Raises TypeError and ValueError."""
+    if shards is None and executor is None:
+        if segments is not None:
+            raise TypeError("segments= goes with shards= and executor=")
+        return None
+    if shards is None or executor is None:
+        raise TypeError("shards= and executor= go together: how many parts, and whose workers read them")
+    from .sharded import Sharded
+
+    return Sharded(shards, executor, segments).stage
 
 
 def rebuild(
@@ -176,6 +204,7 @@ def build_once(
     exact: bool = True,
     asked: tuple[Schema, ...] = (),
     lead_ns: int = 0,
+    stage: storage.Stage | None = None,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 
@@ -184,7 +213,7 @@ def build_once(
     time.monotonic(), for a caller who waited before. page, counters: those to use, if the caller has them. lock: a
     descriptor that holds the build lock already. exact: build what is asked for here and no more; else what the
     published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if they are
-    not the source's own. lead_ns: how long it took to get here.
+    not the source's own. lead_ns: how long it took to get here. stage: how the source is read, if not here.
     """
     name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
@@ -221,6 +250,7 @@ def build_once(
                 control=control,
                 lock=lock,
                 lead_ns=lead_ns,
+                stage=stage,
             )
         except LockTimeoutError:
             raise

@@ -149,15 +149,21 @@ class ParquetReading(ArrowReading):
     def count(self, collection: str) -> int | None:
         super().count(collection)
         try:
-            return sum(int(parquet.ParquetFile(file).metadata.num_rows) for file, _ in self.each_file())
+            return sum(_rows_in(parquet.ParquetFile(file), part) for file, part in self.each_file())
         except (OSError, pa.ArrowException) as error:
             raise self.source._error(error) from error
 
-    def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:  # noqa: ARG002
+    def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:
         table = parquet.ParquetFile(file, pre_buffer=False)
         columns = _wanted(schema, table.schema_arrow.names)
-        for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
+        groups = None if part.piece is None else range(*part.piece)
+        for batch in table.iter_batches(_BATCH_ROWS, columns=columns, row_groups=groups):
             yield from _rows(batch, schema)
+
+
+def _rows_in(table: parquet.ParquetFile, part: Part) -> int:
+    groups = range(*part.piece) if part.piece is not None else range(table.num_row_groups)
+    return sum(table.metadata.row_group(i).num_rows for i in groups)
 
 
 class ParquetSource(ArrowFileSource[R_co]):
@@ -173,6 +179,16 @@ class ParquetSource(ArrowFileSource[R_co]):
     suffixes = (".parquet", ".parq", ".pq")
     _reads = ParquetReading
     _gives_plain: ClassVar[bool] = True
+    _is_cut: ClassVar[bool] = True
+
+    def pieces(self, part: Part, n: int) -> list[tuple[Part, int]]:  # noqa: ARG002 (all of them are joined again)
+        """See `FileSource`: row groups. Raises OSError."""
+        try:
+            metadata = parquet.read_metadata(part.path)
+        except pa.ArrowException as error:
+            raise self._error(error, part.path) from error
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        return [(part._replace(piece=(i, i + 1)), group.num_rows) for i, group in enumerate(groups)] or [(part, 0)]
 
 
 class IPCReading(ArrowReading):
@@ -204,6 +220,7 @@ class ArrowSource(ArrowFileSource[R_co]):
     suffixes = (".arrow", ".arrows", ".feather", ".ipc")
     _reads = IPCReading
     _gives_plain: ClassVar[bool] = True
+    _is_cut: ClassVar[bool] = True
 
 
 def _rows(batch: pa.RecordBatch, schema: Schema) -> Iterator[dict[str, Any]]:

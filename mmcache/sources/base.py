@@ -25,6 +25,7 @@ __all__ = [
     "Reading",
     "Row",
     "ScanningSource",
+    "ShardedSource",
     "Source",
     "SourceOf",
     "SourceRecord",
@@ -248,6 +249,20 @@ class ScanningSource(Protocol):
 
         Such a source is not asked for a key that a file lacks which was built from what the source holds now, by its
         fingerprint. A constant fingerprint says that this is always so, until something is invalidated.
+        """
+        ...
+
+
+@runtime_checkable
+class ShardedSource(Protocol):
+    """What a source may be able to do besides: be read in parts, by several processes."""
+
+    def shards(self, n: int) -> Sequence[Source]:
+        """Sources of parts of its records, n at most: read one after the other, each collection of them gives what one
+        read of the whole gives.
+
+        Each has all collections and schemas of the source, and can be pickled. All see what the source holds now, or
+        their `fingerprint` differs from the one that they have here. Raises SourceError where it cannot be cut.
         """
         ...
 

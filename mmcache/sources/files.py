@@ -28,7 +28,8 @@ from .casts import Adapter
 from .catalog import Catalog
 from .fingerprint import lasting, stamp_of
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records, unknown_to, without
-from .parts import Part, absolute, parts_of
+from .parts import Part, absolute, joined, parts_of
+from .slices import balanced
 from .streams import STDIN, is_pipe, open_file
 from .vectors import Decoders, Vector
 
@@ -57,6 +58,10 @@ class FileSource(Generic[R_co]):
     _reads: ClassVar[type[FileReading]]
     _not_for_files: ClassVar[tuple[str, ...]] = ("table", "query", "tracks")
     """Fields of a schema that say nothing here."""
+    _is_cut: ClassVar[bool] = False
+    """Whether files can be read apart from each other."""
+    _shard: tuple[int, list[Part]] | None = None
+    """Of a part of a source: which it is, and its files."""
 
     def __init__(self, path: Where, schema: Schema[R_co], *, embeddings: Where | None = None) -> None:
         self.path = absolute(os.fsdecode(os.fspath(path)))
@@ -107,7 +112,31 @@ class FileSource(Generic[R_co]):
 
     def parts(self) -> list[Part]:
         """The files, as they are now. Raises SourceError where there is none."""
+        if self._shard is not None:
+            return self._shard[1]
         return parts_of(self.path, self.suffixes)
+
+    def shards(self, n: int) -> list[Self]:
+        """See `ShardedSource`: runs of files, or pieces of files. Raises SourceError for a format that has none, and
+        with embeddings= apart."""
+        if not self._is_cut or self.embeddings is not None or is_pipe(self.path):
+            what = "embeddings= apart" if self._is_cut and self.embeddings else f"a {type(self).__name__}"
+            raise SourceError(f"{what} cannot be read in shards; build without shards=", path=self.path)
+        try:
+            pieces = [piece for part in self.parts() for piece in self.pieces(part, n)]
+        except OSError as error:
+            raise self._error(error) from error
+        found = []
+        for number, run in enumerate(balanced([weight for _, weight in pieces], n)):
+            shard = copy(self)
+            shard._lookup = None
+            shard._shard = number, joined(part for part, _ in pieces[run.start : run.stop])
+            found.append(shard)
+        return found
+
+    def pieces(self, part: Part, n: int) -> list[tuple[Part, int]]:  # noqa: ARG002 (for formats that can be cut)
+        """A file, as a whole or cut n times at most, and how much work each is. Raises OSError."""
+        return [(part, os.stat(part.path).st_size)]
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -261,6 +290,7 @@ class FileReading:
                     decoders=self._decoders[collection],
                     values_by=self.values_by,
                     adapter=self.adapter(schema),
+                    shard=source._shard and source._shard[0],
                 )
         except BuildError as error:
             error.path = error.path or source.path

@@ -15,6 +15,7 @@ from ..values import Default, Values, importable
 from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
 from .mappings import Keyed, shape_records
+from .slices import slice_of, slice_of_arrays
 from .vectors import Decoders, Vector, float32_bytes
 
 __all__ = ["Embeddings", "IterableSource", "Records"]
@@ -130,6 +131,7 @@ class IterableSource(Generic[R_co]):
             if not self._catalog[name].embeddings:
                 raise ValueError(f"embeddings= for collection {name!r}, whose Schema names no embedding field")
         self._values = Values(importable(default)[0])
+        self._shard: int | None = None
         self._decoders: dict[str, Decoders] = {}
         self._spent: set[str] = set()
         self._streamed: set[str] = set()
@@ -184,7 +186,28 @@ class IterableSource(Generic[R_co]):
         if collection in self._embeddings:
             vectors = _vectors(self._embeddings[collection], schema)
         decoders = self._decoders[collection] = Decoders(schema)
-        return shape_records(schema, iterator, "record {}".format, vectors, decoders=decoders, values_by=self._values)
+        return shape_records(
+            schema,
+            iterator,
+            "record {}".format,
+            vectors,
+            decoders=decoders,
+            values_by=self._values,
+            shard=self._shard,
+        )
+
+    def shards(self, n: int) -> list[Self]:
+        """See `ShardedSource`: slices of lists, tuples and tables of Arrow, and of their embeddings."""
+        found = []
+        for i in range(n):
+            part = copy(self)
+            part._shard, part._lookup, part._decoders, part._spent, part._streamed = i, {}, {}, set(), set()
+            part._records = {name: slice_of(name, records, i, n) for name, records in self._records.items()}
+            part._embeddings = {
+                name: slice_of_arrays(given, len(self._records[name]), i, n) for name, given in self._embeddings.items()
+            }
+            found.append(part)
+        return found
 
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """Embedding -> what its bytes were read as, in the last read; of those that were bytes."""

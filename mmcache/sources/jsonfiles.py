@@ -8,7 +8,9 @@ from __future__ import annotations
 import codecs
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from typing import IO, Any, ClassVar
 
@@ -33,7 +35,8 @@ class JSONLinesReading(FileReading):
     def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:  # noqa: ARG002
         data = decompressed(file)
         encoding = encoding_of(data.peek(4))
-        for number, line in enumerate(data if encoding in (None, "utf-8-sig") else _as_utf8(data, encoding), 1):
+        lines: Iterable[bytes] = data if encoding in (None, "utf-8-sig") else _as_utf8(data, encoding)
+        for number, line in enumerate(lines if part.piece is None else _begun_in(file, *part.piece), 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if text.isspace():
@@ -43,6 +46,16 @@ class JSONLinesReading(FileReading):
                 item = Unread(f"line {number} is not JSON: {error}")
             self.lines.append(number)
             yield item
+
+
+def _begun_in(file: io.BufferedReader, begin: int, end: int) -> Iterator[bytes]:
+    """The lines that begin at these bytes of the file."""
+    at = file.seek(max(begin - 1, 0))
+    if begin:
+        at += len(file.readline())
+    while at < end and (line := file.readline()):
+        at += len(line)
+        yield line
 
 
 def _as_utf8(data: io.BufferedReader, encoding: str) -> Iterator[bytes]:
@@ -64,6 +77,17 @@ class JSONLinesSource(FileSource[R_co]):
     suffixes = (".jsonl", ".ndjson")
     _reads = JSONLinesReading
     _gives_plain: ClassVar[bool] = True
+    _is_cut: ClassVar[bool] = True
+
+    def pieces(self, part: Part, n: int) -> list[tuple[Part, int]]:
+        """See `FileSource`: ranges of bytes, of files that are UTF-8 and not compressed. Raises OSError."""
+        size = os.stat(part.path).st_size
+        with open(part.path, "rb") as file:
+            data = decompressed(file)
+            if data is not file or encoding_of(data.peek(4)) not in (None, "utf-8-sig"):
+                return [(part, size)]
+        edges = [size * i // n for i in range(n + 1)]
+        return [(part._replace(piece=(a, b)), b - a) for a, b in pairwise(edges) if a < b] or [(part, 0)]
 
 
 class JSONReading(FileReading):

@@ -52,6 +52,7 @@ def shape_records(
     values_by: Values | None = None,
     adapter: Adapter | None = None,
     some: bool = False,
+    shard: int | None = None,
 ) -> Iterator[SourceRecord | Invalid]:
     """Mappings as source records; a bad one as `refused`. Raises BuildError.
 
@@ -61,12 +62,13 @@ def shape_records(
         knows only the last.
     adapter: makes mappings of the items, in place of the one that applies the schema's names and casts.
     some: these are not all records, and may lack fields that the schema names.
+    shard: these are part so many of all records, from 0; only the first of the whole tell of misspelt fields.
 
     Records of the same fields share one `names`, whatever the order of the fields in each.
     """
     adapter = adapter or adapter_of(schema, values_by or Values())
     shaper = _Shaper(schema, place, vectors, decode=decoders or Decoders(schema), values_by=values_by, adapter=adapter)
-    if some:
+    if some or shard:
         shaper.sought.fields.clear()
     if values_by is None:
         for item in items:
@@ -76,7 +78,7 @@ def shape_records(
         while run := list(islice(remaining, _RUN)):
             together: Iterator[SourceRecord | Invalid] | None = shaper.together(run)
             yield from together or map(shaper.one, run)
-    shaper.end()
+    shaper.end(whole=shard is None)
 
 
 class _Shaper:
@@ -208,9 +210,10 @@ class _Shaper:
                 return column
         return [self.decode([item.get(field) for field in wanted]) for item in run]
 
-    def end(self) -> None:
-        """There are no more items. Raises BuildError."""
-        self.sought.end()
+    def end(self, *, whole: bool) -> None:
+        """There are no more items; whole: nor elsewhere. Raises BuildError."""
+        if whole:
+            self.sought.end()
         if self.vectors is not None and next(self.vectors, None) is not None:
             reason = f"embeddings= has more rows than the {self.ordinal} records; give one row for each"
             raise BuildError.of(self.schema.name, None, reason)
@@ -275,16 +278,20 @@ def without(schema: Schema, lacking: Collection[str]) -> Schema:
 
 
 def with_paths(
-    schema: Schema, fields: Collection[str], records: Iterator[SourceRecord | Invalid]
+    schema: Schema, fields: Collection[str], records: Iterator[SourceRecord | Invalid], shard: int | None = None
 ) -> Iterator[SourceRecord | Invalid]:
     """The same records, all with these fields. A path, which is none of them, is an error if none of the first ones
-    has it."""
+    has it. shard: see `shape_records`."""
+    if shard:
+        yield from records
+        return
     sought = Sought(schema, [field for field in schema.index if field not in fields])
     for record in records:
         if sought.fields and not isinstance(record, Invalid):
             sought.see(fields, record.names, record.values)
         yield record
-    sought.end()
+    if shard is None:
+        sought.end()
 
 
 def _reaches(names: tuple[Any, ...], values: Sequence[Any], path: str) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .fingerprint import Stamp, fingerprint_of, stamp_of, unsettled
 
-__all__ = ["Outside", "look_at"]
+__all__ = ["Look", "Outside", "look_at"]
 
 
 class Outside(NamedTuple):
@@ -18,6 +18,13 @@ class Outside(NamedTuple):
     identity: tuple[object, ...]
     fingerprint: bytes
     wait: float
+
+
+class Look(NamedTuple):
+    """What the files looked like from outside, once their times could tell, and what `fingerprint` made of it."""
+
+    outside: bytes
+    answer: bytes
 
 
 def look_at(path: str, attached: Iterable[str]) -> Outside:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from ..errors import SourceError
 from .streams import STDIN, is_pipe
 
-__all__ = ["Part", "absolute", "is_pattern", "parts_of"]
+__all__ = ["Part", "absolute", "is_pattern", "joined", "parts_of"]
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _NOTHING = "__HIVE_DEFAULT_PARTITION__"
@@ -25,10 +25,12 @@ _NUMBER = re.compile(r"-?[0-9]{1,10}")
 
 
 class Part(NamedTuple):
-    """One file. fields: what its directories say of all its records."""
+    """One file. fields: what its directories say of all its records. piece: what is read of it, in units of its format
+    from the first on to before the last; None for all."""
 
     path: str
     fields: Mapping[str, int | str | None] = {}
+    piece: tuple[int, int] | None = None
 
 
 def absolute(path: str) -> str:
@@ -62,6 +64,18 @@ def parts_of(path: str, suffixes: tuple[str, ...]) -> list[Part]:
     if not found:
         raise SourceError(f"{what}; check the path", path=path)
     return _typed(base, found)
+
+
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """The same, with pieces of one file that follow each other as one."""
+    found: list[Part] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if last and last.path == part.path and last.piece and part.piece and last.piece[1] == part.piece[0]:
+            found[-1] = last._replace(piece=(last.piece[0], part.piece[1]))
+        else:
+            found.append(part)
+    return found
 
 
 def _below(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from typing import Any, ClassVar, Generic, NamedTuple, Self, Unpack, overload
+from typing import Any, ClassVar, Generic, Self, Unpack, overload
 
 from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import AnySchema, R_co, Schema
-from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, Where, path_in, plain_path, told
+from .base import Changes, Invalid, Key, Reading, Row, Source, SourceRecord, Where, path_in, plain_path, told
 from .casts import check_unmapped
 from .catalog import Catalog
 from .connections import Connection, Connections
@@ -32,7 +32,7 @@ from .fingerprint import once_only
 from .mappings import replaces
 from .names import NoKeyError, attached_names, keys_of_view, origin_of, quoted, reduced, resolved
 from .opening import Connect, Hook, SQLiteOptions, path_of_database
-from .outside import look_at
+from .outside import Look, look_at
 from .rowkeys import lookable, of_keys
 from .statements import Plan, by_key, condition, keys_in_order, make_plan
 from .tables import TableReading
@@ -46,13 +46,6 @@ MAX_IDS = 512
 
 escape_paths()
 log = logging.getLogger("mmcache")
-
-
-class _Look(NamedTuple):
-    """What the files looked like from outside, once their times could tell, and what `fingerprint` made of it."""
-
-    outside: bytes
-    answer: bytes
 
 
 class _BusyError(Exception):
@@ -92,6 +85,7 @@ class SQLiteSource(Generic[R_co]):
     """
 
     kind: ClassVar[str] = "sqlite"
+    _shard: int | None = None
     _gives_plain: ClassVar[bool] = True
 
     @overload
@@ -117,7 +111,7 @@ class SQLiteSource(Generic[R_co]):
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
         self._resolved: dict[str, Schema] = {}
         self._learned: dict[str, tuple[Plan, Decoders]] = {}
-        self._look: _Look | None = None
+        self._look: Look | None = None
         self._identity: tuple[object, ...] | None = None
         self._tracked = False
         self._told: frozenset[str] = frozenset()
@@ -172,11 +166,17 @@ class SQLiteSource(Generic[R_co]):
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
             self._tell_collations(plans)
-            reading = TableReading(self._connections, connection, self._catalog, plans)
+            reading = TableReading(self._connections, connection, self._catalog, plans, self._shard)
             try:
                 yield reading
             finally:
                 reading.close()
+
+    def shards(self, n: int) -> Sequence[Source]:
+        """See `ShardedSource`: ranges of rowids. Views and queries, and tables without rowids, are not cut."""
+        from .sqlite_shards import shards_of
+
+        return shards_of(self, n)
 
     def with_rules(self, **rules: Any) -> Self:
         """See `sources.with_rules`. With connections of its own."""
@@ -315,7 +315,7 @@ class SQLiteSource(Generic[R_co]):
             return once_only(outside)
         answer = outside if exact is None else exact
         if not wait:
-            self._look = _Look(outside, answer)
+            self._look = Look(outside, answer)
         return answer
 
     def changes(self, since: bytes) -> Changes | None:

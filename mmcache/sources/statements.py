@@ -50,6 +50,7 @@ class Plan:
     affinities: of the columns of a table; of a view or query nothing is known.
     is_utf8: whether SQLite orders text as its UTF-8 bytes are.
     scans: whether a look-up of one key reads a whole table.
+    within: the condition of the rows that `all` gives.
     """
 
     schema: Schema
@@ -68,13 +69,14 @@ class Plan:
     affinities: Mapping[str, str]
     is_utf8: bool
     scans: bool = False
+    within: str = "1"
 
     @property
     def all(self) -> str:
         """The statement that gives every row."""
         # A condition keeps SQLite from merging `stable` with the outer query, where it might read an index that covers
         # the columns asked for, and not the table. So `all` has one, too.
-        return f"{self.select} {self.stable} WHERE 1 {self.order}"
+        return f"{self.select} {self.stable} WHERE {self.within} {self.order}"
 
 
 def make_plan(connection: Connection, schema: Schema) -> Plan:

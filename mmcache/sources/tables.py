@@ -24,12 +24,18 @@ class TableReading:
     """One read transaction; made by `SQLiteSource.read`, and good until that ends."""
 
     def __init__(
-        self, connections: Connections, connection: Connection, catalog: Catalog, plans: dict[str, Plan]
+        self,
+        connections: Connections,
+        connection: Connection,
+        catalog: Catalog,
+        plans: dict[str, Plan],
+        shard: int | None = None,
     ) -> None:
         self._connections = connections
         self._connection: Connection | None = connection
         self._catalog = catalog
         self._plans = plans
+        self._shard = shard
         self._decoders = {name: Decoders(plan.schema) for name, plan in plans.items()}
 
     def dtypes(self, collection: str) -> Mapping[str, str]:
@@ -57,7 +63,7 @@ class TableReading:
             records = source_records(plan, rows, self._decoders[self._catalog[collection].name])
             fields = flat(plan.names)
             has_paths = not set(plan.schema.index).issubset(fields)
-            yield from with_paths(plan.schema, fields, records) if has_paths else records
+            yield from with_paths(plan.schema, fields, records, self._shard) if has_paths else records
         except BuildError as error:
             error.path = self._connections.path
             raise

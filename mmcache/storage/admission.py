@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from .ends import Ends
 from .lane import Lane
 from .staging import Progress, Scratch, Staged
 
-__all__ = ["admitted", "stage"]
+__all__ = ["admitted", "settle", "stage"]
 
 _RUN = 512
 """Records handled at a time: enough to let C loops do the work, few enough to stay in the CPU's cache."""
@@ -45,8 +46,9 @@ def stage(
     cluster_by: str | None = None,
     total: int | None = None,
     progress: Progress | None = None,
+    now: float | None = None,
 ) -> Staged:
-    """Read one collection to its end. scratch, lane: as of `Staged.begin`.
+    """Read one collection to its end. scratch, lane: as of `Staged.begin`. now: when what expires is judged.
 
     Raises BuildError naming collection, key and reason.
     """
@@ -54,7 +56,7 @@ def stage(
     if cluster_by is not None and cluster_by not in schema.index:
         known = ", ".join(schema.index) or "none"
         raise staged.fail(None, f"cannot cluster by {cluster_by!r}, which is not indexed; indexed fields: {known}")
-    taking = _Taking(staged)
+    taking = _Taking(staged, now)
     iterator = iter(records)
     while run := list(itertools.islice(iterator, _RUN)):
         taking.take(run)
@@ -62,11 +64,25 @@ def stage(
             raise staged.fail(None, f"more than {MAX_ROWS} records do not fit into one collection")
         if progress is not None:
             progress(schema.name, staged.n, total)
-    taking.end()
-    staged.slot_order  # noqa: B018 (a key that stands twice is told before the next collection is read)
-    if cluster_by is not None and not staged.terms[cluster_by].single:
-        raise staged.fail(None, f"cannot cluster by {cluster_by!r}: some records have a list of values of it")
+    staged.refused = taking.refused
+    settle(staged, LeftOut(taking.invalid, 0, tuple(taking.rows)))
     return staged
+
+
+def settle(staged: Staged, left_out: LeftOut) -> None:
+    """Once all rows are staged: drop those whose key another row has that is chosen. left_out: what is known of others.
+
+    Raises BuildError for keys that stand twice, and for what cannot be clustered.
+    """
+    staged.settle()
+    dropped = _dropped(staged)
+    if dropped:
+        staged.drop(dropped)
+    staged.left_out = replace(left_out, duplicates=left_out.duplicates + len(dropped))
+    staged.slot_order  # noqa: B018 (a key that stands twice is told before the next collection is read)
+    field = staged.cluster_by
+    if field is not None and not staged.terms[field].single:
+        raise staged.fail(None, f"cannot cluster by {field!r}: some records have a list of values of it")
 
 
 class _Ended(NamedTuple):
@@ -78,10 +94,10 @@ class _Ended(NamedTuple):
 class _Mortal:
     """Says of rows whether their end has passed, by one moment for all. Raises BuildError for what is no time."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, now: float | None = None) -> None:
         self._schema = schema
         self._ends = Ends(schema)
-        self._now = time.time()
+        self._now = time.time() if now is None else now
 
     def __call__(self, row: SourceRecord | Invalid) -> SourceRecord | Invalid | _Ended:
         if isinstance(row, Invalid):
@@ -99,9 +115,9 @@ class _Taking:
     refused: keys of rows that were left out, with the number of the next row; kept only where a key may stand twice.
     """
 
-    def __init__(self, staged: Staged) -> None:
+    def __init__(self, staged: Staged, now: float | None = None) -> None:
         self.staged = staged
-        self.mortal = _Mortal(staged.schema) if staged.schema.expires is not None else None
+        self.mortal = _Mortal(staged.schema, now) if staged.schema.expires is not None else None
         self.invalid = 0
         self.rows: list[tuple[str, str]] = []
         self.refused: list[tuple[int, Key]] = []
@@ -155,35 +171,28 @@ class _Taking:
         if self.staged.schema.on_duplicate != "raise" and is_key(key):
             self.refused.append((self.staged.n, key))  # type: ignore[arg-type]
 
-    def end(self) -> None:
-        """There are no more rows."""
-        self.staged.settle()
-        dropped = self._dropped()
-        if dropped:
-            self.staged.drop(dropped)
-        self.staged.left_out = LeftOut(self.invalid, len(dropped), tuple(self.rows))
 
-    def _dropped(self) -> set[int]:
-        """Rows whose key another row has that is chosen."""
-        staged, chosen = self.staged, self.staged.schema.on_duplicate
-        if chosen == "raise":
-            return set()
-        dropped: set[int] = set()
+def _dropped(staged: Staged) -> set[int]:
+    """Rows whose key another row has that is chosen."""
+    chosen = staged.schema.on_duplicate
+    if chosen == "raise":
+        return set()
+    dropped: set[int] = set()
 
-        def twice(one: int, other: int) -> None:
-            dropped.add(other if chosen == "first" else one)
+    def twice(one: int, other: int) -> None:
+        dropped.add(other if chosen == "first" else one)
 
-        hashes = np.array(staged.keys.hashes, np.uint64)
-        in_order(hashes, staged.raw_key, twice)
-        wanted: dict[bytes, list[int]] = {}
-        for at, key in self.refused:
-            wanted.setdefault(pack_key(key), []).append(at)
-        sought = [hash_key(key) for _, key in self.refused]
-        for row in np.flatnonzero(np.isin(hashes, np.array(sought, np.uint64))).tolist():
-            for at in wanted.get(staged.raw_key(row), ()):
-                if (row >= at) if chosen == "first" else (row < at):
-                    dropped.add(row)
-        return dropped
+    hashes = np.array(staged.keys.hashes, np.uint64)
+    in_order(hashes, staged.raw_key, twice)
+    wanted: dict[bytes, list[int]] = {}
+    for at, key in staged.refused:
+        wanted.setdefault(pack_key(key), []).append(at)
+    sought = [hash_key(key) for _, key in staged.refused]
+    for row in np.flatnonzero(np.isin(hashes, np.array(sought, np.uint64))).tolist():
+        for at in wanted.get(staged.raw_key(row), ()):
+            if (row >= at) if chosen == "first" else (row < at):
+                dropped.add(row)
+    return dropped
 
 
 class _Nowhere:

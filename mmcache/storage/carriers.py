@@ -56,6 +56,11 @@ class _Rare:
         self.hashes.extend(map(xxh3_64_intdigest, packed))
         self.data += b"".join(packed)
 
+    def join(self, terms: PackedTerms) -> None:
+        self.lengths.frombytes(terms.lengths.astype(np.uint32).tobytes())
+        self.hashes.frombytes(terms.hashes.tobytes())
+        self.data += terms.data
+
     def shorten(self, n: int, size: int) -> None:
         del self.lengths[n:], self.hashes[n:], self.data[size:]
 
@@ -126,6 +131,19 @@ class FieldTerms:
             rows += [row] * len(terms)
         self._row.extend(rows)
         self._number(found)
+
+    def join(self, terms: PackedTerms, codes: NDArray[np.uint32], rows: NDArray[np.uint32] | None) -> None:
+        """The terms of further rows, as the index of another file has them: rows[i] carries the term of ordinal
+        codes[i], in any order; without rows, each next row carries one term."""
+        if rows is not None:
+            self._list_rows()
+        if not self._rows_implied:
+            begin = len(self._code_of_row)
+            further = np.arange(begin, begin + len(codes), dtype=np.uint32) if rows is None else rows
+            self._row.frombytes(further.astype(np.uint32).tobytes())
+        base = len(self._codes) + len(self._rare)
+        self._rare.join(terms)
+        self._code_of_row.frombytes((codes + np.uint32(base)).astype(np.uint32).tobytes())
 
     def _number(self, terms: Sequence[Any]) -> None:
         """The codes of the next terms: of those that are not among the common ones, beyond these."""

@@ -53,8 +53,14 @@ __all__ = [
     "Progress",
     "Revise",
     "Serves",
+    "Stage",
+    "Stages",
     "clear",
+    "lasting_fingerprint",
     "publish",
+    "stage_all",
+    "summaries",
+    "writer",
 ]
 
 LOCK_TIMEOUT = 600.0
@@ -76,6 +82,21 @@ Revise = Callable[[Order, Layout | None], Order]
 """What to build, seen what the published file, or else its backup, says of itself."""
 
 
+class Stages(NamedTuple):
+    """What a build writes: every collection, and what was taken for its embeddings."""
+
+    collections: list[Staged]
+    embeddings: Mapping[str, Mapping[str, EmbeddingReport]]
+
+
+Stage = Callable[
+    [Source, Mapping[str, str], fs.Directory, Lane, Progress | None],
+    Stages,
+]
+"""How a source is read: stage(source, clusters, directory, lane, progress). clusters: collection -> field. Scratch
+files are made in the directory, and closed with the lane."""
+
+
 def publish(
     path: str | os.PathLike[str],
     source: Source,
@@ -90,6 +111,7 @@ def publish(
     control: Control | None = None,
     lock: Descriptor | None = None,
     lead_ns: int = 0,
+    stage: Stage | None = None,
 ) -> BuildReport:
     """Build from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
     serves, because another process built it while we waited; then it stays. It may raise, too.
@@ -97,7 +119,8 @@ def publish(
     control: the tokens are captured before the source is read. Whatever is invalidated after that makes the new file
     stale, and what was before it is in it. lock: a descriptor that holds the build lock already. revise: gives what is
     really built; a source that it made is closed here. asked: what the file says was asked for, if it has more.
-    lead_ns: what it took until this call, which the next rebuild has to allow for.
+    lead_ns: what it took until this call, which the next rebuild has to allow for. stage: how the source is read; by
+    default here, collection by collection.
     """
     begun, order, wanted = time.monotonic(), Order(source, cluster_by, metadata), asked or source.schemas
     _clusters(order)  # what cannot be meant is refused at once
@@ -126,6 +149,7 @@ def publish(
             progress=progress,
             control=control,
             lead_ns=lead_ns,
+            stage=stage or stage_all,
             begun=begun,
         )
 
@@ -141,6 +165,7 @@ def _build(
     progress: Progress | None,
     control: Control | None,
     lead_ns: int,
+    stage: Stage,
     begun: float,
 ) -> BuildReport:
     """Build under the lock, and publish; unless the content is what is published now."""
@@ -148,9 +173,9 @@ def _build(
     directory.sweep()
     with directory.create() as file:
         tokens = Tokens() if control is None else control.tokens()
-        fingerprint = _fingerprint(source)
+        fingerprint = lasting_fingerprint(source)
         created_ns, started_ns = time.time_ns(), time.monotonic_ns()
-        digest, embeddings = _write(directory, file, order, clusters, asked=asked, progress=progress)
+        digest, embeddings = _write(directory, file, order, clusters, asked=asked, progress=progress, stage=stage)
         current = old.layout if old.is_there(directory) else Published.of(directory).layout
         elapsed_ns = lead_ns + time.monotonic_ns() - started_ns
         as_good_as = tokens, created_ns, elapsed_ns, fingerprint
@@ -185,13 +210,14 @@ def _write(
     *,
     asked: Sequence[Schema],
     progress: Progress | None,
+    stage: Stage,
 ) -> tuple[Digest, Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Read the source, and write all but the header."""
     with Lane() as lane:
-        staged, embeddings = _stage(order.source, clusters, directory, lane, progress)
+        staged, embeddings = stage(order.source, clusters, directory, lane, progress)
         plan = lay_out(
             staged,
-            writer=_writer(),
+            writer=writer(),
             source=order.source.spec(),
             metadata=order.metadata,
             asked=asked,
@@ -249,7 +275,7 @@ def _announced(control: Control | None) -> Iterator[None]:
         control.end()
 
 
-def _fingerprint(source: Source) -> bytes:
+def lasting_fingerprint(source: Source) -> bytes:
     """The source's. One that was written to at this very moment gives none that lasts; a moment later it does."""
     fingerprint = fingerprint_of(source)
     if fingerprint_of(source) != fingerprint:
@@ -285,14 +311,16 @@ def _clusters(order: Order) -> dict[str, str]:
     return dict(cluster_by)
 
 
-def _stage(
+def stage_all(
     source: Source,
     clusters: Mapping[str, str],
     directory: fs.Directory,
     lane: Lane,
     progress: Progress | None,
-) -> tuple[list[Staged], Mapping[str, Mapping[str, EmbeddingReport]]]:
-    """Every collection of the source, read in one transaction, and what was taken for its embeddings."""
+    *,
+    now: float | None = None,
+) -> Stages:
+    """Every collection of the source, read in one transaction. now: see `admission.stage`."""
     check_count(source.schemas)
     with source.read() as reading:
         staged = [
@@ -304,12 +332,20 @@ def _stage(
                 cluster_by=clusters.get(schema.name),
                 total=reading.count(schema.name) if progress is not None else None,
                 progress=progress,
+                now=now,
             )
             for schema in source.schemas
         ]
         dtypes: Callable[[str], Mapping[str, str]] = getattr(reading, "dtypes", lambda _: {})
-        reports = {one.schema.name: _embeddings(one, dtypes(one.schema.name)) for one in staged}
-        return staged, {name: found for name, found in reports.items() if found}
+        return Stages(staged, summaries(staged, dtypes))
+
+
+def summaries(
+    staged: Sequence[Staged], dtypes: Callable[[str], Mapping[str, str]]
+) -> Mapping[str, Mapping[str, EmbeddingReport]]:
+    """What was taken for the embeddings of each collection that has some. dtypes: of a collection, by field."""
+    reports = {one.schema.name: _embeddings(one, dtypes(one.schema.name)) for one in staged}
+    return {name: found for name, found in reports.items() if found}
 
 
 def _embeddings(staged: Staged, dtypes: Mapping[str, str]) -> Mapping[str, EmbeddingReport]:
@@ -359,7 +395,7 @@ def _back_up(directory: fs.Directory) -> None:
         copy.published()
 
 
-def _writer() -> str:
+def writer() -> str:
     from .. import __version__
 
     return f"mmcache {__version__}"

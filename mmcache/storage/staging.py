@@ -257,6 +257,14 @@ class _Vectors:
             self.spool.append(blank)
         return ""
 
+    def take(self, norms: NDArray[np.float32], missing: Sequence[int], size: int) -> None:
+        """Those of further rows, which lie in the scratch file already. missing: rows of these without an embedding.
+        size: of the scratch file, now."""
+        self.missing.extend(self.n + row for row in missing)
+        self.n += len(norms)
+        self._norms.append(norms)
+        self.spool.size = size
+
     def mark(self) -> tuple[int, int, int, int, int]:
         """See `FieldTerms.mark`."""
         return self.spool.size, self.dim, self.n, len(self.missing), len(self._norms)
@@ -296,6 +304,7 @@ class Staged:
 
     The arrays are in the order of the source. slot_order: its rows in the order of the table of ids. places: where each
     row lies in the scratch files, by ordinal; None where all that lie there are rows. left_out: what is no row of it.
+    refused: keys of rows that were left out, with the number of the next row; kept only where a key may stand twice.
     """
 
     schema: Schema
@@ -311,6 +320,7 @@ class Staged:
     digests: array[int] = field(default_factory=lambda: array("Q"))
     places: NDArray[np.int64] | None = None
     left_out: LeftOut = NOTHING_LEFT_OUT
+    refused: list[tuple[int, Key]] = field(default_factory=list)
 
     @classmethod
     def begin(
@@ -355,6 +365,7 @@ class Staged:
         kept[list(rows)] = False
         self.offsets = self.offsets[kept]
         self.places = np.flatnonzero(kept)
+        self.refused = [(int(np.searchsorted(self.places, at)), key) for at, key in self.refused]
         self.keys.keep(kept)
         for vectors in self.vectors:
             vectors.keep(kept)

@@ -43,7 +43,7 @@ def capture_after_read() -> None:
     """The builder captures what was invalidated after it has read the source, and not before: what was committed and
     invalidated in between is logged before the file's position, and not in the file."""
     builders: list[Announcer] = []
-    begin, stage = Announcer.begin, publish._stage
+    begin, stage = Announcer.begin, publish.stage_all
 
     def remember(self: Announcer) -> None:
         builders[:] = [self]
@@ -59,7 +59,7 @@ def capture_after_read() -> None:
         return Header(**fields | {"soft": late.soft, "hard": late.hard, "ring": late.ring, "page": late.page})
 
     Announcer.begin = remember  # type: ignore[method-assign]
-    publish._stage = staged  # type: ignore[assignment]
+    publish.stage_all = staged  # type: ignore[assignment]
     publish.Header = header  # type: ignore[attr-defined, assignment]
 
 

@@ -1,0 +1,378 @@
+"""A build in shards has the bytes of one without, by whichever executor; and what it does when a worker fails."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import mmcache
+from mmcache import (
+    BaseSource,
+    BuildError,
+    IterableSource,
+    JSONLinesSource,
+    ParquetSource,
+    Schema,
+    Snapshot,
+    Source,
+    SourceError,
+    SQLiteSource,
+)
+from mmcache.sources.mappings import LOOKED_AT
+from mmcache.sources.slices import balanced
+
+pytestmark = pytest.mark.usefixtures("no_disk_wait")
+
+Row = dict[str, Any]
+SCHEMA = Schema("t", index=("kind", "n"), embedding="v", dim=2)
+HIDDEN = (".tmp",)
+
+
+class Here(Executor):
+    """Runs each task at once, in this thread."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.submitted += 1
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 (an executor hands it on)
+            future.set_exception(error)
+        return future
+
+
+def row(i: int) -> Row:
+    kind = None if i % 11 == 0 else f"x{i * 7 % 5}"
+    return {"id": f"k{i}", "kind": kind, "n": i % 50, "m": {"a": i} if i % 4 else None, "v": [float(i), 1.0]}
+
+
+ROWS = [row(i) for i in range(2500)]
+
+
+def content(path: Any) -> bytes:
+    return Path(path).read_bytes()[256:]
+
+
+def leftovers(at: Path) -> list[str]:
+    return [name for name in os.listdir(at) if name.endswith(HIDDEN)]
+
+
+def check(at: Path, source: Source, *, shards: int = 5, executor: Executor | None = None, **options: Any) -> Any:
+    """Both builds have the same bytes, report the same, and leave nothing behind."""
+    whole = mmcache.build(at / "whole.mmc", source, **options)
+    built = mmcache.build(at / "cut.mmc", source, shards=shards, executor=executor or Here(), **options)
+    assert content(at / "cut.mmc") == content(at / "whole.mmc")
+    assert (built.build_id, built.sha256) == (whole.build_id, whole.sha256)
+    assert (built.records, built.left_out, built.embeddings) == (whole.records, whole.left_out, whole.embeddings)
+    assert not leftovers(at)
+    with Snapshot.open(at / "cut.mmc") as cut, Snapshot.open(at / "whole.mmc") as one:
+        assert cut.layout.header.fingerprint == one.layout.header.fingerprint
+    return built
+
+
+# Sources that can be cut ----------------------------------------------------------------------------------------------
+
+
+def database(at: Path, rows: list[Row] = ROWS) -> Path:
+    path = at / "t.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE t (id TEXT, kind TEXT, n INT, m TEXT, v BLOB)")
+        values = [(r["id"], r["kind"], r["n"], json.dumps(r["m"]), np.array(r["v"], "<f4").tobytes()) for r in rows]
+        db.executemany("INSERT INTO t VALUES (?, ?, ?, ?, ?)", values)
+    db.close()
+    return path
+
+
+def from_sqlite(at: Path) -> Source:
+    return SQLiteSource(database(at), Schema("t", key="id", index=("kind", "m.a"), json=("m",), embedding="v", dim=2))
+
+
+def from_list(_: Path) -> Source:
+    return IterableSource(ROWS, SCHEMA)
+
+
+def from_arrays(_: Path) -> Source:
+    bare = [{name: value for name, value in r.items() if name != "v"} for r in ROWS]
+    return IterableSource(bare, SCHEMA, embeddings=np.array([r["v"] for r in ROWS], "f4"))
+
+
+def from_arrow(_: Path) -> Source:
+    return IterableSource(pa.Table.from_pylist(ROWS), SCHEMA)
+
+
+def from_parquet(at: Path) -> Source:
+    parquet.write_table(pa.Table.from_pylist(ROWS), at / "t.parquet", row_group_size=170)
+    return ParquetSource(at / "t.parquet", SCHEMA)
+
+
+def from_partitions(at: Path) -> Source:
+    for year in range(3):
+        (at / "set" / f"year={year}").mkdir(parents=True)
+        some = pa.Table.from_pylist(ROWS[year * 800 : year * 800 + 800])
+        parquet.write_table(some, at / "set" / f"year={year}" / "p.parquet", row_group_size=300)
+    return ParquetSource(at / "set", SCHEMA)
+
+
+def from_lines(at: Path) -> Source:
+    (at / "t.jsonl").write_text("\n".join(json.dumps(r) for r in ROWS))
+    return JSONLinesSource(at / "t.jsonl", SCHEMA)
+
+
+CUT = [from_sqlite, from_list, from_arrays, from_arrow, from_parquet, from_partitions, from_lines]
+
+
+@pytest.mark.parametrize("make", CUT)
+def test_shards_give_the_bytes_of_one_build(tmp_path, make):
+    executor = Here()
+    check(tmp_path, make(tmp_path), executor=executor, cluster_by="kind", metadata={"a": 1})
+    assert executor.submitted > 1
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7, 100])
+def test_any_number_of_shards_gives_the_same_bytes(tmp_path, shards):
+    check(tmp_path, from_sqlite(tmp_path), shards=shards)
+
+
+def test_rowids_that_lie_apart_and_empty_tables_are_cut(tmp_path):
+    path = database(tmp_path)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE t SET rowid = -rowid WHERE n = 3")
+        db.execute("UPDATE t SET rowid = 9223372036854775807 WHERE rowid = 5")
+        db.execute("CREATE TABLE u (id TEXT)")
+    db.close()
+    check(tmp_path, SQLiteSource(path, Schema("t", key="id"), Schema("u", key="id")))
+
+
+def test_rows_that_were_left_out_count_for_the_keys_of_other_shards(tmp_path):
+    """The first row of a key is bad, so that none counts; its shard alone knows of it."""
+    bad = [dict(row(i), kind={"no": "term"}) for i in range(30)]
+    for rule in ("first", "last"):
+        schema = Schema("t", index=("kind",), embedding="v", on_invalid="skip", on_duplicate=rule)
+        report = check(tmp_path, IterableSource([*bad, *ROWS[:900], *bad[::-1]], schema), cluster_by="kind")
+        assert report.left_out["t"].invalid == 60
+        assert report.left_out["t"].duplicates == 30
+
+
+def test_what_expires_is_judged_by_one_moment(tmp_path):
+    rows = [{"id": i, "end": 0 if i % 3 else None} for i in range(300)]
+    report = check(tmp_path, IterableSource(rows, Schema("t", expires="end")))
+    assert report.records == {"t": 100}
+
+
+def test_a_field_that_is_misspelt_is_found_as_in_one_build(tmp_path):
+    for rows in (ROWS, ROWS[:20], [dict(row, late=1) if i > 15 else row for i, row in enumerate(ROWS[:20])]):
+        source = IterableSource(rows, Schema("t", index=("late",)))
+        if any("late" in record for record in rows):
+            check(tmp_path, source, shards=4)
+            continue
+        reasons = []
+        for options in ({}, {"shards": 2, "executor": Here()}):
+            with pytest.raises(BuildError, match="has 'late'") as found:
+                mmcache.build(tmp_path / "x.mmc", source, **options)
+            reasons.append(found.value.reason)
+        assert reasons[0] == reasons[1]
+    assert len(ROWS) > LOOKED_AT
+
+
+def test_a_source_of_ones_own_says_how_it_is_cut(tmp_path):
+    built = check(tmp_path, Own(0, 100), shards=3)
+    assert built.records == {"t": 100}
+    with pytest.raises(SourceError, match="other schemas"):
+        mmcache.build(tmp_path / "x.mmc", Own(0, 100, wrong=True), shards=3, executor=Here())
+
+
+class Own(BaseSource[Any]):
+    """Numbers, in shards that are made by hand."""
+
+    def __init__(self, begin: int, end: int, *, wrong: bool = False, name: str = "t") -> None:
+        super().__init__(Schema(name))
+        self.begin, self.end, self.wrong = begin, end, wrong
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        yield self.reading([{"id": i} for i in range(self.begin, self.end)])
+
+    def shards(self, n: int) -> list[Own]:
+        step = -(-(self.end - self.begin) // n)
+        name = "u" if self.wrong else "t"
+        return [Own(at, min(at + step, self.end), name=name) for at in range(self.begin, self.end, step)]
+
+
+def test_runs_of_pieces_are_balanced_and_complete():
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        weights = rng.integers(0, 9, int(rng.integers(1, 30))).tolist()
+        n = int(rng.integers(1, 12))
+        runs = balanced(weights, n)
+        assert [i for run in runs for i in run] == list(range(len(weights)))
+        assert 1 <= len(runs) <= n
+        assert all(runs)
+
+
+# Sources that cannot --------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_cut_is_refused_with_the_way_out(tmp_path):
+    path = database(tmp_path)
+    (tmp_path / "t.csv").write_text("id\n1\n")
+    view = SQLiteSource(path, Schema("v", key="id", query="SELECT id FROM t"))
+    for source in (view, mmcache.CSVSource(tmp_path / "t.csv", Schema("t")), IterableSource(iter(ROWS), SCHEMA)):
+        with pytest.raises(SourceError, match=r"cannot be (read in shards|cut)"):
+            mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
+    assert not (tmp_path / "x.mmc").exists()
+    for options in ({"shards": 2}, {"executor": Here()}, {"segments": tmp_path}, {"shards": 2, "executor": 7}):
+        with pytest.raises(TypeError):
+            mmcache.build(tmp_path / "x.mmc", ROWS, SCHEMA, **options)
+    with pytest.raises(ValueError, match="shards must be"):
+        mmcache.build(tmp_path / "x.mmc", ROWS, SCHEMA, shards=0, executor=Here())
+
+
+def test_shards_that_guess_otherwise_are_refused_with_the_way_out(tmp_path):
+    rows = [{"id": i, "v": [1.0] * (2 if i < 50 else 3)} for i in range(100)]
+    source = IterableSource(rows, Schema("t", embedding="v", on_invalid="skip"))
+    with pytest.raises(BuildError, match=r"shard 1 of 2 has embeddings 'v' of 3 numbers, and shard 0 of 2 of 2.*dim="):
+        mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
+    assert not leftovers(tmp_path)
+
+
+# What happens meanwhile -----------------------------------------------------------------------------------------------
+
+
+class Meddling(Here):
+    """Does something before one of the shards is read."""
+
+    def __init__(self, at: int, what: Any) -> None:
+        super().__init__()
+        self.at, self.what = at, what
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self.submitted == self.at:
+            self.what()
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_source_that_is_written_to_meanwhile_is_refused(tmp_path, at):
+    source = from_sqlite(tmp_path)
+    mmcache.build(tmp_path / "x.mmc", source)
+
+    def write() -> None:
+        with sqlite3.connect(tmp_path / "t.db") as db:
+            db.execute("UPDATE t SET n = n + 1")
+        db.close()
+
+    with pytest.raises(SourceError, match="was written to while its shards were read"):
+        mmcache.build(tmp_path / "x.mmc", source, shards=4, executor=Meddling(at, write))
+    assert not leftovers(tmp_path)
+    with Snapshot.open(tmp_path / "x.mmc") as snapshot:
+        assert snapshot.generation == 1
+    check(tmp_path, source)
+
+
+def test_an_error_of_one_shard_is_the_error_of_the_build(tmp_path):
+    rows = [*ROWS[:700], {"id": "bad", "kind": {"no": "term"}, "v": None}, *ROWS[700:]]
+    with pytest.raises(BuildError, match=r"'bad'.*indexed field 'kind'"):
+        mmcache.build(tmp_path / "x.mmc", IterableSource(rows, SCHEMA), shards=4, executor=Here())
+    assert not leftovers(tmp_path)
+
+
+def test_progress_tells_of_all_shards(tmp_path):
+    told: list[Any] = []
+    mmcache.build(
+        tmp_path / "x.mmc", from_list(tmp_path), shards=4, executor=Here(), progress=lambda *step: told.append(step)
+    )
+    assert [step[1] for step in told if step[0] == "t"] == [625, 1250, 1875, 2500]
+    assert told[-1][0] == "write"
+
+
+def test_segments_may_wait_in_another_directory(tmp_path):
+    (tmp_path / "shared").mkdir()
+    seen: list[list[str]] = []
+    executor = Meddling(1, lambda: seen.append(leftovers(tmp_path / "shared")))
+    mmcache.build(tmp_path / "x.mmc", from_list(tmp_path), shards=3, executor=executor, segments=tmp_path / "shared")
+    assert len(seen[0]) == 1
+    assert not leftovers(tmp_path / "shared")
+
+
+def test_what_a_killed_build_left_is_swept_by_the_next(tmp_path):
+    class Dies(BaseException):
+        pass
+
+    def die() -> None:
+        raise Dies
+
+    (tmp_path / f".x.mmc.{'0' * 16}.tmp").write_bytes(b"a segment")
+    mmcache.build(tmp_path / "x.mmc", from_list(tmp_path), shards=3, executor=Here())
+    assert not leftovers(tmp_path)
+    with pytest.raises(Dies):
+        mmcache.build(tmp_path / "x.mmc", from_list(tmp_path), shards=3, executor=Meddling(2, die))
+    assert not leftovers(tmp_path)
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+
+def test_threads_and_processes_build_shards(tmp_path):
+    source = from_sqlite(tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        check(tmp_path, source, executor=threads)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        check(tmp_path, source, executor=processes, cluster_by="kind")
+
+
+class Deadly(BaseSource[Any]):
+    """Kills the process that reads it, unless that is the one that made it."""
+
+    def __init__(self) -> None:
+        super().__init__(Schema("t"))
+        self.maker = os.getpid()
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        if os.getpid() != self.maker:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield self.reading([{"id": 1}])
+
+    def shards(self, n: int) -> list[Deadly]:
+        return [self] * n
+
+
+def test_a_killed_worker_fails_the_build_and_nothing_else(tmp_path):
+    mmcache.build(tmp_path / "x.mmc", [{"id": 0}], Schema("t"))
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes,
+        pytest.raises(SourceError, match=r"the executor lost shard \d of 2 .*a worker was killed"),
+    ):
+        mmcache.build(tmp_path / "x.mmc", Deadly(), shards=2, executor=processes)
+    with Snapshot.open(tmp_path / "x.mmc") as snapshot:
+        assert (snapshot.generation, list(snapshot)) == (1, [0])
+    mmcache.build(tmp_path / "x.mmc", [{"id": 2}], Schema("t"))
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # of what the cluster imports
+def test_dask_builds_shards(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    source = from_sqlite(tmp_path)
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        check(tmp_path, source, executor=client.get_executor(pure=False), cluster_by="kind")
