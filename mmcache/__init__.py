@@ -24,10 +24,12 @@ __all__ = [
     "ClosedError",
     "Collection",
     "CorruptFileError",
+    "Difference",
     "DuckDBSource",
     "EmbeddingRef",
     "EmbeddingReport",
     "FileCollection",
+    "Following",
     "GenerationGoneError",
     "IncompatibleFormatError",
     "Invalid",
@@ -40,10 +42,13 @@ __all__ = [
     "MmcacheError",
     "ModelError",
     "ParquetSource",
+    "Pruned",
     "PublishError",
     "Query",
     "Reading",
     "Record",
+    "Release",
+    "ReleaseError",
     "SQLAlchemySource",
     "SQLiteSource",
     "Schema",
@@ -55,6 +60,7 @@ __all__ = [
     "Sources",
     "Stats",
     "Status",
+    "StoreError",
     "UntrustedPathError",
     "UnusableFileError",
     "__version__",
@@ -64,9 +70,18 @@ __all__ = [
     "below",
     "between",
     "build",
+    "diff",
     "excluding",
+    "follow",
     "open",
+    "pin",
+    "prune",
+    "publish",
+    "releases",
+    "rollback",
     "startswith",
+    "unpin",
+    "withdraw",
 ]
 
 if TYPE_CHECKING:
@@ -84,14 +99,21 @@ if TYPE_CHECKING:
         MmcacheError,
         ModelError,
         PublishError,
+        ReleaseError,
         SourceError,
+        StoreError,
         UntrustedPathError,
         UnusableFileError,
     )
     from .format.leftout import LeftOut
     from .query import Query, above, at_least, at_most, below, between, excluding, startswith
+    from .remote.difference import Difference, diff
+    from .remote.follower import follow
+    from .remote.operating import Pruned, pin, prune, releases, rollback, unpin, withdraw
+    from .remote.publishing import Release, publish
     from .schema import Schema
     from .sharing.alerts import Alert
+    from .sharing.following import Following
     from .sharing.publishing import build
     from .sharing.status import Status
     from .sources.arrow import ArrowSource, ParquetSource
@@ -137,11 +159,17 @@ _HOMES = {
             "MmcacheError",
             "ModelError",
             "PublishError",
+            "ReleaseError",
             "SourceError",
+            "StoreError",
             "UntrustedPathError",
             "UnusableFileError",
         ),
         ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
+        ".remote.difference": ("Difference", "diff"),
+        ".remote.follower": ("follow",),
+        ".remote.operating": ("Pruned", "pin", "prune", "releases", "rollback", "unpin", "withdraw"),
+        ".remote.publishing": ("Release", "publish"),
         ".schema": ("Schema",),
         ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
@@ -156,6 +184,7 @@ _HOMES = {
         ".sources.sql": ("SQLAlchemySource",),
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
+        ".sharing.following": ("Following",),
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
         ".storage.publish": ("BuildReport", "EmbeddingReport"),

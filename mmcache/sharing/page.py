@@ -24,7 +24,7 @@ from ..format.header import Header, Tokens
 from ..storage import shared
 from ..storage.fs import Identity, control_name, identity_of
 from ..storage.pagefile import NO_WORD, PageFile, Wake, Word, page_lock
-from .events import MAX_APPEND, Event, decode, encode
+from .events import MAX_APPEND, Event, Extent, decode, encode
 from .head import (
     ANNOUNCED,
     BUILDER,
@@ -216,6 +216,16 @@ class Page:
             if head is None or head.logged is None or not _continues(head, position, chain):
                 raise MovedError from None
             return News(head, None, head.logged, head.chain)
+
+    def logged(self, position: int, chain: int) -> Extent | None:
+        """The events after a position, with their times; None where they are not all there, or are being stored."""
+        head = self.head()
+        if head is None or head.logged is None or not _continues(head, position, chain):
+            return None
+        if head.logged - position > WINDOW or position < self.identity.origin or (position and not chain):
+            return None
+        data = self._extent(position, head.logged) if head.logged > position else b""
+        return decode(data, position, chain) if len(data) == head.logged - position else None
 
     def last_said(self) -> float:
         """Wall clock of the last event of a page in memory; 0.0 if nothing was said on it."""
