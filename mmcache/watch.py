@@ -30,6 +30,7 @@ from .options import Options
 from .owner import Within
 from .poller import Poller
 from .rebuild import Rebuilder
+from .remote.keeper import keeper_of
 from .sharing import invalidation, metrics
 from .sharing.asking import ask
 from .sharing.decide import SourceFacts, decide
@@ -78,8 +79,10 @@ class Watch:
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
         )
         self.rebuilder = Rebuilder(self.files, source, options, self.counting)
-        self._poller = Poller(path, self._poll_files, self._poll_source, after=lines.write)
-        self._known = Known(options.rules(), lines, switches)
+        keeper = keeper_of(self.files, source, options)
+        follows = () if keeper is None else (keeper.part,)
+        self._poller = Poller(path, self._poll_files, self._poll_source, *follows, after=lines.write)
+        self._known = Known(options.rules(), lines, switches, keeper=keeper)
         self._lock = Lock()
         on_fork(self)
 
@@ -418,6 +421,8 @@ class Watch:
             may_build = self.options.build and self.source is not None and not self._known.switches.held
             if may_build and is_ours_to_mend(error) and is_ours:
                 self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
+            elif self._known.keeper is not None and is_ours_to_mend(error):
+                self._known.keeper.first(self._take_first)
         if self.files.snapshot is None:
             with self._lock:
                 self._decide()
@@ -471,6 +476,8 @@ class Watch:
             page = self.hearing.page
         self._poller.end()
         self.rebuilder.reap(page)
+        if self._known.keeper is not None:
+            self._known.keeper.close()
         with self._lock:
             self.files.snapshot = self.hearing.page = None
             self.view = View(self.view.decision._replace(serves=False))

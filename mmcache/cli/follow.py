@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "add_arguments", "plain", "run"]
 
 HELP: Final = """\
-Keep a cache file at the release that a store has for it, until Ctrl-C or SIGTERM; or with --once bring it there, and end.
+Keep a cache file at the release that a store has for it, until Ctrl-C or SIGTERM; with --once bring it there, and end.
 
 A release is downloaded once a node: side-cars, workers and cron jobs that follow for FILE take the build lock for it.
-What an interrupted download left, and what this machine has of the release already, is not transferred again. Every byte
-is proved by the release's digest before FILE is replaced, and workers move over within their next get.
+What an interrupted download left, and what this machine has of the release already, is not transferred again. Every
+byte is proved by the release's digest before FILE is replaced, and workers move over within their next get.
 
 Local invalidations stay until a release covers them: one with the fingerprint that --source has now, or one that was
 made more than --skew seconds after them. A file that is held by `mmcache rollback` stays as it is.

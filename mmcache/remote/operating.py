@@ -174,7 +174,7 @@ class _Operation:
         assert entry is not None
         if is_new:
             extra = {"event": "release_operation", "path": self.store.url}
-            log.warning("%s: %s, followers adopt release %s", self.store.url, entry.kind, entry.current, extra=extra)
+            log.info("%s: %s, followers adopt release %s", self.store.url, entry.kind, entry.current, extra=extra)
         return entry
 
     def commit(self, fields: Any, entry: Entry) -> Release:
