@@ -236,14 +236,16 @@ class Cache(CachedCollection[R_co]):
         max_load: float = 0.010,
         max_corruptions: int = 1,
         max_rebuilds: int = 10,
+        max_lag: float = 300.0,
     ) -> list[Alert]:
         """The rules that this file and its workers break now, as for `mmcache status --check`; none if all is well.
 
         window: seconds over which the hit rate of all workers is taken, to a second below a minute, to a minute below
         an hour. max_load: seconds, of the last opening of each worker. max_corruptions: damaged places in a day.
-        max_rebuilds: in an hour. Reads what others have flushed; waits for no process.
+        max_rebuilds: in an hour. max_lag: seconds for which the file may be of another release than it should.
+        Reads what others have flushed; waits for no process.
         """
-        rules = Rules(min_hit_rate, max_load, max_corruptions, max_rebuilds, window)
+        rules = Rules(min_hit_rate, max_load, max_corruptions, max_rebuilds, window, max_lag)
         return check(self.status(), rules, time.time())
 
     def _repr_html_(self) -> str:

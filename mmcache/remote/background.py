@@ -1,7 +1,7 @@
 """A process that follows a store for the workers of a node: `python -m mmcache.remote.background FILE`.
 
 The worker that started it sends, on standard input, what to follow, and keeps that open: its end is that of this
-process, too. It also ends when another process polls for the same file, so that of several that began at once one is left.
+process, too. It also ends when another process polls for the same file: of several that began at once one stays.
 """
 
 from __future__ import annotations

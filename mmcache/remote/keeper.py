@@ -1,8 +1,8 @@
 """Following for the workers of a node: one process polls the store, whichever worker started it.
 
 The worker that finds no poll within some time starts a child, `python -m mmcache.remote.background`, which polls for
-as long as that worker lives. The library of object stores is loaded in the child alone: it has threads, which no fork
-copies, and a server may fork its workers at any time. The other workers find the child's polls in a file's time, and its
+as long as that worker lives. The library of object stores is loaded in the child alone: its threads are copied by no
+fork, and a server may fork its workers at any time. The other workers find the child's polls in a file's time, and its
 files by the control page. With executor="thread" or "inline" a poll runs in this process; with "external" a side-car or
 cron follows.
 """
@@ -17,13 +17,14 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
 import msgpack
 
-from ..errors import MmcacheError
+from ..errors import MissingFileError, MmcacheError
 from ..filetier import DAMAGED, FileTier
 from ..forks import in_child, on_fork
 from ..options import Options
@@ -67,13 +68,14 @@ class Keeper:
         self._options = options
         self._url, self._pin = split_pin(follow)
         self._mended = 0
+        self._line: weakref.finalize[..., Keeper] | None = None
         self.begin_process()
         on_fork(self)
 
     def begin_process(self) -> None:
         """What the parent started is the parent's."""
+        self._hang_up()
         self._child: subprocess.Popen[bytes] | None = None
-        self._line: socket.socket | None = None
         self._follower: Follower | None = None
         self._failures = 0
         self._not_before = 0.0
@@ -110,6 +112,10 @@ class Keeper:
             pause = min(2 * pause, 0.1)
             self.part()
         self._has_waited = True
+        said = following(self._files.path)
+        if self._files.snapshot is None and said is not None and said.error:
+            missing = MissingFileError(f"no release was brought ({said.error})", path=self._files.path)
+            self._files.refuse(missing)
 
     def _has_failed(self, begun: float) -> bool:
         """Whether a poll since then has ended with an error."""
@@ -185,7 +191,7 @@ class Keeper:
             self._note(error)
             return True
         _children.add(child)
-        self._child, self._line = child, ours
+        self._child, self._line = child, weakref.finalize(self, ours.close)
         self._not_before = time.monotonic() + self._options.follow_every
         return True
 
@@ -210,8 +216,12 @@ class Keeper:
     def _forget(self, child: subprocess.Popen[bytes]) -> None:
         _children.discard(child)
         self._child = None
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close our end of the line to the child; also done when this object or the interpreter ends."""
         if self._line is not None:
-            self._line.close()
+            self._line()
             self._line = None
 
     def close(self) -> None:
@@ -219,8 +229,7 @@ class Keeper:
         child = self._child
         if child is None:
             return
-        if self._line is not None:
-            self._line.close()  # which it waits on between polls
+        self._hang_up()  # which it waits for between polls
         with contextlib.suppress(OSError):
             child.terminate()
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from ..format.header import Tokens
 from ..storage import fs
 from ..storage.levers import put_line
 
-__all__ = ["Following", "Mark", "as_polled", "following", "polled_at", "say_polled", "tell"]
+__all__ = ["RELEASES", "Following", "Mark", "following", "following_now", "polled_at", "say_polled", "tell"]
 
 _LONGEST: Final = 16_384
 
@@ -61,6 +62,20 @@ class Following:
     def lag_seconds(self, now: float) -> float:
         """For how long the node has not had what it is to have. now: wall clock."""
         return max(0.0, now - self.behind) if self.behind else 0.0
+
+
+RELEASES: Final[Mapping[str, tuple[str, Callable[[Following, float], float]]]] = {
+    "release": ("Release that the file is of; 0 for none.", lambda said, _: said.release or 0),
+    "release_target": (
+        "Release that it should be of, by the store and pins; 0 for none.",
+        lambda said, _: said.target or 0,
+    ),
+    "release_newest": ("Newest release of the store that was not withdrawn.", lambda said, _: said.newest or 0),
+    "release_pinned": ("Release that the node is pinned to; 0 for none.", lambda said, _: said.pinned or 0),
+    "release_lag_seconds": ("For how long the file has not been of its target.", Following.lag_seconds),
+    "release_polled_seconds": ("Time since the store answered a poll.", lambda said, now: max(0.0, now - said.polled)),
+}
+"""Gauges of a node that follows, without their prefix: what they tell, and their value now."""
 
 
 def following(path: str) -> Following | None:
@@ -112,6 +127,7 @@ def polled_at(path: str) -> float:
     return 0.0 if identity is None else identity[3] / 1e9
 
 
-def as_polled(said: Following, path: str) -> Following:
-    """With the time of the last poll that found nothing new."""
-    return said if said.error else replace(said, polled=max(said.polled, polled_at(path)))
+def following_now(path: str) -> Following | None:
+    """The same, with the time of the last poll, which may have found nothing new."""
+    said = following(path)
+    return said if said is None or said.error else replace(said, polled=max(said.polled, polled_at(path)))
