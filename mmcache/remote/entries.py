@@ -168,7 +168,7 @@ def parse(data: bytes, number: int, path: str) -> Entry:
     except UnusableFileError as error:
         error.path = error.path or path
         raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptFileError(
             f"entry {number} is none of mmcache ({type(error).__name__}: {error})", path=path
         ) from None
