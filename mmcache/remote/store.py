@@ -22,7 +22,7 @@ from ..errors import StoreError
 
 __all__ = ["PIECE", "Found", "Store", "is_url"]
 
-PIECE: Final = 8 * 2**20
+PIECE: Final = 4 * 2**20
 """Bytes of one ranged request: what a cut connection loses at most."""
 _SCHEMES: Final = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
 _TIMEOUTS: Final = {"timeout": "60s", "connect_timeout": "5s"}
@@ -169,7 +169,7 @@ class Store:
             return act()
         except StoreError:
             raise
-        except Exception as error:
+        except BaseException as error:
             if not _is_of_the_library(error):
                 raise
             raise StoreError(f"could not {doing} ({_cause(error)})", path=self.url) from error
@@ -181,17 +181,20 @@ def _opened(url: str, scheme: str) -> Any:
         return _memories.setdefault(url.rstrip("/"), stores.MemoryStore())
     if scheme == "file":
         return stores.from_url(url, mkdir=True)
-    options: dict[str, Any] = {**_TIMEOUTS, "allow_http": True} if scheme == "http" else dict(_TIMEOUTS)
-    return stores.from_url(url, client_options=options, retry_config=_RETRIES)
+    if scheme in ("http", "https"):
+        options = {**_TIMEOUTS, "allow_http": scheme == "http"}
+        return stores.from_url(url, client_options=options, retry_config=_RETRIES)
+    return stores.from_url(url, retry_config=_RETRIES)  # the rest is for the environment to say: AWS_TIMEOUT, ...
 
 
-def _is_of_the_library(error: Exception) -> bool:
+def _is_of_the_library(error: BaseException) -> bool:
+    """Also a panic of its own, such as over a setting that it does not know, which is no Exception."""
     from obstore.exceptions import BaseError
 
-    return isinstance(error, (BaseError, OSError, ValueError))
+    return isinstance(error, (BaseError, OSError, ValueError)) or type(error).__name__ == "PanicException"
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """The library's text without its appendix, which repeats it, and without the body of an answer."""
     text = str(error).split("\n\nDebug source", 1)[0].split(": <", 1)[0]
     return f"{type(error).__name__}: {' '.join(text.split())[:400]}"

@@ -157,7 +157,7 @@ EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
 
 @pytest.mark.integration
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_credentials_that_expire_are_named_and_change_nothing(tmp_path, endpoint, made, node, monkeypatch, method):
+def test_credentials_that_expire_change_nothing(tmp_path, endpoint, made, node, monkeypatch, method):  # noqa: PLR0917
     url = f"s3://bucket/{tmp_path.name}"
     with stores.Gate(endpoint) as gate:
         for name, value in stores.environment(gate.url).items():
@@ -167,10 +167,10 @@ def test_credentials_that_expire_are_named_and_change_nothing(tmp_path, endpoint
         mmcache.follow(url, node)
         build(made, 2)
         gate.refuse = lambda verb, _: (400, EXPIRED) if verb == method else None
-        with pytest.raises(StoreError, match="ExpiredToken|400"):
+        with pytest.raises(StoreError, match=r"ExpiredToken|400"):
             mmcache.publish(made, url)
         if method == "GET":
-            with pytest.raises(StoreError, match="ExpiredToken|400"):
+            with pytest.raises(StoreError, match=r"ExpiredToken|400"):
                 mmcache.follow(url, node)
         else:
             mmcache.follow(url, node)
