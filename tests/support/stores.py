@@ -54,8 +54,9 @@ class Served:
     bytes of bodies.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, address: str = "127.0.0.1") -> None:
         self.directory = directory
+        self._address = address
         self.change: Change = lambda _, body: body
         self.refuse: Callable[[str], int | None] = lambda _: None
         self.requests: list[tuple[str, str]] = []
@@ -74,11 +75,11 @@ class Served:
             def log_message(self, *_: object) -> None:
                 """Nothing on stderr."""
 
-        self._server = _Quiet(("127.0.0.1", 0), Handler)
+        self._server = _Quiet((address, 0), Handler)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://{self._address}:{self._server.server_port}"
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = urlsplit(request.path).path.lstrip("/")
