@@ -81,7 +81,10 @@ def _starts(page: Page, now: Tokens, mark: Mark | None, until_ns: int, *, is_fir
 
 def _walked(page: Page, position: int, chain: int, until_ns: int) -> tuple[int, int] | None:
     """The last position up to which every event is covered; None where the log cannot be read from there."""
-    extent = page.logged(position, chain)
+    try:
+        extent = page.since(position, chain).extent
+    except MovedError:  # Case: the page was put back to an earlier state since the mark was made
+        return None
     if extent is None:
         return None
     for time_ns, end in zip(extent.times, extent.ends, strict=True):

@@ -1,4 +1,4 @@
-"""`mmcache publish`, `follow`, `releases`, `pin`, `unpin`, `withdraw`, `prune`, `diff`; `rollback` and `doctor` of a URL."""
+"""`mmcache publish`, `follow`, `releases`, `pin`, `unpin`, `withdraw`, `prune`, `diff`; `rollback` and `doctor` by URL."""
 
 from __future__ import annotations
 
