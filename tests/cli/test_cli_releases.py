@@ -1,4 +1,4 @@
-"""`mmcache publish`, `follow`, `releases`, `pin`, `unpin`, `withdraw`, `prune`, `diff`; `rollback` and `doctor` by URL."""
+"""The commands about releases: `publish`, `follow`, `pin`, ...; and `rollback` and `doctor` of a URL."""
 
 from __future__ import annotations
 

@@ -29,6 +29,16 @@ def number_of(path: Path | str) -> int:
         return int(number)
 
 
+def told(where: mmcache.Cache | Path) -> mmcache.Following:
+    """What `status` says that a node follows."""
+    if isinstance(where, Path):
+        with mmcache.open(where) as cache:
+            return told(cache)
+    found = where.status().following
+    assert found is not None
+    return found
+
+
 def publish(path: Path | str, url: str, number: int, n: int = 200, *, size: int = 0) -> mmcache.Release:
     build(path, number, n, size=size)
     return mmcache.publish(path, url)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,9 @@ class Day:
     def records(self) -> list[dict[str, object]]:
         return [{"id": key, "n": n} for key, n in self.truth.items()]
 
+    def fetch(self, keys: Any) -> list[dict[str, object] | None]:
+        return [{"id": key, "n": self.truth[key]} if key in self.truth else None for key in keys]
+
     def fingerprint(self) -> bytes:
         return self.changes.to_bytes(32, "little")
 
@@ -48,7 +52,7 @@ class Day:
         return mmcache.CallableSource(
             self.records,
             SCHEMA,
-            fetch=lambda keys: [{"id": key, "n": self.truth[key]} if key in self.truth else None for key in keys],
+            fetch=self.fetch,
             fingerprint=self.fingerprint if self.telling else None,
         )
 
@@ -74,7 +78,7 @@ def day(tmp_path: Path, clock: Clock) -> Day:
     return Day(tmp_path, clock, telling=False)
 
 
-def answers(cache: Cache) -> dict[str, object]:
+def answers(cache: Cache) -> dict[Any, object]:
     return {key: cache[key]["n"] for key in cache}
 
 

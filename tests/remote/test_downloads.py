@@ -16,7 +16,7 @@ import pytest
 import mmcache
 from mmcache import CorruptFileError, IncompatibleFormatError, MissingFileError, MmcacheError, PublishError, StoreError
 from mmcache.remote import download
-from tests.remote.shop import build, number_of, publish
+from tests.remote.shop import build, number_of, publish, told
 from tests.support import stores
 from tests.support.faults import FailName, faults
 from tests.support.observe import beside
@@ -106,7 +106,7 @@ def test_what_arrives_damaged_is_never_published(served, node, damage):
     assert number_of(node) == 1, "what was there serves"
     with mmcache.open(node) as cache:
         assert cache["item-3"]["number"] == 1
-        said = cache.status().following
+        said = told(cache)
     assert said.error == str(failed.value)
     assert said.behind > 0
     adopts(served, node)
@@ -155,7 +155,7 @@ def test_a_store_that_refuses_is_told_and_what_is_there_serves(served, node, sta
     with pytest.raises((StoreError, MissingFileError)):
         mmcache.follow(served.url, node)
     assert number_of(node) == 1
-    said = mmcache.open(node).status().following
+    said = told(node)
     assert said.error
     adopts(served, node)
 
@@ -241,7 +241,7 @@ def test_a_format_that_this_version_does_not_read_leaves_the_file(served, tmp_pa
     with pytest.raises(IncompatibleFormatError, match=r"format 3\.0\.0"):
         mmcache.follow(served.url, node)
     assert number_of(node) == 1
-    assert "format 3.0.0" in mmcache.open(node).status().following.error
+    assert "format 3.0.0" in told(node).error
     entry.write_text(text)
     adopts(served, node)
 
@@ -271,7 +271,7 @@ def test_a_held_file_stays_and_follows_once_it_is_not(served, node):
 
 
 def test_a_server_without_ranges_is_refused(served, node):
-    whole = {}
+    whole: dict[str, bytes] = {}
 
     def change(path: str, body: bytes) -> bytes:
         return whole.setdefault(path, (served.directory / path).read_bytes()) if is_blob(path) else body

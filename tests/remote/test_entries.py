@@ -120,6 +120,7 @@ def test_a_file_of_a_later_major_format_does_not_hide_the_state_of_the_store():
     plain["file"]["raw"] = raw.hex()
     entry = parse(json.dumps(plain).encode(), 1, "here")
     assert entry.pinned == 1
+    assert entry.file is not None
     with pytest.raises(IncompatibleFormatError):
         _ = entry.file.header
 

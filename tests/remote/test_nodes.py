@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_every_node_downloads_a_release_once(tmp_path, made):
         for number in (2, 3):
             before, sent = blobs(served), served.sent
             release(tmp_path, made, number)
-            until("all nodes have it", lambda number=number: all_have(nodes, number), timeout=120)
+            until("all nodes have it", partial(all_have, nodes, number), timeout=120)
             (asked,) = (blobs(served) - before).values()
             assert asked == 3 * NODES, "the table, the digests, and one range of chunks a node"
             assert served.sent - sent < 1.05 * NODES * made.stat().st_size
@@ -160,6 +161,7 @@ def test_a_follower_killed_at_any_moment_leaves_a_whole_file(tmp_path, made, kil
     for number in range(2, kills + 2):
         release(tmp_path, made, number)
         process = plain([sys.executable, "-c", code, url, str(node)], cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout is not None
         process.stdout.readline()
         time.sleep(draw.uniform(0.0, 0.15))
         process.kill()

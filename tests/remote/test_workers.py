@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import mmcache
 from mmcache import MissingFileError, Schema, SQLiteSource
-from tests.remote.shop import build, number_of, publish
+from tests.remote.shop import build, number_of, publish, told
 from tests.support.bank import NUMBERS, commit, name_of
 from tests.support.observe import children_of
 from tests.support.processes import forked
@@ -45,6 +46,11 @@ def pollers(path: Path) -> list[int]:
     return found
 
 
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def shows(cache: mmcache.Cache, number: int) -> bool:
     return bool(cache["item-3"]["number"] == number)
 
@@ -56,7 +62,7 @@ def test_a_cache_without_a_file_waits_for_its_release_and_follows(local, made, n
         assert shows(cache, 1)
         publish(made, local, 2)
         until("the release is adopted", lambda: shows(cache, 2))
-        said = cache.status().following
+        said = told(cache)
         assert (said.release, said.url) == (2, local)
     assert pollers(node) == []
 
@@ -66,7 +72,7 @@ def test_a_release_in_the_url_is_a_pin(local, made, node):
         publish(made, local, number)
     with mmcache.open(node, follow=f"{local}@1", follow_every=EVERY) as cache:
         assert shows(cache, 1)
-        assert cache.status().following.pinned == 1
+        assert told(cache).pinned == 1
         publish(made, local, 3)
         holds("it stays", lambda: shows(cache, 1), 3 * EVERY)
 
@@ -124,7 +130,7 @@ cache.close()
     def ask() -> list[list[int]]:
         for worker in workers:
             print("?", file=worker.stdin, flush=True)
-        return [json.loads(worker.stdout.readline()) for worker in workers]
+        return [json.loads(line_of(worker)) for worker in workers]
 
     try:
         assert ask() == [[1, 1]] * 4
@@ -155,7 +161,7 @@ def test_a_poller_that_is_killed_is_replaced(local, made, node):
             (poller,) = until("one polls", lambda: pollers(node))
             os.kill(poller, signal.SIGKILL)
             publish(made, local, number)
-            until("another polls", lambda number=number: shows(cache, number))
+            until("another polls", partial(shows, cache, number))
 
 
 def test_forked_workers_follow_though_their_parent_has_used_a_store(local, made, node):
@@ -188,11 +194,11 @@ def test_a_side_car_leaves_workers_nothing_to_do(local, made, node):
     command = [sys.executable, "-m", "mmcache", "follow", local, str(node), "--every", str(EVERY), "--no-source"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as side_car:
         try:
-            assert "release 1" in side_car.stdout.readline()
+            assert "release 1" in line_of(side_car)
             with mmcache.open(node, follow=local, follow_every=EVERY) as cache:
                 holds("no worker polls", lambda: shows(cache, 1) and not pollers(node), 5 * EVERY)
                 publish(made, local, 2)
-                assert "release 2" in side_car.stdout.readline()
+                assert "release 2" in line_of(side_car)
                 assert shows(cache, 2), "within one get"
         finally:
             side_car.terminate()
@@ -263,7 +269,7 @@ def test_an_invalidation_on_one_node_stays_until_a_release_is_late_enough(tmp_pa
         truth["b"] = 1
         mmcache.build(build_before, source)
         mmcache.publish(made, local)
-        until("the release is there", lambda: cache.status().following.release == 2)
+        until("the release is there", lambda: told(cache).release == 2)
         assert cache["a"]["n"] == 2
         assert cache.status().dirty == 1, "it is not a minute later"
 

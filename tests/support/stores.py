@@ -204,7 +204,7 @@ def _await(process: subprocess.Popen[bytes], url: str) -> None:
         except urllib.error.HTTPError:
             return
         except OSError:
-            assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+            assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
             assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.05)
 
