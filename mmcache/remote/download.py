@@ -12,15 +12,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
 from ..errors import CorruptFileError, MmcacheError, StoreError, UnusableFileError
-from ..format.header import DIGEST, HEADER_SIZE, LEAF, Section, parse_table, sha256_of
+from ..format.header import DIGEST, HEADER_SIZE, LEAF, Section, parse_header, parse_table, sha256_of
 from ..format.layout import CHUNKS_NAME, leaf_count, validate
 from ..progress import Step
 from ..storage import fs
+from .delta import apply
 from .entries import File, blob_path
 from .store import Store
 
@@ -53,6 +54,7 @@ class Target(Protocol):
     """What a download fills: `fs.WriteFile`."""
 
     def write(self, offset: int, data: bytes) -> None: ...
+    def read(self, offset: int, length: int) -> bytes: ...
 
 
 class _Tree(NamedTuple):
@@ -91,7 +93,9 @@ def download(store: Store, file: File, directory: fs.Directory, step: Step) -> t
             work.take_same_places(directory, name)
         for name in left:
             directory.unlink(name)
-        for name in (directory.name, fs.backup_name(directory.name)):
+        places = directory.name, fs.backup_name(directory.name)
+        work.take_delta(directory, places, tree)
+        for name in places:
             work.take_equal(directory, name)
         work.fetch()
     except StoreError:
@@ -173,6 +177,33 @@ class _Download:
             layout = validate(seed.read, seed.size)
             tree = _Tree(b"", layout.sections, seed.read(layout.chunks.offset, layout.chunks.length))
             self._take_local(seed, {chunk.digest: chunk.offset for chunk in tree.chunks()})
+
+    def take_delta(self, directory: fs.Directory, names: Iterable[str], tree: _Tree) -> None:
+        """What a delta makes of a file that is here, where it is much smaller than what is missing."""
+        wanted = sum(chunk.length for chunk in self.missing)
+        offered = {delta.base: delta for delta in self.file.deltas if 2 * delta.size < wanted}
+        for name in names if offered else ():
+            # What cannot be had, or is no delta, costs the whole file, and no more.
+            with contextlib.suppress(UnusableFileError, StoreError), contextlib.closing(directory.read(name)) as seed:
+                header = parse_header(seed.read(0, HEADER_SIZE), seed.size)
+                delta = offered.get(header.sha256.hex())
+                if delta is not None:
+                    data = _small(self.store, blob_path(delta.name), 0, delta.size)
+                    self._sizes["delta"] += len(data)
+                    digests = header.sha256, self.file.header.sha256
+                    apply(data, seed, tree.sections, self._target, digests)
+                    self._keep_proved()
+                    return
+
+    def _keep_proved(self) -> None:
+        """Of the chunks that were written without proof."""
+        left = []
+        for chunk in self.missing:
+            if sha256(self._target.read(chunk.offset, chunk.length)).digest() == chunk.digest:
+                self._sizes["local"] += chunk.length
+            else:
+                left.append(chunk)
+        self.missing = left
 
     def _take_local(self, seed: fs.ReadFile, places: Mapping[bytes, int]) -> None:
         """places: digest -> where such a chunk may be."""

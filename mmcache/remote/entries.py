@@ -3,6 +3,7 @@
     <url>/mmcache.json                     {"format": 1}                              created once
     <url>/generations/<20 digits>.json     one entry: the commit and the announcement
     <url>/blobs/<sha256>-<nonce>.mmc       a whole file; no name is ever used twice
+    <url>/deltas/<sha256>-<nonce>.mmd      what makes a file of another
     <url>/newest.json                      a hint for servers that cannot list: a number that was reached
     <url>/clock.json                       put by a prune, to learn the store's time
 

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, Final
 
 from ..errors import MissingFileError, ReleaseError, UnusableFileError
@@ -138,7 +139,7 @@ def publish(
         _validate(name, layout, before, min_records_ratio, checks)
         publication = _Publication(releases, file, layout, reason, step or unseen)
         if deltas and before is not None and before.sha256 != layout.header.sha256.hex():
-            publication.offer_deltas()
+            publication.offer_delta(before)
         entry, is_new = releases.commit(publication.fields)
     assert entry is not None
     entry = entry if entry.file is not None else releases.release(entry.newest or 0)
@@ -223,10 +224,22 @@ class _Publication:
         self._step = step
         self._blob = ""
         self._deltas: tuple[Delta, ...] = ()
-        self._wants_deltas = False
 
-    def offer_deltas(self) -> None:
-        self._wants_deltas = True
+    def offer_delta(self, before: File) -> None:
+        """Upload what makes this file of the release before, where the backup is that, and it is much smaller."""
+        from .delta import make
+
+        path, layout = fs.backup_name(self._file.path), self._layout
+        with contextlib.suppress(UnusableFileError), contextlib.closing(fs.ReadFile(path)) as base:
+            there = verify_bytes(base.read, base.size, digests=False)
+            if there.header.sha256.hex() != before.sha256:
+                return
+            data = make(base.read, there, self._file.read, layout)
+            if len(data) > layout.header.file_size // 2:
+                return
+            name = f"{layout.header.sha256.hex()}-{os.urandom(8).hex()}.mmd"
+            self._log.store.upload(blob_path(name), [data], len(data))
+            self._deltas = (Delta(name, before.sha256, len(data), sha256(data).hexdigest()),)
 
     def fields(self, newest: Entry | None) -> dict[str, Any] | None:
         """Of the entry after this one; None where it publishes the same already."""
@@ -259,6 +272,8 @@ class _Publication:
         """The name of a blob with this content; another one, where an entry was read that retires it."""
         if newest is not None and self._blob in newest.retired:
             self._blob = ""
+        if newest is not None and any(delta.name in newest.retired for delta in self._deltas):
+            self._deltas = ()
         if there is not None and there.sha256 == self._header.sha256.hex():
             return there.blob
         if not self._blob:
