@@ -418,11 +418,11 @@ class Watch:
             with self._lock:
                 self._decide()
             is_ours = not self.files.conflict or self.view.decision.rebuild
-            may_build = self.options.build and self.source is not None and not self._known.switches.held
-            if may_build and is_ours_to_mend(error) and is_ours:
-                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
-            elif self._known.keeper is not None and is_ours_to_mend(error):
+            if self._known.keeper is not None and is_ours_to_mend(error):
                 self._known.keeper.first(self._take_first)
+            may_build = self.options.build and self.source is not None and not self._known.switches.held
+            if self.files.snapshot is None and may_build and is_ours_to_mend(error) and is_ours:
+                self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
         if self.files.snapshot is None:
             with self._lock:
                 self._decide()

@@ -33,6 +33,7 @@ from ..sharing.job import Job
 from ..sources.base import Source
 from ..storage import trust
 from .follower import SKEW, Follower, Orders
+from .store import is_usable
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
 
@@ -96,7 +97,8 @@ class Keeper:
         patience = every if self._follower is not None else 2 * every + 1.0
         if 0.0 <= time.time() - begun < patience:  # another process polls
             return
-        if self._options.executor == "subprocess" and self._spawn():
+        wants_child = self._options.executor == "subprocess" or not is_usable()
+        if wants_child and self._spawn():
             return
         self._poll()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,13 +21,16 @@ from urllib.parse import urlsplit
 
 from ..errors import StoreError
 
-__all__ = ["PIECE", "Found", "Store", "is_url"]
+__all__ = ["PIECE", "Found", "Store", "is_url", "is_usable"]
 
 PIECE: Final = 4 * 2**20
 """Bytes of one ranged request: what a cut connection loses at most."""
 _SCHEMES: Final = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
 _TIMEOUTS: Final = {"timeout": "60s", "connect_timeout": "5s"}
 _RETRIES: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+
+_SECRET: Final = re.compile(r"(?<=://)[^/@\s]+@|\?\S+")
+"""The user, and the query, of a URL."""
 
 _T = TypeVar("_T")
 _used_by = 0
@@ -41,6 +45,11 @@ class Found(NamedTuple):
     name: str
     size: int
     modified: datetime
+
+
+def is_usable() -> bool:
+    """Whether this process may open a store: not where it was forked from one that has."""
+    return _used_by in (0, os.getpid())
 
 
 def is_url(text: str) -> bool:
@@ -59,7 +68,7 @@ class Store:
             hint = f"file://{os.path.abspath(url)}" if not parts.scheme else ", ".join(_SCHEMES)
             raise StoreError(f"is no URL of an object store; expected {hint}", path=self.url)
         self.can_list = parts.scheme not in ("http", "https")
-        if _used_by not in (0, os.getpid()):
+        if not is_usable():
             raise StoreError(
                 "the process was forked from one that used object stores, and cannot use them", path=self.url
             )
@@ -195,6 +204,8 @@ def _is_of_the_library(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """The library's text without its appendix, which repeats it, and without the body of an answer."""
+    """The library's text without its appendix, which repeats it, without the body of an answer, and without what may be
+    secret in a URL."""
     text = str(error).split("\n\nDebug source", 1)[0].split(": <", 1)[0]
-    return f"{type(error).__name__}: {' '.join(text.split())[:400]}"
+    text = _SECRET.sub("", " ".join(text.split()))
+    return f"{type(error).__name__}: {text[:400]}"

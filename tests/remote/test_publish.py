@@ -165,6 +165,13 @@ def test_a_secret_in_a_url_is_in_no_message():
     assert "secret" not in str(failed.value)
 
 
+def test_a_secret_of_a_request_is_in_no_message(node):
+    with pytest.raises(StoreError) as failed:
+        mmcache.follow("http://user:secret@127.0.0.1:1/items?token=secret", node)
+    assert "secret" not in str(failed.value)
+    assert "127.0.0.1:1/items" in str(failed.value)
+
+
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 KILLED = """

@@ -274,6 +274,37 @@ def test_an_invalidation_on_one_node_stays_until_a_release_is_late_enough(tmp_pa
         assert cache.status().dirty == 1, "it is not a minute later"
 
 
+def test_a_follower_that_may_build_does_so_where_there_is_no_release(tmp_path, local, bank, node):
+    source = SQLiteSource(bank, NUMBERS)
+    commit(bank, 3)
+    with mmcache.open(node, source, follow=local, follow_every=EVERY, build=True) as cache:
+        assert cache[name_of(1)]["number"] == 3
+        assert cache.stats().hits == 1
+        assert cache.generation == 1
+        commit(bank, 4)
+        made = tmp_path / "made.mmc"
+        mmcache.build(made, source)
+        mmcache.publish(made, local)
+        until("a release takes its place", lambda: cache[name_of(1)]["number"] == 4)
+
+
+def test_a_forked_worker_with_threads_follows_by_a_process(local, made, node):
+    publish(made, local, 1)  # in this process
+    with mmcache.open(node, follow=local, follow_every=EVERY, executor="thread") as cache:
+        assert shows(cache, 1)
+
+        def work() -> None:
+            cache.close()
+            with mmcache.open(node, follow=local, follow_every=EVERY, executor="thread") as own:
+                until("the fork polls", lambda: shows(own, 2) or pollers(node))
+                until("and sees the release", lambda: shows(own, 2))
+
+        child = forked(work)
+        cache.close()
+        publish(made, local, 2)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_build_is_as_it_was_without_follow(made):
     with mmcache.open(made, load=lambda: [{"id": "a"}], schema=Schema("items")) as cache:
         assert "a" in cache
