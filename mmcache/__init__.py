@@ -24,10 +24,12 @@ __all__ = [
     "ClosedError",
     "Collection",
     "CorruptFileError",
+    "Difference",
     "DuckDBSource",
     "EmbeddingRef",
     "EmbeddingReport",
     "FileCollection",
+    "Following",
     "GenerationGoneError",
     "IncompatibleFormatError",
     "Invalid",
@@ -40,10 +42,13 @@ __all__ = [
     "MmcacheError",
     "ModelError",
     "ParquetSource",
+    "Pruned",
     "PublishError",
     "Query",
     "Reading",
     "Record",
+    "Release",
+    "ReleaseError",
     "SQLAlchemySource",
     "SQLiteSource",
     "Schema",
@@ -55,6 +60,7 @@ __all__ = [
     "Sources",
     "Stats",
     "Status",
+    "StoreError",
     "UntrustedPathError",
     "UnusableFileError",
     "__version__",
@@ -64,11 +70,20 @@ __all__ = [
     "below",
     "between",
     "build",
+    "diff",
     "excluding",
+    "follow",
     "implementation",
     "merge",
     "open",
+    "pin",
+    "prune",
+    "publish",
+    "releases",
+    "rollback",
     "startswith",
+    "unpin",
+    "withdraw",
 ]
 
 if TYPE_CHECKING:
@@ -86,15 +101,22 @@ if TYPE_CHECKING:
         MmcacheError,
         ModelError,
         PublishError,
+        ReleaseError,
         SourceError,
+        StoreError,
         UntrustedPathError,
         UnusableFileError,
     )
     from .format.leftout import LeftOut
     from .native import implementation
     from .query import Query, above, at_least, at_most, below, between, excluding, startswith
+    from .remote.difference import Difference, diff
+    from .remote.follower import follow
+    from .remote.operating import Pruned, pin, prune, releases, rollback, unpin, withdraw
+    from .remote.publishing import Release, publish
     from .schema import Schema
     from .sharing.alerts import Alert
+    from .sharing.following import Following
     from .sharing.merging import merge
     from .sharing.publishing import build
     from .sharing.status import Status
@@ -141,12 +163,18 @@ _HOMES = {
             "MmcacheError",
             "ModelError",
             "PublishError",
+            "ReleaseError",
             "SourceError",
+            "StoreError",
             "UntrustedPathError",
             "UnusableFileError",
         ),
         ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".native": ("implementation",),
+        ".remote.difference": ("Difference", "diff"),
+        ".remote.follower": ("follow",),
+        ".remote.operating": ("Pruned", "pin", "prune", "releases", "rollback", "unpin", "withdraw"),
+        ".remote.publishing": ("Release", "publish"),
         ".schema": ("Schema",),
         ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
@@ -162,6 +190,7 @@ _HOMES = {
         ".sources.sqlite": ("SQLiteSource",),
         ".sharing.alerts": ("Alert",),
         ".sharing.merging": ("merge",),
+        ".sharing.following": ("Following",),
         ".sharing.publishing": ("build",),
         ".sharing.status": ("Status",),
         ".storage.publish": ("BuildReport", "EmbeddingReport"),

@@ -236,14 +236,16 @@ class Cache(CachedCollection[R_co]):
         max_load: float = 0.010,
         max_corruptions: int = 1,
         max_rebuilds: int = 10,
+        max_lag: float = 300.0,
     ) -> list[Alert]:
         """The rules that this file and its workers break now, as for `mmcache status --check`; none if all is well.
 
         window: seconds over which the hit rate of all workers is taken, to a second below a minute, to a minute below
         an hour. max_load: seconds, of the last opening of each worker. max_corruptions: damaged places in a day.
-        max_rebuilds: in an hour. Reads what others have flushed; waits for no process.
+        max_rebuilds: in an hour. max_lag: seconds for which the file may be of another release than it should.
+        Reads what others have flushed; waits for no process.
         """
-        rules = Rules(min_hit_rate, max_load, max_corruptions, max_rebuilds, window)
+        rules = Rules(min_hit_rate, max_load, max_corruptions, max_rebuilds, window, max_lag)
         return check(self.status(), rules, time.time())
 
     def _repr_html_(self) -> str:
@@ -322,7 +324,9 @@ def open(
     profile: Profile = "staging",
     refresh_at: float | None = None,
     max_stale: float | None = None,
-    build: bool = True,
+    build: bool | None = None,
+    follow: str | None = None,
+    follow_every: float = 5.0,
     executor: Executor = "subprocess",
     rebuild_after: float = 60.0,
     build_timeout: float = 600.0,
@@ -359,7 +363,9 @@ def open(
         of `profile`: development 600, staging 3600, production 86,400.
     refresh_at: share of the ttl from which on one process builds it again in the background, 0.8; earlier, where builds
         take long. max_stale: how long beyond the ttl it may still answer if the source fails, a day.
-    build: False never builds: the source answers until someone else publishes a file.
+    build: False never builds: the source answers until someone else publishes a file. By default True, but with follow.
+    follow: the URL of a store whose releases the file has: see `mmcache.follow`. "URL@41" stays with release 41. One
+        process of the machine polls it every `follow_every` seconds, and downloads each release once for all.
     executor: how it is built again: "subprocess"; "thread", for sources that no other process can read, and in place of
         a subprocess where none can be had; "inline", in the get that finds it due; "external": not by us, but by cron.
     rebuild_after: age before which neither ids that were invalidated nor a source that has changed make it be built
@@ -400,6 +406,8 @@ def open(
         refresh_at=refresh_at,
         max_stale=max_stale,
         build=build,
+        follow=follow,
+        follow_every=follow_every,
         executor=executor,
         rebuild_after=rebuild_after,
         build_timeout=build_timeout,
@@ -422,7 +430,7 @@ def open(
     )
     if given is not source:
         cache._made = cache.source  # and so ours to close
-    if given is not None and build:
+    if follow is not None or (given is not None and build is not False):
         fs.make_directory(os.path.dirname(cache.path))
     if given is None or not is_disabled():
         _ = cache.snapshot

@@ -20,7 +20,9 @@ __all__ = [
     "MmcacheError",
     "ModelError",
     "PublishError",
+    "ReleaseError",
     "SourceError",
+    "StoreError",
     "UntrustedPathError",
     "UnusableFileError",
 ]
@@ -123,6 +125,16 @@ class PublishError(MmcacheError, OSError):
 
 class SourceError(MmcacheError):
     """The source failed while it was the only tier left, or there is no source to ask."""
+
+
+class StoreError(MmcacheError):
+    """The object store failed, refused, or lacks what was asked for. `path` is its URL. What it holds is as it was."""
+
+
+class ReleaseError(MmcacheError, ValueError):
+    """A file may not become a release. `rule` names the validator that refused it; nothing was announced."""
+
+    rule: str | None = None
 
 
 class LockTimeoutError(MmcacheError, TimeoutError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from .counting import Counting
 from .filetier import FileTier
 from .lines import Lines
+from .remote.keeper import Keeper
 from .sharing.decide import Facts, Rules, SourceFacts
 from .sharing.hearing import Hearing
 from .switches import Switches
@@ -21,7 +22,8 @@ class Known:
 
     asked: what the source said last; asked_at: when that question began. is_polled: whether a read has tried to open or
     build the first file, so that polls do from now on. is_closed, is_ended: `close` has begun, and has done all.
-    attaching: threads that open the first file. lines: for the log and the callback.
+    attaching: threads that open the first file. lines: for the log and the callback. keeper: of a cache that follows
+    releases.
     """
 
     rules: Rules
@@ -33,6 +35,7 @@ class Known:
     is_closed: bool = False
     is_ended: bool = False
     attaching: set[int] = field(default_factory=set)
+    keeper: Keeper | None = None
 
     def facts(self, hearing: Hearing, files: FileTier, counting: Counting, *, building: bool) -> Facts:
         """Of now. The clocks are read here, once for each decision."""

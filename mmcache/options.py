@@ -57,7 +57,9 @@ class MadeOptions(TypedDict, total=False):
 class OpenOptions(MadeOptions, total=False):
     """Those for a source that is there."""
 
-    build: bool
+    build: bool | None
+    follow: str | None
+    follow_every: float
 
 
 class GivenOptions(OpenOptions, total=False):
@@ -77,7 +79,9 @@ class Options:
     profile: Profile = "staging"
     refresh_at: float | None = None
     max_stale: float | None = None
-    build: bool = True
+    build: bool | None = None
+    follow: str | None = None
+    follow_every: float = 5.0
     executor: Executor = "subprocess"
     rebuild_after: float = 60.0
     build_timeout: float = 600.0
@@ -103,7 +107,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
-        for name in ("rebuild_after", "build_timeout", "wait", "check_interval", "slow_after"):
+        if self.follow is not None and not (isinstance(self.follow, str) and "://" in self.follow):
+            raise ValueError(f"follow must be the URL of a store, such as s3://bucket/items, not {self.follow!r}")
+        if self.build is None:
+            object.__setattr__(self, "build", self.follow is None)
+        for name in ("follow_every", "rebuild_after", "build_timeout", "wait", "check_interval", "slow_after"):
             value = getattr(self, name)
             if name != "slow_after" or value is not None:
                 object.__setattr__(self, name, _seconds(name, value))

@@ -31,7 +31,6 @@ from .sharing.announce import Announcer
 from .sharing.job import Job
 from .sharing.page import Page
 from .sharing.publishing import build_once
-from .sources import given_by, is_remakable
 from .sources.base import Source
 from .storage import fs, trust
 from .storage.descriptors import Descriptor
@@ -192,15 +191,15 @@ class Rebuilder:
         source, options = self.source, self.options
         if source is None or "python" not in os.path.basename(sys.executable or "").lower():
             return None
-        spec, given = source.spec(), given_by(source)
-        if spec is None or given is None or not is_remakable(source):
-            return None
-        schemas = [schema.to_dict() for schema in source.schemas]
-        search = [os.path.abspath(place) for place in sys.path] if given else []
-        asked_ns, limit = time.time_ns(), options.build_timeout
-        job = Job(spec, given, search, schemas, options.cluster_by, options.metadata, asked_ns, limit)
+        job = Job.of(
+            source,
+            cluster_by=options.cluster_by,
+            metadata=options.metadata,
+            asked_ns=time.time_ns(),
+            limit=options.build_timeout,
+        )
         try:
-            return job.pack()
+            return None if job is None else job.pack()
         except (TypeError, ValueError, OverflowError):  # a thread fails, too, and says what is wrong
             return None
 

@@ -31,6 +31,7 @@ from .options import Options
 from .owner import Within
 from .poller import Poller
 from .rebuild import Rebuilder
+from .remote.keeper import keeper_of
 from .sharing import invalidation, metrics
 from .sharing.asking import ask
 from .sharing.decide import SourceFacts, decide
@@ -79,8 +80,10 @@ class Watch(Watched):
             slow_after=options.slow_after, opens_circuit=options.fallback_on_slow and source is not None
         )
         self.rebuilder = Rebuilder(self.files, source, options, self.counting)
-        self._poller = Poller(path, self._poll_files, self._poll_source, after=lines.write)
-        self._known = Known(options.rules(), lines, switches)
+        keeper = keeper_of(self.files, source, options)
+        follows = () if keeper is None else (keeper.part,)
+        self._poller = Poller(path, self._poll_files, self._poll_source, *follows, after=lines.write)
+        self._known = Known(options.rules(), lines, switches, keeper=keeper)
         self._lock = Lock()
         on_fork(self)
 
@@ -416,8 +419,10 @@ class Watch(Watched):
             with self._lock:
                 self._decide()
             is_ours = not self.files.conflict or self.view.decision.rebuild
+            if self._known.keeper is not None and is_ours_to_mend(error):
+                self._known.keeper.first(self._take_first)
             may_build = self.options.build and self.source is not None and not self._known.switches.held
-            if may_build and is_ours_to_mend(error) and is_ours:
+            if self.files.snapshot is None and may_build and is_ours_to_mend(error) and is_ours:
                 self.rebuilder.build_first(self.hearing.page, self._take_first, self._known.lines)
         if self.files.snapshot is None:
             with self._lock:
@@ -472,6 +477,8 @@ class Watch(Watched):
             page = self.hearing.page
         self._poller.end()
         self.rebuilder.reap(page)
+        if self._known.keeper is not None:
+            self._known.keeper.close()
         with self._lock:
             self.files.snapshot = self.hearing.page = None
             self.view = View(self.view.decision._replace(serves=False))

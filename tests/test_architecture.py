@@ -161,6 +161,7 @@ ALLOWED = {
     "cli/export.py": ("os.path", "os.replace", "os.unlink"),  # a file of the user's own
     "cli/demo.py": FILE_SYSTEM,  # works in a directory of its own
     "integrations/pytest_caches.py": FILE_SYSTEM,  # in directories of a run of tests
+    "remote/difference.py": ("tempfile",),  # releases that are compared
     "integrations/pytest_plugin.py": ("pathlib.Path",),
     "testing/conformance.py": FILE_SYSTEM,  # builds in a directory of its own
 }

@@ -31,8 +31,11 @@ Works in the directory with files of its own and with a second process, and remo
 directory where a cache is going to be, or the file that is there (default: the directory that we are in). Exit code 1:
 a check failed; warnings are 0.
 
+With the URL of a store it checks that objects are created once, read and listed as releases need it, and the clocks.
+
   mmcache doctor /var/cache/shop
   mmcache doctor items.mmc
+  mmcache doctor s3://bucket/items
 """
 
 DEPENDENCIES: Final = {"filelock": "3.30", "msgpack": "1.2.4", "numpy": "2.0", "xxhash": "3.5"}
@@ -44,7 +47,11 @@ _LONG_BUILD: Final = 900.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     target = parser.add_argument(
-        "target", metavar="FILE|DIR", nargs="?", default=".", help="a cache file, or a directory (default: this one)"
+        "target",
+        metavar="FILE|DIR",
+        nargs="?",
+        default=".",
+        help="a cache file, a directory (default: this one), or the URL of a store",
     )
     target.complete = FILE_COMPLETION  # type: ignore[attr-defined]
     add_policy(parser)
@@ -53,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     target: str = arguments.target
     checks = []
-    for check in _examine(target, policy_of(arguments)):
+    for check in _store(target) if "://" in target else _examine(target, policy_of(arguments)):
         checks.append(check)
         output.say(f"{check.level:<4}  {check.name:<13} {printable(check.text)}")
         if check.advice:
@@ -64,6 +71,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if output.json:
         output.document({"target": target, "ok": not failed, "checks": [check._asdict() for check in checks]})
     return ERROR if failed else OK
+
+
+def _store(url: str) -> Iterator[Check]:
+    from .doctor_store import check_store
+
+    yield _python()
+    yield _dependencies()
+    yield from check_store(url)
 
 
 def _examine(target: str, policy: Policy) -> Iterator[Check]:

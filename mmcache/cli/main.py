@@ -48,7 +48,15 @@ COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "track": ("track", (), "let a database log which records change, whatever writes"),
     "metrics": ("metrics", (), "print what all workers have counted, for Prometheus; alert rules, a dashboard"),
     "clear": ("clear", (), "remove a cache file, its backup, its metrics and what dead builds left"),
-    "doctor": ("doctor", (), "check that a directory, a file and this machine can do what caches need"),
+    "publish": ("publish", (), "make a cache file a release of an object store"),
+    "follow": ("follow", (), "keep a cache file at the release of an object store"),
+    "releases": ("releases", (), "list the releases of an object store"),
+    "pin": ("pin", (), "have every follower of a store stay with a release"),
+    "unpin": ("unpin", (), "have them adopt the newest again"),
+    "withdraw": ("withdraw", (), "have every follower of a store leave a release"),
+    "prune": ("prune", (), "remove old releases from a store"),
+    "diff": ("diff", (), "say what two releases or files differ in"),
+    "doctor": ("doctor", (), "check that a directory, a file, a store and this machine can do what caches need"),
     "demo": ("demo", (), "see it work: SQLite, one file, a fleet of four worker processes"),
     "completion": ("completion", (), "print a completion script for a shell"),
 }
@@ -202,6 +210,12 @@ def _print_traceback(error: MmcacheError) -> None:
     traceback.print_exception(error)
 
 
+_WITHOUT_STEP: Final = (
+    *("rollback", "disable"),  # of a backup, or a path, that no build makes
+    *("follow", "releases", "pin", "unpin", "withdraw", "prune", "diff"),
+)
+
+
 def _exit_code(error: MmcacheError) -> int:
     if isinstance(error, MissingFileError):
         return MISSING
@@ -212,7 +226,7 @@ def _exit_code(error: MmcacheError) -> int:
 
 def _explain(error: MmcacheError, arguments: argparse.Namespace) -> str:
     """What is wrong, and what to do next where the error does not say it itself."""
-    if arguments.command in ("rollback", "disable"):  # of a backup, or a path, that no build makes
+    if arguments.command in _WITHOUT_STEP:
         return str(error)
     text = f"{error.path}: there is no such file" if isinstance(error, MissingFileError) and error.path else str(error)
     step = _next_step(error, arguments)

@@ -74,8 +74,12 @@ def _check_exists(path: str) -> None:
 def _print_json(path: str, output: Output) -> int:
     from ..sharing.alerts import WINDOW
     from ..sharing.counters import read_fleet
+    from ..sharing.following import following_now
     from .fleet import plain
+    from .follow import plain as plain_following
 
     _check_exists(path)
-    output.document({"path": path, **plain(read_fleet(path), WINDOW)})
+    said = following_now(path)
+    releases = None if said is None else plain_following(said)
+    output.document({"path": path, **plain(read_fleet(path), WINDOW), "following": releases})
     return OK

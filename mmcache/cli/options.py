@@ -125,6 +125,7 @@ SETTINGS: Final[dict[str, tuple[Callable[[str], Any], Any]]] = {
     "max_load_ms": (milliseconds, 10.0),
     "max_corruptions": (count, 1),
     "max_rebuilds": (count, 10),
+    "max_lag": (seconds, 300.0),
 }
 """Name -> how its text is read, and its default. A new one is a row here and a flag of a command."""
 

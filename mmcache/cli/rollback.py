@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Final
 
 from ..words import printable
-from .options import OK, file_argument, setting
+from .options import OK, UsageError, count, file_argument, setting
 from .output import Output
 from .rebuild import add_timeout
 
@@ -21,12 +21,17 @@ goes forward again. From then on the state is "held": age, fingerprint and track
 rebuilds the file, also after a reboot. What is invalidated later counts as always. `mmcache rebuild`, `mmcache build`
 or `mmcache resume` ends it. Workers move over within their next get.
 
+With the URL of a store, the content of an earlier release becomes a new one, under a new number, and every follower
+adopts that; nothing is uploaded, and nothing is held.
+
   mmcache rollback patterns.mmc --reason 'half of the patterns lack a domain'
+  mmcache rollback s3://bucket/patterns --to 41
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    file_argument(parser)
+    file_argument(parser, text="the cache file, or the URL of a store")
+    parser.add_argument("--to", type=count, metavar="N", help="of a store: the release whose content comes back")
     add_reason(parser)
     add_timeout(parser)
 
@@ -40,6 +45,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..sharing.operate import rollback
 
     path: str = arguments.file
+    if "://" in path:
+        return _of_store(arguments, output)
+    if arguments.to is not None:
+        raise UsageError("--to names a release of a store: mmcache rollback URL --to N")
     done = rollback(path, timeout=setting(arguments, "timeout"), reason=arguments.reason)
     if output.json:
         output.document({**asdict(done), "held": look(path).held})
@@ -47,3 +56,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     output.say(f"{printable(path)}: generation {done.generation} has the records of the backup, and is held")
     output.note(f"to end that: mmcache rebuild {printable(path)}, or mmcache resume {printable(path)}")
     return OK
+
+
+def _of_store(arguments: argparse.Namespace, output: Output) -> int:
+    from ..remote.operating import rollback
+    from .releases import report
+
+    done = rollback(arguments.file, to=arguments.to, reason=arguments.reason)
+    return report(done, arguments.file, f"release {done.number} has the content of {done.of}", output)

@@ -21,12 +21,25 @@ from ..storage.fs import backup_name
 from ..words import ago, bytes_of, number, plural, printable, short, source_path, span
 from . import fleet
 from .files import layout_of
-from .options import OK, STALE, add_policy, count, file_argument, milliseconds, policy_of, setting, share, window
+from .options import (
+    OK,
+    STALE,
+    add_policy,
+    count,
+    file_argument,
+    milliseconds,
+    policy_of,
+    seconds,
+    setting,
+    share,
+    window,
+)
 from .output import Output
 
 if TYPE_CHECKING:
     from ..freshness import Policy
     from ..sharing.alerts import Alert, Rules
+    from ..sharing.following import Following
     from ..sharing.status import Status
     from ..sources.base import Source
 
@@ -42,7 +55,7 @@ were told: no file says how long it is good for.
 With --check it prints a line for each broken rule, or one that all is well. Exit codes:
   0  no rule is broken. A stale file is no alert: it answers, and is due to be built again; if none does, it expires
   4  it has expired or was invalidated, so that the source answers everything; or a rule about the workers is broken:
-     hit rate in the last --window seconds, load time, damaged places in a day, rebuilds in an hour
+     hit rate in the last --window seconds, load time, damaged places in a day, rebuilds in an hour, lag of a release
   5  it is damaged; 3: there is no file; 1: it cannot be used for another reason
 Without --check: 3, 5 and 1 as here, else 0.
 
@@ -82,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-corruptions", type=count, metavar="N", help="in the last day (default: 1)")
     parser.add_argument("--max-rebuilds", type=count, metavar="N", help="in the last hour (default: 10)")
+    parser.add_argument(
+        "--max-lag",
+        type=seconds,
+        metavar="SECONDS",
+        help="for which the file may be of another release than it should (default: 300)",
+    )
 
 
 def _interval(text: str) -> float:
@@ -194,6 +213,7 @@ def _rules(arguments: argparse.Namespace) -> Rules:
         load=setting(arguments, "max_load_ms") / 1e3,
         corruptions=setting(arguments, "max_corruptions"),
         rebuilds=setting(arguments, "max_rebuilds"),
+        lag=setting(arguments, "max_lag"),
         window=setting(arguments, "window"),
     )
 
@@ -286,6 +306,7 @@ def _created(header: Header) -> datetime | None:
 
 def _plain(seen: Seen) -> dict[str, Any]:
     from ..sharing.levers import look as look_at_levers
+    from .follow import plain as plain_following
 
     status = seen.status
     now = time.monotonic()
@@ -313,6 +334,7 @@ def _plain(seen: Seen) -> dict[str, Any]:
             "age_seconds": round(now - failure.at, 3),
             "retry_seconds": round(max(0.0, failure.until - now), 3),
         },
+        "following": None if status.following is None else plain_following(status.following),
         "fleet": fleet.plain(status.fleet, seen.window),
     }
 
@@ -407,6 +429,8 @@ def _live_rows(seen: Seen) -> list[tuple[str, str]]:
     rows.append(("builder", _builder(status)))
     if status.failure is not None:
         rows.append(("last build", _failure(status)))
+    if status.following is not None:
+        rows.append(("release", _following(status.following)))
     rows.append(("control page", "shared by all workers" if status.control is None else printable(status.control)))
     rows.append(("implementation", native.described()))
     return rows
@@ -427,6 +451,21 @@ def _builder(status: Status) -> str:
     if status.builder is None:
         return "a process holds the build lock"
     return f"pid {status.builder.pid}, for {span(max(0.0, time.monotonic() - status.builder.since))}"
+
+
+def _following(said: Following) -> str:
+    now = time.time()
+    parts = [f"{'none' if said.release is None else said.release} of {printable(said.url)}"]
+    if said.pinned is not None:
+        parts.append(f"pinned to {said.pinned}")
+    if said.newest is not None and said.newest != said.release:
+        parts.append(f"the newest is {said.newest}")
+    if said.behind:
+        parts.append(f"not of release {said.target} for {span(said.lag_seconds(now))}")
+    parts.append(f"polled {ago(max(0.0, now - said.polled))}" if said.polled else "never polled")
+    if said.error:
+        parts.append(printable(said.error))
+    return ", ".join(parts)
 
 
 def _failure(status: Status) -> str:

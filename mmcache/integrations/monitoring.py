@@ -31,6 +31,7 @@ def rules() -> str:
         "@load_ms@": f"{limits.load * 1e3:g}ms",
         "@corruptions@": str(limits.corruptions),
         "@rebuilds@": str(limits.rebuilds),
+        "@lag@": f"{limits.lag:g}",
     }.items():
         text = text.replace(name, value)
     return text

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from ..sharing.alerts import DAY
 from ..sharing.counters import IDLE, read_fleet
 from ..sharing.fleet import STATES, Fleet, Histogram
+from ..sharing.following import RELEASES, following_now
 from ..sharing.metrics import FAMILIES, Family, Kind, Metric as Counted
 
 __all__ = ["MmcacheCollector", "text_of"]
@@ -50,14 +51,15 @@ class MmcacheCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """The names, which need no file."""
-        return _families({})
+        return [*_families({}), *_releases({})]
 
     def collect(self) -> Iterable[Metric]:
         with self._lock:
             fleets = {name: read_fleet(path) for name, path in self._paths.items()}
             for name, fleet in fleets.items():
                 self._reported[name].see(fleet)
-            return _families({name: (fleet, self._reported[name]) for name, fleet in fleets.items()})
+            found = _families({name: (fleet, self._reported[name]) for name, fleet in fleets.items()})
+            return [*found, *_releases(self._paths)]
 
 
 class _Reported:
@@ -157,6 +159,17 @@ def _gauges(caches: Mapping[str, tuple[Fleet, _Reported]]) -> Iterable[Metric]:
             values = [worker.gauges[members[0].name] for worker in fleet.workers]
             merged = max(values, default=0) if family.merge == "max" else sum(values)
             found.add_metric([cache], merged / 1e9 if family.unit == "ns" else merged)
+        yield found
+
+
+def _releases(caches: Mapping[str, str]) -> Iterator[Metric]:
+    """What nodes follow; nothing of a cache that follows no releases. caches: their paths."""
+    now = time.time()
+    told = {cache: said for cache, path in caches.items() if (said := following_now(path)) is not None}
+    for name, (text, value) in RELEASES.items():
+        found = GaugeMetricFamily(f"mmcache_{name}", text, labels=["cache"])
+        for cache, said in told.items():
+            found.add_metric([cache], value(said, now))
         yield found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .fleet import CAUSES_WITHOUT_FILE, Fleet
+from .following import Following
 
 __all__ = ["DAY", "HOUR", "TARGET", "WINDOW", "Alert", "Rules", "broken"]
 
@@ -24,20 +25,22 @@ DAY: Final = 86_400.0
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What must hold. hit_rate: at least, of the answers of the last `window` seconds. load: seconds, the longest last
-    opening of a worker. corruptions: damaged places in a day. rebuilds: in an hour."""
+    opening of a worker. corruptions: damaged places in a day. rebuilds: in an hour. lag: seconds for which the file may
+    be of another release than it should."""
 
     hit_rate: float = 0.90
     load: float = 0.010
     corruptions: int = 1
     rebuilds: int = 10
     window: float = WINDOW
+    lag: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
     """A rule that is broken. rule: "file" for one that cannot be used, "state" for one that may not answer, else
-    "hit_rate", "load", "corruptions" or "rebuilds". text: a sentence. value, limit: found and allowed; None for "file"
-    and "state"."""
+    "hit_rate", "load", "corruptions", "rebuilds" or "lag". text: a sentence. value, limit: found and allowed; None for
+    "file" and "state"."""
 
     rule: str
     text: str
@@ -45,8 +48,10 @@ class Alert:
     limit: float | None = None
 
 
-def broken(state: str, why: str, fleet: Fleet, rules: Rules, now: float) -> list[Alert]:
-    """state, why: of the file, as in `Status`. now: wall clock."""
+def broken(
+    state: str, why: str, fleet: Fleet, rules: Rules, now: float, *, following: Following | None = None
+) -> list[Alert]:
+    """state, why, following: of the file, as in `Status`. now: wall clock."""
     alerts = []
     if state in CAUSES_WITHOUT_FILE:
         alerts.append(Alert("file", f"the file is {state}: {why}"))
@@ -68,4 +73,10 @@ def broken(state: str, why: str, fleet: Fleet, rules: Rules, now: float) -> list
     if rebuilds > rules.rebuilds:
         text = f"{rebuilds} rebuilds in the last hour, expected at most {rules.rebuilds}"
         alerts.append(Alert("rebuilds", text, rebuilds, rules.rebuilds))
+    lag = 0.0 if following is None else following.lag_seconds(now)
+    if following is not None and lag > rules.lag:
+        target = "any release" if following.target is None else f"release {following.target}"
+        error = f": {following.error}" if following.error else ""
+        text = f"the file has not been of {target} for {lag:.0f} s, expected {rules.lag:g} s at most{error}"
+        alerts.append(Alert("lag", text, lag, rules.lag))
     return alerts

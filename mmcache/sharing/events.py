@@ -146,11 +146,13 @@ def encode(events: Sequence[Event], position: int, time_ns: int, chain: int = 0)
 
 
 class Extent(NamedTuple):
-    """A part of the log. times: in ns, one for each event. chain: behind it."""
+    """A part of the log. times: in ns, one for each event. chain: behind it. ends: behind each event, the position and
+    the chain."""
 
     events: list[Event]
     times: list[int]
     chain: int
+    ends: list[tuple[int, int]]
 
 
 def decode(data: bytes, position: int, chain: int) -> Extent | None:
@@ -158,6 +160,7 @@ def decode(data: bytes, position: int, chain: int) -> Extent | None:
     does not continue what was logged before. chain: before it."""
     events: list[Event] = []
     times: list[int] = []
+    ends: list[tuple[int, int]] = []
     at, end = 0, len(data)
     try:
         while at < end:
@@ -176,9 +179,10 @@ def decode(data: bytes, position: int, chain: int) -> Extent | None:
             times.append(time_ns)
             at = body + length + _CHECKSUM.size
             at += -at % 8
+            ends.append((position + at, chain))
     except (ValueError, TypeError, IndexError, struct.error, msgpack.UnpackException):
         return None
-    return Extent(events, times, chain) if at == end else None
+    return Extent(events, times, chain, ends) if at == end else None
 
 
 def _checked(kind: Kind, reason: str, payload: Any) -> Event:

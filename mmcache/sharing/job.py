@@ -5,6 +5,7 @@ Nothing of it comes from the file, which may be gone, damaged, or of other schem
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from ..schema import Schema
-from ..sources import from_spec
+from ..sources import from_spec, given_by, is_remakable
 from ..sources.base import Source
 
 __all__ = ["Job"]
@@ -30,6 +31,16 @@ class Job(NamedTuple):
     metadata: Mapping[str, Any] | None
     asked_ns: int
     limit: float
+
+    @classmethod
+    def of(cls, source: Source, **more: Any) -> Job | None:
+        """For a source that another process can make again; None for any other. more: fields that are not of it."""
+        spec, given = source.spec(), given_by(source)
+        if spec is None or given is None or not is_remakable(source):
+            return None
+        schemas = [schema.to_dict() for schema in source.schemas]
+        search = [os.path.abspath(place) for place in sys.path] if given else []
+        return cls(spec, given, search, schemas, **more)
 
     def pack(self) -> bytes:
         """Raises TypeError, ValueError or OverflowError for metadata that msgpack does not carry."""

@@ -24,7 +24,7 @@ from ..format.header import Header, Tokens
 from ..storage import shared
 from ..storage.fs import Identity, control_name, identity_of
 from ..storage.pagefile import NO_WORD, PageFile, Wake, Word, page_lock
-from .events import MAX_APPEND, Event, decode, encode
+from .events import MAX_APPEND, Event, Extent, decode, encode
 from .head import (
     ANNOUNCED,
     BUILDER,
@@ -87,13 +87,17 @@ class MovedError(Exception):
 
 
 class News(NamedTuple):
-    """What was found. events: those after a position, or None where they are not all there. until, chain: of the
-    log."""
+    """What was found. extent: the log after a position, or None where it is not all there. until, chain: of the log."""
 
     head: Head
-    events: list[Event] | None
+    extent: Extent | None
     until: int
     chain: int
+
+    @property
+    def events(self) -> list[Event] | None:
+        """Those after the position; None where they are not all there."""
+        return None if self.extent is None else self.extent.events
 
 
 def nonce() -> int:
@@ -181,20 +185,19 @@ class Page:
             head = self.head()
             if head is None or head.logged is None or not _continues(head, position, chain):
                 continue  # it may have been read while it was stored
-            events = self._read(position, head.logged, chain)
-            if events is not None or head.logged - position > WINDOW:
-                return News(head, events, head.logged, head.chain)
+            extent = self._read(position, head.logged, chain)
+            if extent is not None or head.logged - position > WINDOW:
+                return News(head, extent, head.logged, head.chain)
         return self._under_lock(position, chain)
 
-    def _read(self, position: int, until: int, chain: int) -> list[Event] | None:
+    def _read(self, position: int, until: int, chain: int) -> Extent | None:
         if until == position:
-            return []
+            return Extent([], [], chain, [])
         if until - position > WINDOW or position < self.identity.origin or (position and not chain):
             return None
         data = self._extent(position, until)
         # Case: a read that fails, or ends early, where a record ends: what is missing must not pass for heard.
-        found = decode(data, position, chain) if len(data) == until - position else None
-        return None if found is None else found.events
+        return decode(data, position, chain) if len(data) == until - position else None
 
     def _extent(self, position: int, until: int) -> bytes:
         begin, length = position % LOG_SIZE, until - position

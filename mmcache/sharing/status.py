@@ -23,6 +23,7 @@ from .attach import look
 from .counters import read_fleet
 from .decide import Decision, Facts, Rules as DecisionRules, Trouble, decide
 from .fleet import Fleet, State
+from .following import Following, following_now
 from .head import Builder, Failure
 from .hearing import Hearing
 from .levers import BY_ENVIRONMENT, look as look_at_levers
@@ -42,7 +43,8 @@ class Status:
     whether a rebuild found it unchanged. dirty: ids that the source answers, as far as they can be told apart; -1 for
     more than can. control: None where workers share a control page, else why they cannot. building: whether a process
     holds the build lock, and builder: who said so. failure: of the last build, if it failed. fleet: the workers, and
-    what they counted. left_out: of each collection of which the file leaves rows out, how many, and the first ones."""
+    what they counted. left_out: of each collection of which the file leaves rows out, how many, and the first ones.
+    following: the releases that it follows; None for a file that follows none."""
 
     path: str
     state: State
@@ -57,6 +59,7 @@ class Status:
     failure: Failure | None
     fleet: Fleet
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+    following: Following | None = None
 
     @property
     def generation(self) -> int | None:
@@ -122,6 +125,7 @@ def status_of(
         failure=failure,
         fleet=read_fleet(path),
         left_out={} if layout is None else left_out_of(layout),
+        following=following_now(path),
     )
 
 
@@ -146,4 +150,4 @@ def _header(path: str, source: Source | None) -> tuple[Header | None, Layout | N
 
 def check(status: Status, rules: Rules, now: float) -> list[Alert]:
     """The rules that are broken; a file that cannot be used, or may not answer, breaks one as well. now: wall clock."""
-    return broken(status.state, status.why, status.fleet, rules, now)
+    return broken(status.state, status.why, status.fleet, rules, now, following=status.following)

@@ -64,6 +64,10 @@ def disabled_name(name: str) -> str:
     return f"{name}.disabled"
 
 
+def follow_name(name: str) -> str:
+    return f"{name}.follow"
+
+
 def _temp_name(name: str) -> str:
     return f".{name}.{os.urandom(8).hex()}{_TEMP_SUFFIX}"
 
@@ -383,6 +387,11 @@ class Directory:
                 if status is not None and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                     self.unlink(name)
 
+    def touch(self, name: str) -> None:
+        """Have a file be written just now, as its status says; nothing where it cannot be."""
+        with contextlib.suppress(OSError):
+            system.utime(name, dir_fd=self.fd, follow_symlinks=False)
+
     def unlink(self, name: str) -> None:
         try:
             system.unlink(name, dir_fd=self.fd)
@@ -565,6 +574,10 @@ class WriteFile:
 
     def published(self) -> None:
         """The name is no longer a temporary one: keep the file."""
+        self.name = None
+
+    def leave(self) -> None:
+        """Keep it under its temporary name, for a writer that goes on with what is in it, and sweeps it away."""
         self.name = None
 
     def close(self) -> None:

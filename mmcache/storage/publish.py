@@ -55,6 +55,7 @@ __all__ = [
     "Serves",
     "Stage",
     "Stages",
+    "backed_up",
     "clear",
     "lasting_fingerprint",
     "publish",
@@ -197,7 +198,7 @@ def _build(
             fingerprint=fingerprint,
             **tokens._asdict(),
         )
-        keeping = _backed_up(directory, lock, there=current is not None)
+        keeping = backed_up(directory, lock, there=current is not None)
         done = commit(directory, file, header, control=control, before=before, keeping=keeping, begun=begun)
         return replace(done, embeddings=embeddings)
 
@@ -357,7 +358,7 @@ def _embeddings(staged: Staged, dtypes: Mapping[str, str]) -> Mapping[str, Embed
 
 
 @contextlib.contextmanager
-def _backed_up(directory: fs.Directory, lock: Descriptor | None, *, there: bool) -> Iterator[None]:
+def backed_up(directory: fs.Directory, lock: Descriptor | None, *, there: bool) -> Iterator[None]:
     """Make the present file the backup, before another takes its place."""
     if lock is not None:
         directory.check_lock(lock)  # whatever replaced the lock file meanwhile let another builder in

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmcache import Cache, Record
 from mmcache.format.header import Header
+from mmcache.remote import covering, follower
 from mmcache.sharing import decide, events, hearing
 from mmcache.sharing.announce import Announcer
 from mmcache.storage import publish
@@ -23,6 +24,12 @@ from mmcache.watch import Watch
 
 MISTAKES: dict[str, tuple[str, ...]] = {}
 """Name -> rules."""
+
+FOLLOWING: dict[str, tuple[str, ...]] = {
+    "releases_cover_everything": ("stale", "wrong count"),
+    "releases_cover_a_second_more": ("stale", "wrong count"),
+}
+"""Likewise of those that matter where the file is of releases."""
 
 Mistake = Callable[[], None]
 
@@ -207,3 +214,25 @@ def _changed_rows(cache: Cache) -> list[Record]:
         for row, record in zip(rows, records, strict=True)
         if record is not None and record["version"] != row["version"]
     ]
+
+
+# --- of followers -----------------------------------------------------------------------------------------------------
+
+
+def releases_cover_everything() -> None:
+    """A release is taken to hold whatever was invalidated before it was brought."""
+
+    def covered(page: Any, *_: Any, **__: Any) -> Any:
+        return page.tokens()
+
+    follower.covered = covered  # type: ignore[attr-defined]
+
+
+def releases_cover_a_second_more() -> None:
+    """And here whatever was invalidated up to a second after it was made."""
+    really = covering.covered
+
+    def covered(*args: Any, skew_ns: int, **more: Any) -> Any:
+        return really(*args, skew_ns=skew_ns - 10**9, **more)
+
+    follower.covered = covered  # type: ignore[attr-defined]

@@ -70,6 +70,7 @@ class World:
     parent: int
     kind: str = "silent"
     mutant: str | None = None
+    follows: bool = False
 
     @property
     def running(self) -> bool:
@@ -82,7 +83,11 @@ class World:
         return SOURCES[self.kind](self.directory / "bank.db", *SCHEMAS, timeout=30.0)
 
     def open(self) -> Cache:
-        return mmcache.open(self.directory / "bank.mmc", self.source(), executor="external")
+        return mmcache.open(self.directory / "bank.mmc", self.source(), executor="external", build=not self.follows)
+
+    @property
+    def store(self) -> str:
+        return f"file://{self.directory}/store"
 
     def log(self, role: str, number: int, capacity: int = LOG_EVENTS) -> Log:
         process, thread = number % THREAD, number // THREAD
@@ -426,9 +431,58 @@ def look(log: Log, path: Path) -> None:
     log.note_all(events)
 
 
+# --- a publisher on another machine, and the followers of this one ----------------------------------------------------
+
+
+def release(world: World, number: int) -> None:
+    """Publishes releases of what the source holds, now and then twice the same, and withdraws one."""
+    draw, made = world.random(number), world.directory / "publisher" / "bank.mmc"
+    with contextlib.closing(world.source()) as source:
+        while world.running:
+            mmcache.build(made, source)
+            time.sleep(draw.expovariate(1 / 0.01))  # what is committed and invalidated meanwhile it lacks
+            published = mmcache.publish(made, world.store, deltas=draw.random() < 0.5)
+            if draw.random() < 0.05 and published.number > 1:
+                mmcache.withdraw(world.store, published.number)
+            time.sleep(draw.expovariate(1 / 0.004))
+
+
+def follow(world: World, number: int) -> None:
+    """As a side-car does, on a machine whose clock is the publisher's: so no skew makes up for a mistake."""
+    draw, log = world.random(number), world.log("follower", number)
+    source = world.source() if draw.random() < 0.5 else None
+    generation = 0
+    while world.running and log.has_room(LOG_ROOM):
+        said = mmcache.follow(world.store, world.directory / "bank.mmc", skew=0.0, source=source)
+        log.keep(published=said.generation != generation)
+        generation = said.generation
+        look(log, world.directory / "bank.mmc")
+        log.keep()
+        time.sleep(draw.expovariate(1 / 0.0015))
+
+
+def first(world: World, number: int) -> None:
+    """Before the others begin."""
+    made = world.directory / "publisher" / "bank.mmc"
+    with contextlib.closing(world.source()) as source:
+        mmcache.build(made, source)
+    mmcache.publish(made, world.store)
+    mmcache.follow(world.store, world.directory / "bank.mmc", skew=0.0)
+    assert number == 0
+
+
+def roles_of(world: World) -> dict[str, int]:
+    """Role -> how many processes play it."""
+    others = ("releaser", "follower") if world.follows else ("rebuilder",)
+    return {role: count for role, (_, count) in ROLES.items() if role in ("reader", "threads", "writer", *others)}
+
+
 ROLES: dict[str, tuple[Callable[[World, int], None], int]] = {
     "reader": (read, READERS),
     "threads": (read_in_threads, THREADED),
     "writer": (write, WRITERS),
     "rebuilder": (rebuild, REBUILDERS),
+    "releaser": (release, 1),
+    "follower": (follow, 2),
+    "first": (first, 0),
 }

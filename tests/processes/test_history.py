@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.mutants import MISTAKES
+from tests.processes.mutants import FOLLOWING, MISTAKES
 
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("HISTORY_SECONDS", "3600"))
@@ -46,6 +46,29 @@ def test_none_is_lost_where_the_source_tells_of_changes_as_well(source):
     code, numbers, said = campaign("--source", source, "--seconds", 4, patience=60)
     assert code == 0, said
     assert min(numbers["reads"], numbers["swaps"], numbers["kills"]) > 0, said
+
+
+@pytest.mark.parametrize(
+    ("source", "seconds"), [("silent", 5), ("plain", 5), pytest.param("silent", SECONDS / 4, marks=pytest.mark.nightly)]
+)
+@pytest.mark.timeout(SECONDS + 600)
+def test_none_is_lost_where_the_file_is_of_releases(source, seconds):
+    """Releases that lack what was invalidated meanwhile, and that are withdrawn: the content may go back."""
+    pytest.importorskip("obstore", reason="the extra remote is not installed")
+    options = "--follows", "--source", source, "--seconds", seconds
+    code, numbers, said = campaign(*options, patience=seconds + 120)
+    assert code == 0, said
+    assert min(numbers["reads"], numbers["swaps"], numbers["kills"]) > 0, said
+
+
+@pytest.mark.parametrize("mutant", FOLLOWING)
+def test_a_mistake_of_followers_is_found(mutant):
+    pytest.importorskip("obstore", reason="the extra remote is not installed")
+    options = "--follows", "--seconds", 90, "--round", 3, "--discard"
+    code, _, said = campaign("--mutant", f"tests.processes.mutants:{mutant}", *options, patience=150)
+    assert code == 1, said
+    assert any(f"[{rule}: " in said for rule in FOLLOWING[mutant]), said
+    assert "failures=0" in said, said
 
 
 @pytest.mark.parametrize(

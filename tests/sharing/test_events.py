@@ -56,6 +56,12 @@ def keys_of(found: Said) -> dict[str, set[Any]]:
     return {name: {key for keys in dirty.values() for key in keys} for name, dirty in found.dirty.items()}
 
 
+def decoded(data: bytes, position: int, chain: int) -> tuple[Any, ...] | None:
+    """What was logged, without where each event ends."""
+    found = decode(data, position, chain)
+    return None if found is None else tuple(found[:3])
+
+
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
@@ -63,14 +69,19 @@ def keys_of(found: Said) -> dict[str, set[Any]]:
 def test_what_was_logged_is_read_back(events, position, before):
     data, chain = encode(events, position, TIME, before)
     assert len(data) % 8 == 0
-    assert decode(data, position, before) == (events, [TIME] * len(events), chain)
+    found = decode(data, position, before)
+    assert found is not None
+    assert found[:3] == (events, [TIME] * len(events), chain)
+    assert found.ends[-1:] == [(position + len(data), chain)] * bool(events)
+    for i, (end, behind) in enumerate(found.ends):
+        assert encode(events[: i + 1], position, TIME, before) == (data[: end - position], behind)
 
 
 @given(EVENTS, EVENTS, POSITIONS)
 def test_one_append_after_another_is_one_extent(first, second, position):
     data, between = encode(first, position, 1)
     more, chain = encode(second, position + len(data), 2, between)
-    assert decode(data + more, position, 0) == (first + second, [1] * len(first) + [2] * len(second), chain)
+    assert decoded(data + more, position, 0) == (first + second, [1] * len(first) + [2] * len(second), chain)
 
 
 @given(EVENTS.filter(bool), EVENTS.filter(bool), CHAINS, CHAINS)
@@ -78,9 +89,9 @@ def test_events_that_follow_other_ones_are_none(first, second, one, other):
     """A log that was put back to an earlier state, and written on, is no continuation of what was heard."""
     assume(one != other)
     data, chain = encode(first, 0, TIME, one)
-    assert decode(data, 0, other) is None
+    assert decoded(data, 0, other) is None
     more, _ = encode(second, len(data), TIME, chain)
-    assert decode(more, len(data), encode(first, 0, TIME, other)[1]) is None
+    assert decoded(more, len(data), encode(first, 0, TIME, other)[1]) is None
 
 
 @given(EVENTS.filter(bool), POSITIONS, st.data())
@@ -107,7 +118,7 @@ def test_events_of_another_place_are_none(events, position, other):
 
 @given(st.binary(max_size=300), POSITIONS, CHAINS)
 def test_any_bytes_are_events_or_none(data, position, chain):
-    found = decode(data, position, chain)
+    found = decoded(data, position, chain)
     assert found is None or (found == ([], [], chain) and not data)
 
 
@@ -131,7 +142,7 @@ def test_any_payload_under_a_checksum_is_an_event_that_folds_or_none(kind, reaso
 
 def test_a_claimed_length_beyond_the_longest_event_is_none():
     record = struct.pack("<QQIHH", 0, TIME, 2**32 - 1, Kind.HARD, 0)
-    assert decode(record + bytes(64), 0, 0) is None
+    assert decoded(record + bytes(64), 0, 0) is None
 
 
 def test_the_bytes_are_as_described():
@@ -188,7 +199,7 @@ def test_many_ids_are_several_events_that_are_read_back(keys):
     events = ids_events("items", keys, "manual")
     assert len(events) > 1
     data, chain = encode(events, 0, TIME)
-    assert decode(data, 0, 0) == (events, [TIME] * len(events), chain)
+    assert decoded(data, 0, 0) == (events, [TIME] * len(events), chain)
     assert said(*events).ids == len(keys)
 
 
@@ -196,7 +207,7 @@ def test_an_event_of_the_longest_keys_is_read_back():
     keys = [f"{i:03}" + "k" * 1018 for i in range(256)]
     (event,) = ids_events("n" * 255, keys, "manual")
     data, chain = encode([event], 0, TIME)
-    assert decode(data, 0, 0) == ([event], [TIME], chain)
+    assert decoded(data, 0, 0) == ([event], [TIME], chain)
 
 
 def test_the_log_has_room_for_as_many_single_ids_as_one_call_may_name():

@@ -1,0 +1,257 @@
+"""Following for the workers of a node: one process polls the store, whichever worker started it.
+
+The worker that finds no poll within some time starts a child, `python -m mmcache.remote.background`, which polls for
+as long as that worker lives. The library of object stores is loaded in the child alone: its threads are copied by no
+fork, and a server may fork its workers at any time. The other workers find the child's polls in a file's time, and its
+files by the control page. With executor="thread" or "inline" a poll runs in this process; with "external" a side-car or
+cron follows.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import msgpack
+
+from ..errors import MissingFileError, MmcacheError
+from ..filetier import DAMAGED, FileTier
+from ..forks import in_child, on_fork
+from ..options import Options
+from ..sharing.following import following, polled_at, tell
+from ..sharing.job import Job
+from ..sources.base import Source
+from ..storage import trust
+from .follower import SKEW, Follower, Orders
+from .store import is_usable
+
+__all__ = ["Keeper", "keeper_of", "split_pin"]
+
+log = logging.getLogger("mmcache")
+
+_SLOWEST: Final = 60.0
+"""Seconds between two attempts that fail."""
+_ENDING: Final = 2.0
+"""Seconds for a child to end when its worker closes; a download that is cut goes on where it was."""
+_LONGEST_JOB: Final = 64 * 2**10
+
+
+def split_pin(follow: str) -> tuple[str, int | None]:
+    """URL@41 as (URL, 41)."""
+    url, at, number = follow.rpartition("@")
+    return (url, int(number)) if at and number.isascii() and number.isdigit() else (follow, None)
+
+
+def keeper_of(files: FileTier, source: Source | None, options: Options) -> Keeper | None:
+    """None for a cache that follows nothing."""
+    return None if options.follow is None else Keeper(files, source, options, options.follow)
+
+
+class Keeper:
+    """Keeps the file of a cache at the release of a store. Its methods are called by one thread at a time.
+
+    is_ours: whether this process polls, by a child or itself.
+    """
+
+    def __init__(self, files: FileTier, source: Source | None, options: Options, follow: str) -> None:
+        self._files = files
+        self._source = source
+        self._options = options
+        self._url, self._pin = split_pin(follow)
+        self._mended = 0
+        self._line: weakref.finalize[..., Keeper] | None = None
+        self.begin_process()
+        on_fork(self)
+
+    def begin_process(self) -> None:
+        """What the parent started is the parent's."""
+        self._hang_up()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._follower: Follower | None = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._has_waited = False
+
+    @property
+    def is_ours(self) -> bool:
+        return self._child is not None or self._follower is not None
+
+    def part(self) -> None:
+        """Of a poller: see that the store is polled. Raises nothing."""
+        self._reap()
+        self._ask_to_mend()
+        now = time.monotonic()
+        if self._options.executor == "external" or self._child is not None or now < self._not_before:
+            return
+        every, begun = self._options.follow_every, polled_at(self._files.path)
+        patience = every if self._follower is not None else 2 * every + 1.0
+        if 0.0 <= time.time() - begun < patience:  # another process polls
+            return
+        wants_child = self._options.executor == "subprocess" or not is_usable()
+        if wants_child and self._spawn():
+            return
+        self._poll()
+
+    def first(self, take: Callable[[], bool]) -> None:
+        """There is no file: wait until one is brought, but not for ever, and not again. take: whether it is there."""
+        begun = time.time()
+        deadline = time.monotonic() + (0.0 if self._has_waited else self._options.wait)
+        self._not_before = 0.0
+        self.part()
+        pause = 0.005
+        while not take() and time.monotonic() < deadline and not self._has_failed(begun):
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+            self.part()
+        self._has_waited = True
+        said = following(self._files.path)
+        if self._files.snapshot is None and said is not None and said.error:
+            missing = MissingFileError(f"no release was brought ({said.error})", path=self._files.path)
+            self._files.refuse(missing)
+
+    def _has_failed(self, begun: float) -> bool:
+        """Whether a poll since then has ended with an error."""
+        said = following(self._files.path)
+        if said is not None and said.error and polled_at(self._files.path) >= begun:
+            log.warning(
+                "%s: %s", self._files.path, said.error, extra={"event": "not_followed", "path": self._files.path}
+            )
+            return True
+        return False
+
+    def _ask_to_mend(self) -> None:
+        """A damaged file is of no release: what is damaged of it is brought again. Once for each generation."""
+        files = self._files
+        is_damaged = files.repair == DAMAGED or (files.error is not None and files.error.cause == "corrupt")
+        generation = files.generation or -1
+        if is_damaged and self._mended != generation:
+            self._mended = generation
+            said = following(files.path)
+            if said is not None and said.release is not None:
+                tell(files.path, replace(said, release=None))
+
+    # --- in this process
+
+    def _poll(self) -> None:
+        options = self._options
+        try:
+            if self._follower is None:
+                orders = Orders(self._pin, SKEW, self._source is not None, self._source)
+                self._follower = Follower(self._files.path, self._url, orders)
+            self._follower.poll()
+            self._failures, self._not_before = 0, time.monotonic() + options.follow_every
+        except MmcacheError as error:
+            self._note(error)
+        except Exception as error:  # noqa: BLE001 (of the store's library, or of a source of a user's own)
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        self._failures += 1
+        pause = min(self._options.follow_every * 2 ** min(self._failures, 6), _SLOWEST)
+        self._not_before = time.monotonic() + pause
+        path = self._files.path
+        level = logging.WARNING if self._failures == 1 else logging.DEBUG
+        log.log(level, "%s: not followed: %s", path, str(error), extra={"event": "not_followed", "path": path})
+
+    # --- in a child
+
+    def _spawn(self) -> bool:
+        """Start a process that polls; False where none can be had."""
+        job = self._job()
+        if job is None or "python" not in os.path.basename(sys.executable or "").lower():
+            return False
+        path = self._files.path
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        environment = os.environ | trust.environment(path) | {"PYTHONPATH": search}
+        nothing = subprocess.DEVNULL
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                ours.settimeout(0)
+                if ours.send(job) < len(job):
+                    raise OSError("the description of the source does not fit into a socket")
+                child = subprocess.Popen(  # noqa: S603
+                    [sys.executable, "-P", "-m", "mmcache.remote.background", path],
+                    env=environment,
+                    stdin=theirs.fileno(),
+                    stdout=nothing,
+                    stderr=nothing,
+                )
+        except (OSError, subprocess.SubprocessError, MemoryError) as error:
+            ours.close()
+            self._note(error)
+            return True
+        _children.add(child)
+        self._child, self._line = child, weakref.finalize(self, ours.close)
+        self._not_before = time.monotonic() + self._options.follow_every
+        return True
+
+    def _job(self) -> bytes | None:
+        """What a child needs, length first; without a source that it cannot make again, it goes by time alone."""
+        options, source = self._options, self._source
+        job = None if source is None else Job.of(source, cluster_by=None, metadata=None, asked_ns=0, limit=0.0)
+        orders: list[Any] = [self._url, self._pin, options.follow_every, SKEW, source is not None]
+        try:
+            body: bytes = msgpack.packb([*orders, None if job is None else job.pack()])
+        except (TypeError, ValueError, OverflowError):
+            body = msgpack.packb([*orders, None])
+        return len(body).to_bytes(4, "little") + body if len(body) < _LONGEST_JOB else None
+
+    def _reap(self) -> None:
+        child = self._child
+        if child is not None and child.poll() is not None:
+            self._forget(child)
+            if child.returncode:
+                self._note(RuntimeError(f"the process that follows ended with status {child.returncode}"))
+
+    def _forget(self, child: subprocess.Popen[bytes]) -> None:
+        _children.discard(child)
+        self._child = None
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close our end of the line to the child; also done when this object or the interpreter ends."""
+        if self._line is not None:
+            self._line()
+            self._line = None
+
+    def close(self) -> None:
+        """End a child of ours: another worker that follows starts one when it finds no poll."""
+        child = self._child
+        if child is None:
+            return
+        self._hang_up()  # which it waits for between polls
+        with contextlib.suppress(OSError):
+            child.terminate()
+        try:
+            child.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        self._forget(child)
+
+
+_children: Final[set[subprocess.Popen[bytes]]] = set()
+
+
+def _let_go() -> None:
+    """They end by themselves when this process does; the interpreter must not complain that they are not waited for."""
+    for child in _children:
+        if child.returncode is None:
+            child.returncode = 0
+    _children.clear()
+
+
+in_child(_let_go)
+atexit.register(_let_go)

@@ -1,0 +1,211 @@
+"""An object store by its URL: s3, gs, az, http, file, memory. The one module that imports obstore.
+
+Names are relative to the URL. What is absent is None or False, never an exception; everything else that goes wrong is a
+`StoreError` that names the URL. No name is overwritten but that of the hint.
+
+Calls block, and release the interpreter's lock. The library has threads of its own, which no fork copies: a forked
+child of a process that has used it must not, and is told so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from functools import partial
+from importlib import import_module
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from ..errors import StoreError
+
+__all__ = ["PIECE", "Found", "Store", "is_url", "is_usable"]
+
+PIECE: Final = 4 * 2**20
+"""Bytes of one ranged request: what a cut connection loses at most."""
+_SCHEMES: Final = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
+_TIMEOUTS: Final = {"timeout": "60s", "connect_timeout": "5s"}
+_RETRIES: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+
+_SECRET: Final = re.compile(r"(?<=://)[^/@\s]+@|\?\S+")
+"""The user, and the query, of a URL."""
+
+_T = TypeVar("_T")
+_used_by = 0
+"""The process that used the library first."""
+_memories: Final[dict[str, Any]] = {}
+"""URL -> the store of this process."""
+
+
+class Found(NamedTuple):
+    """An object. modified: by the store's clock."""
+
+    name: str
+    size: int
+    modified: datetime
+
+
+def is_usable() -> bool:
+    """Whether this process may open a store: not where it was forked from one that has."""
+    return _used_by in (0, os.getpid())
+
+
+def is_url(text: str) -> bool:
+    return "://" in text
+
+
+class Store:
+    """url: without what may be secret in it, for messages. can_list: False for a plain HTTP server."""
+
+    def __init__(self, url: str) -> None:
+        """Opens no connection. Raises StoreError for what is no URL of a store, or without the extra."""
+        global _used_by  # noqa: PLW0603 (of the process)
+        parts = urlsplit(url)
+        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        if parts.scheme not in _SCHEMES:
+            hint = f"file://{os.path.abspath(url)}" if not parts.scheme else ", ".join(_SCHEMES)
+            raise StoreError(f"is no URL of an object store; expected {hint}", path=self.url)
+        self.can_list = parts.scheme not in ("http", "https")
+        if not is_usable():
+            raise StoreError(
+                "the process was forked from one that used object stores, and cannot use them", path=self.url
+            )
+        try:
+            import obstore
+        except ImportError:
+            raise StoreError(
+                "object stores need the extra remote: pip install 'mmcache[remote]'", path=self.url
+            ) from None
+        _used_by = os.getpid()
+        self._library = obstore
+        self._store = self._done("open the store", lambda: _opened(url, parts.scheme))
+
+    # --- reading
+
+    def get(self, name: str, limit: int) -> bytes | None:
+        """A small object; None where there is none. Raises StoreError for one of more than `limit` bytes."""
+
+        def get() -> bytes:
+            found = self._library.get(self._store, name)
+            if found.meta["size"] > limit:
+                raise StoreError(f"{name} has {found.meta['size']} bytes; at most {limit} are read", path=self.url)
+            return bytes(found.bytes())
+
+        return self._there(f"read {name}", get)
+
+    def pieces(self, name: str, begin: int, end: int) -> Iterator[bytes]:
+        """The bytes of an extent, in requests of at most PIECE. Raises StoreError where there are fewer, or none."""
+        while begin < end:
+            until = min(begin + PIECE, end)
+            stream = self._done(f"read {name}", partial(self._stream, name, begin, until))
+            while begin < until:
+                data = bytes(self._done(f"read {name}", partial(next, stream, b"")))
+                if not data:
+                    raise StoreError(f"{name} ended {until - begin} bytes early", path=self.url)
+                if len(data) > until - begin:
+                    raise StoreError(f"{name}: the server does not answer range requests", path=self.url)
+                yield data
+                begin += len(data)
+
+    def _stream(self, name: str, begin: int, end: int) -> Iterator[Any]:
+        found = self._library.get(self._store, name, options={"range": (begin, end)})
+        first, _ = found.range
+        if first != begin:
+            raise StoreError(f"{name}: the server does not answer range requests", path=self.url)
+        return iter(found.stream(min_chunk_size=2**20))
+
+    def look(self, name: str) -> Found | None:
+        """An object, without its bytes; None where there is none."""
+        found = self._there(f"look at {name}", lambda: self._library.head(self._store, name))
+        return None if found is None else Found(name, found["size"], found["last_modified"])
+
+    def listed(self, directory: str, after: str = "") -> list[Found]:
+        """The objects below a directory, in the order of their names, behind one of them."""
+
+        def listed() -> list[Found]:
+            stream = self._library.list(self._store, directory, offset=after or None, chunk_size=1000)
+            found = [Found(one["path"], one["size"], one["last_modified"]) for part in stream for one in part]
+            return sorted(one for one in found if one.name > after)
+
+        return self._done(f"list {directory}", listed)
+
+    # --- writing
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Whether it was created; False where an object has the name, which may be ours, put by an attempt whose answer
+        was lost."""
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            self._done(f"create {name}", lambda: self._library.put(self._store, name, data, mode="create"))
+        except StoreError as error:
+            if isinstance(error.__cause__, AlreadyExistsError):
+                return False
+            raise
+        return True
+
+    def upload(self, name: str, pieces: Iterable[bytes], size: int) -> None:
+        """A new object under a name of its own. Raises StoreError, too, where the store has another size afterwards."""
+        self._done(f"write {name}", lambda: self._library.put(self._store, name, iter(pieces), chunk_size=PIECE))
+        found = self.look(name)
+        if found is None or found.size != size:
+            there = "is absent" if found is None else f"has {found.size} bytes"
+            raise StoreError(f"{name} {there} after {size} bytes were written", path=self.url)
+
+    def hint(self, name: str, data: bytes) -> None:
+        """Overwrite what is no truth; may fail."""
+        with contextlib.suppress(StoreError):
+            self._done(f"write {name}", lambda: self._library.put(self._store, name, data))
+
+    def remove(self, name: str) -> None:
+        """No error where it is absent."""
+        self._there(f"remove {name}", lambda: self._library.delete(self._store, name))
+
+    # --- errors
+
+    def _there(self, doing: str, act: Callable[[], _T]) -> _T | None:
+        try:
+            return self._done(doing, act)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def _done(self, doing: str, act: Callable[[], _T]) -> _T:
+        try:
+            return act()
+        except StoreError:
+            raise
+        except BaseException as error:
+            if not _is_of_the_library(error):
+                raise
+            raise StoreError(f"could not {doing} ({_cause(error)})", path=self.url) from error
+
+
+def _opened(url: str, scheme: str) -> Any:
+    stores: Any = import_module("obstore.store")
+    if scheme == "memory":
+        return _memories.setdefault(url.rstrip("/"), stores.MemoryStore())
+    if scheme == "file":
+        return stores.from_url(url, mkdir=True)
+    if scheme in ("http", "https"):
+        options = {**_TIMEOUTS, "allow_http": scheme == "http"}
+        return stores.from_url(url, client_options=options, retry_config=_RETRIES)
+    return stores.from_url(url, retry_config=_RETRIES)  # the rest is for the environment to say: AWS_TIMEOUT, ...
+
+
+def _is_of_the_library(error: BaseException) -> bool:
+    """Also a panic of its own, such as over a setting that it does not know, which is no Exception."""
+    from obstore.exceptions import BaseError
+
+    return isinstance(error, (BaseError, OSError, ValueError)) or type(error).__name__ == "PanicException"
+
+
+def _cause(error: BaseException) -> str:
+    """The library's text without its appendix, which repeats it, without the body of an answer, and without what may be
+    secret in a URL."""
+    text = str(error).split("\n\nDebug source", 1)[0].split(": <", 1)[0]
+    text = _SECRET.sub("", " ".join(text.split()))
+    return f"{type(error).__name__}: {text[:400]}"
