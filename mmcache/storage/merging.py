@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -285,8 +283,8 @@ class _Part:
             found[shape.fields] = tuple(sorted(at))
         return found
 
-    def records(self, rows: NDArray[Any]) -> Iterator[list[tuple[Names, list[Any]]]]:
-        """The fields and values of all records, some at a time; maps as maps."""
+    def records(self, rows: NDArray[Any]) -> Iterator[tuple[list[int], list[tuple[Names, list[Any]]]]]:
+        """The shapes, and the fields and values, of all records, some at a time; maps as maps."""
         shapes = self.layout.shapes
         for begin in range(0, self.n, _RUN):
             some = rows[begin : begin + _RUN]
@@ -299,7 +297,7 @@ class _Part:
                         values[i] = shape.inner(i, values)
                 found.append((shape.fields, values))
                 at += length
-            yield found
+            yield some["shape"].tolist(), found
 
 
 class _Pieces:
@@ -433,17 +431,33 @@ class _Joining:
 
     def _encode_again(self, part: _Part, rows: NDArray[Any], orders: Mapping[Names, Names]) -> None:
         """Records whose fields or maps one build of all would have treated otherwise. Raises ValueError."""
-        staged = self.staged
-        for run in part.records(rows):
+        staged, shapes = self.staged, part.layout.shapes
+        unused = sorted({*range(len(shapes))} - {*np.unique(rows["shape"]).tolist()}, reverse=True)
+
+        def learn_before(number: int) -> None:
+            """Shapes of rows that were dropped count as those of others do, from where they were first met."""
+            while unused and unused[-1] < number:
+                shape = shapes[unused.pop()]
+                names = orders.get(shape.fields, shape.fields)
+                inner = {names.index(shape.fields[i]): fields for i, fields in shape.nested.items() if i > 0}
+                staged.encoder.expect(names, inner)
+
+        for numbers, run in part.records(rows):
             for i, (names, values) in enumerate(run):
                 if (order := orders.get(names)) is not None:
                     run[i] = order, [values[names.index(name)] for name in order]
-            for names, alike in groupby(run, itemgetter(0)):
-                packed, shapes = staged.encoder.encode_run(names, [values for _, values in alike])
+            begin = 0
+            for end in range(1, len(run) + 1):
+                if end < len(run) and run[end][0] == run[begin][0] and not (unused and unused[-1] < numbers[end]):
+                    continue
+                learn_before(numbers[begin])
+                packed, found = staged.encoder.encode_run(run[begin][0], [values for _, values in run[begin:end]])
                 staged.lengths.extend(map(len, packed))
-                staged.shapes.extend(shapes)
+                staged.shapes.extend(found)
                 staged.digests.extend(map(xxh3_64_intdigest, packed))
                 self._pieces[0].append(b"".join(packed))
+                begin = end
+        learn_before(len(shapes))
         staged.records.size = self._pieces[0].size
 
     def _add_index(self, part: _Part, field: str) -> None:
