@@ -14,7 +14,6 @@ Memory is that of a build: see `staging`. It does not grow with records and embe
 from __future__ import annotations
 
 import contextlib
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +34,7 @@ from ..progress import Progress
 from ..schema import Schema
 from . import fs
 from .admission import settle
+from .pieces import Pieces
 from .planning import ROW
 from .staging import Scratch, Staged
 from .verify import verify_bytes
@@ -300,53 +300,6 @@ class _Part:
             yield some["shape"].tolist(), found
 
 
-class _Pieces:
-    """Bytes end to end that lie in several files, as the scratch file of a `Staged`; what is written goes behind them,
-    into a scratch file."""
-
-    def __init__(self, scratch: Callable[[], Scratch]) -> None:
-        self.size = 0
-        self._begins: list[int] = []
-        self._reads: list[tuple[Callable[[int, int], bytes], int]] = []
-        self._make = scratch
-        self._scratch: Scratch | None = None
-        self._spooled = 0
-
-    def join(self, read: Callable[[int, int], bytes], offset: int, length: int) -> None:
-        """The next bytes."""
-        if length:
-            self._begins.append(self.size)
-            self._reads.append((read, offset))
-            self.size += length
-
-    def append(self, data: bytes) -> None:
-        """The next bytes, which are kept in the scratch file. Before any `write`."""
-        self._own().write(self._spooled, data)
-        self.join(self._own().read, self._spooled, len(data))
-        self._spooled += len(data)
-
-    def _own(self) -> Scratch:
-        if self._scratch is None:
-            self._scratch = self._make()
-        return self._scratch
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        self._own().write(offset - self.size + self._spooled, data)
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset >= self.size:
-            return self._own().read(offset - self.size + self._spooled, length)
-        parts = []
-        at = bisect_right(self._begins, offset) - 1
-        while length:
-            begin, (read, place) = self._begins[at], self._reads[at]
-            end = self._begins[at + 1] if at + 1 < len(self._begins) else self.size
-            some = min(length, end - offset)
-            parts.append(read(place + offset - begin, some))
-            offset, length, at = offset + some, length - some, at + 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
 class _Joining:
     """One collection: the parts so far."""
 
@@ -355,10 +308,10 @@ class _Joining:
             known = ", ".join(schema.index) or "none"
             reason = f"cannot cluster by {cluster_by!r}, which is not indexed; indexed fields: {known}"
             raise BuildError.of(schema.name, None, reason)
-        self._pieces: list[_Pieces] = []
+        self._pieces: list[Pieces] = []
 
-        def pieces() -> _Pieces:
-            self._pieces.append(_Pieces(scratch))
+        def pieces() -> Pieces:
+            self._pieces.append(Pieces(scratch))
             return self._pieces[-1]
 
         self.staged = Staged.begin(schema, cluster_by, pieces)
