@@ -186,6 +186,12 @@ class Encoder:
         self._maps_at |= maps_at
         return [self._number(names, inner, at) for names, inner, at in wanted]
 
+    def expect(self, names: Names, nested: Nested) -> None:
+        """Learn a shape as if a record of it had been encoded. Raises ValueError for too many shapes."""
+        at = self._maps_at.setdefault(names, tuple(sorted(nested)))
+        full = len(self.shapes) >= MAX_NESTED_SHAPES
+        self._number(names, tuple([None if full else nested.get(i) for i in at]), at)
+
     def encode_run(self, names: Names, rows: Iterable[Sequence[Any]]) -> tuple[list[bytes], list[int]]:
         """Encoded records and their shape numbers. Raises whatever msgpack raises for a value that it cannot carry;
         `encode_one` tells which record and why."""

@@ -14,10 +14,7 @@ Memory is that of a build: see `staging`. It does not grow with records and embe
 from __future__ import annotations
 
 import contextlib
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -37,6 +34,7 @@ from ..progress import Progress
 from ..schema import Schema
 from . import fs
 from .admission import settle
+from .pieces import Pieces
 from .planning import ROW
 from .staging import Scratch, Staged
 from .verify import verify_bytes
@@ -285,8 +283,8 @@ class _Part:
             found[shape.fields] = tuple(sorted(at))
         return found
 
-    def records(self, rows: NDArray[Any]) -> Iterator[list[tuple[Names, list[Any]]]]:
-        """The fields and values of all records, some at a time; maps as maps."""
+    def records(self, rows: NDArray[Any]) -> Iterator[tuple[list[int], list[tuple[Names, list[Any]]]]]:
+        """The shapes, and the fields and values, of all records, some at a time; maps as maps."""
         shapes = self.layout.shapes
         for begin in range(0, self.n, _RUN):
             some = rows[begin : begin + _RUN]
@@ -299,57 +297,7 @@ class _Part:
                         values[i] = shape.inner(i, values)
                 found.append((shape.fields, values))
                 at += length
-            yield found
-
-
-class _Pieces:
-    """Bytes end to end that lie in several files, as the scratch file of a `Staged`; what is written goes behind them,
-    into a scratch file."""
-
-    def __init__(self, scratch: Callable[[], Scratch]) -> None:
-        self.size = 0
-        self._begins: list[int] = []
-        self._reads: list[tuple[Callable[[int, int], bytes], int]] = []
-        self._make = scratch
-        self._scratch: Scratch | None = None
-        self._spooled = 0
-
-    def join(self, read: Callable[[int, int], bytes], offset: int, length: int) -> None:
-        """The next bytes."""
-        if length:
-            self._begins.append(self.size)
-            self._reads.append((read, offset))
-            self.size += length
-
-    def append(self, data: bytes) -> None:
-        """The next bytes, which are kept in the scratch file. Before any `write`."""
-        self._own().write(self._spooled, data)
-        self.join(self._own().read, self._spooled, len(data))
-        self._spooled += len(data)
-
-    def _own(self) -> Scratch:
-        if self._scratch is None:
-            self._scratch = self._make()
-        return self._scratch
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        self._own().write(offset - self.size + self._spooled, data)
-
-    def shorten(self, size: int) -> None:
-        """Nothing is cut off: the files stay as they are."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset >= self.size:
-            return self._own().read(offset - self.size + self._spooled, length)
-        parts = []
-        at = bisect_right(self._begins, offset) - 1
-        while length:
-            begin, (read, place) = self._begins[at], self._reads[at]
-            end = self._begins[at + 1] if at + 1 < len(self._begins) else self.size
-            some = min(length, end - offset)
-            parts.append(read(place + offset - begin, some))
-            offset, length, at = offset + some, length - some, at + 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            yield some["shape"].tolist(), found
 
 
 class _Joining:
@@ -360,10 +308,10 @@ class _Joining:
             known = ", ".join(schema.index) or "none"
             reason = f"cannot cluster by {cluster_by!r}, which is not indexed; indexed fields: {known}"
             raise BuildError.of(schema.name, None, reason)
-        self._pieces: list[_Pieces] = []
+        self._pieces: list[Pieces] = []
 
-        def pieces() -> _Pieces:
-            self._pieces.append(_Pieces(scratch))
+        def pieces() -> Pieces:
+            self._pieces.append(Pieces(scratch))
             return self._pieces[-1]
 
         self.staged = Staged.begin(schema, cluster_by, pieces)
@@ -436,17 +384,33 @@ class _Joining:
 
     def _encode_again(self, part: _Part, rows: NDArray[Any], orders: Mapping[Names, Names]) -> None:
         """Records whose fields or maps one build of all would have treated otherwise. Raises ValueError."""
-        staged = self.staged
-        for run in part.records(rows):
+        staged, shapes = self.staged, part.layout.shapes
+        unused = sorted({*range(len(shapes))} - {*np.unique(rows["shape"]).tolist()}, reverse=True)
+
+        def learn_before(number: int) -> None:
+            """Shapes of rows that were dropped count as those of others do, from where they were first met."""
+            while unused and unused[-1] < number:
+                shape = shapes[unused.pop()]
+                names = orders.get(shape.fields, shape.fields)
+                inner = {names.index(shape.fields[i]): fields for i, fields in shape.nested.items() if i > 0}
+                staged.encoder.expect(names, inner)
+
+        for numbers, run in part.records(rows):
             for i, (names, values) in enumerate(run):
                 if (order := orders.get(names)) is not None:
                     run[i] = order, [values[names.index(name)] for name in order]
-            for names, alike in groupby(run, itemgetter(0)):
-                packed, shapes = staged.encoder.encode_run(names, [values for _, values in alike])
+            begin = 0
+            for end in range(1, len(run) + 1):
+                if end < len(run) and run[end][0] == run[begin][0] and not (unused and unused[-1] < numbers[end]):
+                    continue
+                learn_before(numbers[begin])
+                packed, found = staged.encoder.encode_run(run[begin][0], [values for _, values in run[begin:end]])
                 staged.lengths.extend(map(len, packed))
-                staged.shapes.extend(shapes)
+                staged.shapes.extend(found)
                 staged.digests.extend(map(xxh3_64_intdigest, packed))
                 self._pieces[0].append(b"".join(packed))
+                begin = end
+        learn_before(len(shapes))
         staged.records.size = self._pieces[0].size
 
     def _add_index(self, part: _Part, field: str) -> None:
