@@ -24,7 +24,7 @@ OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 SHOWN = {
     *("Cache", "CachedCollection", "Collection", "IterableSource", "JSONLinesSource", "Record", "SQLiteSource"),
     *("Schema", "Selection", "Snapshot", "above", "at_least", "at_most", "below", "between", "build", "excluding"),
-    *("open", "startswith"),
+    *("diff", "follow", "open", "publish", "startswith"),
 }
 """Public names of which an example shows the use."""
 

@@ -50,8 +50,8 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> dict[
     a store is downloaded into a temporary directory, and removed.
     Raises UnusableFileError, MissingFileError where there is no such release, and StoreError.
 
-    >>> mmcache.diff("memory://shop/items@1", "items.mmc")["items"].changed
-    0
+    >>> mmcache.diff("cache.mmc", "cache.mmc")["items"].same
+    3
     """
     with _opened(os.fspath(before)) as one, _opened(os.fspath(after)) as other:
         names = [*one.collections, *(name for name in other.collections if name not in one.collections)]

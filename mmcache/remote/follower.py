@@ -273,7 +273,9 @@ def follow(
     Raises StoreError, MissingFileError where there is no such release, CorruptFileError and IncompatibleFormatError
     for one that cannot be used, PublishError, UntrustedPathError and LockTimeoutError; then the file is as it was.
 
-    >>> mmcache.follow("memory://shop/items", "copy.mmc").release
+    >>> mmcache.publish("cache.mmc", "memory://fleet/items").number
+    1
+    >>> mmcache.follow("memory://fleet/items", "node.mmc").release
     1
     """
     name = fs.with_name(path)

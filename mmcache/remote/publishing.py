@@ -125,7 +125,7 @@ def publish(
     Raises ReleaseError for a file that a validator refuses, UnusableFileError for one that is not whole, StoreError;
     after any of them followers have what they had.
 
-    >>> mmcache.publish("items.mmc", "memory://shop/items").number
+    >>> mmcache.publish("cache.mmc", "memory://shop/items").number
     1
     """
     name = os.path.abspath(os.fspath(path))

@@ -424,6 +424,8 @@ OPTIONS: dict[str, Any] = {
     "refresh_at": 0.5,
     "max_stale": 5.0,
     "build": False,
+    "follow": "memory://none/items",
+    "follow_every": 9.0,
     "executor": "thread",
     "rebuild_after": 1.0,
     "build_timeout": 2.0,
