@@ -39,6 +39,7 @@ __all__ = [
     "MissingFileError",
     "MmcacheError",
     "ModelError",
+    "Neighbours",
     "ParquetSource",
     "PublishError",
     "Query",
@@ -47,6 +48,7 @@ __all__ = [
     "SQLAlchemySource",
     "SQLiteSource",
     "Schema",
+    "SearchTimeoutError",
     "Selection",
     "Snapshot",
     "Source",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
         MmcacheError,
         ModelError,
         PublishError,
+        SearchTimeoutError,
         SourceError,
         UntrustedPathError,
         UnusableFileError,
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     from .format.leftout import LeftOut
     from .query import Query, above, at_least, at_most, below, between, excluding, startswith
     from .schema import Schema
+    from .search.neighbours import Neighbours
     from .sharing.alerts import Alert
     from .sharing.publishing import build
     from .sharing.status import Status
@@ -137,12 +141,14 @@ _HOMES = {
             "MmcacheError",
             "ModelError",
             "PublishError",
+            "SearchTimeoutError",
             "SourceError",
             "UntrustedPathError",
             "UnusableFileError",
         ),
         ".query": ("Query", "above", "at_least", "at_most", "below", "between", "excluding", "startswith"),
         ".schema": ("Schema",),
+        ".search.neighbours": ("Neighbours",),
         ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
         ".sources.base": ("Changes", "Invalid", "Reading", "Source", "SourceRecord"),

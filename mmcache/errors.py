@@ -20,6 +20,7 @@ __all__ = [
     "MmcacheError",
     "ModelError",
     "PublishError",
+    "SearchTimeoutError",
     "SourceError",
     "UntrustedPathError",
     "UnusableFileError",
@@ -127,6 +128,10 @@ class SourceError(MmcacheError):
 
 class LockTimeoutError(MmcacheError, TimeoutError):
     """Another process held the build lock for longer than we were told to wait."""
+
+
+class SearchTimeoutError(MmcacheError, TimeoutError):
+    """A search has not looked at all records before its deadline."""
 
 
 class GenerationGoneError(MmcacheError):
