@@ -21,7 +21,7 @@ __all__ = ["search"]
 TOGETHER: Final = 64
 """Queries that one reading of the block answers."""
 
-_FEW: Final = 64
+FEW: Final = 64
 """Rows that are scored in float64 at once: choosing candidates among them takes longer."""
 
 _LOOKED_AT: Final = 2**16
@@ -41,7 +41,7 @@ def search(
     for begin in range(0, len(found), TOGETHER):
         together = found[begin : begin + TOGETHER]
         offer = _offer_all
-        if count > _FEW and all(best.query.is_plain for best in together) and _is_plain(vectors):
+        if count > FEW and all(best.query.is_plain for best in together) and _is_plain(vectors):
             offer = _Multiplied(together, vectors.norms()).offer
         with np.errstate(all="ignore"):  # of embeddings with NaN, which some libraries warn of
             for chunk in chunks(vectors, which, len(together)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
+
 from ..format.keys import Key
 from ..schema import Metric
 
@@ -26,5 +28,5 @@ class SearchOptions(TypedDict, total=False):
 
 
 def one_of(vector: ArrayLike) -> Any:
-    """A matrix of one row, whatever the vector is."""
-    return [vector]
+    """A matrix of one row: the vector, (dim,), or what is one already, as models give it for one text: (1, dim)."""
+    return vector if np.shape(vector)[:1] == (1,) and np.ndim(vector) == 2 else [vector]

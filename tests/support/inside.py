@@ -26,6 +26,7 @@ from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
+from mmcache.search import blas, chunks, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -505,3 +506,27 @@ def threads_begin_by(begin: Callable[[Callable[[], None]], None]) -> Iterator[No
 
     with mock.patch.object(threads._Thread, "_bootstrap", begins):
         yield
+
+
+# --- searches ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def searched_by(rows: int, *, few: int = 0, together: int = 64) -> Iterator[None]:
+    """A search reads so many rows at a time, scores them all in float64 where they are `few` or less, and answers so
+    many queries by one reading."""
+    with contextlib.ExitStack() as patches:
+        for module, name, value in (
+            (chunks, "GATHERED", rows),
+            (chunks, "SCANNED", rows),
+            (chunks, "LEAST", 1),
+            (scan, "FEW", few),
+            (scan, "TOGETHER", together),
+        ):
+            patches.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+def blas_threads() -> list[int]:
+    """Of each library of BLAS that is loaded, how many threads it uses."""
+    return [library.get_num_threads() for library in blas._libraries()]
