@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import mmcache
-from mmcache import Cache, CallableSource, IterableSource, Neighbours, Schema, SourceError, SQLiteSource
+from mmcache import Cache, CallableSource, IterableSource, Neighbours, Schema, SQLiteSource
 from mmcache.sharing.operate import disable
 from tests.search import truth
 from tests.search.truth import METRICS
@@ -191,7 +191,7 @@ def test_an_expired_file_answers_while_the_source_fails(path):
         with pytest.raises(ValueError, match="no direction"):
             cache.nearest([0, 0])
         cache.invalidate(["k01"])
-        with pytest.raises(SourceError, match="down"):
+        with pytest.raises(OSError, match="down"):
             cache.nearest([2, 1], 5)
 
 
