@@ -39,7 +39,7 @@ class _Fields(Protocol):
 
 class Search(NamedTuple):
     """field: of the embeddings that are searched. matrix: float32, (queries, dim), finite. k: how many are wanted of
-    each. skip: keys that are no answer. threads: of BLAS; None leaves it to the size of a product. until: the
+    each. skip: keys that are no answer. threads: of BLAS, at most; None leaves it to BLAS. until: the
     `time.monotonic` at which it is given up."""
 
     field: str

@@ -1,9 +1,11 @@
-"""How many threads BLAS multiplies with while a search runs.
+"""Whether a product may be left to BLAS, which multiplies with threads of its own, as many as it was told.
 
-A library of BLAS has a pool of threads for the whole process. A small product is slower on several of them, and where
-other processes keep the machine busy it is slower by far, since each waits for a thread that does not run. So products
-below `SMALL` run on one thread, if threadpoolctl is installed, which knows how each library is told. No number is ever
-raised. Searches of several threads may be under way at once: the number is put back by the last one.
+Threads of BLAS are of the whole process. A small product is slower on several of them, and where other processes keep
+the machine busy slower by far, since each waits for a thread that does not run. So one vector is never multiplied by a
+matrix in BLAS: `np.vecdot` takes one row after the other, in the thread that calls, and in half the time for rows that
+are read from memory. Nor are small matrices. What is left to BLAS are several vectors at once over many rows.
+
+How many threads BLAS has is read, by threadpoolctl, and never set: that would concern all threads of the process.
 """
 
 from __future__ import annotations
@@ -11,73 +13,27 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final
 
-from ..forks import Lock, in_child
-
-__all__ = ["SMALL", "Limited"]
+__all__ = ["SMALL", "may_multiply"]
 
 SMALL: Final = 4 * 2**20
-"""Bytes of rows in a product."""
-
-
-class _State:
-    """What holds in this process. searches: the ids of those that limit it. found: each library of BLAS, with its
-    number of threads before the first of them."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.searches: set[int] = set()
-        self.found: list[tuple[Any, int]] = []
-
-    def begin(self, search: int, threads: int) -> None:
-        with self.lock:
-            if not self.searches:
-                self.found = [(library, library.get_num_threads()) for library in _libraries()]
-            self.searches.add(search)
-            for library, before in self.found:
-                if threads < before:
-                    library.set_num_threads(min(threads, library.get_num_threads()))
-
-    def end(self, search: int) -> None:
-        with self.lock:
-            self.searches.discard(search)
-            if not self.searches:
-                for library, before in self.found:
-                    library.set_num_threads(before)
-                self.found = []
-
-    def begin_process(self) -> None:
-        """In a forked child, where the searches of the parent's threads never end."""
-        self.searches.clear()
-        self.end(0)
-
-
-_state: Final = _State()
-in_child(_state.begin_process)
+"""Bytes of rows in a product that one thread makes in the time in which others begin."""
 
 
 @cache
-def _libraries() -> list[Any]:
-    """Those of BLAS that are loaded; none without threadpoolctl. Found once: numpy has loaded its own."""
+def _libraries() -> list[Any] | None:
+    """Those of BLAS that are loaded, of which numpy's is one; None without threadpoolctl."""
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
-        return []
+        return None
     return [one for one in ThreadpoolController().lib_controllers if one.user_api == "blas"]
 
 
-class Limited:
-    """BLAS uses at most so many threads while this object lives; None: as many as before.
-
-    An object and no context manager: wherever an interrupt strikes, it ends with its last reference.
-    """
-
-    __slots__ = ("_is_begun",)
-
-    def __init__(self, threads: int | None) -> None:
-        self._is_begun = threads is not None and bool(_libraries())
-        if threads is not None and self._is_begun:
-            _state.begin(id(self), threads)
-
-    def __del__(self) -> None:
-        if self._is_begun:
-            _state.end(id(self))
+def may_multiply(threads: int | None) -> bool:
+    """Whether BLAS has no more threads than are wanted; None: as many as it likes."""
+    if threads is None:
+        return True
+    if threads == 1:
+        return False  # whatever BLAS says now, another thread may tell it otherwise meanwhile
+    libraries = _libraries()
+    return libraries is not None and all(one.get_num_threads() <= threads for one in libraries)

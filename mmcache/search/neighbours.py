@@ -20,8 +20,7 @@ from ..storage.rows import Given, NoFile, Rows
 from ..storage.selection import Selection, rows_in
 from .asked import Search
 from .best import Best
-from .blas import SMALL, Limited
-from .chunks import Span, chosen
+from .chunks import chosen
 from .metrics import exact_scores
 from .scan import search
 
@@ -143,11 +142,7 @@ def nearest_in(
     if not is_none:
         which = chosen(rows_in(selection), len(file))
         vectors = file.vectors(asked.field)
-        held = Limited(asked.threads or (1 if _is_small(which, vectors.stride) else None))
-        try:
-            search(vectors, which, found, asked.between)
-        finally:
-            del held
+        search(vectors, which, found, threads=asked.threads, between=asked.between)
     given = selection._given
     offered = [scored(given, best, asked, file.embedding_fields) for best in found] if given is not None else None
     model = getattr(selection, "_model", None)
@@ -156,11 +151,6 @@ def nearest_in(
         joined(selection._collection, best, [] if offered is None else offered[i], asked.k, without, model=model)
         for i, best in enumerate(found)
     ]
-
-
-def _is_small(which: Span | NDArray[np.uint32], stride: int) -> bool:
-    """Whether the products are: those of gathered rows always are."""
-    return not isinstance(which, Span) or (which.end - which.begin) * stride < SMALL
 
 
 class Skipped(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..storage.vectors import Vectors
 from .best import Best, not_above
+from .blas import SMALL, may_multiply
 from .chunks import Chunk, Span, chunks
 from .metrics import LARGEST, SMALLEST
 
@@ -29,7 +30,12 @@ _LOOKED_AT: Final = 2**16
 
 
 def search(
-    vectors: Vectors, which: Span | NDArray[np.uint32], found: Sequence[Best], between: Callable[[], object]
+    vectors: Vectors,
+    which: Span | NDArray[np.uint32],
+    found: Sequence[Best],
+    *,
+    threads: int | None,
+    between: Callable[[], object],
 ) -> None:
     """Offer each of `found` all rows that may be among its best. Between two chunks `between` is called.
 
@@ -42,7 +48,7 @@ def search(
         together = found[begin : begin + TOGETHER]
         offer = _offer_all
         if count > FEW and all(best.query.is_plain for best in together) and _is_plain(vectors):
-            offer = _Multiplied(together, vectors.norms()).offer
+            offer = _Multiplied(together, vectors.norms(), is_parallel=may_multiply(threads)).offer
         with np.errstate(all="ignore"):  # of embeddings with NaN, which some libraries warn of
             for chunk in chunks(vectors, which, len(together)):
                 between()
@@ -86,10 +92,16 @@ def _offer(best: Best, chunk: Chunk, places: NDArray[np.intp]) -> None:
         best.offer(chunk.vectors[some], chunk.ordinals(some))
 
 
-class _Multiplied:
-    """Finds candidates by one product of all queries and a chunk. norms: of all rows."""
+_CACHED: Final = 2**18
+"""Bytes of rows that are multiplied by one query after the other."""
 
-    def __init__(self, found: Sequence[Best], norms: NDArray[np.float32]) -> None:
+
+class _Multiplied:
+    """Finds candidates by one product of all queries and a chunk. norms: of all rows.
+    is_parallel: whether BLAS may use its threads for large ones."""
+
+    def __init__(self, found: Sequence[Best], norms: NDArray[np.float32], *, is_parallel: bool) -> None:
+        self._is_parallel = is_parallel
         self._norms = norms
         self._queries = np.stack([best.query.scaled for best in found])
         self._metric = found[0].query.metric
@@ -124,8 +136,12 @@ class _Multiplied:
         if len(self._values) < size:
             self._values = np.empty(size, np.float32)
         values = self._values[:size].reshape(len(self._queries), len(vectors))
-        if len(self._queries) == 1:
-            np.matmul(vectors, self._queries[0], out=values[0])
-        else:
-            np.matmul(self._queries, vectors.T, out=values)
+        if len(self._queries) > 1 and self._is_parallel and vectors.nbytes >= SMALL:
+            return np.matmul(self._queries, vectors.T, out=values)
+        # Few rows at a time stay in the CPU's cache for all queries.
+        rows = len(vectors) if len(self._queries) == 1 else max(1, _CACHED // vectors[:1].nbytes)
+        for begin in range(0, len(vectors), rows):
+            part = vectors[begin : begin + rows]
+            for query, own in zip(self._queries, values, strict=True):
+                np.vecdot(part, query, out=own[begin : begin + rows])
         return values

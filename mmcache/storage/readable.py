@@ -144,7 +144,8 @@ class Collection(Mapping[Key, R_co]):
         embedding: the field, of several; by default the first. metric: "cosine", "dot" or "euclidean"; by default the
             schema's.
         min_score: only what has this score at least. skip: keys that are no answer.
-        threads: of BLAS, at most. By default small products run on one, if threadpoolctl is installed.
+        threads: at most so many multiply. One vector, and few rows, are multiplied by the thread that calls; several
+            vectors and many rows by BLAS, with as many threads as it was told, unless these are more than this.
         deadline: seconds after which SearchTimeoutError is raised.
 
         A record without an embedding, or with NaN or infinite numbers in it, is never an answer. Raises ValueError for

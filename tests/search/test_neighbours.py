@@ -34,8 +34,9 @@ def test_neighbours_are_a_selection_in_the_order_of_their_scores(snapshot):
     assert found.ids == [record.id for record in found] == ORDER[:4]
     assert found.rows.tolist() == [0, 1, 2, 3]
     assert found.scores == pytest.approx([1.0, 0.8, 0.6, 0.0])
-    assert (found.scores.dtype, found.scores.flags.writeable, len(found)) == (np.float64, False, 4)
-    assert np.array_equal(found.embeddings, np.float32(VECTORS[:4]))
+    assert found.scores.dtype == np.float64
+    assert (found.scores.flags.writeable, len(found)) == (False, 4)
+    assert np.array_equal(found.embeddings, np.array(VECTORS[:4], np.float32))
     assert [(record.id, score) for record, score in found.pairs()] == list(zip(ORDER, found.scores, strict=False))
     assert found.complete
 

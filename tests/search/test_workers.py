@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +18,9 @@ import mmcache
 from mmcache import Schema, SearchTimeoutError, Snapshot
 from mmcache.search import chunks
 from tests.support import inside
-from tests.support.processes import ask_child, together
+from tests.support.waits import PATIENCE
 
-pytestmark = pytest.mark.usefixtures("no_disk_wait", "no_leaks")
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 N, DIM = 60_000, 128
 MB = 2**20
@@ -27,53 +28,68 @@ MB = 2**20
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """A block of 30 MB. A file of its size is not verified whole at open."""
+    """A block of 30 MB, on the disk: pages that are not yet there would count as the worker's own."""
     path: Path = tmp_path_factory.mktemp("large") / "items.mmc"
     vectors = np.random.default_rng(0).standard_normal((N, DIM), dtype=np.float32)
     records = [{"id": i, "half": i % 2, "tenth": i % 10} for i in range(N)]
     schema = Schema("items", index=("half", "tenth"), embedding="vector")
-    with inside.no_fsync():
-        mmcache.build(path, records, schema, embeddings=vectors)
+    mmcache.build(path, records, schema, embeddings=vectors)
     return path
 
 
-def private_bytes() -> int:
-    """What this process alone has in memory: heap, and pages of files that it has changed."""
+WORKER = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import mmcache
+from mmcache.storage.vectors import Vectors
+
+def private():
     text = Path("/proc/self/smaps_rollup").read_text()
-    return 1024 * sum(int(size) for size in re.findall(r"^Private_Dirty: +(\d+) kB", text, re.MULTILINE))
+    return 1024 * sum(map(int, re.findall(r"^Private_Dirty: +(\\d+) kB", text, re.MULTILINE)))
 
-
-def shared_map_bytes(name: str) -> int:
-    """Of a mapped file, what is in this process's memory."""
+def mapped(name):
     text = Path("/proc/self/smaps").read_text()
-    return 1024 * sum(int(size) for size in re.findall(rf"{re.escape(name)}\n(?:\S.*\n)*?Rss: +(\d+) kB", text))
+    return 1024 * sum(map(int, re.findall(re.escape(name) + r"\\n(?:\\S.*\\n)*?Rss: +(\\d+) kB", text)))
+
+def watched(method):
+    def watching(self, *arguments):
+        global most
+        found = method(self, *arguments)
+        most = max(most, private())
+        return found
+    return watching
+
+path, queries, most = sys.argv[1], np.random.default_rng(1).standard_normal((40, int(sys.argv[2]))), 0
+with mmcache.Snapshot.open(path, verify="lazy") as snapshot:
+    few = snapshot.where()[:10]
+    few.nearest(queries[0]), few.nearest_many(queries[:2])
+    before = private()
+    Vectors.part, Vectors.take = watched(Vectors.part), watched(Vectors.take)
+    for where in ({}, {"tenth": 3}, {"half": 1}, {"tenth": [1, 2, 3]}, {"tenth": mmcache.excluding(4)}):
+        for metric in ("cosine", "euclidean"):
+            snapshot.nearest(queries[0], 20, where, metric=metric)
+            snapshot.nearest_many(queries, 20, where, metric=metric)
+    print(most - before, mapped(path))
+"""
+"""Prints by how much its own memory has grown at most, and how much of the file it has mapped, in bytes."""
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="what is a process's own is told by Linux")
 def test_a_searching_worker_has_8_mb_of_its_own_at_most(large):
-    query = np.random.default_rng(1).standard_normal((40, DIM)).astype(np.float32)
-
-    def work(_: int) -> tuple[int, int]:
-        with Snapshot.open(large, verify="lazy") as snapshot:
-            few = snapshot.where(tenth=3)[:10]
-            few.nearest(query[0]), few.nearest_many(query[:2])
-            before, highest = private_bytes(), 0
-            for where in ({}, {"tenth": 3}, {"half": 1}, {"tenth": [1, 2, 3]}, {"tenth": mmcache.excluding(4)}):
-                for metric in ("cosine", "euclidean"):
-                    snapshot.nearest(query[0], 20, where, metric=metric)
-                    highest = max(highest, private_bytes() - before)
-                    snapshot.nearest_many(query, 20, where, metric=metric)
-                    highest = max(highest, private_bytes() - before)
-            return highest, shared_map_bytes(str(large))
-
-    for own, mapped in together(2, work):
+    """Looked at whenever a chunk is read, so at their most."""
+    command = [sys.executable, "-W", "error", "-c", WORKER, str(large), str(DIM)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for worker in workers:
+        out, _ = worker.communicate(timeout=PATIENCE)
+        assert worker.returncode == 0
+        own, mapped = map(int, out.split())
         assert own <= 8 * MB, f"{own / MB:.1f} MB"
         assert mapped >= 4 * N * DIM, "the block is read where it lies"
 
 
 def test_threads_that_search_at_once_get_the_answers_of_one(large):
     queries = np.random.default_rng(2).standard_normal((8, DIM)).astype(np.float32)
-    before = inside.blas_threads()
     with Snapshot.open(large, verify="lazy") as snapshot:
         right = [(one.rows.tolist(), one.scores.tolist()) for one in snapshot.nearest_many(queries, 5)]
 
@@ -85,50 +101,33 @@ def test_threads_that_search_at_once_get_the_answers_of_one(large):
         with ThreadPoolExecutor(4) as pool:
             for i, found in pool.map(search, range(48)):
                 assert found == right[i]
-    assert inside.blas_threads() == before
 
 
-def test_blas_has_as_many_threads_as_asked_for_and_then_as_before(large, monkeypatch):
-    before = inside.blas_threads()
-    if not before:
-        pytest.skip("threadpoolctl knows no library of BLAS here")
-    seen: list[list[int]] = []
-    part = Snapshot.open(large, verify="lazy").collection("items").vectors().__class__.part
+@pytest.mark.parametrize(("threads", "is_left_to_blas"), [(None, True), (1, False), (2, False), (8, True), (9, True)])
+def test_no_more_threads_of_blas_are_used_than_were_asked_for(large, monkeypatch, threads, is_left_to_blas):
+    """And none for one vector, or for few rows, which would wait for them."""
+    products: list[int] = []
+    matmul = np.matmul
 
-    def counted(self: Any, *rows: int) -> Any:
-        seen.append(inside.blas_threads())
-        return part(self, *rows)
+    def counted(*given: Any, **more: Any) -> Any:
+        products.append(1)
+        return matmul(*given, **more)
 
-    monkeypatch.setattr("mmcache.storage.vectors.Vectors.part", counted)
-    with Snapshot.open(large, verify="lazy") as snapshot:
-        snapshot.nearest(np.ones(DIM), threads=1)
-        assert all(set(each) == {1} for each in seen)
-        seen.clear()
-        snapshot.nearest(np.ones(DIM), threads=1000)
-        snapshot.nearest(np.ones(DIM))
-        assert all(each == before for each in seen), "a number is never raised, nor lowered for large products"
-        seen.clear()
-        snapshot.where()[5:2000].nearest(np.ones(DIM))
-        assert seen
-        assert all(set(each) == {1} for each in seen), "small products run on one thread"
-    assert inside.blas_threads() == before
+    monkeypatch.setattr(np, "matmul", counted)
+    queries = np.random.default_rng(4).standard_normal((3, DIM))
+    with Snapshot.open(large, verify="lazy") as snapshot, inside.blas_with(threads=8):
+        snapshot.nearest(queries[0], threads=threads)
+        snapshot.nearest_many(queries, where={"tenth": 1}, threads=threads)
+        snapshot.where()[:5000].nearest_many(queries, threads=threads)
+        assert not products
+        snapshot.nearest_many(queries, threads=threads)
+        assert bool(products) is is_left_to_blas
 
 
-def test_a_child_that_is_forked_by_a_search_has_all_threads_of_blas(large, monkeypatch):
-    before = inside.blas_threads()
-    part = Snapshot.open(large, verify="lazy").collection("items").vectors().__class__.part
-    found: list[Any] = []
-
-    def forks(self: Any, *rows: int) -> Any:
-        if not found:
-            found.append(ask_child(inside.blas_threads))
-        return part(self, *rows)
-
-    monkeypatch.setattr("mmcache.storage.vectors.Vectors.part", forks)
-    with Snapshot.open(large, verify="lazy") as snapshot:
-        snapshot.nearest(np.ones(DIM), threads=1)
-    assert found == [before]
-    assert inside.blas_threads() == before
+def test_without_threadpoolctl_a_number_of_threads_means_one(large, monkeypatch):
+    monkeypatch.setattr(np, "matmul", None)
+    with Snapshot.open(large, verify="lazy") as snapshot, inside.blas_with(threads=None):
+        assert len(snapshot.nearest_many(np.ones((3, DIM)), 5, threads=4)) == 3
 
 
 def test_a_deadline_ends_a_search_between_two_chunks(large, monkeypatch):
@@ -141,7 +140,6 @@ def test_a_deadline_ends_a_search_between_two_chunks(large, monkeypatch):
 
 
 def test_an_interrupt_ends_a_search_and_leaves_all_as_it_was(large, monkeypatch):
-    before = inside.blas_threads()
     part = Snapshot.open(large, verify="lazy").collection("items").vectors().__class__.part
     parts: list[int] = []
 
@@ -158,7 +156,6 @@ def test_an_interrupt_ends_a_search_and_leaves_all_as_it_was(large, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             snapshot.nearest(np.ones(DIM), threads=1)
         assert len(parts) == 3
-        assert inside.blas_threads() == before
         assert len(snapshot.nearest(np.ones(DIM), 3)) == 3
 
 

@@ -527,6 +527,17 @@ def searched_by(rows: int, *, few: int = 0, together: int = 64) -> Iterator[None
         yield
 
 
-def blas_threads() -> list[int]:
-    """Of each library of BLAS that is loaded, how many threads it uses."""
-    return [library.get_num_threads() for library in blas._libraries()]
+class _Library:
+    """Of BLAS, with so many threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def get_num_threads(self) -> int:
+        return self._threads
+
+
+def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
+    """BLAS has so many threads; None: threadpoolctl is not installed, and the number is not known."""
+    libraries = None if threads is None else [_Library(threads)]
+    return mock.patch.object(blas, "_libraries", return_value=libraries)
