@@ -154,6 +154,7 @@ def of_sqlite_vec(vectors: Any, queries: Any, _chosen: dict[int, Any], _scratch:
 def of_lancedb(vectors: Any, queries: Any, chosen: dict[int, Any], scratch: str) -> dict[str, Search]:
     import lancedb
     import pyarrow as pa
+    from lancedb.index import Bitmap
 
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     columns = {"id": pa.array(range(len(vectors))), "vector": flat}
@@ -161,7 +162,7 @@ def of_lancedb(vectors: Any, queries: Any, chosen: dict[int, Any], scratch: str)
     db = lancedb.connect(os.path.join(scratch, f"nearest-{len(vectors)}.lance"))
     table = db.create_table("items", pa.table(columns), mode="overwrite")
     for n in chosen:
-        table.create_scalar_index(f"of{n}", index_type="BITMAP")
+        table.create_index(f"of{n}", config=Bitmap(), replace=True)
 
     def search(where: str | None) -> Any:
         asked: Any = table.search(queries[0])
