@@ -37,7 +37,7 @@ def main() -> int:
         took = time.perf_counter() - begun
         print(f"{asked.package}: {packages[asked.package]['description']}\n")
         for package, score in near.pairs():
-            print(f"{score:.3f}  {package.id:28}  {package['description']}")
+            print(f"{score:.3f}  {package['name']:28}  {package['description']}")
         print(f"\n{len(packages)} packages, {1000 * took:.1f} ms")
     return 0
 
