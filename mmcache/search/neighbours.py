@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -62,7 +62,11 @@ class Neighbours(Selection[R_co]):
         records: Iterator[Any] = super().__iter__()
         return records if self._model is None else map(self._model, records)
 
-    def __getitem__(self, i: Any) -> Any:
+    @overload
+    def __getitem__(self, i: int) -> R_co: ...
+    @overload
+    def __getitem__(self, i: slice) -> Neighbours[R_co]: ...
+    def __getitem__(self, i: int | slice) -> Any:
         found: Any = super().__getitem__(i)
         if isinstance(i, slice):
             return neighbours(found, self._scores[i], self._model)

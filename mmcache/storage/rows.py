@@ -213,7 +213,8 @@ class NoFile:
         return cls(fields, dims, schema.index, tuple(map(schema.metric_of, fields)))
 
     def dim_of(self, field: str | None = None) -> int:
-        return self._dims[0 if field is None else self.embedding_fields.index(field)] if self._dims else 0
+        at = 0 if field is None else place_of_embedding(self.embedding_fields, field)
+        return self._dims[at] if self._dims else 0
 
     def ids_at(self, _: NDArray[np.uint32]) -> list[Key]:
         return []
