@@ -41,6 +41,7 @@ __all__ = [
     "MissingFileError",
     "MmcacheError",
     "ModelError",
+    "Neighbours",
     "ParquetSource",
     "Pruned",
     "PublishError",
@@ -52,6 +53,7 @@ __all__ = [
     "SQLAlchemySource",
     "SQLiteSource",
     "Schema",
+    "SearchTimeoutError",
     "Selection",
     "Snapshot",
     "Source",
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
         ModelError,
         PublishError,
         ReleaseError,
+        SearchTimeoutError,
         SourceError,
         StoreError,
         UntrustedPathError,
@@ -115,6 +118,7 @@ if TYPE_CHECKING:
     from .remote.operating import Pruned, pin, prune, releases, rollback, unpin, withdraw
     from .remote.publishing import Release, publish
     from .schema import Schema
+    from .search.neighbours import Neighbours
     from .sharing.alerts import Alert
     from .sharing.following import Following
     from .sharing.merging import merge
@@ -164,6 +168,7 @@ _HOMES = {
             "ModelError",
             "PublishError",
             "ReleaseError",
+            "SearchTimeoutError",
             "SourceError",
             "StoreError",
             "UntrustedPathError",
@@ -176,6 +181,7 @@ _HOMES = {
         ".remote.operating": ("Pruned", "pin", "prune", "releases", "rollback", "unpin", "withdraw"),
         ".remote.publishing": ("Release", "publish"),
         ".schema": ("Schema",),
+        ".search.neighbours": ("Neighbours",),
         ".sources.arrow": ("ArrowSource", "ParquetSource"),
         ".format.leftout": ("LeftOut",),
         ".sources.base": ("Changes", "Invalid", "Reading", "Source", "SourceRecord"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key, check_key, check_keys, is_key
@@ -24,8 +24,10 @@ from .schema import R_co, Schema
 from .sharing import metrics
 from .sharing.invalidation import Kind, Reason
 from .sources.base import Source
+from .storage.asked import SearchOptions, one_of
 from .storage.modelled import modelled
 from .storage.overlay import Overlay
+from .storage.readable import sought
 from .storage.record import Record, RecordItems, RecordValues
 from .storage.selection import Selection
 from .storage.snapshot import Collection, DirtyError, EmbeddingRef, FileCollection
@@ -36,7 +38,9 @@ from .watch import Watch
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
+
+    from .search.neighbours import Neighbours
 
 __all__ = ["CachedCollection", "Reason"]
 
@@ -262,6 +266,39 @@ class CachedCollection(Front[R_co], Collection[R_co]):
                 self._counting.add(metrics.BATCH_HITS)
                 return self._as_given(selection)
         return self._as_given(self._tiers.source.find(query, cause))
+
+    def nearest(
+        self,
+        vector: ArrayLike | None = None,
+        k: int = 10,
+        where: Mapping[str, object] | None = None,
+        *,
+        id: Key | None = None,  # noqa: A002 (as `Record.id`)
+        snapshot: bool = False,
+        **options: Unpack[SearchOptions],
+    ) -> Neighbours[R_co]:
+        """The k records whose embeddings are nearest to a vector: see `Collection.nearest`.
+
+        As true as a get: ids that were invalidated are scored as the source has them now, and while the file may not
+        answer, or where it is damaged, all of the source's records are read and scored. snapshot: as for `where`.
+        """
+        vector, told = sought(self, vector, id, options)
+        return self.nearest_many(one_of(vector), k, where, snapshot=snapshot, **told)[0]
+
+    def nearest_many(
+        self,
+        matrix: ArrayLike,
+        k: int = 10,
+        where: Mapping[str, object] | None = None,
+        *,
+        snapshot: bool = False,
+        **options: Unpack[SearchOptions],
+    ) -> list[Neighbours[R_co]]:
+        """The same for each row of a matrix, (queries, dim): many times as fast, for the embeddings are read once."""
+        query = parse_query(self.schema, where, {})
+        held = self._watch.current().snapshot if snapshot else None
+        found = self._tiers.nearest(query, held, matrix, k, options)
+        return found if self._model is None else [one.of(self._model) for one in found]  # type: ignore[return-value]
 
     def _as_given(self, found: Selection) -> Selection[R_co]:
         return found if self._model is None else modelled(found, self._model)  # type: ignore[return-value]

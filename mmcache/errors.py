@@ -21,6 +21,7 @@ __all__ = [
     "ModelError",
     "PublishError",
     "ReleaseError",
+    "SearchTimeoutError",
     "SourceError",
     "StoreError",
     "UntrustedPathError",
@@ -139,6 +140,10 @@ class ReleaseError(MmcacheError, ValueError):
 
 class LockTimeoutError(MmcacheError, TimeoutError):
     """Another process held the build lock for longer than we were told to wait."""
+
+
+class SearchTimeoutError(MmcacheError, TimeoutError):
+    """A search has not looked at all records before its deadline."""
 
 
 class GenerationGoneError(MmcacheError):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import BuildError, SourceError, UnusableFileError
+from .errors import BuildError, SearchTimeoutError, SourceError, UnusableFileError
 from .format.keys import Key, check_keys, check_length, type_of
 from .format.leftout import may_have
 from .logs import log_once
@@ -21,6 +21,7 @@ from .sharing import metrics
 from .sources.base import Invalid, Source, SourceRecord, ordered, scans
 from .sources.plain import plain_rows
 from .storage.admission import admitted
+from .storage.asked import SearchOptions
 from .storage.ends import is_over
 from .storage.overlay import Overlay
 from .storage.record import Record, detached
@@ -31,7 +32,9 @@ from .watch import Watch
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
+
+    from .search.neighbours import Neighbours
 
 __all__ = ["SourceTier"]
 
@@ -194,6 +197,33 @@ class SourceTier:
             return reader.find(query)
         self._watch.counting.add_fallback(cause, 1, time.perf_counter() - begun)
         return found
+
+    def nearest(self, query: Query, cause: str, matrix: ArrayLike, k: int, options: SearchOptions) -> list[Neighbours]:
+        """The k nearest of the records that answer a query, to each row of a matrix. Reads them once, streaming."""
+        from .search.streamed import Streamed
+
+        begun, schema = time.perf_counter(), self.schema
+        searching = None if schema is None else Streamed(schema, self._dim(options), matrix, k, options)
+        try:
+            source = self.source
+            assert searching is not None
+            found = searching.over(self._admitted(source.find(self._collection(), query), chosen=True))
+        except Exception as error:
+            if isinstance(error, SearchTimeoutError):
+                raise
+            reader = self.stand_in(cause, error)
+            if not set(query).issubset(reader.schema.index):
+                raise
+            return reader.find(query).nearest_many(matrix, k, **options)
+        self._watch.counting.add_fallback(cause, len(found), time.perf_counter() - begun)
+        return found
+
+    def _dim(self, options: SearchOptions) -> int | None:
+        """Of the embeddings that are searched, where a file knows it."""
+        collection, field = self._in_file, options.get("embedding")
+        if collection is None or (field is not None and field not in collection.embedding_fields):
+            return None
+        return collection.dim_of(field)
 
     def everything(self, cause: str) -> Selection | FileCollection:
         """All records, in memory."""

@@ -7,7 +7,7 @@ one key at a time where one record is damaged; an error of the caller's own is n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key
@@ -16,11 +16,17 @@ from .schema import Schema, check_width
 from .sharing import metrics
 from .sharing.widening import schemas_of
 from .sourcetier import SourceTier
+from .storage.asked import SearchOptions
 from .storage.overlay import Overlay
 from .storage.record import Record
 from .storage.selection import Selection
 from .storage.snapshot import DirtyError, FileCollection, Snapshot
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from .search.neighbours import Neighbours
 
 __all__ = ["NOT_HERE", "Tiers"]
 
@@ -84,6 +90,21 @@ class Tiers:
         if whole is not None and not set(query).issubset(whole.schema.index):
             return None, "incompatible"  # another version of the program built the file without this index
         return whole, cause
+
+    def nearest(
+        self, query: Query, held: Snapshot | None, matrix: ArrayLike, k: int, options: SearchOptions
+    ) -> list[Neighbours]:
+        """The k nearest of the records that answer a query, to each row of a matrix. held: as for `indexed`."""
+        whole, cause = self.indexed(query, held)
+        if whole is not None:
+            try:
+                found = whole.find(query).nearest_many(matrix, k, **options)
+            except UnusableFileError as error:
+                cause = self._watch.damaged(error)
+            else:
+                self._count_hits(len(found))
+                return found
+        return self.source.nearest(query, cause, matrix, k, options)
 
     def block(self, read: Callable[[FileCollection | Selection], T]) -> T:
         """What one array of all records is: the file's, if it may answer at all, else made from the source."""

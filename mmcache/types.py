@@ -18,6 +18,7 @@ from .sources.base import SourceOf
 from .sources.call import CallOptions, ChangedSince, Fetch, Fingerprint, Load
 from .sources.iterable import Embeddings, Records
 from .sources.opening import Connect, SQLiteOptions
+from .storage.asked import SearchOptions
 from .storage.snapshot import Access, Verify
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Reason",
     "Records",
     "SQLiteOptions",
+    "SearchOptions",
     "Shown",
     "SourceOf",
     "State",

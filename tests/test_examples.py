@@ -22,7 +22,8 @@ from tests.support import inside
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 SHOWN = {
-    *("Cache", "CachedCollection", "Collection", "IterableSource", "JSONLinesSource", "Record", "SQLiteSource"),
+    *("Cache", "CachedCollection", "Collection", "IterableSource", "JSONLinesSource", "Neighbours", "Record"),
+    "SQLiteSource",
     *("Schema", "Selection", "Snapshot", "above", "at_least", "at_most", "below", "between", "build", "excluding"),
     *("diff", "follow", "open", "publish", "startswith"),
 }

@@ -55,7 +55,16 @@ MODULES = (
     "mmcache.integrations.torch",
     "mmcache.testing",
 )
-MADE_BY_US = {"CachedCollection", "Collection", "EmbeddingRef", "FileCollection", "Record", "Selection", "Snapshot"}
+MADE_BY_US = {
+    "CachedCollection",
+    "Collection",
+    "EmbeddingRef",
+    "FileCollection",
+    "Neighbours",
+    "Record",
+    "Selection",
+    "Snapshot",
+}
 """Classes that no caller constructs."""
 IMPLIED = {"BaseException", "Collection", "Container", "Exception", "Generic", "Iterable", "Reversible", "Sized"}
 """Bases that follow from others."""
@@ -277,6 +286,7 @@ def json_keys() -> Iterator[str]:
             ("track", tour.database, "--remove"),
             ("get", tour.file, "k1", "--embedding"),
             ("find", tour.file, "kind=a"),
+            ("nearest", tour.file, "--id", "k1"),
         ):
             ask(*words)
         tour.change()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..storage.selection import Selection
     from ..storage.snapshot import FileCollection
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "cell_of", "run"]
 
 HELP: Final = """\
 Print the records that have these values in indexed fields.
@@ -106,12 +106,12 @@ def _print_table(collection: FileCollection, records: Selection, output: Output)
     """Key and indexed fields: what was asked for, and what could be asked next."""
     schema = collection.schema
     columns = list(dict.fromkeys((*schema.key_fields, *schema.index)))
-    rows = [[_cell(record, field) for field in columns] for record in records]
+    rows = [[cell_of(record, field) for field in columns] for record in records]
     if rows:
         output.table([short(column, 24) for column in columns], rows)
 
 
-def _cell(record: Record, field: str) -> str:
+def cell_of(record: Record, field: str) -> str:
     root, steps = path_of(field)
     value: Any = record[field] if field in record else follow(record.get(root), steps)
     if isinstance(value, list):

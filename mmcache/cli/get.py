@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..storage.record import Record
     from ..storage.snapshot import FileCollection, Snapshot
 
-__all__ = ["HELP", "add_arguments", "add_reading", "collection_of", "fields_of", "open_snapshot", "run"]
+__all__ = ["HELP", "add_arguments", "add_reading", "collection_of", "fields_of", "found_of", "open_snapshot", "run"]
 
 HELP: Final = """\
 Print records by their keys, as JSON.
@@ -75,6 +75,13 @@ def fields_of(collection: FileCollection, record: Record, *, embedding: bool) ->
             vector = record.embedding_of(field)
             fields[field] = None if vector is None else shortest(vector)
     return fields
+
+
+def found_of(collection: FileCollection, word: str) -> Record | None:
+    """The record that a word is the key of; None where there is none."""
+    from .keys import keys_of
+
+    return _found(collection, keys_of(word, collection.key_types or ()))
 
 
 def _found(collection: FileCollection, keys: Iterable[Key]) -> Record | None:

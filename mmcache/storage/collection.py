@@ -186,6 +186,10 @@ class FileCollection(ByKey, Collection[Record]):
         """float32, (dim,): the embedding of a row, a read-only view; None without one."""
         return self._vectors_of(field).of(row)
 
+    def vectors(self, field: str | None = None) -> Vectors:
+        """The embeddings of one field, as a search reads them. Raises ValueError for a field that is none."""
+        return self._vectors_of(field)
+
     @property
     def embedding_fields(self) -> tuple[str, ...]:
         """The fields that hold embeddings, in the order of the schema."""

@@ -25,8 +25,8 @@ from ..query import (
     terms_in,
 )
 from .ordering import by_terms, terms_given
-from .rows import NO_ROW, Unplaced, joined
-from .selection import Selection, row_of, unread
+from .rows import NO_ROW, Unplaced, joined, row_of
+from .selection import Selection, unread
 from .unread import Packed
 
 if TYPE_CHECKING:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import ItemsView, Iterable, Mapping, ValuesView
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack, overload
 
 from ..format.keys import Key
 from ..query import Term
 from ..schema import R_co, Schema
+from .asked import SearchOptions
 from .rows import FilePlace
 from .selection import Selection
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Collection", "EmbeddingRef"]
+    from ..search.neighbours import Neighbours
+
+__all__ = ["Collection", "EmbeddingRef", "sought"]
 
 T = TypeVar("T")
 
@@ -58,13 +61,16 @@ class Collection(Mapping[Key, R_co]):
     def get(self, key: Key) -> R_co | None: ...
     @overload
     def get(self, key: Key, default: T) -> R_co | T: ...
-    @abstractmethod
     def get(self, key: Key, default: T | None = None) -> R_co | T | None:
         """The record, or a default where there is none. Raises TypeError for what is no key.
 
         >>> cache.get("a"), cache.get("nope"), cache.get("nope", 0)
         (Record({'id': 'a', 'kind': 'tool', 'size': 1}), None, 0)
         """
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     @abstractmethod
     def get_many(self, keys: Iterable[Key]) -> list[R_co | None]:
@@ -123,6 +129,48 @@ class Collection(Mapping[Key, R_co]):
         array([1., 0.], dtype=float32)
         """
 
+    def nearest(
+        self,
+        vector: ArrayLike | None = None,
+        k: int = 10,
+        where: Mapping[str, object] | None = None,
+        *,
+        id: Key | None = None,  # noqa: A002 (as `Record.id`)
+        **options: Unpack[SearchOptions],
+    ) -> Neighbours[R_co]:
+        """The k records whose embeddings are nearest to a vector, (dim,), or to that of another record. Exact.
+
+        where: only among these: see `Collection.where`. id: the key of a record, which is none of its own neighbours.
+        embedding: the field, of several; by default the first. metric: "cosine", "dot" or "euclidean"; by default the
+            schema's.
+        min_score: only what has this score at least. skip: keys that are no answer.
+        threads: at most so many multiply. One vector, and few rows, are multiplied by the thread that calls; several
+            vectors and many rows by BLAS, with as many threads as it was told, unless these are more than this.
+        deadline: seconds after which SearchTimeoutError is raised.
+
+        A record without an embedding, or with NaN or infinite numbers in it, is never an answer. Raises ValueError for
+        a vector with such numbers, of another length, or of zeros for a cosine; KeyError for an id that is not there.
+
+        >>> cache.nearest([1.0, 0.2], k=2).ids, cache.nearest(id="a", where={"kind": "tool"}).ids
+        (['a', 'c'], ['b'])
+        """
+        vector, told = sought(self, vector, id, options)
+        return self.where(where).nearest(vector, k, **told)
+
+    def nearest_many(
+        self,
+        matrix: ArrayLike,
+        k: int = 10,
+        where: Mapping[str, object] | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> list[Neighbours[R_co]]:
+        """The same for each row of a matrix, (queries, dim): many times as fast, for the embeddings are read once.
+
+        >>> [near.ids for near in cache.nearest_many([[1.0, 0.2], [0.2, 1.0]], k=1)]
+        [['a'], ['b']]
+        """
+        return self.where(where).nearest_many(matrix, k, **options)
+
     @property
     @abstractmethod
     def embeddings(self) -> NDArray[np.float32]:
@@ -165,3 +213,18 @@ class Collection(Mapping[Key, R_co]):
         >>> cache.schema.name, cache.schema.key, cache.schema.index
         ('items', 'id', ('kind', 'size'))
         """
+
+
+def sought(
+    collection: Collection[object], vector: ArrayLike | None, key: Key | None, options: SearchOptions
+) -> tuple[ArrayLike, SearchOptions]:
+    """The vector that is searched for, and with what options: see `Collection.nearest`."""
+    if (vector is None) is (key is None):
+        raise TypeError("nearest() takes a vector, or id= of a record: one of the two")
+    if vector is not None:
+        return vector, options
+    assert key is not None
+    found = collection.embedding(key, options.get("embedding"))
+    if found is None:
+        raise ValueError(f"the record {key!r} has no embedding, and so no neighbours")
+    return found, {**options, "skip": (*options.get("skip", ()), key)}

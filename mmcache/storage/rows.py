@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
+from ..errors import SourceError
 from .record import place_of_embedding
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from ..format.keys import Key
     from ..format.postings import IndexReader
     from ..format.records import Shape
+    from ..schema import Metric, Schema
     from ..sources.base import SourceRecord
     from .record import Record
+    from .vectors import Vectors
 
-__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced", "joined", "merged"]
+__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced", "joined", "merged", "row_of"]
 
 NO_ROW = 2**32
 """Above every row. Added to a place in the source's order, it orders a key that the file does not have."""
@@ -52,6 +55,20 @@ class Given(NamedTuple):
         at = 0 if field is None else place_of_embedding(fields, field)
         vectors = (record.vector for record in self.records)
         return [vector[at] if isinstance(vector, tuple) else vector for vector in vectors]
+
+    def block(self, fields: Sequence[str], field: str | None, dim: int) -> NDArray[np.float32]:
+        """float32, (number of records, dim), read-only: the same, zeros for none. dim: 0 for that of the first.
+
+        Raises SourceError for one of another length.
+        """
+        data = self.vectors(fields, field)
+        dim = dim or next((len(vector) // 4 for vector in data if vector is not None), 0)
+        for vector, key in zip(data, self.keys, strict=True):
+            if vector is not None and len(vector) != 4 * dim:
+                raise SourceError(f"the embedding of {key!r} has {len(vector) // 4} numbers, where others have {dim}")
+        zeros = bytes(4 * dim)
+        whole = b"".join([zeros if vector is None else vector for vector in data])
+        return np.frombuffer(whole, "<f4").reshape(len(data), dim)
 
     def others(self, n: int) -> NDArray[np.bool_]:
         """bool, (n,): which records of n in sequence are of the file."""
@@ -134,6 +151,8 @@ class File(Rows, Protocol):
 
     def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None: ...
 
+    def vectors(self, field: str | None = None) -> Vectors: ...
+
     def row(self, key: Any) -> int: ...
 
     def index(self, field: str) -> IndexReader: ...
@@ -146,6 +165,8 @@ class File(Rows, Protocol):
 class _Indexed(Protocol):
     @property
     def index(self) -> tuple[str, ...]: ...
+
+    def metric_of(self, field: str) -> Metric: ...
 
 
 class _Shaped(Protocol):
@@ -161,6 +182,10 @@ class _Indexes:
     """What a selection without a file needs of its schema."""
 
     index: tuple[str, ...]
+    metrics: Mapping[str, Metric]
+
+    def metric_of(self, field: str) -> Metric:
+        return self.metrics[field]
 
 
 class NoFile:
@@ -173,13 +198,23 @@ class NoFile:
     shapes: Sequence[Shape] = ()
     sections: Mapping[str, Section] = {}
 
-    def __init__(self, fields: tuple[str, ...], dims: tuple[int, ...], index: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, fields: tuple[str, ...], dims: tuple[int, ...], index: tuple[str, ...], metrics: tuple[Metric, ...]
+    ) -> None:
         self.embedding_fields = fields
         self._dims = dims
-        self.schema = _Indexes(index)
+        self.schema = _Indexes(index, dict(zip(fields, metrics, strict=True)))
+
+    @classmethod
+    def of(cls, schema: Schema) -> Self:
+        """For the records of a collection that a source gave."""
+        fields = schema.embeddings
+        dims = tuple(schema.dim_of(name) or 0 for name in fields)
+        return cls(fields, dims, schema.index, tuple(map(schema.metric_of, fields)))
 
     def dim_of(self, field: str | None = None) -> int:
-        return self._dims[0 if field is None else self.embedding_fields.index(field)] if self._dims else 0
+        at = 0 if field is None else place_of_embedding(self.embedding_fields, field)
+        return self._dims[at] if self._dims else 0
 
     def ids_at(self, _: NDArray[np.uint32]) -> list[Key]:
         return []
@@ -198,6 +233,9 @@ class NoFile:
 
     def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None:
         raise NotImplementedError
+
+    def vectors(self, field: str | None = None) -> Vectors:
+        raise NotImplementedError  # there are no rows to be searched
 
     def place(self) -> NoFile:
         return self
@@ -220,6 +258,14 @@ class NoFile:
 
     def has_embedding_of(self, _: str) -> NDArray[np.bool_]:
         return np.zeros(0, np.bool_)
+
+
+def row_of(file: File, key: Any, place: int) -> int:
+    """The row of a key or, without one, what orders it by its place in the source's order."""
+    try:
+        return file.row(key)
+    except (KeyError, TypeError):  # Case: another version of the program invalidated a key of another length
+        return NO_ROW + place
 
 
 def joined(*rows: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -14,28 +14,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import compress, islice
 from operator import index
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import numpy as np
 
-from ..errors import SourceError
 from ..format.keys import Key
 from ..format.records import Names, Shape
 from ..query import path_of
 from ..schema import R_co
 from ..sources.base import SourceRecord, flat
+from .asked import one_of
 from .ordering import Ordering
 from .record import UNNAMED, Record, copied, parts_of
-from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced, merged
+from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced, merged, row_of
 from .unread import Packed, Ranged
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from ..schema import Schema
+    from ..search.neighbours import Neighbours
+    from .asked import SearchOptions
 
-__all__ = ["NO_ROW", "Given", "Selection", "in_order", "row_of", "unread"]
+__all__ = ["NO_ROW", "Given", "Selection", "in_order", "rows_in", "unread"]
 
 S = TypeVar("S")
 _NO_ROWS = np.empty(0, np.uint32)
@@ -81,9 +83,7 @@ class Selection(Sequence[R_co]):
         """What a source gave, in its order, where no file may answer."""
         found = list(records)
         places = np.arange(len(found))
-        dims = tuple(schema.dim_of(name) or 0 for name in schema.embeddings)
-        file = NoFile(schema.embeddings, dims, schema.index)
-        return cls(file, _NO_ROWS, Given(found, places, NO_ROW + places))
+        return cls(NoFile.of(schema), _NO_ROWS, Given(found, places, NO_ROW + places))
 
     @property
     def rows(self) -> NDArray[np.uint32]:
@@ -161,6 +161,16 @@ class Selection(Sequence[R_co]):
             raise ValueError(f"limit({n}): a number of records is 0 or more")
         found = self._found
         return self._settled(*found.first(index(n))) if isinstance(found, Ordering) else self[: index(n)]
+
+    def nearest(self, vector: ArrayLike, k: int = 10, **options: Unpack[SearchOptions]) -> Neighbours[R_co]:
+        """The k of these records whose embeddings are nearest to a vector, (dim,): see `Collection.nearest`."""
+        return self.nearest_many(one_of(vector), k, **options)[0]
+
+    def nearest_many(self, matrix: ArrayLike, k: int = 10, **options: Unpack[SearchOptions]) -> list[Neighbours[R_co]]:
+        """The same for each row of a matrix, (queries, dim), which is read once for many of them."""
+        from ..search.neighbours import nearest_in  # gives selections, and is loaded by the first search
+
+        return nearest_in(self, matrix, k, options)
 
     def __len__(self) -> int:
         return self._found.size + self._from_source
@@ -312,19 +322,11 @@ class Selection(Sequence[R_co]):
             rows[given.others(len(self))] = self._rows
             rows[given.at] = self._rows.take(given.at - np.arange(len(given.at)), mode="clip")
         file = self._file()
-        data = given.vectors(file.embedding_fields, field)
         vectors = self._collection.embeddings_at(rows, field)
-        dim = vectors.shape[1] or file.dim_of(field)
-        dim = dim or next((len(vector) // 4 for vector in data if vector is not None), 0)
-        zeros = bytes(4 * dim)
-        parts = [zeros if vector is None else vector for vector in data]
-        for part, key in zip(parts, given.keys, strict=True):
-            if len(part) != 4 * dim:
-                raise SourceError(f"the embedding of {key!r} has {len(part) // 4} numbers, where others have {dim}")
-        block = np.frombuffer(b"".join(parts), "<f4").reshape(len(parts), dim)
+        block = given.block(file.embedding_fields, field, vectors.shape[1] or file.dim_of(field))
         if not len(rows):
             return block
-        matrix = vectors if vectors.shape[1] else np.zeros((len(self), dim), np.float32)
+        matrix = vectors if vectors.shape[1] else np.zeros((len(self), block.shape[1]), np.float32)
         matrix[given.at] = block
         return matrix
 
@@ -385,6 +387,11 @@ def _sorted(one: Selection[Any]) -> Selection[Any]:
     return in_order(one._collection, rows, given.records, given.order)
 
 
+def rows_in(found: Selection[Any]) -> NDArray[np.uint32] | Packed | Ranged:
+    """The rows of a selection, as they are held by now; of one that was put into order, the rows."""
+    return found._rows if isinstance(found._found, Ordering) else found._found
+
+
 def unread(found: Selection[Any]) -> Packed | Ranged:
     """The rows of what a look-up in a file has just found."""
     assert isinstance(found._found, (Packed, Ranged))
@@ -398,14 +405,6 @@ def in_order(
     if not len(records):
         return Selection(collection, rows)
     return Selection(collection, rows, Unplaced.of(records, order))
-
-
-def row_of(file: File, key: Any, place: int) -> int:
-    """The row of a key or, without one, what orders it by its place in the source's order."""
-    try:
-        return file.row(key)
-    except (KeyError, TypeError):  # Case: another version of the program invalidated a key of another length
-        return NO_ROW + place
 
 
 def _end_of(part: slice) -> int | None:

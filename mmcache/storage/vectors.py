@@ -22,9 +22,10 @@ __all__ = ["Vectors", "presence_of", "stacked"]
 class Vectors:
     """name: of the field. dim: numbers in each; 0 where no record has one. at: where the first begins. matrix: all of
     them, once any was asked for. is_plain: whether a row of it is the answer where its one or two blocks are verified.
+    extremes: the least length above 0 and the greatest, once a search has looked.
     """
 
-    __slots__ = ("at", "dim", "file", "is_plain", "matrix", "missing", "name", "stride", "verified")
+    __slots__ = ("at", "dim", "extremes", "file", "is_plain", "matrix", "missing", "name", "stride", "verified")
 
     def __init__(self, file: Mapped, name: str, layout: EmbeddingLayout) -> None:
         self.file = file
@@ -35,6 +36,7 @@ class Vectors:
         self.is_plain = 0 < self.stride <= BLOCK and not self.missing
         self.verified = None if file.blocks is None else file.blocks.verified
         self.matrix: NDArray[np.float32] | None = None
+        self.extremes: tuple[float, float] | None = None
 
     @careful
     def everything(self) -> NDArray[np.float32]:
@@ -62,15 +64,36 @@ class Vectors:
     @careful
     def at_rows(self, rows: NDArray[np.uint32]) -> NDArray[np.float32]:
         """float32, (len(rows), dim): a view for consecutive rows, else a copy."""
+        self._touch(rows)
+        if len(rows) and (rows[1:] == rows[:-1] + 1).all():
+            return self._whole()[int(rows[0]) : int(rows[-1]) + 1]
+        return self._whole()[rows]
+
+    @careful
+    def part(self, begin: int, end: int) -> NDArray[np.float32]:
+        """float32, (end - begin, dim): a view of consecutive rows, those without an embedding zero."""
+        self.file.check_open()
+        self.file.touch(self.at + self.stride * begin, self.stride * (end - begin))
+        return self._whole()[begin:end]
+
+    @careful
+    def take(self, rows: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
+        """Copy these rows into float32, (len(rows), dim), C-contiguous."""
+        self._touch(rows)
+        np.take(self._whole(), rows, axis=0, out=out, mode="clip")  # which needs no buffer of its own
+
+    def _touch(self, rows: NDArray[np.uint32]) -> None:
         self.file.check_open()
         if self.stride > BLOCK:
             for row in rows.tolist():
                 self.file.touch(self.at + self.stride * row, self.stride)
         elif self.dim:
             self.file.touch_rows(rows, self.at, self.stride)
-        if len(rows) and (rows[1:] == rows[:-1] + 1).all():
-            return self._whole()[int(rows[0]) : int(rows[-1]) + 1]
-        return self._whole()[rows]
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether the file has the lengths, which a writer may leave out."""
+        return f"norms.{self.name}" in self.file.layout.sections
 
     @careful
     def norms(self) -> NDArray[np.float32]:
@@ -78,7 +101,7 @@ class Vectors:
         if not self.dim:
             self.file.check_open()
             return np.zeros(self.file.n, np.float32)
-        if f"norms.{self.name}" not in self.file.layout.sections:
+        if not self.has_norms:
             matrix = self.everything()
             squares: NDArray[np.float64] = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
             return np.sqrt(squares).astype(np.float32)

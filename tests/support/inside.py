@@ -28,6 +28,7 @@ from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
+from mmcache.search import blas, chunks, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -548,3 +549,38 @@ def terms_placed_together(count: int) -> Iterator[None]:
     """So many terms of an index have their rows placed at a time."""
     with mock.patch.object(postings, "_TERMS", count):
         yield
+
+
+# --- searches ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def searched_by(rows: int, *, few: int = 0, together: int = 64) -> Iterator[None]:
+    """A search reads so many rows at a time, scores them all in float64 where they are `few` or less, and answers so
+    many queries by one reading."""
+    with contextlib.ExitStack() as patches:
+        for module, name, value in (
+            (chunks, "GATHERED", rows),
+            (chunks, "SCANNED", rows),
+            (chunks, "LEAST", 1),
+            (scan, "FEW", few),
+            (scan, "TOGETHER", together),
+        ):
+            patches.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+class _Library:
+    """Of BLAS, with so many threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def get_num_threads(self) -> int:
+        return self._threads
+
+
+def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
+    """BLAS has so many threads; None: threadpoolctl is not installed, and the number is not known."""
+    libraries = None if threads is None else [_Library(threads)]
+    return mock.patch.object(blas, "_libraries", return_value=libraries)

@@ -1,0 +1,39 @@
+"""Whether a product may be left to BLAS, which multiplies with threads of its own, as many as it was told.
+
+Threads of BLAS are of the whole process. A small product is slower on several of them, and where other processes keep
+the machine busy slower by far, since each waits for a thread that does not run. So one vector is never multiplied by a
+matrix in BLAS: `np.vecdot` takes one row after the other, in the thread that calls, and in half the time for rows that
+are read from memory. Nor are small matrices. What is left to BLAS are several vectors at once over many rows.
+
+How many threads BLAS has is read, by threadpoolctl, and never set: that would concern all threads of the process.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final
+
+__all__ = ["SMALL", "may_multiply"]
+
+SMALL: Final = 4 * 2**20
+"""Bytes of rows in a product that one thread makes in the time in which others begin."""
+
+
+@cache
+def _libraries() -> list[Any] | None:
+    """Those of BLAS that are loaded, of which numpy's is one; None without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return [one for one in ThreadpoolController().lib_controllers if one.user_api == "blas"]
+
+
+def may_multiply(threads: int | None) -> bool:
+    """Whether BLAS has no more threads than are wanted; None: as many as it likes."""
+    if threads is None:
+        return True
+    if threads == 1:
+        return False  # whatever BLAS says now, another thread may tell it otherwise meanwhile
+    libraries = _libraries()
+    return libraries is not None and all(one.get_num_threads() <= threads for one in libraries)

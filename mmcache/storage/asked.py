@@ -1,0 +1,32 @@
+"""What a search may be told beside the vector, how many, and among which records: the types of keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from ..format.keys import Key
+from ..schema import Metric
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["SearchOptions", "one_of"]
+
+
+class SearchOptions(TypedDict, total=False):
+    """The keyword arguments of `nearest` and `nearest_many`; `Collection.nearest` says what they mean."""
+
+    embedding: str | None
+    metric: Metric | None
+    min_score: float | None
+    skip: Iterable[Key]
+    threads: int | None
+    deadline: float | None
+
+
+def one_of(vector: ArrayLike) -> Any:
+    """A matrix of one row: the vector, (dim,), or what is one already, as models give it for one text: (1, dim)."""
+    return vector if np.shape(vector)[:1] == (1,) and np.ndim(vector) == 2 else [vector]

@@ -1,0 +1,177 @@
+"""Searches in real processes and threads: memory, threads of BLAS, deadlines, interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmcache
+from mmcache import Schema, SearchTimeoutError, Snapshot
+from mmcache.search import chunks
+from tests.support import inside
+from tests.support.waits import PATIENCE
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+N, DIM = 60_000, 128
+MB = 2**20
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A block of 30 MB, on the disk: pages that are not yet there would count as the worker's own."""
+    path: Path = tmp_path_factory.mktemp("large") / "items.mmc"
+    vectors = np.random.default_rng(0).standard_normal((N, DIM), dtype=np.float32)
+    records = [{"id": i, "half": i % 2, "tenth": i % 10} for i in range(N)]
+    schema = Schema("items", index=("half", "tenth"), embedding="vector")
+    mmcache.build(path, records, schema, embeddings=vectors)
+    return path
+
+
+WORKER = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import mmcache
+from mmcache.storage.vectors import Vectors
+
+def private():
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * sum(map(int, re.findall(r"^Private_Dirty: +(\\d+) kB", text, re.MULTILINE)))
+
+def mapped(name):
+    text = Path("/proc/self/smaps").read_text()
+    return 1024 * sum(map(int, re.findall(re.escape(name) + r"\\n(?:\\S.*\\n)*?Rss: +(\\d+) kB", text)))
+
+def watched(method):
+    def watching(self, *arguments):
+        global most
+        found = method(self, *arguments)
+        most = max(most, private())
+        return found
+    return watching
+
+path, queries, most = sys.argv[1], np.random.default_rng(1).standard_normal((40, int(sys.argv[2]))), 0
+with mmcache.Snapshot.open(path, verify="lazy") as snapshot:
+    few = snapshot.where()[:10]
+    few.nearest(queries[0]), few.nearest_many(queries[:2])
+    before = private()
+    Vectors.part, Vectors.take = watched(Vectors.part), watched(Vectors.take)
+    for where in ({}, {"tenth": 3}, {"half": 1}, {"tenth": [1, 2, 3]}, {"tenth": mmcache.excluding(4)}):
+        for metric in ("cosine", "euclidean"):
+            snapshot.nearest(queries[0], 20, where, metric=metric)
+            snapshot.nearest_many(queries, 20, where, metric=metric)
+    print(most - before, mapped(path))
+"""
+"""Prints by how much its own memory has grown at most, and how much of the file it has mapped, in bytes."""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="what is a process's own is told by Linux")
+def test_a_searching_worker_has_8_mb_of_its_own_at_most(large):
+    """Looked at whenever a chunk is read, so at their most."""
+    command = [sys.executable, "-W", "error", "-c", WORKER, str(large), str(DIM)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for worker in workers:
+        out, _ = worker.communicate(timeout=PATIENCE)
+        assert worker.returncode == 0
+        own, mapped = map(int, out.split())
+        assert own <= 8 * MB, f"{own / MB:.1f} MB"
+        assert mapped >= 4 * N * DIM, "the block is read where it lies"
+
+
+def test_threads_that_search_at_once_get_the_answers_of_one(large):
+    queries = np.random.default_rng(2).standard_normal((8, DIM)).astype(np.float32)
+    with Snapshot.open(large, verify="lazy") as snapshot:
+        right = [(one.rows.tolist(), one.scores.tolist()) for one in snapshot.nearest_many(queries, 5)]
+
+        def search(i: int) -> Any:
+            where: Any = ({}, {"half": [0, 1]}, {"tenth": list(range(10))})[i % 3]
+            found = snapshot.nearest(queries[i % 8], 5, where, threads=(None, 1, 2)[i % 3])
+            return i % 8, (found.rows.tolist(), found.scores.tolist())
+
+        with ThreadPoolExecutor(4) as pool:
+            for i, found in pool.map(search, range(48)):
+                assert found == right[i]
+
+
+@pytest.mark.parametrize(("threads", "is_left_to_blas"), [(None, True), (1, False), (2, False), (8, True), (9, True)])
+def test_no_more_threads_of_blas_are_used_than_were_asked_for(large, monkeypatch, threads, is_left_to_blas):
+    """And none for one vector, or for few rows, which would wait for them."""
+    products: list[int] = []
+    matmul = np.matmul
+
+    def counted(*given: Any, **more: Any) -> Any:
+        products.append(1)
+        return matmul(*given, **more)
+
+    monkeypatch.setattr(np, "matmul", counted)
+    queries = np.random.default_rng(4).standard_normal((3, DIM))
+    with Snapshot.open(large, verify="lazy") as snapshot, inside.blas_with(threads=8):
+        snapshot.nearest(queries[0], threads=threads)
+        snapshot.nearest_many(queries, where={"tenth": 1}, threads=threads)
+        snapshot.where()[:5000].nearest_many(queries, threads=threads)
+        assert not products
+        snapshot.nearest_many(queries, threads=threads)
+        assert bool(products) is is_left_to_blas
+
+
+def test_without_threadpoolctl_a_number_of_threads_means_one(large, monkeypatch):
+    monkeypatch.setattr(np, "matmul", None)
+    with Snapshot.open(large, verify="lazy") as snapshot, inside.blas_with(threads=None):
+        assert len(snapshot.nearest_many(np.ones((3, DIM)), 5, threads=4)) == 3
+
+
+def test_a_deadline_ends_a_search_between_two_chunks(large, monkeypatch):
+    monkeypatch.setattr(chunks, "SCANNED", 512)
+    with Snapshot.open(large, verify="lazy") as snapshot:
+        for where in ({}, {"half": 1}, {"tenth": 1}):
+            with pytest.raises(SearchTimeoutError, match="none of them is given"):
+                snapshot.nearest(np.ones(DIM), where=where, deadline=0.0)
+        assert len(snapshot.nearest(np.ones(DIM), deadline=60.0)) == 10
+
+
+def test_an_interrupt_ends_a_search_and_leaves_all_as_it_was(large, monkeypatch):
+    part = Snapshot.open(large, verify="lazy").collection("items").vectors().__class__.part
+    parts: list[int] = []
+
+    def interrupted(self: Any, *rows: int) -> Any:
+        parts.append(rows[0])
+        if len(parts) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return part(self, *rows)
+
+    monkeypatch.setattr(chunks, "SCANNED", 1024)
+    monkeypatch.setattr("mmcache.storage.vectors.Vectors.part", interrupted)
+    assert threading.current_thread() is threading.main_thread()
+    with Snapshot.open(large, verify="lazy") as snapshot:
+        with pytest.raises(KeyboardInterrupt):
+            snapshot.nearest(np.ones(DIM), threads=1)
+        assert len(parts) == 3
+        assert len(snapshot.nearest(np.ones(DIM), 3)) == 3
+
+
+def test_a_search_verifies_what_it_reads_once(large, monkeypatch):
+    """And a small selection only its own blocks."""
+    with Snapshot.open(large, verify="lazy") as snapshot:
+        blocks = snapshot.collection("items").file.blocks
+        assert blocks is not None
+        count = lambda: sum(blocks.verified)  # noqa: E731
+        snapshot.where()[100:110].nearest(np.ones(DIM))
+        few = count()
+        snapshot.nearest(np.ones(DIM))
+        section = snapshot.layout.collections["items"].sections["embeddings.vector"]
+        first, end = section.offset // 2**16, section.end // 2**16
+        assert few < 10 < end - first
+        assert all(blocks.verified[first:end])
+        everything = count()
+        snapshot.nearest(np.ones(DIM), where={"half": 1})
+        assert count() >= everything
