@@ -24,7 +24,7 @@ export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check integration bench bench-full guard nightly clean distclean
+.PHONY: help demo docs test check integration bench bench-full guard nightly clean distclean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ integration: $(VENV)/.integration  ## tests that need a server, root or a downlo
 	@echo "==> integration"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "integration and not nightly"
 
+docs: $(VENV)/.docs  ## the documentation, into site/: strictly, offline, every link and anchor followed
+	@echo "==> documentation"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+
 bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)
 
@@ -66,7 +70,7 @@ nightly: $(VENV)/.dev  ## all tests with many more examples, and the long campai
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) -m "" -o timeout=7200
 
 clean:  ## remove what the tools leave behind
-	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist htmlcov site .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the virtual environment
@@ -84,10 +88,15 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.venv
 	@$(INSTALL) --editable '.[cli]' --group bench
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/.venv
+	@echo "==> installing mmcache and what builds the documentation into $(VENV)"
+	@$(INSTALL) --editable . --group docs
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 	@echo "==> installing mmcache and the development tools into $(VENV)"
 	@$(INSTALL) --editable '.[cli]' --group dev
-	@touch $@ $(VENV)/.demo $(VENV)/.bench
+	@touch $@ $(VENV)/.demo $(VENV)/.bench $(VENV)/.docs
 
 $(VENV)/.integration: pyproject.toml | $(VENV)/.dev
 	@for group in integration torch programs; do \

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 import mmcache
@@ -36,7 +38,9 @@ SHOWN = {
 REPLACED = {
     "docs/databases.md": {"postgresql://app@db/shop": "sqlite:///shop.db"},
     "docs/tracking.md": {"mmcache track postgresql://owner@db/shop --table items\n": ""},
-    "docs/commands.md": {" --watch": ""},
+    "docs/commands.md": {" --watch": "", "mmcache demo ": ": "},  # tests/cli/test_cli_demo.py runs it
+    "docs/containers.md": {"/var/cache/shop": "cache"},
+    "docs/lookups.md": {"jq -c '.items[]' dump.json": "cat items.jsonl"},
 }
 """What needs a server, or never ends, and what runs in its place."""
 
@@ -52,7 +56,8 @@ def database(directory: Path, name: str, *statements: str) -> None:
 
 
 def items(directory: Path) -> None:
-    """`items.db` and `items.jsonl`, and `items.mmc` built from the database."""
+    """`items.db`, `items.mmc` built from it, and an empty directory `cache`."""
+    (directory / "cache").mkdir()
     database(
         directory,
         "items.db",
@@ -83,7 +88,11 @@ def shop(directory: Path) -> None:
 def bank(directory: Path) -> None:
     write_bank(directory / "patterns.db", 200)
     shop(directory)
-    (directory / "items.csv").write_text("sku,kind\nhammer,tool\n")
+    (directory / "items.csv.gz").write_bytes(gzip.compress(b"sku,kind\nhammer,tool\n"))
+    (directory / "items.jsonl").write_text('{"id": "a", "kind": "tool"}\n')
+    partition = directory / "events" / "year=2026"
+    partition.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["e"], "month": [1]}), partition / "one.parquet")
 
 
 def packages(directory: Path) -> None:
@@ -95,6 +104,7 @@ def packages(directory: Path) -> None:
         "INSERT INTO packages VALUES ('0ad', 'games', '[\"role::program\"]', '[1, 0]')",
         "INSERT INTO packages VALUES ('libc6', 'libs', '[]', '[0, 1]')",
     )
+    mmcache.build(directory / "packages.mmc", [{"id": "before"}], mmcache.Schema("packages"))  # becomes the backup
 
 
 PREPARED: dict[str, Callable[[Path], None]] = {
