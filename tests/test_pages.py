@@ -107,6 +107,10 @@ def packages(directory: Path) -> None:
     mmcache.build(directory / "packages.mmc", [{"id": "before"}], mmcache.Schema("packages"))  # becomes the backup
 
 
+def nothing(directory: Path) -> None:
+    """What a reader begins with."""
+
+
 PREPARED: dict[str, Callable[[Path], None]] = {
     "docs/build.md": shop,
     "docs/commands.md": packages,
@@ -117,6 +121,8 @@ PREPARED: dict[str, Callable[[Path], None]] = {
     "docs/lookups.md": bank,
     "docs/monitoring.md": bank,
     "docs/tracking.md": shop,
+    "docs/tutorial.md": nothing,
+    "README.md": nothing,
 }
 """What is there besides what `items` makes, which is there for every other page."""
 
