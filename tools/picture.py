@@ -49,7 +49,9 @@ def picture(report: Mapping[str, Any]) -> str:
     dim = next(row["dim"] for row in rows if row["n"] == most)
     title = f"Memory of {WORKERS} workers that read {most:,} records with embeddings of {dim} numbers"
     about = report["environment"]
-    note = f"{report['command']}, {about['time'][:10]}: {about['cpu']}, {about['system'].split('-')[0]}, {about['python']}"
+    note = (
+        f"{report['command']}, {about['time'][:10]}: {about['cpu']}, {about['system'].split('-')[0]}, {about['python']}"
+    )
     return _svg(title, note, [(name, label, taken[name]) for name, label in LABELS.items() if name in taken])
 
 
@@ -57,7 +59,8 @@ def _svg(title: str, note: str, bars: Sequence[tuple[str, str, float]]) -> str:
     height = TOP + ROW * len(bars) + 34
     scale = (WIDTH - LEFT - RIGHT) / max(megabytes for *_, megabytes in bars)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+        ' role="img">',
         f"  <title>{escape(title)}</title>",
         f"  <style>{STYLE}\n  </style>",
         f'  <rect class="panel" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="6"/>',
@@ -78,7 +81,9 @@ def _svg(title: str, note: str, bars: Sequence[tuple[str, str, float]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the picture of the README.")
-    parser.add_argument("results", nargs="?", default=RESULTS, type=Path, help="JSON of a run (default: the last full one)")
+    parser.add_argument(
+        "results", nargs="?", default=RESULTS, type=Path, help="JSON of a run (default: the last full one)"
+    )
     parser.add_argument("-o", "--output", default=PICTURE, type=Path, help="the SVG to write")
     chosen = parser.parse_args(arguments)
     results = json.loads(chosen.results.read_text("utf-8"))

@@ -1,7 +1,7 @@
 """Hooks of the documentation site, and the check of what was built; `make docs` runs them through MkDocs.
 
-Pages of the command line and of settings are filled in from the code, so they cannot fall behind it. After a build every
-link and anchor of every page is followed, and nothing may be loaded from another host.
+Pages of the command line and of settings are filled in from the code, so they cannot fall behind it. After a build
+every link and anchor of every page is followed, and nothing may be loaded from another host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from urllib.parse import unquote, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
+LOADED = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+}
 """Elements that a browser loads without a click, and the attribute that says from where."""
 
 
@@ -67,9 +75,7 @@ def _section(name: str, aliases: Any) -> str:
     from mmcache.cli.main import make_parser
 
     (parser,) = (
-        action.choices[name]
-        for action in make_parser(name)._actions
-        if isinstance(action, argparse._SubParsersAction)
+        action.choices[name] for action in make_parser(name)._actions if isinstance(action, argparse._SubParsersAction)
     )
     usage = parser.format_usage().removeprefix("usage: ").rstrip()
     lines = [f"## mmcache {name}\n"]

@@ -1,8 +1,8 @@
 """Runs what a page of the documents shows: its blocks in order, in one directory, as a reader would.
 
 A block of `python` runs in the page's one session; one with a title, `title="app.py"`, is written to that file. A block
-of `sh` runs in bash. A block of `text` right after one that ran is what that one prints: `...` stands for anything, as in
-doctest. `python -m tests.support.pages PLAN` runs the steps of a plan in JSON, which `run` writes.
+of `sh` runs in bash. A block of `text` right after one that ran is what that one prints, where `...` stands for
+anything, as in doctest. `python -m tests.support.pages PLAN` runs the steps of a plan in JSON, which `run` writes.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _run_all(plan: Path) -> None:
         try:
             printed = _run_one(block, session)
             _compare(block, printed)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 (whatever a page ends with is what it shows)
             print(f"{block.page}, line {block.line}:\n{block.text}")
             traceback.print_exc()
             sys.exit(1)
