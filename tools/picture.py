@@ -25,12 +25,12 @@ LABELS = {
     "SQLite, tuned": "SQLite, mapped",
     "LMDB": "LMDB",
     "Redis": "Redis",
-    "npy + pickle": "mapped .npy, a pickled dict in each worker",
-    "msgpack blob": "one msgpack blob, decoded by each worker",
+    "npy + pickle": ".npy mapped, a pickle in each worker",
+    "msgpack blob": "a msgpack blob, decoded by each",
 }
 """Contenders of the benchmark, in the order of the picture, and what a reader calls them."""
 
-WIDTH, TOP, ROW, BAR, LEFT, RIGHT = 760, 64, 34, 18, 300, 90
+WIDTH, TOP, ROW, BAR, LEFT, RIGHT = 760, 64, 34, 18, 330, 90
 STYLE = """
     .panel { fill: #ffffff; stroke: #d0d7de } text { fill: #1f2328; font: 14px system-ui, sans-serif }
     .title { font-weight: 600; font-size: 15px } .note { fill: #59636e; font-size: 12px }
@@ -59,8 +59,10 @@ def _svg(title: str, note: str, bars: Sequence[tuple[str, str, float]]) -> str:
     height = TOP + ROW * len(bars) + 34
     scale = (WIDTH - LEFT - RIGHT) / max(megabytes for *_, megabytes in bars)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-        ' role="img">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+            ' role="img">'
+        ),
         f"  <title>{escape(title)}</title>",
         f"  <style>{STYLE}\n  </style>",
         f'  <rect class="panel" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="6"/>',

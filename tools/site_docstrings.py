@@ -18,6 +18,8 @@ class Prose(griffe.Extension):
     """Rewrites each docstring before it is rendered."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if isinstance(obj, griffe.Function):
+            obj.overloads = None  # they are for type checkers; the signature that a reader needs is the last one
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value)
 
