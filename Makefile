@@ -13,7 +13,7 @@ BENCHMARKS ?=
 BENCH_ARGS ?= --quick
 
 BIN     := $(VENV)/bin
-TYPED   := $(wildcard mmcache tools benchmarks tests)
+TYPED   := $(wildcard mmcache tools benchmarks tests examples)
 INSTALL := $(BIN)/python -m pip install --quiet
 ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 

@@ -38,6 +38,7 @@ SHOWN = {
 REPLACED = {
     "docs/databases.md": {"postgresql://app@db/shop": "sqlite:///shop.db"},
     "docs/tracking.md": {"mmcache track postgresql://owner@db/shop --table items\n": ""},
+    "docs/monitoring.md": {" | jq .state": "", "patterns.mmc": "bank.mmc"},
     "docs/commands.md": {" --watch": "", "mmcache demo ": ": "},  # tests/cli/test_cli_demo.py runs it
     "docs/containers.md": {"/var/cache/shop": "cache"},
     "docs/lookups.md": {"jq -c '.items[]' dump.json": "cat items.jsonl"},
@@ -87,6 +88,8 @@ def shop(directory: Path) -> None:
 
 def bank(directory: Path) -> None:
     write_bank(directory / "patterns.db", 200)
+    patterns = mmcache.Schema("patterns", index=("domain",), json=("metadata",), embedding="embedding", dim=768)
+    mmcache.build(directory / "bank.mmc", mmcache.SQLiteSource(directory / "patterns.db", patterns))
     shop(directory)
     (directory / "items.csv.gz").write_bytes(gzip.compress(b"sku,kind\nhammer,tool\n"))
     (directory / "items.jsonl").write_text('{"id": "a", "kind": "tool"}\n')
