@@ -19,7 +19,7 @@ TWICE := tests/format tests/cache/test_mapping_contract.py tests/cache/test_cach
 
 BIN     := $(VENV)/bin
 CORE    := pyproject.toml tools/core_build.py $(wildcard core/*)
-TYPED   := $(wildcard mmcache tools benchmarks tests)
+TYPED   := $(wildcard mmcache tools benchmarks tests examples)
 INSTALL := $(BIN)/python -m pip install --quiet
 ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 
@@ -30,7 +30,7 @@ export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check integration bench bench-full guard nightly clean distclean
+.PHONY: help demo docs test check integration bench bench-full guard nightly clean distclean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ integration: $(VENV)/.integration  ## tests that need a server, root or a downlo
 	@echo "==> tests of format, storage and caches, in pure Python"
 	@MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/format tests/storage tests/cache
 
+docs: $(VENV)/.docs  ## the documentation, into site/: strictly, offline, every link and anchor followed
+	@echo "==> documentation"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+
 bench: $(VENV)/.bench  ## quick benchmarks, beside everything that one would take instead, on the same records
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS) $(ONLY)
 
@@ -76,7 +80,7 @@ nightly: $(VENV)/.dev  ## all tests with many more examples, and the long campai
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) -m "" -o timeout=7200
 
 clean:  ## remove what the tools leave behind
-	@rm -rf build dist htmlcov mmcache/_core.*.so .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist htmlcov site mmcache/_core.*.so .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the virtual environment
@@ -94,10 +98,15 @@ $(VENV)/.bench: $(CORE) | $(VENV)/.venv
 	@$(INSTALL) --editable '.[cli]' --group bench
 	@touch $@
 
+$(VENV)/.docs: $(CORE) | $(VENV)/.venv
+	@echo "==> installing mmcache and what builds the documentation into $(VENV)"
+	@$(INSTALL) --editable . --group docs
+	@touch $@
+
 $(VENV)/.dev: $(CORE) | $(VENV)/.venv
 	@echo "==> installing mmcache and the development tools into $(VENV)"
 	@$(INSTALL) --editable '.[cli]' --group dev
-	@touch $@ $(VENV)/.demo $(VENV)/.bench
+	@touch $@ $(VENV)/.demo $(VENV)/.bench $(VENV)/.docs
 
 $(VENV)/.integration: pyproject.toml | $(VENV)/.dev
 	@for group in integration torch programs; do \

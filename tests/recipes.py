@@ -1,4 +1,4 @@
-"""The recipes of the README, one for each kind of worker, as the tests of each kind run them."""
+"""The recipes of docs/workers.md, one for each kind of worker, as the tests of each kind run them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from pathlib import Path
 
 from mmcache.presets.bank import write_bank
 
-_README = (Path(__file__).parent.parent / "README.md").read_text()
+_PAGE = (Path(__file__).parent.parent / "docs" / "workers.md").read_text()
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-SECTION = _README.partition("\n### In your workers\n")[2].partition("\n### ")[0]
-REST = _README.replace(SECTION, "")
 
 
 def recipe(kind: str) -> str:
-    """The recipe for a kind of worker, after the imports and the source of the first example, which it builds on."""
-    (first, *_), (own,) = (
-        _BLOCK.findall(REST),
-        _BLOCK.findall(SECTION.partition(f"#### {kind}\n")[2].split("\n#### ")[0]),
-    )
-    return f"{first.partition('with mmcache.open')[0]}{own}"
+    """The recipe for a kind of worker, after the imports and the source at the top of the page."""
+    top, *sections = _PAGE.split("\n## ")
+    (source,) = _BLOCK.findall(top)
+    (own,) = (own for section in sections if section.startswith(f"{kind}\n") for own in _BLOCK.findall(section))
+    return f"{source}{own}"
 
 
 def bank(directory: Path) -> None:

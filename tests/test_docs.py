@@ -1,4 +1,4 @@
-"""The documents are tested: what README shows runs, and what it should name it names."""
+"""What the documents should name they name. That their blocks run: test_pages.py; their links: test_site.py."""
 
 from __future__ import annotations
 
@@ -11,35 +11,15 @@ from pathlib import Path
 import pytest
 
 import mmcache
-from mmcache.presets.bank import write_bank
 from mmcache.sharing.alerts import Rules
 from mmcache.sharing.metrics import FAMILIES
-from tests.recipes import REST
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-DOCS = README + "".join(page.read_text() for page in sorted((ROOT / "docs").rglob("*.md")))
+DOCS = "".join(page.read_text() for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))])
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", REST, re.MULTILINE | re.DOTALL)
-
-
-def test_every_python_block_of_the_readme_but_the_recipes_runs_in_one_session(tmp_path: Path) -> None:
-    write_bank(tmp_path / "patterns.db", 200)
-    script = "\n".join(blocks("python"))
-    assert script.count("mmcache.open(") == 1
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "patterns.mmc").exists()
-    assert (tmp_path / "items.mmc").exists()
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
 
 
 def test_the_readme_names_only_targets_that_the_makefile_has() -> None:
@@ -68,11 +48,10 @@ def test_every_command_is_documented_and_every_documented_command_exists() -> No
     assert documented <= commands
 
 
-def test_every_file_and_directory_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"`((?:mmcache|tests|docs|benchmarks|tools)/[\w/.]+)`", README))
-    named |= {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
+def test_every_file_and_directory_that_the_documents_name_exists() -> None:
+    named = set(re.findall(r"`((?:mmcache|tests|docs|benchmarks|tools)/[\w/.]+)`", DOCS))
     assert named
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in named if "/." not in name and not (ROOT / name).exists()] == []
 
 
 def test_every_decision_record_has_its_three_parts() -> None:

@@ -1,0 +1,49 @@
+"""Docstrings of this package as Markdown: an extension of griffe, for the API pages of the documentation site.
+
+A docstring names a parameter or an attribute at the start of a line, `ttl: age at which ...`, and indents what follows.
+On a page these lines are a list, and examples are blocks of code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+_ITEM = re.compile(r"^((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*): (?=\S)")
+
+
+class Prose(griffe.Extension):
+    """Rewrites each docstring before it is rendered."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if isinstance(obj, griffe.Function):
+            obj.overloads = None  # they are for type checkers; the signature that a reader needs is the last one
+        if obj.docstring is not None:
+            obj.docstring.value = markdown(obj.docstring.value)
+
+
+def markdown(text: str) -> str:
+    """The docstring `text`, with lists of names and fenced examples."""
+    lines: list[str] = []
+    in_list = in_example = False
+    for line in text.splitlines():
+        is_example = line.lstrip().startswith(">>>") or (in_example and bool(line.strip()))
+        if is_example != in_example:
+            lines += ["", "```pycon"] if is_example else ["```", ""]
+            in_example = is_example
+        if is_example:
+            lines.append(line.strip() if line.lstrip().startswith((">>>", "...")) else line)
+            continue
+        item = _ITEM.match(line)
+        if item and not in_list:
+            lines.append("")
+        if item:
+            names = ", ".join(f"`{name}`" for name in item[1].split(", "))
+            line = f"- {names}: {line[item.end() :]}"
+        elif line and in_list and not line.startswith(" "):
+            lines.append("")
+        in_list = bool(item) or (in_list and (not line or line.startswith(" ")))
+        lines.append(line)
+    return "\n".join([*lines, "```"] if in_example else lines)
