@@ -200,6 +200,17 @@ def questions(expected: Expected, absent: Sequence[str] = ("", "nobody", "k-1", 
             lambda c: np.array_equal(c.get_embeddings([keys[i] for i in picked[:3]]), matrix[picked[:3]]),
         )
         yield "norms", lambda c: not c.dim or np.allclose(c.norms, norms, rtol=1e-6)
+        alike = [i for i in range(len(keys)) if present[i] and np.isfinite(matrix[i]).all()]
+        alike.sort(key=lambda i: (-math.fsum(matrix[i].astype(np.float64).tolist()), i))
+        nearest = [keys[i] for i in alike]
+
+        def found_by(c: Any, few: int) -> bool:
+            with inside.searched_by(3, few=few):
+                return c.nearest([1.0] * dim, len(keys), metric="dot").ids == nearest
+
+        if dim and nearest:
+            yield "nearest", lambda c: found_by(c, 64)
+            yield "nearest(by products)", lambda c: found_by(c, 0)
         yield "has_embedding", lambda c: c.has_embedding.tolist() == present or not dim
 
 

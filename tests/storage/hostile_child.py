@@ -17,6 +17,7 @@ import traceback
 
 from mmcache import MmcacheError, at_least, between, excluding, startswith
 from tests.storage.helpers import damaged
+from tests.support import inside
 
 RANGES = [between(-1, 5), at_least("a"), startswith("k"), range(9), excluding(1)]
 PROBES = ["", "a", "k0", "k1", "k7", "nobody", "\0", "x" * 65_536, "\ud800"]
@@ -74,6 +75,13 @@ def exercise(data: bytes, *, iterate: bool = True) -> bool:
                 for part in ("embeddings", "norms", "has_embedding"):
                     attempt(lambda c=collection, p=part: getattr(c, p).tobytes())
                 attempt(lambda c=collection: c.schema.to_dict())
+                if collection.dim:
+                    query = [1.0] * collection.dim
+                    attempt(lambda c=collection, q=query: c.nearest(q, 3).ids)
+                    with inside.searched_by(3):
+                        for name in collection.schema.index[:2]:
+                            attempt(lambda c=collection, q=query, n=name: c.nearest(q, 3, {n: ["a", 1]}).ids)
+                        attempt(lambda c=collection, q=query: c.nearest(q, 3, metric="euclidean").ids)
                 if iterate:
                     attempt(lambda c=collection: sum(len(key) for key in c))
                     attempt(lambda c=collection: sum(len(r.asdict()) for r in c.values()))
