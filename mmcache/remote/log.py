@@ -1,7 +1,7 @@
 """The log of a store: what is the newest entry, and committing the next one.
 
 Numbers are dense: an entry is created under the number after the newest, and a number that another committer won is
-read before the next one is tried. So a committer has seen every entry before its own, whoever made it.
+read before the next one is tried. So a committer has seen every entry before its own.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Release:
     build_id: str
     size: int
     records: Mapping[str, int]
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, object]
     current: bool = False
     pinned: bool = False
     withdrawn: bool = False

@@ -23,6 +23,7 @@ from mmcache.integrations import monitoring
 from mmcache.sharing import metrics
 from mmcache.sharing.counters import WorkerCounters, remove
 from mmcache.sharing.fleet import STATES
+from mmcache.sharing.following import Following, tell
 from tests.support.console import ok, run
 
 prometheus_client = pytest.importorskip("prometheus_client", reason="the prometheus extra is not installed")
@@ -341,10 +342,12 @@ def test_a_counter_never_goes_back_until_the_metrics_were_removed(path):
 
 
 @pytest.fixture(scope="module")
-def exported() -> dict[str, dict[str, set[str]]]:
-    """Sample name -> label -> values, of everything that is reported."""
+def exported(tmp_path_factory) -> dict[str, dict[str, set[str]]]:
+    """Sample name -> label -> values, of everything that is reported, also of a node that follows releases."""
     found: dict[str, dict[str, set[str]]] = {}
-    for name, labels in samples(text_of("/no/such/directory/items.mmc")):
+    path = str(tmp_path_factory.mktemp("node") / "items.mmc")
+    assert tell(path, Following("s3://bucket/items", release=1))
+    for name, labels in samples(text_of(path)):
         for label, value in labels:
             found.setdefault(name, {}).setdefault(label, set()).add(value)
     return found
