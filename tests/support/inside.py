@@ -130,7 +130,7 @@ def forget_arrived() -> None:
 @contextlib.contextmanager
 def writer(text: str) -> Iterator[None]:
     """Files name this as their writer, whatever version of the package builds them."""
-    with mock.patch.object(publish, "_writer", return_value=text):
+    with mock.patch.object(publish, "writer", return_value=text):
         yield
 
 
