@@ -56,9 +56,9 @@ def test_urls_that_are_there_are_not_written_twice():
 
 
 def test_a_link_to_elsewhere_and_an_anchor_stay():
-    text = "[a](https://b/c) ![p](docs/p.svg) [d](docs/d.md#e) [f](#g)"
+    text = "[a](https://b/c) ![p](docs/p.svg) [d](pages/d.md#e) [f](#g)"
     assert release.absolute(text, ADDRESS, "1") == (
-        f"[a](https://b/c) ![p]({ADDRESS}/raw/v1/docs/p.svg) [d]({ADDRESS}/blob/v1/docs/d.md#e) [f](#g)"
+        f"[a](https://b/c) ![p]({ADDRESS}/raw/v1/docs/p.svg) [d]({ADDRESS}/blob/v1/pages/d.md#e) [f](#g)"
     )
 
 
