@@ -66,11 +66,28 @@ static int is_due(double due)
 
 /* --- Watched */
 
+/* Of a word that is not mapped; an exception is left to the look that follows. */
+static int is_other_word(const Watched *self)
+{
+    PyObject *word = Py_XNewRef(self->word), *seen = Py_XNewRef(self->seen), *zero = PyLong_FromLong(0), *now = NULL;
+    if (word != NULL && zero != NULL)
+        now = PyObject_GetItem(word, zero);
+    int is_same = now == NULL || seen == NULL ? 0 : PyObject_RichCompareBool(now, seen, Py_EQ);
+    PyErr_Clear();
+    Py_XDECREF(now);
+    Py_XDECREF(zero);
+    Py_XDECREF(seen);
+    Py_XDECREF(word);
+    return is_same <= 0;
+}
+
 static int is_news(const Watched *self)
 {
     uint64_t now;
-    if (self->mapped.buf == NULL || self->mapped.len < 8 || !self->has_seen)
+    if (!self->has_seen)
         return 1;
+    if (self->mapped.buf == NULL)
+        return is_other_word(self);
     memcpy(&now, self->mapped.buf, 8); /* one aligned load */
     return now != self->seen_word;
 }
@@ -85,12 +102,15 @@ static int watched_set_word(PyObject *object, PyObject *word, void *Py_UNUSED(cl
 {
     Watched *self = (Watched *)object;
     Py_buffer mapped = {0}, before = self->mapped;
-    if (word == NULL || PyObject_GetBuffer(word, &mapped, PyBUF_SIMPLE) < 0) {
-        if (word == NULL)
-            PyErr_SetString(PyExc_AttributeError, "word");
+    if (word == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "word");
         return -1;
     }
-    if (mapped.len < 8) {
+    /* Case: a page that cannot be mapped, whose word is computed when it is asked for. */
+    int is_mapped = PyObject_CheckBuffer(word);
+    if (is_mapped && PyObject_GetBuffer(word, &mapped, PyBUF_SIMPLE) < 0)
+        return -1;
+    if (is_mapped && mapped.len < 8) {
         PyErr_SetString(PyExc_ValueError, "a word has eight bytes");
         PyBuffer_Release(&mapped);
         return -1;
@@ -115,7 +135,7 @@ static int watched_set_seen(PyObject *object, PyObject *seen, void *Py_UNUSED(cl
     Watched *self = (Watched *)object;
     uint64_t word = 0;
     if (seen != NULL && seen != Py_None) {
-        word = PyLong_AsUnsignedLongLong(seen);
+        word = PyLong_AsUnsignedLongLongMask(seen); /* one that is not mapped may be negative */
         if (PyErr_Occurred())
             return -1;
     }

@@ -174,7 +174,7 @@ class _Verbatim:
 
 def _signature(value: Any) -> str:
     kind = getattr(value, "__objclass__", None)
-    if kind is not None and kind.__module__ == "mmcache._core":
+    if kind is not None and kind.__module__.endswith("._core"):
         value = getattr(TWINS[kind.__name__], value.__name__)
     try:
         found = inspect.signature(value)

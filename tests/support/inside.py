@@ -43,6 +43,7 @@ from mmcache.storage import (
     lane,
     lookup,
     mapped,
+    merging,
     pagefile,
     publish,
     shared,
@@ -584,3 +585,14 @@ def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
     """BLAS has so many threads; None: threadpoolctl is not installed, and the number is not known."""
     libraries = None if threads is None else [_Library(threads)]
     return mock.patch.object(blas, "_libraries", return_value=libraries)
+
+
+@contextlib.contextmanager
+def no_record_is_encoded_again() -> Iterator[None]:
+    """Files that are merged keep the bytes of their records."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("records were encoded again")
+
+    with mock.patch.object(merging._Joining, "_encode_again", never):
+        yield
