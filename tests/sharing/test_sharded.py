@@ -182,9 +182,9 @@ def test_a_field_that_is_misspelt_is_found_as_in_one_build(tmp_path):
             check(tmp_path, source, shards=4)
             continue
         reasons = []
-        for options in ({}, {"shards": 2, "executor": Here()}):
+        for shards, executor in ((None, None), (2, Here())):
             with pytest.raises(BuildError, match="has 'late'") as found:
-                mmcache.build(tmp_path / "x.mmc", source, **options)
+                mmcache.build(tmp_path / "x.mmc", source, shards=shards, executor=executor)
             reasons.append(found.value.reason)
         assert reasons[0] == reasons[1]
     assert len(ROWS) > LOOKED_AT
