@@ -1,4 +1,4 @@
-"""uWSGI, which forks in C, with the options that decide about threads, forks and hooks: see "uWSGI" in the README.
+"""uWSGI, which forks in C, with the options that decide about threads, forks and hooks: see "uWSGI" in docs/workers.md.
 
 The application is loaded in the master, which starts a rebuild while it forks its workers. The builder is killed: its
 lock is free at once, though no worker was asked anything; and then each worker serves what is new.

@@ -1,4 +1,4 @@
-"""Celery, as the README says: a real worker with a prefork pool, whose broker is a directory.
+"""Celery, as docs/workers.md says: a real worker with a prefork pool, whose broker is a directory.
 
 The pool's processes are forked from one that has the cache open, are daemons that may have no children by
 `multiprocessing`, rebuild in the background all the same, are killed and are replaced.

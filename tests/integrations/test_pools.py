@@ -1,4 +1,4 @@
-"""multiprocessing, concurrent.futures and joblib, as the README says, and with what else is sent to pools and back."""
+"""multiprocessing, concurrent.futures and joblib, as docs/workers.md has them, and what else is sent to pools."""
 
 from __future__ import annotations
 

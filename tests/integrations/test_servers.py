@@ -1,5 +1,5 @@
-"""gunicorn and uvicorn, as the README says: real servers on 127.0.0.1, asked over HTTP all the time, while the bank is
-written to, files are published, and workers die.
+"""gunicorn and uvicorn, as docs/workers.md says: real servers on 127.0.0.1, asked over HTTP all the time, while the
+bank is written to, files are published, and workers die.
 
 An answer is wrong if it is not 200, or older than what the bank held when it was asked for. None may be, ever.
 """

@@ -617,7 +617,7 @@ def test_memory_of_workers_over_many_epochs(path):
     measure(path, 100_000, 8, seconds=600)
 
 
-# --- the README -------------------------------------------------------------------------------------------------------
+# --- docs/workers.md --------------------------------------------------------------------------------------------------
 
 
 def test_the_recipe_of_the_readme(tmp_path):
