@@ -45,8 +45,10 @@ def stage(
     total: int | None = None,
     progress: Progress | None = None,
     now: float | None = None,
+    part: bool = False,
 ) -> Staged:
     """Read one collection to its end. scratch: as of `Staged.begin`. now: when what expires is judged, if not now.
+    part: these are not all rows; those whose key another row has stay, where one of them is chosen later.
 
     Raises BuildError naming collection, key and reason.
     """
@@ -63,7 +65,12 @@ def stage(
         if progress is not None:
             progress(schema.name, staged.n, total)
     staged.refused = taking.refused
-    settle(staged, LeftOut(taking.invalid, 0, tuple(taking.rows)))
+    left_out = LeftOut(taking.invalid, 0, tuple(taking.rows))
+    if part and schema.on_duplicate != "raise":
+        staged.left_out = left_out
+        staged.slot_order = in_order(np.array(staged.keys.hashes, np.uint64), staged.raw_key)
+    else:
+        settle(staged, left_out)
     return staged
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, strategies as st
 from pyarrow import parquet
 
 import mmcache
@@ -33,6 +34,7 @@ from mmcache import (
 )
 from mmcache.sources.mappings import LOOKED_AT
 from mmcache.sources.slices import balanced
+from tests.storage.test_merging import tables
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
@@ -142,6 +144,24 @@ def test_shards_give_the_bytes_of_one_build(tmp_path, make):
     executor = Here()
     check(tmp_path, make(tmp_path), executor=executor, cluster_by="kind", metadata={"a": 1})
     assert executor.submitted > 1
+
+
+@given(tables(every=True), st.integers(1, 4), st.sampled_from([None, "kind"]))
+def test_any_records_in_any_shards_give_the_bytes_of_one_build(place, table, shards, cluster_by):
+    schema, rows = table
+    source = IterableSource(rows, schema)
+    try:
+        mmcache.build(place / "whole.mmc", source, cluster_by=cluster_by)
+    except BuildError:
+        with pytest.raises(BuildError):
+            mmcache.build(place / "cut.mmc", source, cluster_by=cluster_by, shards=shards, executor=Here())
+    else:
+        check(place, source, shards=shards, cluster_by=cluster_by)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
 
 
 @pytest.mark.parametrize("shards", [1, 2, 7, 100])
