@@ -202,7 +202,8 @@ def test_a_field_that_is_misspelt_is_found_as_in_one_build(tmp_path):
             check(tmp_path, source, shards=4)
             continue
         reasons = []
-        for options in ({}, {"shards": 2, "executor": Here()}):
+        both: tuple[dict[str, Any], ...] = ({}, {"shards": 2, "executor": Here()})
+        for options in both:
             with pytest.raises(BuildError, match="has 'late'") as found:
                 mmcache.build(tmp_path / "x.mmc", source, **options)
             reasons.append(found.value.reason)
@@ -256,7 +257,13 @@ def test_what_cannot_be_cut_is_refused_with_the_way_out(tmp_path):
         with pytest.raises(SourceError, match=r"cannot be (read in shards|cut)"):
             mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
     assert not (tmp_path / "x.mmc").exists()
-    for options in ({"shards": 2}, {"executor": Here()}, {"segments": tmp_path}, {"shards": 2, "executor": 7}):
+    wrong: list[dict[str, Any]] = [
+        {"shards": 2},
+        {"executor": Here()},
+        {"segments": tmp_path},
+        {"shards": 2, "executor": 7},
+    ]
+    for options in wrong:
         with pytest.raises(TypeError):
             mmcache.build(tmp_path / "x.mmc", ROWS, SCHEMA, **options)
     with pytest.raises(ValueError, match="shards must be"):
