@@ -47,8 +47,10 @@ def stage(
     total: int | None = None,
     progress: Progress | None = None,
     now: float | None = None,
+    part: bool = False,
 ) -> Staged:
     """Read one collection to its end. scratch, lane: as of `Staged.begin`. now: when what expires is judged.
+    part: these are not all rows; those whose key another row has stay, where one of them is chosen later.
 
     Raises BuildError naming collection, key and reason.
     """
@@ -64,8 +66,14 @@ def stage(
             raise staged.fail(None, f"more than {MAX_ROWS} records do not fit into one collection")
         if progress is not None:
             progress(schema.name, staged.n, total)
+    staged.settle()
     staged.refused = taking.refused
-    settle(staged, LeftOut(taking.invalid, 0, tuple(taking.rows)))
+    left_out = LeftOut(taking.invalid, 0, tuple(taking.rows))
+    if part and schema.on_duplicate != "raise":
+        staged.left_out = left_out
+        staged.slot_order = in_order(np.array(staged.keys.hashes, np.uint64), staged.raw_key)
+    else:
+        settle(staged, left_out)
     return staged
 
 
@@ -74,7 +82,6 @@ def settle(staged: Staged, left_out: LeftOut) -> None:
 
     Raises BuildError for keys that stand twice, and for what cannot be clustered.
     """
-    staged.settle()
     dropped = _dropped(staged)
     if dropped:
         staged.drop(dropped)

@@ -385,15 +385,16 @@ class _Joining:
     def _encode_again(self, part: _Part, rows: NDArray[Any], orders: Mapping[Names, Names]) -> None:
         """Records whose fields or maps one build of all would have treated otherwise. Raises ValueError."""
         staged, shapes = self.staged, part.layout.shapes
-        unused = sorted({*range(len(shapes))} - {*np.unique(rows["shape"]).tolist()}, reverse=True)
+        met = 0
 
         def learn_before(number: int) -> None:
-            """Shapes of rows that were dropped count as those of others do, from where they were first met."""
-            while unused and unused[-1] < number:
-                shape = shapes[unused.pop()]
+            """Shapes were numbered as they were first met, by rows that were dropped, too."""
+            nonlocal met
+            for shape in shapes[met:number]:
                 names = orders.get(shape.fields, shape.fields)
                 inner = {names.index(shape.fields[i]): fields for i, fields in shape.nested.items() if i > 0}
                 staged.encoder.expect(names, inner)
+            met = max(met, number + 1)
 
         for numbers, run in part.records(rows):
             for i, (names, values) in enumerate(run):
@@ -401,7 +402,7 @@ class _Joining:
                     run[i] = order, [values[names.index(name)] for name in order]
             begin = 0
             for end in range(1, len(run) + 1):
-                if end < len(run) and run[end][0] == run[begin][0] and not (unused and unused[-1] < numbers[end]):
+                if end < len(run) and run[end][0] == run[begin][0] and numbers[end] <= met:
                     continue
                 learn_before(numbers[begin])
                 packed, found = staged.encoder.encode_run(run[begin][0], [values for _, values in run[begin:end]])

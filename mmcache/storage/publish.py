@@ -320,8 +320,9 @@ def stage_all(
     progress: Progress | None,
     *,
     now: float | None = None,
+    part: bool = False,
 ) -> Stages:
-    """Every collection of the source, read in one transaction. now: see `admission.stage`."""
+    """Every collection of the source, read in one transaction. now, part: see `admission.stage`."""
     check_count(source.schemas)
     with source.read() as reading:
         staged = [
@@ -334,6 +335,7 @@ def stage_all(
                 total=reading.count(schema.name) if progress is not None else None,
                 progress=progress,
                 now=now,
+                part=part,
             )
             for schema in source.schemas
         ]

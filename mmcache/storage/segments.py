@@ -1,8 +1,8 @@
 """A segment: a part of a source as a cache file without a name of its own, made by one worker of a build.
 
 It lies beside the file that is built, or in another directory, under the name of a temporary file: the next writer
-there sweeps away what a build that was killed left behind. It keeps the order of its source, and it comes with `Notes`,
-so that merging all of them makes what one build of the whole source makes.
+there sweeps away what a build that was killed left behind. It keeps the order of its source, and all rows of a key of
+which one is chosen later; and it comes with `Notes`. So merging all of them makes what one build of the source makes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def make(task: Task, host: bytes, progress: Progress | None = None) -> Made:
         before = fingerprint_of(source)
         if host == task.host and before != task.fingerprint:
             raise moved(source)
-        staged, embeddings = stage_all(source, {}, directory, lane, progress, now=task.now)
+        staged, embeddings = stage_all(source, {}, directory, lane, progress, now=task.now, part=True)
         if fingerprint_of(source) != before:
             raise moved(source)
         plan = lay_out(staged, writer=writer())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, strategies as st
 from pyarrow import parquet
 
 import mmcache
@@ -33,6 +34,7 @@ from mmcache import (
 )
 from mmcache.sources.mappings import LOOKED_AT
 from mmcache.sources.slices import balanced
+from tests.storage.test_merging import tables
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
@@ -144,6 +146,24 @@ def test_shards_give_the_bytes_of_one_build(tmp_path, make):
     assert executor.submitted > 1
 
 
+@given(tables(every=True), st.integers(1, 4), st.sampled_from([None, "kind"]))
+def test_any_records_in_any_shards_give_the_bytes_of_one_build(place, table, shards, cluster_by):
+    schema, rows = table
+    source = IterableSource(rows, schema)
+    try:
+        mmcache.build(place / "whole.mmc", source, cluster_by=cluster_by)
+    except BuildError:
+        with pytest.raises(BuildError):
+            mmcache.build(place / "cut.mmc", source, cluster_by=cluster_by, shards=shards, executor=Here())
+    else:
+        check(place, source, shards=shards, cluster_by=cluster_by)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
 @pytest.mark.parametrize("shards", [1, 2, 7, 100])
 def test_any_number_of_shards_gives_the_same_bytes(tmp_path, shards):
     check(tmp_path, from_sqlite(tmp_path), shards=shards)
@@ -182,9 +202,10 @@ def test_a_field_that_is_misspelt_is_found_as_in_one_build(tmp_path):
             check(tmp_path, source, shards=4)
             continue
         reasons = []
-        for shards, executor in ((None, None), (2, Here())):
+        both: tuple[dict[str, Any], ...] = ({}, {"shards": 2, "executor": Here()})
+        for options in both:
             with pytest.raises(BuildError, match="has 'late'") as found:
-                mmcache.build(tmp_path / "x.mmc", source, shards=shards, executor=executor)
+                mmcache.build(tmp_path / "x.mmc", source, **options)
             reasons.append(found.value.reason)
         assert reasons[0] == reasons[1]
     assert len(ROWS) > LOOKED_AT
@@ -236,7 +257,13 @@ def test_what_cannot_be_cut_is_refused_with_the_way_out(tmp_path):
         with pytest.raises(SourceError, match=r"cannot be (read in shards|cut)"):
             mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
     assert not (tmp_path / "x.mmc").exists()
-    for options in ({"shards": 2}, {"executor": Here()}, {"segments": tmp_path}, {"shards": 2, "executor": 7}):
+    wrong: list[dict[str, Any]] = [
+        {"shards": 2},
+        {"executor": Here()},
+        {"segments": tmp_path},
+        {"shards": 2, "executor": 7},
+    ]
+    for options in wrong:
         with pytest.raises(TypeError):
             mmcache.build(tmp_path / "x.mmc", ROWS, SCHEMA, **options)
     with pytest.raises(ValueError, match="shards must be"):
