@@ -42,6 +42,24 @@ REPLACED = {
     "docs/commands.md": {" --watch": "", "mmcache demo ": ": "},  # tests/cli/test_cli_demo.py runs it
     "docs/containers.md": {"/var/cache/shop": "cache"},
     "docs/lookups.md": {"jq -c '.items[]' dump.json": "cat items.jsonl"},
+    "docs/fleet.md": {
+        "s3://bucket/items /var/cache/shop/items.mmc": "file://$PWD/store node/items.mmc --once",
+        "items.mmc s3://bucket/items": "items.mmc file://$PWD/store",  # tests/remote/test_publish.py has a bucket
+        'follow="s3://bucket/items"': 'follow=pathlib.Path("store").absolute().as_uri()',
+        "/media/disk/items /var/cache/shop/": "/media/disk/items inside/",
+        "file:///media/": "file://$PWD/",
+        "file:///tmp/": "file://$PWD/",
+        "/tmp/node/": "drilled/",
+        "/var/cache/shop/": "node/",
+    },
+    "docs/shards.md": {
+        "ProcessPoolExecutor(8)": "ProcessPoolExecutor(2)",
+        "shards=32": "shards=3",
+        "shards=64": "shards=2",
+        "from dask.distributed import Client\n": "",  # tests/sharing/test_sharded.py has a cluster
+        'Client("tcp://scheduler:8786").get_executor(pure=False)': "ProcessPoolExecutor(2)",
+        "/shared/": "shared/",
+    },
 }
 """What needs a server, or never ends, and what runs in its place."""
 
@@ -98,6 +116,30 @@ def bank(directory: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"id": ["e"], "month": [1]}), partition / "one.parquet")
 
 
+def parts(directory: Path) -> None:
+    """`items/`, of two Parquet files; `monday.mmc` and `tuesday.mmc`; `shared/scratch`."""
+    items(directory)
+    (directory / "shared" / "scratch").mkdir(parents=True)
+    (directory / "items").mkdir()
+    for name, keys in (("monday", ["a", "b"]), ("tuesday", ["c"])):
+        kinds = ["tool"] * len(keys)
+        pyarrow.parquet.write_table(
+            pyarrow.table({"id": keys, "kind": kinds}), directory / "items" / f"{name}.parquet", row_group_size=1
+        )
+        mmcache.build(directory / f"{name}.mmc", [{"id": key} for key in keys], mmcache.Schema("items"))
+
+
+def fleet(directory: Path) -> None:
+    """`shop.db`, of one table."""
+    items(directory)
+    database(
+        directory,
+        "shop.db",
+        "CREATE TABLE items (id TEXT PRIMARY KEY, kind TEXT, price REAL)",
+        "INSERT INTO items VALUES ('a', 'tool', 2.5), ('b', 'toy', 1.5)",
+    )
+
+
 def packages(directory: Path) -> None:
     """`packages.db`, as the page of the command line uses it."""
     database(
@@ -121,8 +163,11 @@ PREPARED: dict[str, Callable[[Path], None]] = {
     "docs/django.md": items,
     "docs/fastapi.md": shop,
     "docs/flask.md": shop,
+    "docs/fleet.md": fleet,
     "docs/lookups.md": bank,
     "docs/monitoring.md": bank,
+    "docs/search.md": bank,
+    "docs/shards.md": parts,
     "docs/tracking.md": shop,
     "docs/tutorial.md": nothing,
     "README.md": nothing,
@@ -130,6 +175,12 @@ PREPARED: dict[str, Callable[[Path], None]] = {
 """What is there besides what `items` makes, which is there for every other page."""
 
 PRELUDES = {
+    "docs/fleet.md": f"import pathlib\n{ITEMS}",
+    "docs/search.md": f"""{IMPORTS}
+cache = mmcache.open("bank.mmc")
+matrix = cache.embeddings[:3]
+vector = matrix[0]
+""",
     "docs/migrating.md": f'{ITEMS}db = sqlite3.connect("items.db")\n',
     "docs/types.md": f"""{ITEMS}
 from dataclasses import dataclass
