@@ -108,7 +108,7 @@ def navigation() -> list[str]:
             for inner in entry if isinstance(entry, list) else entry.values():
                 walk(inner)
 
-    walk([site._expanded(entry, DOCS) for entry in config["nav"]])
+    walk([site.expanded(entry, DOCS) for entry in config["nav"]])
     return found
 
 

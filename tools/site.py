@@ -33,7 +33,7 @@ LOADED = {
 
 def on_config(config: Any) -> Any:
     """`section: directory/*` in the navigation is every page of that directory, in the order of their names."""
-    config["nav"] = [_expanded(entry, Path(config["docs_dir"])) for entry in config["nav"]]
+    config["nav"] = [expanded(entry, Path(config["docs_dir"])) for entry in config["nav"]]
     return config
 
 
@@ -50,12 +50,12 @@ def on_post_build(config: Any) -> None:
         raise PluginError("the built site has dead links:\n" + "\n".join(found))
 
 
-def _expanded(entry: Any, docs: Path) -> Any:
+def expanded(entry: Any, docs: Path) -> Any:
     if isinstance(entry, str):
         return entry
     ((title, value),) = entry.items()
     if isinstance(value, list):
-        return {title: [_expanded(inner, docs) for inner in value]}
+        return {title: [expanded(inner, docs) for inner in value]}
     if value.endswith("/*"):
         return {title: [str(page.relative_to(docs)) for page in sorted((docs / value[:-2]).glob("*.md"))]}
     return entry

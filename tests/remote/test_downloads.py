@@ -17,7 +17,7 @@ import mmcache
 from mmcache import CorruptFileError, IncompatibleFormatError, MissingFileError, MmcacheError, PublishError, StoreError
 from mmcache.remote import download
 from tests.remote.shop import build, number_of, publish, told
-from tests.support import stores
+from tests.support import inside, stores
 from tests.support.faults import FailName, faults
 from tests.support.observe import beside
 
@@ -150,7 +150,7 @@ def test_a_connection_cut_at_any_answer_delays_and_no_more(served, node, step):
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
 @pytest.mark.parametrize("what", ["generations/", "blobs/"])
 def test_a_store_that_refuses_is_told_and_what_is_there_serves(served, node, status, what, monkeypatch):
-    monkeypatch.setattr("mmcache.remote.store._RETRIES", {"max_retries": 0})
+    inside.stores_try_once(monkeypatch)
     served.refuse = lambda path: status if path.startswith(what) else None
     with pytest.raises((StoreError, MissingFileError)):
         mmcache.follow(served.url, node)
@@ -161,9 +161,8 @@ def test_a_store_that_refuses_is_told_and_what_is_there_serves(served, node, sta
 
 
 def test_credentials_that_expire_in_the_middle_are_no_end(served, node, monkeypatch):
-    monkeypatch.setattr("mmcache.remote.store._RETRIES", {"max_retries": 0})
     monkeypatch.setattr("mmcache.remote.store.PIECE", 2**18)
-    monkeypatch.setattr(download, "_TRIES", 1)
+    inside.stores_try_once(monkeypatch)
     served.refuse = lambda path: 403 if is_blob(path) and len(served.requests) > 9 else None
     with pytest.raises(StoreError, match="403"):
         mmcache.follow(served.url, node)

@@ -17,6 +17,7 @@ from unittest import mock
 
 import msgpack
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import mmcache
@@ -28,6 +29,7 @@ from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
+from mmcache.remote import download, store
 from mmcache.search import blas, chunks, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
@@ -596,3 +598,9 @@ def no_record_is_encoded_again() -> Iterator[None]:
 
     with mock.patch.object(merging._Joining, "_encode_again", never):
         yield
+
+
+def stores_try_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that fails, and a piece of a download that fails, are not tried again."""
+    monkeypatch.setattr(store, "_RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(download, "_TRIES", 1)
