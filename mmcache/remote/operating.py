@@ -213,8 +213,8 @@ class _Pruning:
         if not plan.numbers and not plan.blobs:
             return None
         names = frozenset(found.name.rpartition("/")[2] for found in plan.blobs)
-        withdrawn = frozenset(number for number in newest.withdrawn if number >= plan.oldest)
-        return {"kind": "prune", "oldest": plan.oldest, "retired": names, "withdrawn": withdrawn}
+        # What was withdrawn stays so: a node that was away, and is pinned to it, has to leave it still.
+        return {"kind": "prune", "oldest": plan.oldest, "retired": names}
 
     def _planned(self, newest: Entry) -> _Plan:
         now = self._now()

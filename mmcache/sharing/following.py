@@ -85,7 +85,7 @@ def following(path: str) -> Following | None:
             plain = json.loads(file.read(0, _LONGEST))
         mark = plain.pop("mark")
         found = Following(**plain, mark=None if mark is None else Mark(mark["seen_ns"], Tokens(*mark["tokens"])))
-    except (UnusableFileError, ValueError, TypeError, KeyError, AttributeError):
+    except (UnusableFileError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return found if _is_typed(found) else None
 

@@ -257,3 +257,22 @@ def test_a_diff_knows_collections_that_come_and_go(tmp_path):
         "b": (0, 0, 2),
         "c": (1, 0, 0),
     }
+
+
+def test_a_node_that_was_away_leaves_a_withdrawn_release_that_was_pruned(url, made, node):
+    for number in (1, 2):
+        publish(made, url, number)
+    assert served(url, node, pin=2) == 2
+    mmcache.withdraw(url, 2)
+    for number in (3, 4):
+        publish(made, url, number)
+    assert 2 in mmcache.prune(url, keep=1, older_than=0.0).releases
+    assert served(url, node, pin=2) == 4
+
+
+def test_a_line_of_a_node_that_is_nested_without_end_is_none(url, made, node):
+    publish(made, url, 1)
+    served(url, node)
+    node.with_name(f"{node.name}.follow").write_text("[" * 16_000)
+    assert following(str(node)) is None
+    assert served(url, node) == 1
