@@ -22,6 +22,7 @@ from ..errors import MissingFileError, ReleaseError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import Layout
 from ..progress import Shown, Step, shown, unseen
+from ..sharing import levers
 from ..sharing.attach import look
 from ..sharing.decide import baseline_of
 from ..storage import fs
@@ -129,6 +130,13 @@ def publish(
     1
     """
     name = os.path.abspath(os.fspath(path))
+    if held := levers.look(name).held:
+        raise ReleaseError(
+            f"it is {held}, and says of older records that they are of then; rebuild it, or go back in the store with "
+            "mmcache rollback URL",
+            path=name,
+            rule="held",
+        )
     store = Store(url)
     with contextlib.closing(fs.ReadFile(name)) as file, shown(progress) as step:
         layout = _verified(file, step or unseen)

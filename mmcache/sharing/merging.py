@@ -41,6 +41,10 @@ class _Files:
         first, *others = (segment.layout.header.fingerprint for segment in self.segments)
         return first if self.spec() is not None and all(other == first for other in others) else bytes(32)
 
+    def read_ns(self) -> int:
+        """When the oldest of them was built: what was invalidated since may not be in it."""
+        return min(segment.layout.header.created_ns for segment in self.segments)
+
     def clusters(self) -> dict[str, str]:
         """Collection -> field, where all files are clustered so."""
         first, *others = (
@@ -113,4 +117,5 @@ def merge(
             progress=step,
             timeout=timeout,
             stage=files.stage,
+            read_ns=files.read_ns(),
         )

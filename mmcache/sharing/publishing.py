@@ -205,6 +205,7 @@ def build_once(
     asked: tuple[Schema, ...] = (),
     lead_ns: int = 0,
     stage: storage.Stage | None = None,
+    read_ns: int | None = None,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 
@@ -251,6 +252,7 @@ def build_once(
                 lock=lock,
                 lead_ns=lead_ns,
                 stage=stage,
+                read_ns=read_ns,
             )
         except LockTimeoutError:
             raise

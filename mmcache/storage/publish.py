@@ -113,6 +113,7 @@ def publish(
     lock: Descriptor | None = None,
     lead_ns: int = 0,
     stage: Stage | None = None,
+    read_ns: int | None = None,
 ) -> BuildReport:
     """Build from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
     serves, because another process built it while we waited; then it stays. It may raise, too.
@@ -121,7 +122,8 @@ def publish(
     stale, and what was before it is in it. lock: a descriptor that holds the build lock already. revise: gives what is
     really built; a source that it made is closed here. asked: what the file says was asked for, if it has more.
     lead_ns: what it took until this call, which the next rebuild has to allow for. stage: how the source is read; by
-    default here, collection by collection.
+    default here, collection by collection. read_ns: when it was read, where that was before: then the new file covers
+    nothing that was invalidated since, and has the age of what it holds.
     """
     begun, order, wanted = time.monotonic(), Order(source, cluster_by, metadata), asked or source.schemas
     _clusters(order)  # what cannot be meant is refused at once
@@ -151,6 +153,7 @@ def publish(
             control=control,
             lead_ns=lead_ns,
             stage=stage or stage_all,
+            read_ns=read_ns,
             begun=begun,
         )
 
@@ -167,6 +170,7 @@ def _build(
     control: Control | None,
     lead_ns: int,
     stage: Stage,
+    read_ns: int | None,
     begun: float,
 ) -> BuildReport:
     """Build under the lock, and publish; unless the content is what is published now."""
@@ -176,6 +180,9 @@ def _build(
         tokens = Tokens() if control is None else control.tokens()
         fingerprint = lasting_fingerprint(source)
         created_ns, started_ns = time.time_ns(), time.monotonic_ns()
+        if read_ns is not None:
+            created_ns = min(read_ns, created_ns)
+            tokens = tokens if old.layout is None else old.layout.header.tokens
         digest, embeddings = _write(directory, file, order, clusters, asked=asked, progress=progress, stage=stage)
         current = old.layout if old.is_there(directory) else Published.of(directory).layout
         elapsed_ns = lead_ns + time.monotonic_ns() - started_ns
@@ -184,7 +191,7 @@ def _build(
             current is not None
             and current.header.build_id == digest.build_id
             # Where this cannot be noted for everybody, only a new header can tell.
-            and (control is None or control.revalidated(current.header, *as_good_as))
+            and (read_ns is not None or control is None or control.revalidated(current.header, *as_good_as))
         ):
             return replace(report(directory, current, begun, changed=False), embeddings=embeddings)
         header = Header(

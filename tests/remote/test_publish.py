@@ -14,6 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 import mmcache
 from mmcache import ReleaseError, Schema, StoreError
+from mmcache.cli import main
 from tests.remote.shop import build, number_of, publish
 from tests.storage.helpers import arrays_in, build_bytes, reseal, reseal_records
 
@@ -269,3 +270,14 @@ def test_an_entry_is_json_that_people_read(tmp_path, made):
     entry = json.loads((tmp_path / "store" / "generations" / f"{1:020}.json").read_text())
     assert (entry["number"], entry["kind"], entry["reason"], entry["current"]) == (1, "publish", "the first", 1)
     assert entry["file"]["records"] == {"items": 200}
+
+
+def test_a_file_that_was_rolled_back_is_refused(url, made):
+    """Its records are older than its header says: a release of it could hide what a node invalidated between."""
+    build(made, 1)
+    build(made, 2)
+    assert main(["rollback", str(made)]) == 0
+    with pytest.raises(ReleaseError, match=r"held .* mmcache rollback URL") as found:
+        mmcache.publish(made, url)
+    assert found.value.rule == "held"
+    assert mmcache.releases(url) == []

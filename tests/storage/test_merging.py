@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -425,3 +427,24 @@ def test_merging_merged_files_is_merging_all(place, table, at):
     mmcache.merge(place / "some.mmc", files[1:])
     mmcache.merge(place / "all.mmc", [files[0], place / "some.mmc"])
     assert content(place / "all.mmc") == content(place / "whole.mmc")
+
+
+def test_a_merge_hides_nothing_that_was_invalidated_since_its_files_were_built(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "t.db", isolation_level=None)) as db:
+        db.execute("CREATE TABLE t (id TEXT PRIMARY KEY, note TEXT)")
+        db.execute("INSERT INTO t VALUES ('k1', 'old'), ('k2', 'old')")
+        source = mmcache.SQLiteSource(tmp_path / "t.db", Schema("t"))
+        shard = tmp_path / "shard.mmc"
+        built = mmcache.build(shard, source)
+        with mmcache.open(tmp_path / "t.mmc", source, executor="external", check_interval=1e9) as cache:
+            assert cache["k1"]["note"] == "old"
+            db.execute("UPDATE t SET note = 'new' WHERE id = 'k1'")
+            cache.invalidate(["k1"])
+            merged = mmcache.merge(tmp_path / "t.mmc", [shard], metadata={"merged": True})
+            assert merged.changed
+            cache.refresh()
+            assert cache.generation == merged.generation
+            assert [cache[key]["note"] for key in ("k1", "k2")] == ["new", "old"]
+    with Snapshot.open(shard) as one, Snapshot.open(tmp_path / "t.mmc") as other:
+        assert built.build_id != merged.build_id
+        assert other.created == one.created

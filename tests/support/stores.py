@@ -218,6 +218,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+_MOTO = """
+import sys, threading
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+answer, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+def answer_in_turn(environ, begin):
+    if environ["REQUEST_METHOD"] == "GET":
+        return answer(environ, begin)
+    with turn:
+        return [b"".join(answer(environ, begin))]
+
+run_simple("127.0.0.1", int(sys.argv[1]), answer_in_turn, threaded=True)
+"""
+"""moto looks whether an object is there, and makes it, in two steps, between which another thread may do the same: then
+two creates succeed, as in no store with that condition. So one request at a time writes."""
+
+
 @contextlib.contextmanager
 def moto() -> Iterator[str]:
     """The endpoint of moto's server, with a bucket `bucket`; all of it in memory."""
@@ -225,7 +244,7 @@ def moto() -> Iterator[str]:
     port = free_port()
     nothing = subprocess.DEVNULL
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-W", "ignore", "-c", _MOTO, str(port)],
         stdout=nothing,
         stderr=nothing,
     )
