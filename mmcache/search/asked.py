@@ -61,7 +61,9 @@ class Search(NamedTuple):
         if not fields:
             raise ValueError("the collection has no embeddings: name their field by Schema(embedding=...)")
         field = fields[0] if field is None else fields[place_of_embedding(fields, field)]
-        metric = options.get("metric") or file.schema.metric_of(field)
+        metric = options.get("metric")
+        if metric is None:
+            metric = file.schema.metric_of(field)
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
         if index(k) < 1:
@@ -101,10 +103,12 @@ def _checked(matrix: ArrayLike, dim: int, metric: Metric) -> NDArray[np.float32]
         given = np.asarray(matrix)
     except ValueError as error:  # lists of several lengths
         raise ValueError(f"vectors of several lengths, or no vectors ({error})") from None
+    if any(map(np.ma.is_masked, matrix if isinstance(matrix, (list, tuple)) else [matrix])):  # numpy drops the mask
+        raise ValueError("the vector has masked numbers: fill them first")
     if given.dtype.kind not in "fiub":
         raise TypeError(f"a vector has numbers, not {given.dtype}")
     if given.ndim != 2 or (dim and given.shape[1] != dim):
-        shape = given.shape[1:] if len(given) == 1 else given.shape
+        shape = given.shape[1:] if given.shape[:1] == (1,) else given.shape
         expected = f"({dim},)" if dim else "(dim,)"
         raise ValueError(f"a vector of shape {expected} is expected, one for each search; found {shape}")
     with np.errstate(over="ignore"):
@@ -119,10 +123,17 @@ def _checked(matrix: ArrayLike, dim: int, metric: Metric) -> NDArray[np.float32]
 def _score(value: Any) -> float | None:
     if value is None:
         return None
-    score = float(value)
+    score = _float(value, "min_score")
     if math.isnan(score):
         raise ValueError("min_score must be a number, not NaN")
     return score
+
+
+def _float(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (ValueError, OverflowError):  # texts, and integers beyond float64
+        raise ValueError(f"{name} must be a number, not {value!r:.100}") from None
 
 
 def _threads(value: Any) -> int | None:
@@ -136,7 +147,7 @@ def _threads(value: Any) -> int | None:
 def _seconds(value: Any) -> float:
     if value is None:
         return math.inf
-    seconds = float(value)
+    seconds = _float(value, "deadline")
     if not seconds >= 0:
         raise ValueError(f"deadline must be seconds, 0 or more, or None, not {value!r}")
     return seconds

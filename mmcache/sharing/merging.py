@@ -103,6 +103,10 @@ def merge(
     {'pairs': 2}
     """
     name_owners(os.fspath(path), uids_of(trust))
+    if isinstance(shards, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"shards must be several paths, not {type(shards).__name__} {shards!r:.200}: put it into a list"
+        )
     places = [os.fspath(place) for place in shards]
     if not places:
         reason = "there is no file to merge; give one or more"

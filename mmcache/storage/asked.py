@@ -29,4 +29,8 @@ class SearchOptions(TypedDict, total=False):
 
 def one_of(vector: ArrayLike) -> Any:
     """A matrix of one row: the vector, (dim,), or what is one already, as models give it for one text: (1, dim)."""
-    return vector if np.shape(vector)[:1] == (1,) and np.ndim(vector) == 2 else [vector]
+    try:
+        shape = np.shape(vector)
+    except ValueError:  # lists of several lengths, which the search refuses
+        shape = ()
+    return vector if len(shape) == 2 and shape[0] == 1 else [vector]

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import ItemsView, Iterable, Mapping, ValuesView
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack, overload
 
-from ..format.keys import Key
+from ..format.keys import Key, check_keys
 from ..query import Term
 from ..schema import R_co, Schema
 from .asked import SearchOptions
@@ -227,4 +227,4 @@ def sought(
     found = collection.embedding(key, options.get("embedding"))
     if found is None:
         raise ValueError(f"the record {key!r} has no embedding, and so no neighbours")
-    return found, {**options, "skip": (*options.get("skip", ()), key)}
+    return found, {**options, "skip": (*check_keys(options.get("skip", ())), key)}

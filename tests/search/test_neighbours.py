@@ -103,3 +103,40 @@ def test_neighbours_outlive_their_snapshot_with_their_scores(path):
 
 def test_no_vectors_have_no_neighbours(snapshot):
     assert snapshot.nearest_many(np.empty((0, 2))) == []
+
+
+def test_a_text_is_not_taken_for_several_keys_to_skip(snapshot):
+    for vector in ({"vector": [1.0, 0.0]}, {"id": "b"}):
+        with pytest.raises(TypeError, match="put it into a list"):
+            snapshot.nearest(**vector, skip="a")
+    assert snapshot.nearest(id="b", k=1, skip=["a"]).ids == ["c"]
+
+
+def test_masked_numbers_are_not_searched_for(snapshot):
+    vector = np.ma.array([1.0, 0.5], mask=[False, True])
+    for search in (
+        lambda: snapshot.nearest(vector),
+        lambda: snapshot.nearest_many([vector]),
+        lambda: snapshot.nearest_many(vector[None]),
+    ):
+        with pytest.raises(ValueError, match="masked"):
+            search()
+    assert snapshot.nearest(np.ma.array([1.0, 0.0]), 1).ids == ["a"]
+
+
+@pytest.mark.parametrize("metric", ["", 0, [], False])
+def test_only_none_stands_for_the_metric_of_the_schema(snapshot, metric):
+    with pytest.raises(ValueError, match="metric must be one of"):
+        snapshot.nearest([1.0, 0.0], metric=metric)
+    assert snapshot.nearest([1.0, 0.0], 1, metric=None).ids == ["a"]
+
+
+def test_arguments_that_are_no_numbers_or_vectors_are_named(snapshot):
+    for name in ("min_score", "deadline"):
+        for value in (10**400, "soon"):
+            with pytest.raises(ValueError, match=f"{name} must be a number"):
+                snapshot.nearest([1.0, 0.0], **{name: value})
+    with pytest.raises(ValueError, match=r"shape \(2,\) is expected.*found \(\)"):
+        snapshot.nearest_many(3)
+    with pytest.raises(ValueError, match="several lengths"):
+        snapshot.nearest([[1.0, 0.0], [1.0]])

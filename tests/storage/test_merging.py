@@ -239,6 +239,14 @@ def test_what_files_left_out_is_counted_and_named_together(tmp_path):
     assert len(merged.left_out["t"].rows) == 20
 
 
+@pytest.mark.parametrize("kind", [str, Path, os.fsencode])
+def test_one_path_is_not_taken_for_several(tmp_path, kind):
+    mmcache.build(tmp_path / "a.mmc", [{"id": 1}], Schema("t"))
+    with pytest.raises(TypeError, match=r"shards must be several paths.*a\.mmc.*put it into a list"):
+        mmcache.merge(tmp_path / "m.mmc", kind(tmp_path / "a.mmc"))
+    assert os.listdir(tmp_path).count("m.mmc") == 0
+
+
 def test_more_bad_rows_than_allowed_over_all_files_are_refused(tmp_path):
     schema = Schema("t", index=("kind",), on_invalid="skip", max_invalid=1)
     files = [tmp_path / "a.mmc", tmp_path / "b.mmc"]
