@@ -278,8 +278,17 @@ def joined(*rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return everything[np.concatenate(([True], everything[1:] != everything[:-1]))]
 
 
+_FEW_GIVEN = 64
+"""Records that are put in one by one, each at the cost of moving what is behind it."""
+
+
 def merged(of_file: list[Any], of_source: Sequence[Any], at: NDArray[np.intp]) -> list[Any]:
     """One list of both, with those of the source at these places."""
+    if len(of_source) <= _FEW_GIVEN:
+        few = of_file[:]
+        for place, value in zip(at.tolist(), of_source, strict=True):
+            few.insert(place, value)
+        return few
     both: list[Any] = []
     here = 0
     for i, (place, value) in enumerate(zip(at.tolist(), of_source, strict=True)):
