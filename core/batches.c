@@ -56,13 +56,24 @@ static int prepare(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, 
     return 0;
 }
 
+/* Between the keys of a long batch: a function of Python that does nothing, at whose begin the interpreter runs handlers of
+ * signals, and other threads where one has waited for its interval. (A lock that is released and taken again in less than
+ * that interval is never given to the one that waits.) -1 with an exception. Anything may have been closed meanwhile. */
+static int let_others_run(void)
+{
+    PyObject *nothing = PyObject_CallNoArgs(core.between);
+    Py_XDECREF(nothing);
+    return nothing == NULL ? -1 : 0;
+}
+
 static PyObject *one_of_many(ByKey *self, Table *table, PyObject *key, const prepared *one)
 {
     PyObject *record = NULL;
     outcome result = one->found;
     if (result == FOUND) {
         key_bytes raw;
-        if (key_encode(&raw, key) == FOUND)
+        result = key_encode(&raw, key); /* of a long key there may be no memory now */
+        if (result == FOUND)
             result = record_at(table, one->row, key, &raw, (PyObject *)self, &record);
         key_free(&raw);
     }
@@ -112,7 +123,7 @@ PyObject *by_key_get_many(PyObject *object, PyObject *keys)
         Py_ssize_t size = PyList_Size(wanted);
         for (Py_ssize_t begin = 0; begin < size; begin += AHEAD) {
             Py_ssize_t count = size - begin < AHEAD ? size - begin : AHEAD;
-            if (get_some(self, table, wanted, begin, count, found) < 0) {
+            if ((begin > 0 && let_others_run() < 0) || get_some(self, table, wanted, begin, count, found) < 0) {
                 Py_CLEAR(found);
                 break;
             }
@@ -141,7 +152,7 @@ PyObject *by_key_rows(PyObject *object, PyObject *keys)
     for (Py_ssize_t begin = 0; begin < size && found == FOUND; begin += AHEAD) {
         Py_ssize_t count = size - begin < AHEAD ? size - begin : AHEAD;
         prepared each[AHEAD];
-        if (prepare(self, table, keys, begin, count, each) < 0)
+        if ((begin > 0 && let_others_run() < 0) || prepare(self, table, keys, begin, count, each) < 0)
             goto end;
         for (Py_ssize_t i = 0; i < count && found == FOUND; i++) {
             PyObject *key = PyList_GetItem(keys, begin + i);

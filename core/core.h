@@ -21,6 +21,10 @@
 #include <string.h>
 #include <structmember.h>
 
+/* native.py has the same number, and loads no other. It is raised with every change of what C and Python share: what is
+ * bound, attributes and methods that are asked for by name, arguments, and the meaning of any of these. */
+#define REVISION 1
+
 #define STEPS 8                      /* format/slots.py: slots that are tried from the home on, before a bisection */
 #define MAX_RECORD_BYTES (16u << 20) /* format/records.py */
 #define MAX_KEY_BYTES 65535u         /* format/records.py */
@@ -143,7 +147,7 @@ PyObject *table_records(PyObject *self, PyObject *const *args, Py_ssize_t count)
 extern struct core_state {
     PyTypeObject *table, *by_key, *fields, *first, *watched, *hits, *front;
     /* What `bind` was given, see there. */
-    PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *hash, *monotonic;
+    PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *between, *hash, *monotonic;
     /* Names of attributes and methods. */
     PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *look, *sample, *instead,
         *embedding_instead;

@@ -66,28 +66,28 @@ static int is_due(double due)
 
 /* --- Watched */
 
-/* Of a word that is not mapped; an exception is left to the look that follows. */
+/* Of a word that is not mapped, whose code is Python's. -1 with an exception, such as one of a handler of signals. */
 static int is_other_word(const Watched *self)
 {
-    PyObject *word = Py_XNewRef(self->word), *seen = Py_XNewRef(self->seen), *zero = PyLong_FromLong(0), *now = NULL;
-    if (word != NULL && zero != NULL)
+    PyObject *word = Py_NewRef(self->word), *seen = Py_NewRef(self->seen), *zero = PyLong_FromLong(0), *now = NULL;
+    if (zero != NULL)
         now = PyObject_GetItem(word, zero);
-    int is_same = now == NULL || seen == NULL ? 0 : PyObject_RichCompareBool(now, seen, Py_EQ);
-    PyErr_Clear();
+    int is_other = now == NULL ? -1 : PyObject_RichCompareBool(now, seen, Py_NE);
     Py_XDECREF(now);
     Py_XDECREF(zero);
-    Py_XDECREF(seen);
-    Py_XDECREF(word);
-    return is_same <= 0;
+    Py_DECREF(seen);
+    Py_DECREF(word);
+    return is_other;
 }
 
+/* -1 with an exception. */
 static int is_news(const Watched *self)
 {
     uint64_t now;
     if (!self->has_seen)
         return 1;
     if (self->mapped.buf == NULL)
-        return is_other_word(self);
+        return self->word == NULL ? 1 : is_other_word(self);
     memcpy(&now, self->mapped.buf, 8); /* one aligned load */
     return now != self->seen_word;
 }
@@ -313,7 +313,10 @@ static int visit_begin(Front *self, visit_of *visit)
     }
     Watched *watch = visit->watch = (Watched *)Py_NewRef(self->watch);
     visit->hits = (Hits *)Py_NewRef(self->hits);
-    if (is_due(watch->due) || is_news(watch)) {
+    int is_new = is_due(watch->due) ? 1 : is_news(watch);
+    if (is_new < 0)
+        return -1;
+    if (is_new) {
         PyObject *now = PyFloat_FromDouble(seconds(MONOTONIC));
         PyObject *looked = now == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)watch, core.look, now, NULL);
         Py_XDECREF(now);
@@ -323,7 +326,9 @@ static int visit_begin(Front *self, visit_of *visit)
     }
     if (watch->readers != NULL) {
         PyObject *name = self->name == NULL ? Py_None : self->name;
-        visit->reader = Py_XNewRef(PyDict_GetItemWithError(watch->readers, name));
+        PyObject *readers = Py_NewRef(watch->readers); /* a name of another type than str compares in Python */
+        visit->reader = Py_XNewRef(PyDict_GetItemWithError(readers, name));
+        Py_DECREF(readers);
         if (visit->reader == NULL && PyErr_Occurred())
             return -1;
     }

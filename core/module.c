@@ -48,6 +48,7 @@ static const struct {
     {"DirtyError", offsetof(struct core_state, dirty_error), NULL},
     {"NOT_HERE", offsetof(struct core_state, not_here), NULL},
     {"check_keys", offsetof(struct core_state, check_keys), NULL},
+    {"between", offsetof(struct core_state, between), NULL},
     {"hash", offsetof(struct core_state, hash), NULL},
     {"monotonic", offsetof(struct core_state, monotonic), NULL},
 };
@@ -155,6 +156,8 @@ static const struct {
 
 static int make_all(PyObject *module)
 {
+    if (PyModule_AddIntConstant(module, "revision", REVISION) < 0)
+        return -1;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (*names[i].name == NULL && (*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
             return -1;

@@ -2,7 +2,8 @@
 
 Each class that a get goes through has a base of these two implementations: `ByKey`, `Fields`, `First`, `Watched`,
 `Hits` and `Front`. The core answers what it can prove; all else, errors included, is Python in both. MMCACHE_PURE=1 in
-the environment selects Python. A core that is there and cannot be loaded is logged, with its cause.
+the environment selects Python. A core that is there and cannot be loaded is logged, with its cause; so is one that was
+compiled for other sources, as an editable install keeps it when the sources are updated.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ log = logging.getLogger("mmcache")
 
 VARIABLE: Final = "MMCACHE_PURE"
 
+REVISION: Final = 1
+"""Of what C and Python share; core/core.h has the same number."""
+
 Implementation = Literal["compiled", "pure"]
 
 T = TypeVar("T")
@@ -41,10 +45,16 @@ def _loaded() -> tuple[Any, str]:
     if find_spec(name) is None:
         return None, "mmcache was installed without its compiled core"
     try:
-        return import_module(name), ""
+        module: Any = import_module(name)
+        found = getattr(module, "revision", 0)
+        if found != REVISION:
+            raise ImportError(
+                f"{module.__file__} has revision {found}, and these sources need {REVISION}: install mmcache again"
+            )
     except ImportError as error:
         log.warning("pure Python runs: the compiled core cannot be loaded: %s", error, extra={"event": "pure"})
         return None, f"the compiled core cannot be loaded: {error}"
+    return module, ""
 
 
 _found: Final = _loaded()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,17 @@ def test_the_example_of_the_readme_runs_from_the_wheel(tree, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "99.0"
+
+
+@pytest.mark.integration
+def test_an_editable_install_without_a_core_keeps_none_from_before(tree, tmp_path):
+    """Downloads what builds it. What an earlier install compiled into the tree would be imported."""
+    sources = tmp_path / "tree"
+    shutil.copytree(tree, sources)
+    stale = sources / "mmcache" / "_core.abi3.so"
+    stale.write_bytes(b"of other sources")
+    venv.create(tmp_path / "venv")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", tmp_path / "venv"]
+    environment = os.environ | {"MMCACHE_COMPILED": "never"}
+    subprocess.run([*pip, "install", "--no-deps", "--editable", sources], check=True, timeout=600, env=environment)
+    assert not stale.exists()

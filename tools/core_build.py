@@ -72,10 +72,13 @@ class CoreBuildHook(BuildHookInterface):  # type: ignore[misc]
         if self.target_name != "wheel":
             return
         wanted = os.environ.get(VARIABLE, "")
+        root = Path(self.root)
+        if version == "editable":  # the one before would be imported, whatever becomes of this one
+            for stale in (root / "mmcache").glob("_core.*.so"):
+                stale.unlink()
         if wanted == "never":
             self.app.display_info(f"{VARIABLE}=never: the pure Python implementation is installed")
             return
-        root = Path(self.root)
         directory = root / "mmcache" if version == "editable" else Path(tempfile.mkdtemp(prefix="mmcache-core-"))
         try:
             module = compiled_into(directory, root)

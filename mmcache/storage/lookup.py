@@ -41,6 +41,13 @@ bound(DirtyError, "DirtyError")
 bound(check_keys, "check_keys")
 
 
+def _between() -> None:
+    """What the compiled core calls between the keys of a long batch: see `let_others_run` in core/batches.c."""
+
+
+bound(_between, "between")
+
+
 class Lookup:
     """encode: from a key to the bytes that are hashed, see `keys.digested`. hash, row: the table. shift: from a hash to
     its home. length: of the keys, where they are tuples. dirty: hash -> keys that only the source may answer; None for

@@ -207,6 +207,21 @@ def test_a_finalizer_may_close_the_snapshot_in_the_middle_of_a_look_up(tmp_path)
     assert closed >= 30
 
 
+class Interrupted:
+    """The word of a page that is not mapped, when Ctrl-C is pressed while it is computed."""
+
+    def __getitem__(self, _: int) -> int:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_a_word_is_computed_is_not_lost():
+    watch, front = core.Watched(), core.Front()
+    watch.word, watch.seen, watch.due = Interrupted(), 5, float("inf")
+    front._watch, front._counting = watch, core.Hits()
+    with pytest.raises(KeyboardInterrupt):
+        front["a"]
+
+
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +260,26 @@ print("done")
 """
 
 
+SIGNALLED = """
+import signal, mmcache
+mmcache.build(PATH, [{"id": i} for i in range(1000)], mmcache.Schema("t"))
+snapshot = mmcache.Snapshot.open(PATH)
+keys = list(range(1000)) * 1000
+signal.signal(signal.SIGALRM, lambda *_: snapshot.close())
+signal.setitimer(signal.ITIMER_REAL, 0.02)
+try:
+    snapshot.default.get_many(keys)
+    print("the handler ran behind the call")
+except mmcache.ClosedError:
+    print("the handler ran within the call")
+"""
+
+
+def test_a_signal_is_handled_in_the_middle_of_a_long_batch(tmp_path):
+    found = run(SIGNALLED.replace("PATH", repr(str(tmp_path / "c.mmc"))))
+    assert found.stdout == "the handler ran within the call\n", found.stderr
+
+
 def test_cycles_through_every_type_end_with_the_process(tmp_path):
     found = run(CYCLES.replace("PATH", repr(str(tmp_path / "c.mmc"))))
     assert (found.returncode, found.stdout) == (0, "done\n"), found.stderr
@@ -271,6 +306,28 @@ print(native.implementation, "|", native.described())
         "pure Python runs: the compiled core cannot be loaded: made for another machine\n"
         "pure | pure Python (the compiled core cannot be loaded: made for another machine)\n"
     ), found.stderr
+
+
+def test_a_core_of_other_sources_is_not_loaded_and_logged(tmp_path):
+    code = f"""
+import logging, sys
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+import mmcache
+mmcache.__path__.insert(0, {str(tmp_path)!r})
+from mmcache import native
+print(native.implementation)
+import mmcache.cache
+"""
+    (tmp_path / "_core.py").write_text("ByKey = object  # as one from before there were revisions\n")
+    found = run(code)
+    assert found.stdout == (
+        f"pure Python runs: the compiled core cannot be loaded: {tmp_path / '_core.py'} has revision 0, and these "
+        f"sources need {native.REVISION}: install mmcache again\npure\n"
+    ), found.stderr
+
+
+def test_a_core_of_these_sources_has_their_revision():
+    assert core.revision == native.REVISION
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="before, a sub-interpreter cannot import numpy either")
