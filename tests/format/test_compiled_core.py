@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 import mmcache
 from mmcache import Schema, Snapshot, native
 from mmcache.storage.bykey import PureByKey
+from tests.support import inside
 
 if native.core is None:
     pytest.skip("there is no compiled core, or pure Python is asked for", allow_module_level=True)
@@ -215,9 +216,9 @@ class Interrupted:
 
 
 def test_an_interrupt_while_a_word_is_computed_is_not_lost():
-    watch, front = core.Watched(), core.Front()
+    watch = core.Watched()
     watch.word, watch.seen, watch.due = Interrupted(), 5, float("inf")
-    front._watch, front._counting = watch, core.Hits()
+    front = inside.front_of(watch)
     with pytest.raises(KeyboardInterrupt):
         front["a"]
 

@@ -604,3 +604,10 @@ def stores_try_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that fails, and a piece of a download that fails, are not tried again."""
     monkeypatch.setattr(store, "_RETRIES", {"max_retries": 0})
     monkeypatch.setattr(download, "_TRIES", 1)
+
+
+def front_of(watch: Any) -> Any:
+    """A collection of a cache, of the compiled core, that looks at this before it reads."""
+    front = native.core.Front()
+    front._watch, front._counting = watch, native.core.Hits()
+    return front
