@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Overlay"]
 
-_ANSWERS = 128
 _LONGEST_ANSWER = 4096
-"""So many answers of so many records, at most, are remembered: 2 MB of rows."""
+"""Records of an answer that is remembered."""
+_ROOM = 524_288
+"""Rows of all answers that are remembered: 2 MB."""
+_OF_AN_ANSWER = 256
+"""Rows that the objects of an answer count for, besides its own."""
 
 _BATCH = 2048
 """Keys read at a time by an iteration over all."""
@@ -53,7 +56,7 @@ class Overlay:
     Its selections are in canonical order: a dirty record stands at its old row, those without a row at the end.
     """
 
-    __slots__ = ("_answers", "_collection", "_dirty", "_length", "_order", "_records", "_sorted", "_terms")
+    __slots__ = ("_answers", "_collection", "_dirty", "_length", "_order", "_records", "_room", "_sorted", "_terms")
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Overlay:
         self._terms: dict[str, _Carriers] = {}
         self._sorted: dict[tuple[str, bool], NDArray[np.intp]] = {}
         self._answers: dict[tuple[Any, ...], Selection] = {}
+        self._room = _ROOM
         self._length = len(collection) - len(self._dirty) + len(given)
 
     @property
@@ -109,8 +113,9 @@ class Overlay:
             is_short = found.is_within(_LONGEST_ANSWER)
             rows = found.rows() if is_short and isinstance(found, Packed) else found
             answer = Selection(self._collection, rows, self._given(query))
-            if is_short and len(self._answers) < _ANSWERS:
-                self._answers[asked] = answer
+            room = self._room - len(answer) - _OF_AN_ANSWER if is_short else -1
+            if room >= 0:
+                self._answers[asked], self._room = answer, room  # two threads may count one of two: the bound is soft
         return answer
 
     def _given(self, query: Query) -> Unplaced | None:
@@ -147,14 +152,13 @@ class Overlay:
 
     def _matching(self, query: Query) -> list[int]:
         """Which of the source's records answer a query, ascending."""
-        found: set[int] | None = None
+        fields = []
         for field, wanted in query.items():
             carriers = self._carriers(field)
-            carry = set[int]().union(*(carriers.of(one) for one in wanted))
-            found = carry if found is None else found & carry
-            if not found:
-                return []
-        return sorted(found or ())
+            carry = [carriers.of(one) for one in wanted]
+            fields.append(carry[0] if len(carry) == 1 else set[int]().union(*carry))
+        fewest, *others = sorted(fields, key=len)
+        return sorted(fewest.intersection(*others))
 
     def terms(self, field: str) -> dict[Term, int]:
         """See `Collection.terms`. Reads the records that the file has of the dirty ids."""

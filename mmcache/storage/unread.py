@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..format.postings import LIST, Postings
 from ..format.select import Found
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class Packed(NamedTuple):
         """dirty: ascending."""
         found = self.found
         assert not isinstance(found, Less)
+        if isinstance(found, Postings) and found.kind == LIST and found.size <= len(dirty):
+            assert found.data is not None
+            rows = _without(found.data, dirty)
+            return self if rows is found.data else Packed(found._replace(size=len(rows), data=rows), self.n)
         if not found.size or not len(there := dirty[found.mask(dirty)]):
             return self
         return Packed(Less(found, there), self.n)
