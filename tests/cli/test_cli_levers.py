@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import mmcache
-from mmcache.cli import main
 from mmcache.cli.main import make_parser
 from tests.support import inside
-from tests.support.console import make_shop, write
+from tests.support.console import document, make_shop, run_here as run, write
 
 LEVERS = ("rollback", "resume", "disable", "enable")
 
@@ -26,19 +23,6 @@ def path(tmp_path: Path) -> Path:
     mmcache.build(made, source)
     source.close()
     return made
-
-
-def run(capsys: Any, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    found = capsys.readouterr()
-    return code, found.out, found.err
-
-
-def document(capsys: Any, *words: object) -> Any:
-    code, out, _ = run(capsys, *words, "--json")
-    assert code == 0
-    return json.loads(out)
 
 
 def test_a_rollback_and_its_end(path, capsys):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import mmcache
 from mmcache import Schema
-from mmcache.cli import main
 from tests.support import inside
+from tests.support.console import run_here as run
 
 
 @pytest.fixture
@@ -21,13 +20,6 @@ def shards(tmp_path: Path) -> list[Path]:
     for i, file in enumerate(files):
         mmcache.build(file, [{"id": 2 * i + j, "kind": f"x{j}"} for j in range(2)], Schema("t", index=("kind",)))
     return files
-
-
-def run(capsys: Any, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    found = capsys.readouterr()
-    return code, found.out, found.err
 
 
 def test_files_are_merged_and_reported_as_a_build_is(shards, tmp_path, capsys):

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import mmcache
 from mmcache import Schema
-from mmcache.cli import main
 from mmcache.cli.main import make_parser
+from tests.support.console import document, run_here as run
 
 pytest.importorskip("obstore", reason="the extra remote is not installed")
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -35,19 +34,6 @@ def path(tmp_path: Path) -> Path:
 
 def build(path: Path, number: int) -> None:
     mmcache.build(path, [{"id": f"k{i}", "n": number} for i in range(10)], Schema("items", index=("n",)))
-
-
-def run(capsys: Any, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    found = capsys.readouterr()
-    return code, found.out, found.err
-
-
-def document(capsys: Any, *words: object) -> Any:
-    code, out, _ = run(capsys, *words, "--json")
-    assert code == 0
-    return json.loads(out)
 
 
 def test_a_day_of_releases(tmp_path, path, url, capsys):

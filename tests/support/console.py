@@ -60,6 +60,21 @@ def run(*words: object, cwd: Path | None = None, env: Mapping[str, str] | None =
     return Run(done.returncode, done.stdout or "", done.stderr)
 
 
+def run_here(capsys: Any, *words: object) -> tuple[int, str, str]:
+    """Its exit code, stdout and stderr, in this process."""
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def document(capsys: Any, *words: object) -> Any:
+    """The one JSON document that it prints, in this process."""
+    code, out, _ = run_here(capsys, *words, "--json")
+    assert code == 0
+    return json.loads(out)
+
+
 def ok(*words: object, **options: Any) -> Run:
     """One run that must succeed and say nothing on stderr."""
     done = run(*words, **options)
