@@ -29,7 +29,8 @@ from ..schema import Schema
 from ..sources.base import Invalid, SourceRecord, refused
 from .ends import Ends
 from .lane import Lane
-from .staging import Progress, Scratch, Staged
+from .spool import Scratch
+from .staging import Progress, Staged
 
 __all__ = ["admitted", "settle", "stage"]
 

@@ -36,7 +36,8 @@ from . import fs
 from .admission import settle
 from .pieces import Pieces
 from .planning import ROW
-from .staging import Scratch, Staged
+from .spool import Scratch
+from .staging import Staged
 from .verify import verify_bytes
 
 __all__ = ["Notes", "Segment", "joined", "opened", "same_schemas"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-from .staging import Scratch
+from .spool import Scratch
 
 __all__ = ["Pieces"]
 

@@ -35,7 +35,8 @@ from ..format.postings import EncodedIndex
 from ..format.slots import EMPTY, build_slots
 from ..schema import Schema
 from .leaves import Sums
-from .staging import Spool, Staged
+from .spool import Spool
+from .staging import Staged
 
 __all__ = ["ROW", "Part", "Piece", "Plan", "lay_out"]
 

@@ -22,7 +22,8 @@ from .fs import CHUNK
 from .lane import Lane
 from .leaves import Sums
 from .planning import Part, Piece, Plan
-from .staging import Progress, Scratch, Spool
+from .spool import Scratch, Spool
+from .staging import Progress
 
 __all__ = ["Digest", "write"]
 
