@@ -473,11 +473,14 @@ def test_a_range_that_was_not_counted_is_refused_after_its_file_is_closed(tmp_pa
     query = parse_query(snapshot.schema, {"n": between(2, 40)}, {})
     counted = overlay.find(query)
     assert len(counted) == 38
-    found = [snapshot.where(n=between(2, 40)), overlay.find(parse_query(snapshot.schema, {"n": between(2, 41)}, {}))]
+    lazy = snapshot.where(n=between(2, 40))
+    remembered = overlay.find(parse_query(snapshot.schema, {"n": between(2, 41)}, {}))
     snapshot.close()
     assert len(counted) == 38
-    for one in found:
-        for ask_for in (len, lambda one: one.ids, lambda one: one.rows, lambda one: one.order_by("n").limit(3)):
+    assert len(remembered) == len(remembered.rows) == 39
+    from_the_file = [lambda one: one.ids, lambda one: one.order_by("n").limit(3)]
+    for one, asked in ((lazy, [len, lambda one: one.rows, *from_the_file]), (remembered, from_the_file)):
+        for ask_for in asked:
             with pytest.raises(ClosedError):
                 ask_for(one)
 
