@@ -30,11 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..remote.difference import diff
+    from ..remote.store import is_url, public_url
 
     found = diff(arguments.a, arguments.b)
     if output.json:
         plain = {name: asdict(one) for name, one in found.items()}
-        output.document({"a": arguments.a, "b": arguments.b, "collections": plain})
+        a, b = (public_url(one) if is_url(one) else one for one in (arguments.a, arguments.b))
+        output.document({"a": a, "b": b, "collections": plain})
         return OK
     for name, one in found.items():
         output.heading(printable(name))

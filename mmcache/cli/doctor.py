@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     target: str = arguments.target
-    checks = []
-    for check in _store(target) if "://" in target else _examine(target, policy_of(arguments)):
+    checks, is_url = [], "://" in target
+    for check in _store(target) if is_url else _examine(target, policy_of(arguments)):
         checks.append(check)
         output.say(f"{check.level:<4}  {check.name:<13} {printable(check.text)}")
         if check.advice:
@@ -69,8 +69,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             sys.stdout.flush()
     failed = any(check.level == "fail" for check in checks)
     if output.json:
-        output.document({"target": target, "ok": not failed, "checks": [check._asdict() for check in checks]})
+        shown = _without_secrets(target) if is_url else target
+        output.document({"target": shown, "ok": not failed, "checks": [check._asdict() for check in checks]})
     return ERROR if failed else OK
+
+
+def _without_secrets(url: str) -> str:
+    from ..remote.store import without_secrets
+
+    return without_secrets(url)
 
 
 def _store(url: str) -> Iterator[Check]:

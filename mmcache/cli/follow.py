@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
 from ..words import printable
-from .options import FILE_COMPLETION, OK, UsageError, count, file_argument, seconds, setting
+from .options import FILE_COMPLETION, MISSING, OK, UsageError, count, file_argument, seconds, setting
 from .output import Output
 from .rebuild import add_timeout
 from .releases import url_argument
@@ -31,8 +31,8 @@ byte is proved by the release's digest before FILE is replaced, and workers move
 Local invalidations stay until a release covers them: one with the fingerprint that --source has now, or one that was
 made more than --skew seconds after them. A file that is held by `mmcache rollback` stays as it is.
 
-With --once the exit code is 0 where FILE is of the release, 3 where there is no such release, and 75 where another
-process still builds FILE after --timeout.
+With --once the exit code is 0 where FILE is of the release, 3 where it is of none: there is no such release, each was
+withdrawn, or FILE is held; and 75 where another process still builds FILE after --timeout.
 
   mmcache follow s3://bucket/items /var/cache/shop/items.mmc
   mmcache follow s3://bucket/items /var/cache/shop/items.mmc --once      before the workers start
@@ -74,18 +74,17 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise UsageError("--every must be above 0")
     path = fs.with_name(arguments.file)
     fs.make_directory(path.rpartition("/")[0] or "/")
-    timeout: float = setting(arguments, "timeout") if arguments.once else 0.0
     with output.progress() as progress:
         source = _source(path, arguments.source)
         orders = Orders(arguments.pin, arguments.skew, not arguments.no_source, source)
         follower = Follower(path, arguments.url, orders, progress)
         if not arguments.once:
             return _loop(follower, arguments, output)
-        said = follower.poll(timeout=timeout)
+        said = follower.poll(timeout=setting(arguments, "timeout"))
     _say(said, path, output)
     if said.error:
         output.note(f"mmcache follow: {said.error}")
-    return OK
+    return MISSING if said.error else OK
 
 
 def _source(path: str, where: str | None) -> Source | None:

@@ -44,15 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..remote.operating import prune
+    from ..remote.store import public_url
 
     if arguments.keep < 1:
         raise UsageError("--keep must be 1 or more")
+    url = public_url(arguments.url)
     done = prune(arguments.url, keep=arguments.keep, older_than=arguments.older_than, dry_run=arguments.dry_run)
     if output.json:
-        output.document({"url": arguments.url, "dry_run": arguments.dry_run, **done._asdict()})
+        output.document({"url": url, "dry_run": arguments.dry_run, **done._asdict()})
         return OK
     verb = "would remove" if arguments.dry_run else "removed"
     numbers = f" ({', '.join(map(str, done.releases))})" if done.releases else ""
     entries, blobs = plural(len(done.releases), "entry").replace("entrys", "entries"), plural(len(done.blobs), "blob")
-    output.say(f"{printable(arguments.url)}: {verb} {entries}{numbers} and {blobs}, {bytes_of(done.bytes)}")
+    output.say(f"{printable(url)}: {verb} {entries}{numbers} and {blobs}, {bytes_of(done.bytes)}")
     return OK

@@ -51,12 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..remote.operating import releases
+    from ..remote.store import public_url
 
     if arguments.limit < 1:
         raise UsageError("--limit must be 1 or more")
     found = releases(arguments.url, limit=arguments.limit)
     if output.json:
-        output.document({"url": arguments.url, "releases": [asdict(release) for release in found]})
+        output.document({"url": public_url(arguments.url), "releases": [asdict(release) for release in found]})
         return OK
     columns = ("release", "published", "by", "records", "size", "what")
     output.table(columns, [_cells(release) for release in found], right=(0, 3, 4))
@@ -87,6 +88,9 @@ def _cells(release: Release) -> tuple[str, ...]:
 
 def report(release: Release | None, url: str, done: str, output: Output) -> int:
     """What followers adopt now. done: a sentence for people."""
+    from ..remote.store import public_url
+
+    url = public_url(url)
     if output.json:
         output.document({"url": url, "release": None if release is None else asdict(release)})
         return OK

@@ -41,11 +41,12 @@ from ..storage.commit import Published, check_replaceable, commit, next_generati
 from ..storage.describe import description_in
 from ..storage.publish import LOCK_TIMEOUT, backed_up
 from ..storage.trust import name_owners, uids_of
+from .arguments import at_least_one, seconds
 from .covering import covered, marked
 from .download import Transferred, download
 from .entries import Entry
 from .log import ReleaseLog, target_of
-from .store import Store
+from .store import Store, public_url
 
 __all__ = ["EVERY", "SKEW", "Follower", "follow"]
 
@@ -71,6 +72,11 @@ class Orders:
     has_source: bool = True
     source: Source | None = None
 
+    def __post_init__(self) -> None:
+        if self.pin is not None:
+            at_least_one("pin", self.pin)
+        seconds("skew", self.skew)
+
 
 class Follower:
     """Follows a store for one cache file. Not safe in threads."""
@@ -88,20 +94,19 @@ class Follower:
         """Ask this source from now on."""
         self.orders = replace(self.orders, source=source)
 
-    def poll(self, *, timeout: float = 0.0) -> Following:
+    def poll(self, *, timeout: float | None = None) -> Following:
         """Look which release the file should be of, and bring it; what holds then.
 
-        timeout: seconds to wait for another process that builds or downloads; after that it is left to that one, unless
-        a time was given. Raises what is wrong, after it has told the node; then the file is as it was. StoreError,
-        MissingFileError for a release that is gone, CorruptFileError, IncompatibleFormatError, PublishError,
-        UntrustedPathError, LockTimeoutError.
+        timeout: seconds to wait for another process that builds or downloads; None: it is left to that one. Raises what
+        is wrong, after it has told the node; then the file is as it was. StoreError, MissingFileError for a release
+        that is gone, CorruptFileError, IncompatibleFormatError, PublishError, UntrustedPathError, LockTimeoutError.
         """
         before = self._before()
         now = before
         try:
-            now = self._polled(before, timeout)
+            now = self._polled(before, 0.0 if timeout is None else timeout)
         except LockTimeoutError:
-            if timeout:
+            if timeout is not None:
                 raise
             before = now = self._before()  # Case: another process brings it, and says so
         except MmcacheError as error:
@@ -278,9 +283,9 @@ def follow(
     >>> mmcache.follow("memory://fleet/items", "node.mmc").release
     1
     """
-    name = fs.with_name(path)
+    orders, timeout, name = Orders(pin, skew, has_source, source), seconds("timeout", timeout), fs.with_name(path)
+    public_url(url)
     name_owners(name, uids_of(trust))
     fs.make_directory(os.path.dirname(name))
     with shown(progress) as step:
-        orders = Orders(pin, skew, has_source, source)
         return Follower(name, url, orders, step or unseen).poll(timeout=timeout)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from ..errors import MissingFileError, ReleaseError, StoreError
+from .arguments import at_least_one, seconds
 from .entries import Entry, blob_path, entry_path
 from .log import ReleaseLog
 from .publishing import Release, release_of
@@ -23,6 +24,8 @@ _UNCLAIMED: Final = timedelta(days=1)
 
 def releases(url: str, *, limit: int | None = None) -> list[Release]:
     """The releases of a store, the newest first; at most `limit` of them. Raises StoreError."""
+    if limit is not None:
+        at_least_one("limit", limit)
     store = Store(url)
     releases = ReleaseLog(store)
     newest = releases.newest()
@@ -131,9 +134,8 @@ def prune(url: str, *, keep: int = 5, older_than: float = 7 * 86_400.0, dry_run:
     `older_than` seconds, by the store's clock. Blobs older than a day that no entry names go, too. A follower that
     needs a release which is gone keeps its file and says so. dry_run: only look. Raises StoreError.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be 1 or more, not {keep}")
-    pruning = _Pruning(Store(url), keep, timedelta(seconds=older_than))
+    keep, age = at_least_one("keep", keep), timedelta(seconds=seconds("older_than", older_than))
+    pruning = _Pruning(Store(url), keep, age)
     return pruning.look() if dry_run else pruning.run()
 
 

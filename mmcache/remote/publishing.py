@@ -27,9 +27,10 @@ from ..sharing.attach import look
 from ..sharing.decide import baseline_of
 from ..storage import fs
 from ..storage.verify import verify_bytes
+from .arguments import ratio
 from .entries import Delta, Entry, File, blob_path
 from .log import ReleaseLog, target_of
-from .store import Store
+from .store import Store, public_url
 from .validators import RATIO, Check, check_counts, check_keys, run_checks
 
 __all__ = ["Release", "publish", "release_of"]
@@ -129,6 +130,8 @@ def publish(
     >>> mmcache.publish("cache.mmc", "memory://shop/items").number
     1
     """
+    ratio("min_records_ratio", min_records_ratio)
+    public_url(url)
     name = os.path.abspath(os.fspath(path))
     if held := levers.look(name).held:
         raise ReleaseError(

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from ..errors import StoreError
 
-__all__ = ["PIECE", "Found", "Store", "is_url", "is_usable"]
+__all__ = ["PIECE", "Found", "Store", "is_url", "is_usable", "public_url", "without_secrets"]
 
 PIECE: Final = 4 * 2**20
 """Bytes of one ranged request: what a cut connection loses at most."""
@@ -56,18 +56,44 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
+def public_url(url: str) -> str:
+    """A store's URL without what may be secret in it. Raises TypeError, and StoreError for what is none of a store."""
+    if not isinstance(url, str):
+        raise TypeError(f"the URL of a store must be a str such as s3://bucket/items, not {type(url).__name__}")
+    shown = without_secrets(url)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (raises for what is no number)
+    except ValueError as error:
+        raise StoreError(f"is no URL ({error}); expected one such as s3://bucket/items", path=shown) from None
+    if parts.scheme not in _SCHEMES:
+        hint = f"file://{os.path.abspath(url)}" if not parts.scheme else ", ".join(_SCHEMES)
+        raise StoreError(f"is no URL of an object store; expected {hint}", path=shown)
+    if parts.scheme == "file" and (parts.query or parts.fragment or "\0" in url):
+        raise StoreError("a path with ? or # is written with %3F or %23, and has no NUL", path=shown)
+    if not parts.netloc and parts.scheme not in ("file", "memory"):
+        raise StoreError(f"names no bucket or host; expected {parts.scheme}://NAME/items", path=shown)
+    return shown
+
+
+def without_secrets(url: str) -> str:
+    """Any text that is given as a URL, for messages."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _SECRET.sub("", url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 class Store:
     """url: without what may be secret in it, for messages. can_list: False for a plain HTTP server."""
 
     def __init__(self, url: str) -> None:
         """Opens no connection. Raises StoreError for what is no URL of a store, or without the extra."""
         global _used_by  # noqa: PLW0603 (of the process)
-        parts = urlsplit(url)
-        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-        if parts.scheme not in _SCHEMES:
-            hint = f"file://{os.path.abspath(url)}" if not parts.scheme else ", ".join(_SCHEMES)
-            raise StoreError(f"is no URL of an object store; expected {hint}", path=self.url)
-        self.can_list = parts.scheme not in ("http", "https")
+        self.url = public_url(url)
+        scheme = urlsplit(url).scheme
+        self.can_list = scheme not in ("http", "https")
         if not is_usable():
             raise StoreError(
                 "the process was forked from one that used object stores, and cannot use them", path=self.url
@@ -80,7 +106,7 @@ class Store:
             ) from None
         _used_by = os.getpid()
         self._library = obstore
-        self._store = self._done("open the store", lambda: _opened(url, parts.scheme))
+        self._store = self._done("open the store", lambda: _opened(url, scheme))
 
     # --- reading
 

@@ -22,6 +22,8 @@ from ..storage.levers import put_line
 __all__ = ["RELEASES", "Following", "Mark", "following", "following_now", "polled_at", "say_polled", "tell"]
 
 _LONGEST: Final = 16_384
+_NEVER: Final = 1e11
+"""Seconds of the wall clock, in the year 5138: no time that is believed is later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,16 @@ def following(path: str) -> Following | None:
 def _is_typed(found: Following) -> bool:
     numbers = found.release, found.target, found.newest, found.pinned
     times = found.polled, found.published, found.behind
+    mark = (0,) if found.mark is None else (found.mark.seen_ns, *found.mark.tokens)
     return (
-        all(one is None or type(one) is int for one in numbers)
-        and type(found.generation) is int
-        and all(isinstance(one, (int, float)) for one in times)
+        all(_is_count(one) for one in (*(one for one in numbers if one is not None), found.generation, *mark))
+        and all(type(one) in (int, float) and 0 <= one < _NEVER for one in times)
         and type(found.url) is type(found.error) is str
-        and (found.mark is None or all(type(one) is int for one in (found.mark.seen_ns, *found.mark.tokens)))
     )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**64
 
 
 def tell(path: str, said: Following) -> bool:

@@ -14,6 +14,7 @@ import mmcache
 from mmcache import Schema
 from mmcache.cli.main import make_parser
 from tests.support.console import document, run_here as run
+from tests.support.inside import build_lock
 
 pytest.importorskip("obstore", reason="the extra remote is not installed")
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -108,6 +109,45 @@ def test_what_is_not_there_ends_with_3_and_leads_to_no_build(tmp_path, path, url
     assert document(capsys, "releases", url)["releases"] == []
     assert run(capsys, "rollback", url)[0] == 3
     assert not path.exists()
+
+
+def test_follow_once_tells_that_the_file_is_of_no_release(tmp_path, path, url, capsys):
+    node = tmp_path / "node.mmc"
+    build(path, 1)
+    run(capsys, "publish", path, url)
+    assert run(capsys, "follow", url, node, "--once")[0] == 0
+    run(capsys, "withdraw", url, 1)
+    code, _, err = run(capsys, "follow", url, node, "--once")
+    assert code == 3
+    assert "every release was withdrawn" in err
+
+
+def test_follow_once_waits_for_another_process_as_long_as_it_was_told(tmp_path, path, url, capsys):
+    node = tmp_path / "node.mmc"
+    build(path, 1)
+    run(capsys, "publish", path, url)
+    with build_lock(node):
+        assert run(capsys, "follow", url, node, "--once", "--timeout", "0")[0] == 75
+    assert not node.exists()
+    assert run(capsys, "follow", url, node, "--once", "--timeout", "0")[0] == 0
+
+
+def test_no_command_prints_a_secret_of_a_url(path, url, capsys):
+    """A plain HTTP server has its signature in the query, and a password before the host."""
+    build(path, 1)
+    run(capsys, "publish", path, url)
+    secret = "http://user:SECRET@127.0.0.1:1/items?sig=SECRET"
+    commands = [
+        *(("releases", secret), ("pin", secret, 1), ("unpin", secret), ("withdraw", secret, 1), ("prune", secret)),
+        *(("publish", path, secret), ("follow", secret, f"{path}.node", "--once"), ("diff", secret, path)),
+        *(("rollback", secret), ("doctor", secret)),
+    ]
+    for command in commands:
+        for words in (command, (*command, "--json")):
+            code, out, err = run(capsys, *words)
+            assert code != 0, words
+            assert "SECRET" not in out + err, words
+            assert "Traceback" not in err, words
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -275,4 +276,17 @@ def test_a_line_of_a_node_that_is_nested_without_end_is_none(url, made, node):
     served(url, node)
     node.with_name(f"{node.name}.follow").write_text("[" * 16_000)
     assert following(str(node)) is None
+    assert served(url, node) == 1
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1", "true", "1.5", "NaN", "1e999"])
+@pytest.mark.parametrize("field", ["release", "generation", "polled", "behind"])
+def test_a_line_of_a_node_with_a_number_that_is_none_is_no_line(url, made, node, field, number):
+    publish(made, url, 1)
+    served(url, node)
+    line = node.with_name(f"{node.name}.follow")
+    whole = line.read_text()
+    assert following(str(node)) is not None
+    line.write_text(re.sub(rf'"{field}":[^,}}]+', f'"{field}":{number}', whole))
+    assert following(str(node)) is None or (field in ("polled", "behind") and number == "1.5")
     assert served(url, node) == 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from xxhash import xxh3_64_intdigest
@@ -158,6 +161,65 @@ def test_no_url_and_an_unknown_scheme_are_refused(made):
     for url in ("/mnt/items", "ftp://host/items", "s4://bucket"):
         with pytest.raises(StoreError, match="is no URL of an object store"):
             mmcache.publish(made, url)
+
+
+BAD_URLS = {
+    "https://[bad": "is no URL",
+    "http://host:port/items": "is no URL",
+    "s3://": "names no bucket",
+    "https:///items": "names no bucket or host",
+    "file:///mnt/items?x=SECRET": "%3F",
+    "file:///mnt/items#x": "%23",
+    "file:///mnt/it\0ems": "NUL",
+}
+IN_WRONG_PLACES: Any = [None, 7, b"s3://bucket/items", Path("/mnt/items")]
+OF_ALL: dict[str, Callable[[Any, Path], object]] = {
+    "publish": lambda url, path: mmcache.publish(path, url),
+    "follow": mmcache.follow,
+    "releases": lambda url, _: mmcache.releases(url),
+    "pin": lambda url, _: mmcache.pin(url, 1),
+    "unpin": lambda url, _: mmcache.unpin(url),
+    "withdraw": lambda url, _: mmcache.withdraw(url, 1),
+    "rollback": lambda url, _: mmcache.rollback(url),
+    "prune": lambda url, _: mmcache.prune(url),
+}
+
+
+@pytest.mark.parametrize("name", OF_ALL)
+def test_what_is_no_url_of_a_store_is_named(made, name):
+    build(made, 1)
+    ask_for = OF_ALL[name]
+    for url, words in BAD_URLS.items():
+        with pytest.raises(StoreError, match=words) as failed:
+            ask_for(url, made)
+        assert "SECRET" not in str(failed.value)
+    for url in IN_WRONG_PLACES:
+        with pytest.raises(TypeError, match="the URL of a store must be a str"):
+            ask_for(url, made)
+
+
+WRONG_NUMBERS: list[tuple[str, Callable[[str, Path, Any], object], list[Any]]] = [
+    ("pin", lambda url, path, one: mmcache.follow(url, path, pin=one), [0, -1, 1.0, True, "1"]),
+    ("skew", lambda url, path, one: mmcache.follow(url, path, skew=one), [-1, math.nan, math.inf, "60", None]),
+    ("timeout", lambda url, path, one: mmcache.follow(url, path, timeout=one), [-1, math.nan, math.inf, None, True]),
+    ("keep", lambda url, _, one: mmcache.prune(url, keep=one), [0, 1.5, True, None]),
+    ("older_than", lambda url, _, one: mmcache.prune(url, older_than=one), [-1, math.nan, math.inf, "7d"]),
+    ("limit", lambda url, _, one: mmcache.releases(url, limit=one), [0, -1, 1.5]),
+    (
+        "min_records_ratio",
+        lambda url, path, one: mmcache.publish(path, url, min_records_ratio=one),
+        [-0.1, math.nan, math.inf, "1"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "ask_for", "values"), WRONG_NUMBERS, ids=[name for name, *_ in WRONG_NUMBERS])
+def test_a_number_that_cannot_be_meant_is_named_and_nothing_is_asked(tmp_path, made, name, ask_for, values):
+    build(made, 1)
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name} must be"):
+            ask_for(f"file://{tmp_path}/store", made, value)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_secret_in_a_url_is_in_no_message():
