@@ -21,6 +21,7 @@ BIN     := $(VENV)/bin
 CORE    := pyproject.toml tools/core_build.py $(wildcard core/*)
 TYPED   := $(wildcard mmcache tools benchmarks tests examples)
 INSTALL := $(BIN)/python -m pip install --quiet
+PURE    := $(BIN)/python -c 'import mmcache, sys; sys.exit(mmcache.implementation != "pure")' && echo "as above: there is no core"
 ONLY    := $(if $(BENCHMARKS),--only "$(BENCHMARKS)")
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -42,7 +43,7 @@ test: check  ## check, then the tests: what continuous integration runs, with th
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 	@echo "==> tests of what the compiled core does, in pure Python"
-	@MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TWICE)
+	@$(PURE) || MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TWICE)
 
 check: $(VENV)/.dev  ## format, lint, types, import layers and words
 	@echo "==> format"
@@ -60,7 +61,7 @@ integration: $(VENV)/.integration  ## tests that need a server, root or a downlo
 	@echo "==> integration"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "integration and not nightly"
 	@echo "==> tests of format, storage and caches, in pure Python"
-	@MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/format tests/storage tests/cache
+	@$(PURE) || MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/format tests/storage tests/cache
 
 docs: $(VENV)/.docs  ## the documentation, into site/: strictly, offline, every link and anchor followed
 	@echo "==> documentation"
