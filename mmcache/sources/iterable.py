@@ -311,6 +311,8 @@ def _rows(embeddings: Any, schema: Schema, field: str) -> Iterator[bytes]:
             f"embeddings= is an array of shape {array.shape} and dtype {array.dtype}, expected "
             f"(n, {dim or 'dim'}) numbers",
         )
+    if np.ma.is_masked(array):
+        raise BuildError.of(schema.name, None, "embeddings= is an array of which some numbers are masked")
     width = 4 * array.shape[1]
     for start in range(0, len(array), _BLOCK_ROWS):
         try:
