@@ -82,10 +82,15 @@ def canonical(value: object) -> Term:
         return int(value)
     if isinstance(value, str):
         return str.__str__(value)  # str() of an enum gives its name
-    plain = _by_rule(value)
+    plain = _by_rule_alone(value)
     if plain is None or isinstance(plain, (str, int, float)):
         return canonical(plain)
     raise TypeError(f"{value!r} is of type {type(value).__name__}; {_ALLOWED}")
+
+
+def _by_rule_alone(value: Any) -> Any:
+    """The same of what cannot be a list: one stays as it is, for a `range` in it may have any length."""
+    return value if isinstance(value, (list, tuple, set, frozenset, range)) else _by_rule(value)
 
 
 def _by_rule(value: Any) -> Any:
@@ -331,7 +336,7 @@ def startswith(prefix: str) -> Prefix:
     >>> cache.where(kind=mmcache.startswith("to")).ids
     ['a', 'b']
     """
-    prefix = _by_rule(prefix)
+    prefix = _by_rule_alone(prefix)
     if not isinstance(prefix, str):
         raise TypeError(f"startswith() takes a text, not {prefix!r}; for several give a list of startswith(...)")
     return Prefix(str.__str__(prefix))
@@ -351,7 +356,7 @@ def excluding(what: object) -> Excluding:
 
 
 def _bound(value: object) -> Bound:
-    plain = _by_rule(value)
+    plain = _by_rule_alone(value)
     if isinstance(plain, str):
         if not isinstance(value, str):
             _check_order_of_texts(value)

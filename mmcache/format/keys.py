@@ -123,7 +123,11 @@ def digested(types: Iterable[str] | None) -> Callable[[Any], bytes]:
 
 def hashed_bytes(key: Key) -> bytes:
     """The bytes over which a key is hashed: of a str its UTF-8, of any other key all its bytes. Raises TypeError."""
-    return str.encode(key, "utf-8", "surrogatepass") if isinstance(key, str) else pack_key(key)
+    plain = key if isinstance(key, str) else check_key(key)
+    if isinstance(plain, str):  # that of a UUID, too
+        return str.encode(plain, "utf-8", "surrogatepass")
+    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass")
+    return packed
 
 
 def _bytes_of_int(key: Any) -> bytes:

@@ -160,6 +160,11 @@ class ParquetReading(ArrowReading):
         for batch in table.iter_batches(_BATCH_ROWS, columns=columns, row_groups=groups):
             yield from _rows(batch, schema)
 
+    def before(self, path: str, begin: int) -> int:
+        """See `FileReading`."""
+        metadata = parquet.read_metadata(path)
+        return sum(metadata.row_group(i).num_rows for i in range(begin))
+
 
 def _rows_in(table: parquet.ParquetFile, part: Part) -> int:
     groups = range(*part.piece) if part.piece is not None else range(table.num_row_groups)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..schema import DTYPES, Dtype
 
-__all__ = ["WIDTHS", "described", "foreign", "prefixed", "probable", "scattered", "sensible"]
+__all__ = ["WIDTHS", "described", "foreign", "prefixed", "probable", "scattered", "sensible", "text"]
 
 WIDTHS: dict[Dtype, int] = {
     "f4": 4,
@@ -91,6 +91,16 @@ def foreign(blob: bytes) -> str | None:
     if blob[8:10] == b'{"' and int.from_bytes(blob[:8], "little") < len(blob):
         return "safetensors"
     return None
+
+
+def text(blob: bytes) -> str | None:
+    """What the bytes are if all are those of printed text, which numbers of 2 bytes or more hardly ever are."""
+    is_text = len(blob) >= _TEXT and not blob.translate(None, _PRINTED)
+    return "text, such as JSON or CSV; give a JSON list of numbers, as text" if is_text else None
+
+
+_TEXT = 16
+_PRINTED = bytes([*b"\t\n\r", *range(0x20, 0x7F)])
 
 
 def prefixed(blob: bytes) -> str | None:
@@ -221,7 +231,7 @@ def _is_whole_f8(blob: bytes) -> bool:
 def described(blob: bytes, dim: int | None) -> str:
     """What bytes probably are that are not what they should be, to follow their size; "" for no idea."""
     size = len(blob)
-    found = foreign(blob) or prefixed(blob)
+    found = foreign(blob) or prefixed(blob) or text(blob)
     if found is not None:
         return f"; it is {found}"
     likely = probable(blob)

@@ -60,7 +60,7 @@ class FileSource(Generic[R_co]):
     """Fields of a schema that say nothing here."""
     _is_cut: ClassVar[bool] = False
     """Whether files can be read apart from each other."""
-    _shard: tuple[int, list[Part]] | None = None
+    _shard: tuple[int, list[Part], bool] | None = None
     """Of a part of a source: which it is, and its files."""
 
     def __init__(self, path: Where, schema: Schema[R_co], *, embeddings: Where | None = None) -> None:
@@ -123,14 +123,15 @@ class FileSource(Generic[R_co]):
             what = "embeddings= apart" if self._is_cut and self.embeddings else f"a {type(self).__name__}"
             raise SourceError(f"{what} cannot be read in shards; build without shards=", path=self.path)
         try:
-            pieces = [piece for part in self.parts() for piece in self.pieces(part, n)]
+            parts = self.parts()
+            pieces = [piece for part in parts for piece in self.pieces(part, n)]
         except OSError as error:
             raise self._error(error) from error
         found = []
         for number, run in enumerate(balanced([weight for _, weight in pieces], n)):
             shard = copy(self)
             shard._lookup = None
-            shard._shard = number, joined(part for part, _ in pieces[run.start : run.stop])
+            shard._shard = number, joined(part for part, _ in pieces[run.start : run.stop]), len(parts) > 1
             found.append(shard)
         return found
 
@@ -246,11 +247,13 @@ class FileReading:
     def __init__(self, source: Any, parts: list[Part], held: ExitStack) -> None:
         self.source = source
         self.parts = parts
+        self._is_one = len(parts) == 1 and not (source._shard and source._shard[2])
         self.lines: deque[int] = deque(maxlen=_REMEMBERED)
         self._held = held
         self._first: io.BufferedReader | None = None
         self._seen = 0
         self._starts: list[tuple[int, Part]] = []
+        self._before: dict[str, int] = {}
         self._decoders = {schema.name: Decoders(schema) for schema in source.schemas}
 
     def begin(self) -> None:
@@ -324,7 +327,7 @@ class FileReading:
                 if part.fields and type(item) is dict:
                     for name, value in part.fields.items():
                         item.setdefault(name, value)
-                elif type(item) is Unread and len(self.parts) > 1:
+                elif type(item) is Unread and not self._is_one:
                     yield Unread(f"{part.path}: {item.reason}")
                     continue
                 yield item
@@ -333,8 +336,21 @@ class FileReading:
         start, part = next((one for one in reversed(self._starts) if one[0] <= ordinal), (0, None))
         back = ordinal - self._seen
         known = self.lines and -len(self.lines) <= back < 0
-        where = f"line {self.lines[back]}" if known else f"{self.unit} {ordinal - start}"
-        return where if part is None or len(self.parts) == 1 else f"{part.path}, {where}"
+        ahead = 0 if part is None else self._ahead(part)
+        where = f"line {self.lines[back] + ahead}" if known else f"{self.unit} {ordinal - start + ahead}"
+        return where if part is None or self._is_one else f"{part.path}, {where}"
+
+    def _ahead(self, part: Part) -> int:
+        """Lines, or rows, of its file before a piece: counted only where a row of it is to be named."""
+        if part.piece is None or not part.piece[0]:
+            return 0
+        if part.path not in self._before:
+            self._before[part.path] = self.before(part.path, part.piece[0])
+        return self._before[part.path]
+
+    def before(self, path: str, begin: int) -> int:
+        """How many lines, or rows, a file has before the piece that begins there. Raises one of `failures`."""
+        raise NotImplementedError
 
     def _vectors(self, schema: Schema, held: ExitStack) -> Iterator[Vector] | None:
         if self.source.embeddings is None:

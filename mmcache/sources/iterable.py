@@ -15,7 +15,7 @@ from ..values import Default, Values, importable
 from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
 from .mappings import Keyed, shape_records
-from .slices import slice_of, slice_of_arrays
+from .slices import first_of, slice_of, slice_of_arrays
 from .vectors import Decoders, Vector, float32_bytes
 
 __all__ = ["Embeddings", "IterableSource", "Records"]
@@ -132,6 +132,7 @@ class IterableSource(Generic[R_co]):
                 raise ValueError(f"embeddings= for collection {name!r}, whose Schema names no embedding field")
         self._values = Values(importable(default)[0])
         self._shard: int | None = None
+        self._firsts: dict[str, int] = {}
         self._decoders: dict[str, Decoders] = {}
         self._spent: set[str] = set()
         self._streamed: set[str] = set()
@@ -186,10 +187,11 @@ class IterableSource(Generic[R_co]):
         if collection in self._embeddings:
             vectors = _vectors(self._embeddings[collection], schema)
         decoders = self._decoders[collection] = Decoders(schema)
+        first = self._firsts.get(collection, 0)
         return shape_records(
             schema,
             iterator,
-            "record {}".format,
+            lambda ordinal: f"record {first + ordinal}",
             vectors,
             decoders=decoders,
             values_by=self._values,
@@ -202,6 +204,7 @@ class IterableSource(Generic[R_co]):
         for i in range(n):
             part = copy(self)
             part._shard, part._lookup, part._decoders, part._spent, part._streamed = i, {}, {}, set(), set()
+            part._firsts = {name: first_of(records, i, n) for name, records in self._records.items()}
             part._records = {name: slice_of(name, records, i, n) for name, records in self._records.items()}
             part._embeddings = {
                 name: slice_of_arrays(given, len(self._records[name]), i, n) for name, given in self._embeddings.items()
@@ -311,6 +314,8 @@ def _rows(embeddings: Any, schema: Schema, field: str) -> Iterator[bytes]:
             f"embeddings= is an array of shape {array.shape} and dtype {array.dtype}, expected "
             f"(n, {dim or 'dim'}) numbers",
         )
+    if np.ma.is_masked(array):
+        raise BuildError.of(schema.name, None, "embeddings= is an array of which some numbers are masked")
     width = 4 * array.shape[1]
     for start in range(0, len(array), _BLOCK_ROWS):
         try:

@@ -19,7 +19,7 @@ from ..schema import R_co, Schema
 from .files import FileReading, FileSource
 from .mappings import Unread
 from .parts import Part
-from .streams import decompressed, encoding_of
+from .streams import decompressed, encoding_of, open_file
 
 __all__ = ["JSONLinesSource", "JSONSource"]
 
@@ -36,16 +36,27 @@ class JSONLinesReading(FileReading):
         data = decompressed(file)
         encoding = encoding_of(data.peek(4))
         lines: Iterable[bytes] = data if encoding in (None, "utf-8-sig") else _as_utf8(data, encoding)
+        first = 1 if part.piece is None or not part.piece[0] else None
         for number, line in enumerate(lines if part.piece is None else _begun_in(file, *part.piece), 1):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig" if number == first else "utf-8")
                 if text.isspace():
                     continue
                 item = json.loads(text)
             except (ValueError, RecursionError) as error:
-                item = Unread(f"line {number} is not JSON: {error}")
+                item = Unread(f"line {number + self._ahead(part)} is not JSON: {error}")
             self.lines.append(number)
             yield item
+
+    def before(self, path: str, begin: int) -> int:
+        """See `FileReading`."""
+        count = 1  # the line that `_begun_in` skips
+        with open_file(path) as file:
+            remaining = begin - 1
+            while remaining and (data := file.read(min(_CHUNK, remaining))):
+                count += data.count(b"\n")
+                remaining -= len(data)
+        return count
 
 
 def _begun_in(file: io.BufferedReader, begin: int, end: int) -> Iterator[bytes]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from ..errors import SourceError
 
-__all__ = ["balanced", "slice_of", "slice_of_arrays"]
+__all__ = ["balanced", "first_of", "slice_of", "slice_of_arrays"]
 
 
 def slice_of(collection: str, records: Any, i: int, n: int) -> Any:
@@ -22,6 +22,11 @@ def slice_of(collection: str, records: Any, i: int, n: int) -> Any:
         f"the records of collection {collection!r} are of type {type(records).__name__}, which cannot be cut; "
         "give a list, or a table of Arrow"
     )
+
+
+def first_of(records: Any, i: int, n: int) -> int:
+    """The ordinal of the first record in a part, among all."""
+    return _ends(len(records), i, n)[0] if isinstance(records, Sized) else 0
 
 
 def slice_of_arrays(given: Any, size: int, i: int, n: int) -> Any:

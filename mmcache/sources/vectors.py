@@ -16,7 +16,7 @@ from copy import copy
 from typing import Any
 
 from ..schema import DTYPES, Dtype, Schema
-from .blobs import WIDTHS, described, foreign, prefixed, probable, scattered, sensible
+from .blobs import WIDTHS, described, foreign, prefixed, probable, scattered, sensible, text
 
 __all__ = ["MAX_DOUBTS", "Decoders", "Vector", "VectorDecoder", "float32_bytes", "vector_bytes"]
 
@@ -45,7 +45,7 @@ def vector_bytes(value: object, *, dim: int | None, dtype: Dtype | None) -> byte
     if value is None:
         return None
     if isinstance(value, memoryview) and value.format not in ("B", "b", "c"):
-        value = value.tolist()
+        return _from_array(value, dim)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _from_blob(bytes(value), dim, dtype)
     if isinstance(value, str):
@@ -160,8 +160,11 @@ def _check_count(count: int, dim: int | None) -> None:
 
 
 def describes_itself(blob: bytes) -> bool:
-    """Whether the bytes say what they are: those of a .npy file, or JSON text."""
-    return blob.startswith(_NPY) or (blob[:1] == b"[" and blob[-1:] == b"]" and blob.isascii())
+    """Whether the bytes say what they are: those of a .npy file, or JSON text, blanks around it or not."""
+    if blob.startswith(_NPY):
+        return True
+    text = blob.strip()
+    return text[:1] == b"[" and text[-1:] == b"]" and text.isascii()
 
 
 def _from_blob(blob: bytes, dim: int | None, dtype: Dtype | None) -> bytes | None:
@@ -197,7 +200,7 @@ def read_as(blob: bytes, dim: int | None, dtype: Dtype | None) -> Dtype:
 
 def _without_dim(blob: bytes, kind: Dtype) -> Dtype:
     size, width = len(blob), WIDTHS.get(kind, 1)
-    found = foreign(blob) or prefixed(blob)
+    found = foreign(blob) or prefixed(blob) or (text(blob) if width > 1 else None)
     if found is not None:
         raise ValueError(f"the embedding BLOB of {size} bytes is not plain numbers of {DTYPES[kind]}: it is {found}")
     if size % width:
@@ -270,11 +273,11 @@ def _from_numbers(values: Sequence[Any], dim: int | None) -> bytes:
     _check_count(len(values), dim)
     if not set(map(type, values)) <= {float, int}:
         for index, item in enumerate(values):
-            if isinstance(item, (bool, str, bytes)) or not hasattr(item, "__float__"):
+            if not _is_real(item):
                 raise ValueError(f"the embedding holds {item!r} at position {index}, expected a number")
     try:
         return struct.pack(f"<{len(values)}f", *values)
-    except (OverflowError, struct.error, TypeError, ValueError):
+    except _NO_FLOAT:
         index = next(i for i, item in enumerate(values) if not _fits(item))
         raise ValueError(f"the embedding holds {values[index]!r} at position {index}, which float32 cannot") from None
 
@@ -282,9 +285,24 @@ def _from_numbers(values: Sequence[Any], dim: int | None) -> bytes:
 def _fits(item: Any) -> bool:
     try:
         struct.pack("<f", item)
-    except (OverflowError, struct.error, TypeError, ValueError):
+    except _NO_FLOAT:
         return False
     return True
+
+
+_NO_FLOAT = OverflowError, struct.error, TypeError, ValueError, RuntimeError
+"""What packing raises, the last from a tensor that has no value."""
+
+
+def _is_real(item: Any) -> bool:
+    """Whether it is a number. numpy makes a float of a truth value, of a complex number and of what is masked, too."""
+    if isinstance(item, (bool, str, bytes)) or not hasattr(item, "__float__"):
+        return False
+    return getattr(getattr(item, "dtype", None), "kind", "f") not in _NO_REAL and not hasattr(item, "mask")
+
+
+_NO_REAL = frozenset("bcmMOSU")
+"""Kinds of numpy's that are none; that of a bfloat16 is V."""
 
 
 def _from_array(value: Any, dim: int | None) -> bytes:
@@ -296,6 +314,8 @@ def _from_array(value: Any, dim: int | None) -> bytes:
         raise ValueError(f"the embedding, a {type(value).__name__}, is not an array of numbers: {error}") from error
     if array.dtype.name == "bfloat16":  # of ml_dtypes
         array = array.astype("f4")
+    if np.ma.is_masked(value):
+        raise ValueError("the embedding is an array of which some numbers are masked, and have no value")
     if array.ndim != 1 or array.dtype.kind not in "fiu":
         raise ValueError(
             f"the embedding is an array of shape {array.shape} and dtype {array.dtype}, "

@@ -179,6 +179,62 @@ def test_rowids_that_lie_apart_and_empty_tables_are_cut(tmp_path):
     check(tmp_path, SQLiteSource(path, Schema("t", key="id"), Schema("u", key="id")))
 
 
+BAD: list[Row] = [
+    {"id": f"k{i}" if i % 9 else None, "n": i, "v": [float(i), 1.0] if i % 7 else [1.0]} for i in range(300)
+]
+LENIENT = Schema("t", index=("n",), embedding="v", dim=2, on_invalid="skip")
+
+
+def bad_list(_: Path) -> Source:
+    return IterableSource(BAD, LENIENT)
+
+
+def bad_arrow(_: Path) -> Source:
+    return IterableSource(pa.Table.from_pylist(BAD), LENIENT)
+
+
+def bad_parquet(at: Path) -> Source:
+    parquet.write_table(pa.Table.from_pylist(BAD), at / "t.parquet", row_group_size=23)
+    return ParquetSource(at / "t.parquet", LENIENT)
+
+
+def bad_partitions(at: Path) -> Source:
+    for year in range(3):
+        (at / "set" / f"year={year}").mkdir(parents=True)
+        some = pa.Table.from_pylist(BAD[year * 100 : year * 100 + 100])
+        parquet.write_table(some, at / "set" / f"year={year}" / "p.parquet", row_group_size=30)
+    return ParquetSource(at / "set", LENIENT)
+
+
+def bad_lines(at: Path) -> Source:
+    lines = [json.dumps(r) if i % 13 else "{" for i, r in enumerate(BAD)]
+    lines[100:100] = ["", "\ufeff" + lines[101]]
+    (at / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return JSONLinesSource(at / "t.jsonl", LENIENT)
+
+
+def bad_files_of_lines(at: Path) -> Source:
+    (at / "lines").mkdir()
+    for i in range(3):
+        some = [json.dumps(r) if n % 13 else "{" for n, r in enumerate(BAD[i * 100 : i * 100 + 100])]
+        (at / "lines" / f"{i}.jsonl").write_text("\n".join(some))
+    return JSONLinesSource(at / "lines", LENIENT)
+
+
+@pytest.mark.parametrize("make", [bad_list, bad_arrow, bad_parquet, bad_partitions, bad_lines, bad_files_of_lines])
+@pytest.mark.parametrize("shards", [2, 7])
+def test_a_bad_row_is_named_by_its_place_in_the_whole(tmp_path, make, shards):
+    report = check(tmp_path, make(tmp_path), shards=shards)
+    assert report.left_out["t"].invalid > 60
+
+
+def test_lines_are_named_wherever_a_file_is_cut(tmp_path):
+    lines = [json.dumps({"id": i}) if i % 3 else "{" for i in range(12)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    for shards in range(2, 40):
+        check(tmp_path, JSONLinesSource(tmp_path / "t.jsonl", Schema("t", on_invalid="skip")), shards=shards)
+
+
 def test_rows_that_were_left_out_count_for_the_keys_of_other_shards(tmp_path):
     """The first row of a key is bad, so that none counts; its shard alone knows of it."""
     bad = [dict(row(i), kind={"no": "term"}) for i in range(30)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import datetime as dt
 import enum
 import sqlite3
 import uuid
 from contextlib import closing
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,22 @@ def test_keys_are_asked_for_by_what_records_hold(tmp_path, key, asked, absent):
             assert absent not in reader
         cache.invalidate([asked])
         assert cache[asked] == record
+
+
+@pytest.mark.parametrize("others", [[], [7], [b"b", 8, "d"]], ids=["text alone", "int", "all types"])
+def test_what_becomes_text_is_found_among_keys_of_any_types(tmp_path, others):
+    asked: list[Any] = [uuid.UUID(int=1), Decimal("1.50"), dt.date(2026, 1, 31)]
+    plain: list[Any] = list(map(str, asked))
+    source = mmcache.IterableSource([{"id": key, "v": i} for i, key in enumerate([*plain, *others])], Schema("t"))
+    mmcache.build(tmp_path / "c.mmc", source)
+    with mmcache.open(tmp_path / "c.mmc", source, ttl=3600) as cache, cache.pinned() as snapshot:
+        list(snapshot.values())  # so that misses are believed at once
+        for state in ("clean", "dirty"):
+            for reader in (cache, snapshot):
+                assert [key in reader for key in asked] == [True] * 3, state
+                assert [reader[key]["v"] for key in asked] == [0, 1, 2]
+                assert [record and record["v"] for record in reader.get_many(asked * 50)] == [0, 1, 2] * 50
+            cache.invalidate(asked)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from mmcache import BuildError, IterableSource, Schema, build
 from mmcache.sources.blobs import prefixed, scattered
 from mmcache.sources.vectors import VectorDecoder, float32_bytes, vector_bytes
 
@@ -31,6 +32,10 @@ f4_numbers = st.floats(width=32, allow_nan=False)
         memoryview(BYTES),
         memoryview(b"xx" + BYTES)[2:],
         memoryview(array("d", EXACT)),
+        np.array(EXACT, ">f4").data,
+        np.array(EXACT, "f2").data,
+        np.array(EXACT, np.longdouble).data,
+        f"\n {json.dumps(EXACT)}\n".encode(),
         json.dumps(EXACT),
         " [0, -0.0, 1, -2.5, 3e0, 65504] ",
         EXACT,
@@ -133,6 +138,12 @@ def test_nan_and_infinity_pass_for_the_builder_to_judge():
         (np.array(["a"] * 6), "dtype <U1"),
         (np.array([True] * 6), "dtype bool"),
         (np.ones(6, complex), "dtype complex"),
+        (np.ma.array([1.0] * 6, mask=[False, True] + 4 * [False]), "some numbers are masked"),
+        ([1, 2, 3, 4, 5, np.bool_(True)], "True_? at position 5"),
+        ([1, 2, 3, 4, np.complex64(5 + 6j), 6], r"5\+6j\)? at position 4"),
+        ([1, np.ma.masked, 3, 4, 5, 6], "masked at position 1"),
+        (np.ones((2, 3)).data, r"shape \(2, 3\)"),
+        (np.ones(6, bool).data, "dtype bool"),
         (5, "type int"),
         (1.5, "type float"),
         ({1.0: 2}, "type dict"),
@@ -142,6 +153,25 @@ def test_nan_and_infinity_pass_for_the_builder_to_judge():
 def test_anything_else_is_refused_with_its_reason(value, reason):
     with pytest.raises(ValueError, match=reason):
         vector_bytes(value, dim=6, dtype="f4")
+
+
+@pytest.mark.parametrize("form", [" {}", "{{{}}}", "{}\n", "[{}],"])
+@pytest.mark.parametrize("spare", range(4))
+def test_a_blob_of_text_is_no_number_whatever_its_length(form, spare):
+    rng = np.random.default_rng(1)
+    blob = form.format(",".join(map(str, rng.normal(size=384)))).encode() + b" " * spare
+    with pytest.raises(ValueError, match="it is text"):
+        vector_bytes(blob, dim=None, dtype=None)
+    with pytest.raises(ValueError, match="it is text"):
+        vector_bytes(blob, dim=384, dtype="f4")
+    assert vector_bytes(blob, dim=None, dtype="u1") is not None  # numbers of one byte may well look like text
+
+
+def test_a_masked_matrix_beside_the_records_is_refused(tmp_path):
+    vectors = np.ma.array(np.ones((2, 3), "f4"), mask=[[False] * 3, [False, True, False]])
+    source = IterableSource([{"id": 1}, {"id": 2}], Schema("items", embedding="v"), embeddings=vectors)
+    with pytest.raises(BuildError, match="masked"):
+        build(tmp_path / "items.mmc", source)
 
 
 def test_f8_refusals():

@@ -491,6 +491,7 @@ def test_a_range_that_was_not_counted_is_refused_after_its_file_is_closed(tmp_pa
 NONE: Any = None
 BYTES: Any = b"x"
 NUMBER: Any = 5
+LONG: Any = range(10**6)
 
 
 @pytest.mark.parametrize(
@@ -507,11 +508,25 @@ NUMBER: Any = 5
         (lambda: startswith(NUMBER), TypeError, "takes a text, not 5"),
         (lambda: excluding(excluding(1)), TypeError, "ask for the values themselves"),
         (lambda: excluding({"a": 1}), TypeError, "an indexed value is"),
+        (lambda: excluding([[LONG]]), TypeError, "is of type list; an indexed value is"),
+        (lambda: above(LONG), TypeError, "a bound is a number or a text, not range"),
+        (lambda: startswith(LONG), TypeError, "takes a text, not range"),
     ],
 )
 def test_a_range_that_says_nothing_is_refused_with_what_to_do(ask_for, error, reason):
     with pytest.raises(error, match=reason):
         ask_for()
+
+
+def test_a_range_where_none_may_stand_is_not_walked_through():
+    for ask_for in (lambda: excluding([[LONG]]), lambda: above(LONG), lambda: startswith(LONG)):
+        tracemalloc.start()
+        try:
+            with pytest.raises(TypeError):
+                ask_for()
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.fixture
