@@ -165,7 +165,7 @@ class Hearing:
         open_facts = self.said if old is not None else Said(0, 0)
         self.page = new
         if old is not None:
-            _carry_over(open_facts, old, new)
+            _carry_over(open_facts, old, new, patience)
         self._refold()
         return True
 
@@ -191,10 +191,11 @@ class Hearing:
             self.page.word = page.word
 
 
-def _carry_over(said: Said, old: Page, new: Page) -> None:
+def _carry_over(said: Said, old: Page, new: Page, patience: float) -> None:
     """Say on the new page what is known from the old one, unless it took that over.
 
-    Where the old one was shared, its other readers know more than we do: then the file is suspect to all."""
+    Where the old one was shared, its other readers know more than we do: then the file is suspect to all. patience:
+    seconds to wait for the page lock, for reads wait meanwhile."""
     # Case: the new page took over an earlier copy of the old one, and lacks what was said since.
     is_there = new.shared and new.identity.parent == old.nonce and new.identity.taken >= said.until
     if is_there or not said.is_open():
@@ -203,7 +204,7 @@ def _carry_over(said: Said, old: Page, new: Page) -> None:
     if old.shared and new.shared:
         events.append(Event(Kind.SUSPECT))
     try:
-        if not new.say(events):
+        if not new.say(events, patience):
             new.panic()
     except (PublishError, MovedError):
         pass  # a page that we may only read: those that may write it are about to do the same
