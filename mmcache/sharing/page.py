@@ -231,7 +231,7 @@ class Page:
     # --- saying
 
     def say(self, events: Sequence[Event], patience: float = _PATIENCE) -> bool:
-        """Log events and wake every process. False where the page lock was not to be had in so many seconds: see `panic`.
+        """Log events and wake every process. False where the page lock was not to be had in time: see `panic`.
 
         Raises MovedError where another page is at the path, and PublishError for what the system refuses: before the
         count was stored, nothing was said; after it, only waking has failed.

@@ -162,7 +162,7 @@ def test_a_reader_cannot_open_the_lock_of_writers(home):
 
 
 def _replace_page_and_stop(told, path: Path, db: Path) -> None:
-    """A process puts another page in the place of the one that is used, and stops while it holds the lock of writers."""
+    """A process puts another page in the place of the one in use, and stops while it holds the lock of writers."""
     path.with_name(f"{path.name}.ctl").unlink()
     with mmcache.open(path, source(db), executor="external") as cache:
         note_of(cache)
