@@ -250,6 +250,8 @@ class Watch(Watched):
             self._known.switches.look()
             self._renew_page()
             if self.hearing.page is not None:
+                if (snapshot := self.files.snapshot) is not None and not self.hearing.is_based_on(snapshot.header):
+                    self._rebase(snapshot)  # Case: an exception, or a fork, came while this process moved to it
                 self._take_in(self.word[0])  # a writer that was killed may not have stored the word
             page = self.hearing.page
         self.rebuilder.reap(page)
@@ -335,7 +337,6 @@ class Watch(Watched):
             self.counting.add_opening(snapshot.opened_in, sum(one.invalid for one in left_out.values()))
             self.hearing.forget_own(snapshot.created)
             self._rebase(snapshot)
-            self.seen = None  # a newer one may have been published since this one was opened
             self._decide()
         for name, rows in left_out.items():
             if rows.invalid:
@@ -354,7 +355,7 @@ class Watch(Watched):
     def _rebase(self, snapshot: Snapshot) -> None:
         page = self.hearing.page
         assert page is not None
-        self.word = page.word
+        self.word, self.seen = page.word, None  # a newer one may have been published since this one was opened
         for _ in range(3):
             try:
                 self.hearing.rebase(snapshot.header)
@@ -396,6 +397,10 @@ class Watch(Watched):
                 if files.snapshot is None and not known.is_polled:
                     self._attach()
                     is_opened = files.snapshot is not None
+                elif self.view is NOTHING and files.snapshot is not None:  # Case: as in `_poll_files`
+                    with self._lock:
+                        self._rebase(files.snapshot)
+                        self._decide()
         known.lines.write()
         if is_opened:
             self.due = time.monotonic() + self.options.check_interval
