@@ -19,13 +19,13 @@ from typing import Any, Final
 
 from .callbacks import CacheEvent
 from .counting import Counting
-from .errors import ClosedError, SourceError, UnusableFileError
+from .errors import SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
 from .format.layout import left_out_of
 from .hits import Watched
-from .known import Known
+from .known import Known, closed
 from .lines import Lines
 from .options import Options
 from .owner import Within
@@ -377,7 +377,7 @@ class Watch(Watched):
         renew_if_forked()
         files, known = self.files, self._known
         if known.is_closed:
-            raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
+            raise closed(self.path)
         if known.switches.disabled or (self.view is NOTHING and known.switches.look()):
             if self.view is NOTHING:
                 self._poller.poll(0.0)  # which lets others see this worker
@@ -442,12 +442,16 @@ class Watch(Watched):
 
     def build(self, *, timeout: float, asked_ns: int, exact: bool) -> BuildReport:
         """Build and publish from the source, if no other process did."""
+        if self._known.is_closed:
+            raise closed(self.path)
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
         return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, exact=exact)
 
     def rollback(self, *, timeout: float, reason: str) -> BuildReport:
+        if self._known.is_closed:
+            raise closed(self.path)
         return rollback(self.path, source=self.source, page=self._page_now(), timeout=timeout, reason=reason)
 
     # --- telling the others
@@ -456,7 +460,7 @@ class Watch(Watched):
         self, collection: str | None, ids: Iterable[Key] | None, *, reason: invalidation.Reason, hard: bool | None
     ) -> invalidation.Kind:
         if self._known.is_closed:
-            raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
+            raise closed(self.path)
         try:
             return invalidation.invalidate(
                 self.path, self._page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.counters
