@@ -473,5 +473,5 @@ def test_a_key_error_of_a_source_is_no_miss(path: Path, bank: Path, state: str) 
             cache.invalidate([key])
         reads = cache.__getitem__, cache.get, cache.__contains__, cache.embedding, lambda key: cache.get_many([key])
         for read in reads:
-            with pytest.raises(SourceError, match="KeyError: .*'column'"):
+            with pytest.raises(SourceError, match=r"KeyError: .*'column'"):
                 read(key)
