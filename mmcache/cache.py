@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 from .cached import CachedCollection
 from .callbacks import CacheEvent
 from .errors import SourceError, UnusableFileError
+from .known import closed
 from .models import M, Model
 from .options import Executor, GivenOptions, OpenOptions, Options, Profile, is_disabled
 from .progress import Shown
@@ -206,6 +207,8 @@ class Cache(CachedCollection[R_co]):
     def resume(self) -> bool:
         """End what `rollback` has begun: the file is built again as its age and the source ask for, the first time
         soon, for it is not what the source holds. Whether it was held."""
+        if self._watch.is_closed:
+            raise closed(self.path)
         was_held = resume(self.path, page=self._watch.hearing.page)
         self.refresh()
         return was_held

@@ -78,12 +78,13 @@ class FileTier:
 
     def open(self, page: Page | None, *, known: bool = False) -> Snapshot:
         """Open the file at the path. known: only if that costs no more than a few reads, because this host has verified
-        it. Raises UnusableFileError, and UnverifiedError for one that is not known."""
+        it, and the source need not be asked what it still has. Raises UnusableFileError, and UnverifiedError for one
+        that is not known."""
         host = None if page is None else _Host(page)
-        choose = None if self._source is None else self._shown
-        options = self._options
+        source, options = self._source, self._options
+        choose = None if source is None else self._all_shown if known else self._shown
         snapshot = Snapshot.attach(self.path, options.verify, options.access, host, known=known, choose=choose)
-        missing = [] if self._source is None else self._lacks(snapshot.layout, self._source.schemas)
+        missing = [] if source is None or known else self._lacks(snapshot.layout, source.schemas)
         is_due = missing and time.monotonic() >= self._widened_until
         self.lacking = f"the file has no index of {', '.join(missing)}" if is_due else ""
         return snapshot
@@ -99,6 +100,14 @@ class FileTier:
             return layout is not None and (self._source is None or not self._lacks(layout, self._shown(layout)))
         except IncompatibleFormatError:
             return False
+
+    def _all_shown(self, layout: Layout) -> tuple[Schema, ...]:
+        """The source's own, of which the file has all. Raises UnverifiedError where only the source can say more."""
+        assert self._source is not None
+        ours = self._source.schemas
+        if missing_in(schemas_of(layout), ours) or not covers(promised_by(layout), ours):
+            raise UnverifiedError
+        return ours
 
     def _shown(self, layout: Layout) -> tuple[Schema, ...]:
         """The schemas with which a file is used: the source's own, less what the source no longer has."""

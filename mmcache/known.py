@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from .counting import Counting
+from .errors import ClosedError
 from .filetier import FileTier
 from .lines import Lines
 from .remote.keeper import Keeper
@@ -13,7 +14,7 @@ from .sharing.decide import Facts, Rules, SourceFacts
 from .sharing.hearing import Hearing
 from .switches import Switches
 
-__all__ = ["Known"]
+__all__ = ["Known", "closed"]
 
 
 @dataclass(slots=True)
@@ -62,3 +63,8 @@ class Known:
             taken=hearing.taken,
             lacking=files.lacking,
         )
+
+
+def closed(path: str) -> ClosedError:
+    """For what is asked of a cache after its end, before anything is done."""
+    return ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=path)

@@ -180,7 +180,7 @@ class SourceTier:
         try:
             return reader.get_many(keys)
         except DirtyError:
-            raise error from None
+            raise _told(error) from None
 
     def find(self, query: Query, cause: str) -> Selection:
         """The records that answer a query."""
@@ -300,7 +300,7 @@ class SourceTier:
         dirty ids forbid; else raises the source's error."""
         view, other = self._watch.view, self._other_view(cause, error)
         if view.dirty(other.readers[self._name].name):
-            raise error
+            raise _told(error)
         self._watch.counting.add(metrics.STALE_SERVED)
         return other.overlay(self._name, self.overlay) or other.readers[self._name]
 
@@ -309,5 +309,14 @@ class SourceTier:
         view: View = self._watch.view
         other = view.stand_in() if view.decision.stale_if_error and cause == view.cause else view
         if other is view or self._name not in other.readers:
-            raise error
+            raise _told(error)
         return other
+
+
+def _told(error: Exception) -> Exception:
+    """A source's error as a read raises it: a KeyError of a source would say that no tier has the key."""
+    if not isinstance(error, KeyError):
+        return error
+    told = SourceError(f"the source failed: {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told

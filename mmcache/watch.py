@@ -19,13 +19,13 @@ from typing import Any, Final
 
 from .callbacks import CacheEvent
 from .counting import Counting
-from .errors import ClosedError, SourceError, UnusableFileError
+from .errors import SourceError, UnusableFileError
 from .filetier import DAMAGED, FileTier, is_ours_to_mend
 from .forks import Lock, on_fork, renew_if_forked
 from .format.keys import Key
 from .format.layout import left_out_of
 from .hits import Watched
-from .known import Known
+from .known import Known, closed
 from .lines import Lines
 from .options import Options
 from .owner import Within
@@ -250,6 +250,8 @@ class Watch(Watched):
             self._known.switches.look()
             self._renew_page()
             if self.hearing.page is not None:
+                if (snapshot := self.files.snapshot) is not None and not self.hearing.is_based_on(snapshot.header):
+                    self._rebase(snapshot)  # Case: an exception, or a fork, came while this process moved to it
                 self._take_in(self.word[0])  # a writer that was killed may not have stored the word
             page = self.hearing.page
         self.rebuilder.reap(page)
@@ -335,7 +337,6 @@ class Watch(Watched):
             self.counting.add_opening(snapshot.opened_in, sum(one.invalid for one in left_out.values()))
             self.hearing.forget_own(snapshot.created)
             self._rebase(snapshot)
-            self.seen = None  # a newer one may have been published since this one was opened
             self._decide()
         for name, rows in left_out.items():
             if rows.invalid:
@@ -354,7 +355,7 @@ class Watch(Watched):
     def _rebase(self, snapshot: Snapshot) -> None:
         page = self.hearing.page
         assert page is not None
-        self.word = page.word
+        self.word, self.seen = page.word, None  # a newer one may have been published since this one was opened
         for _ in range(3):
             try:
                 self.hearing.rebase(snapshot.header)
@@ -376,7 +377,7 @@ class Watch(Watched):
         renew_if_forked()
         files, known = self.files, self._known
         if known.is_closed:
-            raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
+            raise closed(self.path)
         if known.switches.disabled or (self.view is NOTHING and known.switches.look()):
             if self.view is NOTHING:
                 self._poller.poll(0.0)  # which lets others see this worker
@@ -396,6 +397,10 @@ class Watch(Watched):
                 if files.snapshot is None and not known.is_polled:
                     self._attach()
                     is_opened = files.snapshot is not None
+                elif self.view is NOTHING and files.snapshot is not None:  # Case: as in `_poll_files`
+                    with self._lock:
+                        self._rebase(files.snapshot)
+                        self._decide()
         known.lines.write()
         if is_opened:
             self.due = time.monotonic() + self.options.check_interval
@@ -437,12 +442,16 @@ class Watch(Watched):
 
     def build(self, *, timeout: float, asked_ns: int, exact: bool) -> BuildReport:
         """Build and publish from the source, if no other process did."""
+        if self._known.is_closed:
+            raise closed(self.path)
         with self._lock:
             if self.hearing.page is None:
                 self._renew_page()
         return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, exact=exact)
 
     def rollback(self, *, timeout: float, reason: str) -> BuildReport:
+        if self._known.is_closed:
+            raise closed(self.path)
         return rollback(self.path, source=self.source, page=self._page_now(), timeout=timeout, reason=reason)
 
     # --- telling the others
@@ -451,7 +460,7 @@ class Watch(Watched):
         self, collection: str | None, ids: Iterable[Key] | None, *, reason: invalidation.Reason, hard: bool | None
     ) -> invalidation.Kind:
         if self._known.is_closed:
-            raise ClosedError("the cache was closed: open it again with mmcache.open(path, source)", path=self.path)
+            raise closed(self.path)
         try:
             return invalidation.invalidate(
                 self.path, self._page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.counters

@@ -17,6 +17,7 @@ from ..format.header import Header, Tokens
 from ..format.layout import Layout
 from ..storage.fs import Identity
 from .attach import attach, sweep
+from .covering import tokens_as_of
 from .events import Event, Kind
 from .head import Announced, Failure
 from .page import MovedError, Page
@@ -91,12 +92,28 @@ class Announcer:
 
     def tokens(self) -> Tokens:
         """What was said so far. Raises PublishError where no page can be read."""
+        return self._found(Page.tokens)
+
+    def tokens_as_of(self, read_ns: int, current: Header | None) -> Tokens:
+        """The same of a file whose source was read at a time, wall clock. current: header of the file that is there."""
+        is_later = current is not None and current.created_ns <= read_ns  # then it covers what the present file does
+
+        def tokens(page: Page) -> Tokens:
+            known = current.tokens if current is not None and is_later else Tokens()
+            now = page.tokens().hard
+            hard = now if now == known.hard else 0  # drawn anew each time, so that those of two pages differ
+            return tokens_as_of(page, read_ns, current, hard=hard, before=page.position_of(known))
+
+        return self._found(tokens)
+
+    def _found(self, read: Callable[[Page], Tokens]) -> Tokens:
+        """What is read of the page at the path. Raises PublishError where none can be read."""
         found: list[Tokens] = []
-        self._on_page(lambda page: found.append(page.tokens()))
+        self._on_page(lambda page: found.append(read(page)))
         if found:
             return found[0]
         try:
-            return self._page.tokens()
+            return read(self._page)
         except MovedError:
             raise PublishError("the control page is replaced again and again", path=self.path) from None
 

@@ -14,7 +14,7 @@ from ..format.header import Header
 from .attach import PATIENCE, attach
 from .decide import Baseline, baseline_of
 from .events import Event, Kind, Said, fold
-from .head import Announced, Coverage, Failure, Head
+from .head import Announced, Failure, Head
 from .page import MovedError, Page, private_page
 
 __all__ = ["Hearing", "settle"]
@@ -85,12 +85,12 @@ class Hearing:
         page = self.page
         assert page is not None
         if self.said.lost:  # perhaps it could not be read for a moment only
-            self._refold()
+            self._refold(self._header)
             return page.accepts(woken, self._head) if self._head is not None else False
         news = page.since(self.said.until, self.said.chain)
         self._head = news.head
-        if self._header is not None and self._baseline(news.head.covered) != self.baseline:
-            self._refold()
+        if self._header is not None and baseline_of(self._header, news.head.covered) != self.baseline:
+            self._refold(self._header)
         elif news.events is None:
             self.said.lost = True
         else:
@@ -109,35 +109,39 @@ class Hearing:
 
     def rebase(self, header: Header | None) -> None:
         """Take the header of the file that is open from now on. Raises MovedError."""
-        self._header = header
-        self._refold()
+        self._refold(header)
 
-    def _baseline(self, covered: Coverage | None) -> Baseline | None:
-        return None if self._header is None else baseline_of(self._header, covered)
+    def is_based_on(self, header: Header) -> bool:
+        """Whether `rebase` has taken this header, and came to its end."""
+        return self._header == header
 
-    def _refold(self) -> None:
-        """Begin anew at the baseline of the file."""
+    def _refold(self, header: Header | None) -> None:
+        """Begin anew at the baseline of a file."""
         page = self.page
         assert page is not None
-        before, self._nonce = self.said if self._nonce == page.nonce else None, page.nonce
+        before = self.said if self._nonce == page.nonce else None
         head = page.head()
         if head is None or head.logged is None:
             raise MovedError
-        self._head = head
-        self.baseline = self._baseline(head.covered)
+        baseline = None if header is None else baseline_of(header, head.covered)
         at: tuple[int, int] | None = head.logged, head.chain
-        if self.baseline is not None:
-            at = page.position_of(self.baseline.tokens)
+        if baseline is not None:
+            at = page.position_of(baseline.tokens)
         # A page that was written over by an earlier copy of itself has logged less than the file has seen.
-        self.foreign = at is None or at[0] > head.logged
-        since, chain = (page.identity.origin, 0) if at is None or self.foreign else at
-        self.said = Said(since, since, chain)
+        is_foreign = at is None or at[0] > head.logged
+        since, chain = (page.identity.origin, 0) if at is None or is_foreign else at
+        said = Said(since, since, chain)
         news = page.since(since, chain)
         if news.events is None:
-            self.said.lost = True
+            said.lost = True
         else:
-            fold(self.said, news.events, news.until, news.chain)
-        if before is not None and before.until < self.said.until:  # which no listener was given
+            fold(said, news.events, news.until, news.chain)
+        # Case: an exception, or a fork in C, comes between two of these. Then more is dirty than has to be, and the
+        # header is not taken: see `is_based_on`.
+        self._head, self.baseline, self.foreign = head, baseline, is_foreign
+        self.said, self._nonce = said, page.nonce
+        self._header = header
+        if before is not None and before.until < said.until:  # which no listener was given
             self._pass_on(page.since(before.until, before.chain).events or (), head)
 
     # --- the page
@@ -165,8 +169,8 @@ class Hearing:
         open_facts = self.said if old is not None else Said(0, 0)
         self.page = new
         if old is not None:
-            _carry_over(open_facts, old, new)
-        self._refold()
+            _carry_over(open_facts, old, new, patience)
+        self._refold(self._header)
         return True
 
     def _hear_the_last(self, old: Page) -> bool:
@@ -191,10 +195,11 @@ class Hearing:
             self.page.word = page.word
 
 
-def _carry_over(said: Said, old: Page, new: Page) -> None:
+def _carry_over(said: Said, old: Page, new: Page, patience: float) -> None:
     """Say on the new page what is known from the old one, unless it took that over.
 
-    Where the old one was shared, its other readers know more than we do: then the file is suspect to all."""
+    Where the old one was shared, its other readers know more than we do: then the file is suspect to all. patience:
+    seconds to wait for the page lock, for reads wait meanwhile."""
     # Case: the new page took over an earlier copy of the old one, and lacks what was said since.
     is_there = new.shared and new.identity.parent == old.nonce and new.identity.taken >= said.until
     if is_there or not said.is_open():
@@ -203,7 +208,7 @@ def _carry_over(said: Said, old: Page, new: Page) -> None:
     if old.shared and new.shared:
         events.append(Event(Kind.SUSPECT))
     try:
-        if not new.say(events):
+        if not new.say(events, patience):
             new.panic()
     except (PublishError, MovedError):
         pass  # a page that we may only read: those that may write it are about to do the same

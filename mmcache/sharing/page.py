@@ -230,13 +230,13 @@ class Page:
 
     # --- saying
 
-    def say(self, events: Sequence[Event]) -> bool:
-        """Log events and wake every process. False where the page lock was not to be had: see `panic`.
+    def say(self, events: Sequence[Event], patience: float = _PATIENCE) -> bool:
+        """Log events and wake every process. False where the page lock was not to be had in time: see `panic`.
 
         Raises MovedError where another page is at the path, and PublishError for what the system refuses: before the
         count was stored, nothing was said; after it, only waking has failed.
         """
-        with self._lock(_PATIENCE) as is_held:
+        with self._lock(patience) as is_held:
             if not is_held:
                 return False
             head = self.head()

@@ -182,7 +182,8 @@ def _build(
         created_ns, started_ns = time.time_ns(), time.monotonic_ns()
         if read_ns is not None:
             created_ns = min(read_ns, created_ns)
-            tokens = tokens if old.layout is None else old.layout.header.tokens
+            if control is not None:
+                tokens = control.tokens_as_of(created_ns, None if old.layout is None else old.layout.header)
         digest, embeddings = _write(directory, file, order, clusters, asked=asked, progress=progress, stage=stage)
         current = old.layout if old.is_there(directory) else Published.of(directory).layout
         elapsed_ns = lead_ns + time.monotonic_ns() - started_ns

@@ -51,6 +51,10 @@ class HangingSource(SQLiteSource):
         self._hang("fetch")
         return super().fetch(collection, ids)
 
+    def available(self, schemas: Any) -> Any:
+        self._hang("available")
+        return super().available(schemas)
+
     def hang(self, *methods: str) -> None:
         self.reached.clear()
         self.go.clear()
@@ -250,6 +254,25 @@ def hang_for_two_seconds(path: Path, db: Path, method: str) -> float:
 @pytest.mark.parametrize("method", ["fingerprint", "changes"])
 def test_no_read_takes_50_ms_while_a_poll_hangs_for_two_seconds(path, db, begin_changes, method):
     assert apart(hang_for_two_seconds, path, db, method, within=60.0) < BOUND
+
+
+def adopt_while_it_hangs(path: Path, db: Path) -> bool:
+    """Whether a get ends while the source hangs that is asked whether it still has what a new file lacks."""
+    cache, asked = hanging_cache(path, db, check_interval=1e9)
+    asked.hang("available")
+    mmcache.build(path, SQLiteSource(db, Schema("items")))
+    assert note_of(cache) == "old"
+    still = not asked.go.is_set()
+    until("a poll asks the source", lambda: (note_of(cache), asked.reached.is_set())[-1])
+    asked.let_go()
+    until("the file is adopted", lambda: (note_of(cache), cache.generation)[-1] == 2)
+    assert cache.where(kind="a").ids  # by the source
+    cache.close()
+    return still
+
+
+def test_a_get_ends_while_the_source_is_asked_about_a_new_file(path, db):
+    assert apart(adopt_while_it_hangs, path, db, within=25.0)
 
 
 # --- a large file -----------------------------------------------------------------------------------------------------

@@ -159,3 +159,34 @@ def test_a_reader_cannot_open_the_lock_of_writers(home):
     locks = list(home.glob("*.lock"))
     assert locks
     assert not [file.name for file in locks if file.stat().st_mode & 0o007]
+
+
+def _replace_page_and_stop(told, path: Path, db: Path) -> None:
+    """A process puts another page in the place of the one in use, and stops while it holds the lock of writers."""
+    path.with_name(f"{path.name}.ctl").unlink()
+    with mmcache.open(path, source(db), executor="external") as cache:
+        note_of(cache)
+    fd = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR)
+    fcntl.fcntl(fd, 37, b"\1\0" + _FLOCK[2:])  # F_OFD_SETLK, F_WRLCK
+    told.send(fd)
+    told.recv()  # for ever
+
+
+def test_a_writer_stopped_at_a_new_page_slows_no_get(home, place):
+    path, db = home / "c.mmc", place / "items.db"
+    with mmcache.open(path, source(db), executor="external", check_interval=1e9) as cache:
+        assert note_of(cache) == "old"
+        change(db, "k3")
+        cache.invalidate(["k3"])
+        here, there = fork.Pipe()
+        process = fork.Process(target=_replace_page_and_stop, args=(there, path, db))
+        process.start()
+        try:
+            here.recv()
+            begun = time.monotonic()
+            assert note_of(cache, "k5") == "old"
+            assert time.monotonic() - begun < QUICK
+            assert note_of(cache, "k3") == "new"
+        finally:
+            process.kill()
+            process.join()

@@ -108,6 +108,21 @@ def adopt(scene: Scene) -> Operation:
 
 
 @operation
+def open_again(scene: Scene) -> Operation:
+    scene.cache.close()
+    scene.cache = scene.open()
+    return lambda: scene.cache.get("k2")
+
+
+@operation
+def adopt_what_covers(scene: Scene) -> Operation:
+    scene.change()
+    scene.cache.invalidate(["k1"])
+    scene.build()
+    return lambda: scene.cache.get("k2")
+
+
+@operation
 def poll(scene: Scene) -> Operation:
     return scene.cache.refresh
 
@@ -343,3 +358,32 @@ def test_an_exception_at_any_instruction_of_the_counters_leaves_no_file_open(pla
         return [at for at in places if at.code.co_filename.endswith(f"{os.sep}counters.py")]
 
     _try_all(place, "close", of_counters, every=True)
+
+
+@pytest.mark.parametrize("name", ["open_again", "adopt_what_covers"])
+def test_an_exception_while_a_file_is_taken_leaves_no_id_to_the_source(place, name):
+    (place / "source").mkdir()
+    db = database(place / "source" / "items.db", 6)
+    interrupts, found, tried = Interrupts(every=True), [], 0
+    with inside.no_fsync(), _quiet() as others:
+        mmcache.build(place / "items.mmc", source(db))
+        scene = Scene(place, 0)
+        scene.ready()
+        places = interrupts.places(OPERATIONS[name](scene))
+        scene.cache.close()
+        todo = [at for at in places if at.code.co_filename.endswith((f"{os.sep}watch.py", f"{os.sep}hearing.py"))]
+        for n, at in enumerate(todo[:: 1 + len(todo) // 120], 1):
+            scene = Scene(place, n)
+            scene.ready()
+            tried += interrupts.run(OPERATIONS[name](scene), at)
+            scene.cache.get("k1")  # as the next request does
+            scene.cache.refresh()
+            before = scene.cache.stats()
+            assert scene.cache["k1"]["note"] == truth(db, ["k1"])[0]
+            after = scene.cache.stats()
+            if (after.state, after.hits) != ("fresh", before.hits + 1):
+                found.append(f"{at}: {after.state}, {after.fallbacks}")
+            scene.cache.close()
+    assert not found, "\n".join(found)
+    assert not others, others
+    assert tried > 40

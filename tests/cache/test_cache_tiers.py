@@ -455,3 +455,23 @@ def test_a_record_of_either_tier_has_each_embedding_by_name(path):
         assert cache.where(kind=1).embeddings_of("body").tolist() == [[0, 2, 3], [1, 2, 3], [2, 2, 3]]
         cache.invalidate()
         assert numbers(cache.values(), "body") == [[0, 2, 3], [1, 2, 3], [2, 2, 3]]
+
+
+class WithoutColumn(SQLiteSource):
+    """Its look-ups fail as those of a source of one's own may, in which a name is wrong."""
+
+    def fetch(self, _: str, keys: Any) -> Any:
+        raise KeyError("column", len(keys))
+
+
+@pytest.mark.parametrize("state", ["no file", "a dirty id", "an absent id"])
+def test_a_key_error_of_a_source_is_no_miss(path: Path, bank: Path, state: str) -> None:
+    source = WithoutColumn(bank, ITEMS)
+    key = "absent" if state == "an absent id" else "item-1-ä"
+    with mmcache.open(path, source, executor="external", build=state != "no file") as cache:
+        if state == "a dirty id":
+            cache.invalidate([key])
+        reads = cache.__getitem__, cache.get, cache.__contains__, cache.embedding, lambda key: cache.get_many([key])
+        for read in reads:
+            with pytest.raises(SourceError, match=r"KeyError: .*'column'"):
+                read(key)

@@ -212,6 +212,11 @@ def test_closed_means_closed(home: Path) -> None:
         ):
             with pytest.raises(ClosedError, match="open it again"):
                 use(closed)
+    published = (home / "bank.mmc").stat()
+    for act in (cache.rebuild, cache.rollback, cache.resume, cache.invalidate, lambda: cache.invalidate([key])):
+        with pytest.raises(ClosedError, match="open it again"):
+            act()
+    assert (home / "bank.mmc").stat().st_ino == published.st_ino
     assert kept.shape == (60, 8)
     assert float(kept.sum()) == pytest.approx(float(np.array(kept).sum()))
 

@@ -264,7 +264,7 @@ def test_events_that_the_page_lost_are_covered_by_a_mark_only(path, clock, monke
     page = attach(str(path))
     page.say([Event(Kind.IDS, "manual", ("items", ("a",), ()))])
     monkeypatch.setattr(pages, "WINDOW", 8)
-    monkeypatch.setattr("mmcache.remote.covering.WINDOW", 8)
+    monkeypatch.setattr("mmcache.sharing.covering.WINDOW", 8)
     skew_ns = int(SKEW * 1e9)
     late = header_at(clock.time_ns() + 10 * skew_ns)
     mark = Mark(clock.time_ns(), page.tokens())

@@ -456,3 +456,28 @@ def test_a_merge_hides_nothing_that_was_invalidated_since_its_files_were_built(t
     with Snapshot.open(shard) as one, Snapshot.open(tmp_path / "t.mmc") as other:
         assert built.build_id != merged.build_id
         assert other.created == one.created
+
+
+@pytest.mark.parametrize("there", ["nothing", "a later file"])
+def test_a_merge_covers_nothing_that_its_files_lack(tmp_path, there):
+    path, shard = tmp_path / "t.mmc", tmp_path / "shard.mmc"
+    with closing(sqlite3.connect(tmp_path / "t.db", isolation_level=None)) as db:
+        db.execute("CREATE TABLE t (id TEXT PRIMARY KEY, note TEXT)")
+        db.execute("INSERT INTO t VALUES ('k1', 'old'), ('k2', 'old'), ('k3', 'old')")
+        source = mmcache.SQLiteSource(tmp_path / "t.db", Schema("t", index=("note",)))
+        with mmcache.open(path, source, executor="external", build=False) as cache:
+            assert cache["k1"]["note"] == "old"  # makes the page
+            db.execute("UPDATE t SET note = 'new' WHERE id = 'k2'")
+            cache.invalidate(["k2"])
+            mmcache.build(shard, source)
+            db.execute("UPDATE t SET note = 'new' WHERE id = 'k1'")
+            cache.invalidate(["k1"])
+            if there == "a later file":
+                mmcache.build(path, source)
+                cache.refresh()
+                assert cache.status().state == "fresh"
+            mmcache.merge(path, [shard], metadata={"merged": True})
+            cache.refresh()
+            assert [cache[key]["note"] for key in ("k1", "k2", "k3")] == ["new", "new", "old"]
+            assert cache.where(note="new").ids == ["k1", "k2"]
+            assert cache.stats().fallbacks["invalidated"] == 1 + 1  # a get and a where: what the shard has is its own
