@@ -63,6 +63,19 @@ class Link:
         text, values = _rendered(sql, parameters, self.connection.dialect.paramstyle)
         return self.connection.exec_driver_sql(text, values, execution_options=options)
 
+    def takes(self, sql: str, parameters: Sequence[Any]) -> bool:
+        """Whether the database does not refuse a statement, where one that it refuses does not end the transaction.
+        Raises SQLAlchemy's error of a connection that is lost."""
+        try:
+            self.execute(sql, parameters).close()
+        except UnicodeError:  # of a driver that cannot even send it
+            return False
+        except sqlalchemy.exc.DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            return False
+        return True
+
     def rows(self, sql: str, parameters: Sequence[Any] = (), *, binary: bool = False) -> Iterator[tuple[Any, ...]]:
         """Streamed. binary: all columns have types of which the driver makes the same of either form; PostgreSQL gives
         the binary one in half the time."""
