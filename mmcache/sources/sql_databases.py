@@ -146,6 +146,9 @@ class PostgreSQL(Database):
     tells = True
     can_track = True
 
+    encoding = "utf-8"
+    """By which the driver sends text, as Python calls it: that of the database, unless a user chose another."""
+
     def begin(self, link: Link) -> None:
         link.connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -155,6 +158,7 @@ class PostgreSQL(Database):
         link.execute(f"SELECT {calls}").close()
 
     def _columns(self, link: Link, description: list[Any], quote: Any) -> list[SQLColumn]:
+        self.encoding = link.encoding or self.encoding
         unknown = [column[1] for column in description if column[1] not in _OIDS]
         names: dict[int, tuple[str, str, str]] = {}
         if unknown:
@@ -212,9 +216,25 @@ class PostgreSQL(Database):
             return (f"{column.sql} && CAST({MARK} AS {column.cast})", [values]) if values else None
         return super()._terms(column, terms)
 
+    def bind(self, kind: Kind, value: Any) -> Any:
+        """See `bindable`. Text that the database has no letters for is ABSENT."""
+        found = bindable(kind, value)
+        return ABSENT if isinstance(found, str) and not self._has(found) else found
+
+    def _has(self, text: str) -> bool:
+        try:
+            text.encode(self.encoding)
+        except UnicodeError:
+            return False
+        return True
+
+    def _span(self, column: SQLColumn, low: Any, high: Any) -> Clause | None:
+        low, high = (None if isinstance(bound, str) and not self._has(bound) else bound for bound in (low, high))
+        return ANY if low is None and high is None else super()._span(column, low, high)
+
     def _element(self, column: SQLColumn, term: Term) -> Any:
         if column.cast in ("text[]", "varchar[]"):
-            return bindable("text", term)
+            return self.bind("text", term)
         found = bindable("int", term)
         half = _SMALL[column.cast]
         return found if found is not ABSENT and -half <= found < half else ABSENT

@@ -54,6 +54,12 @@ class Link:
         """Whether no fork came between."""
         return self._pid == os.getpid()
 
+    @property
+    def encoding(self) -> str | None:
+        """By which psycopg encodes text; None of any other driver."""
+        found: str | None = getattr(getattr(self._raw(), "info", None), "encoding", None)
+        return found
+
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, stream: bool = False) -> CursorResult[Any]:
         """stream: by a cursor of the server's, so that only `RUN` rows are held."""
         self._check()

@@ -149,6 +149,32 @@ def test_the_least_number_of_an_array_is_found(postgres, kind):
             assert [record.values[0] for record in found] == ids
 
 
+@pytest.mark.parametrize(("encoding", "there"), [("LATIN1", "é"), ("EUC_JP", "日本"), ("UTF8", "\U0001f600")])
+def test_text_that_an_encoding_of_a_database_lacks_is_not_found(postgres, encoding, there):
+    postgres.run(f"CREATE DATABASE narrow{encoding} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+    url = sqlalchemy.engine.make_url(postgres.url).set(database=f"narrow{encoding}".lower())
+    with type(postgres)("postgresql", url.render_as_string(hide_password=False)) as narrow:
+        narrow.run(
+            "CREATE TABLE items (id text PRIMARY KEY, name text, tags text[])",
+            f"INSERT INTO items VALUES ('{there}', '{there}', '{{a,{there}}}'), ('x', NULL, NULL)",
+        )
+        schema = Schema("items", index=("name", "tags"))
+        asked = ["é", "日本", "\U0001f600", "x", "ÿ"]
+        with contextlib.closing(SQLAlchemySource(narrow.url, schema)) as source:
+            with source.read() as reading:
+                rows = list(reading.records("items"))
+            assert [row is not None for row in source.fetch("items", asked)] == [key in (there, "x") for key in asked]
+            alternatives = [(one,) for one in asked] + [
+                (bound(text),) for bound in (mmcache.startswith, mmcache.at_least, mmcache.at_most) for text in asked
+            ]
+            for field in schema.index:
+                for wanted in [*alternatives, (None, *asked)]:
+                    query = parse_query(schema, None, {field: list(wanted)})
+                    matches = matcher(query)
+                    expected = [row for row in rows if matches(row.names, row.values)]
+                    assert list(source.find("items", query)) == expected, (field, wanted)
+
+
 @pytest.mark.parametrize("charset", ["ascii", "latin1", "utf8mb3", "ucs2", "utf8mb4"])
 @pytest.mark.parametrize("kind", ["varchar(20)", "char(20)", "text", "enum('a', 'é')"])
 def test_text_that_a_character_set_lacks_is_not_found_and_stops_nothing(mariadb, charset, kind):
