@@ -185,6 +185,9 @@ class Links:
             connection = self.engine.connect()
         except (sqlalchemy.exc.SQLAlchemyError, UnicodeError) as error:
             raise SourceError(f"cannot connect: {_first_line(error)}{self.hint}", path=self.name) from error
+        except TypeError as error:  # psycopg gives text of SQL_ASCII as bytes, which SQLAlchemy does not expect
+            way = "if the encoding of the database is SQL_ASCII, add client_encoding=utf8 to the URL"
+            raise SourceError(f"cannot connect: {_first_line(error)}; {way}", path=self.name) from error
         link = Link(connection, self.name)
         self._lent.add(link)
         try:

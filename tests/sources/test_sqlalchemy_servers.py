@@ -175,6 +175,19 @@ def test_text_that_an_encoding_of_a_database_lacks_is_not_found(postgres, encodi
                     assert list(source.find("items", query)) == expected, (field, wanted)
 
 
+def test_a_database_without_an_encoding_is_named_with_the_way(postgres):
+    postgres.run("CREATE DATABASE unknown_encoding ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'")
+    url = sqlalchemy.engine.make_url(postgres.url).set(database="unknown_encoding")
+    refused = pytest.raises(SourceError, match="add client_encoding=utf8 to the URL")
+    with contextlib.closing(SQLAlchemySource(url, Schema("items"))) as source, refused:
+        source.fetch("items", ["a"])
+    url = url.update_query_dict({"client_encoding": "utf8"})
+    with type(postgres)("postgresql", url.render_as_string(hide_password=False)) as database:
+        database.run("CREATE TABLE items (id text PRIMARY KEY)", "INSERT INTO items VALUES ('é')")
+    with contextlib.closing(SQLAlchemySource(url, Schema("items"))) as source:
+        assert [row is not None for row in source.fetch("items", ["é", "e"])] == [True, False]
+
+
 @pytest.mark.parametrize("charset", ["ascii", "latin1", "utf8mb3", "ucs2", "utf8mb4"])
 @pytest.mark.parametrize("kind", ["varchar(20)", "char(20)", "text", "enum('a', 'é')"])
 def test_text_that_a_character_set_lacks_is_not_found_and_stops_nothing(mariadb, charset, kind):
