@@ -6,6 +6,7 @@ import argparse
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from ..words import number, plural, printable
@@ -30,6 +31,8 @@ written to the source. A file that is there is not overwritten.
 """
 
 _WIDTH: Final = 110
+_MAX_CALLED: Final = 200
+"""Bytes of a name that is made of a longer one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +101,10 @@ def _document(where: str, target: str, surveys: Sequence[Survey], left_out: Sequ
     yield ""
     yield f"output = {_toml(f'{stem}.mmc')}"
     yield f"source = {_toml(_seen_from(target, where))}"
+    names = {survey.name for survey in surveys}
     for survey in surveys:
         yield ""
-        yield from _collection(survey)
+        yield from _collection(survey, _called(survey.name, names))
 
 
 def _seen_from(target: str, where: str) -> str:
@@ -109,7 +113,20 @@ def _seen_from(target: str, where: str) -> str:
     return os.path.relpath(where, os.path.dirname(target) or ".")
 
 
-def _collection(survey: Survey) -> Iterator[str]:
+def _called(table: str, taken: set[str]) -> str:
+    """What a collection of this table is called: as the table, unless that can be no name. taken: gets that name."""
+    from .survey import can_be_named
+
+    if can_be_named(table):
+        return table
+    plain = "".join(letter if letter.isprintable() else "_" for letter in table)
+    plain = plain.encode()[:_MAX_CALLED].decode("utf-8", "ignore") or "table"
+    name = next(name for i in count(1) if (name := plain if i == 1 else f"{plain}_{i}") not in taken)
+    taken.add(name)
+    return name
+
+
+def _collection(survey: Survey, name: str) -> Iterator[str]:
     from .survey import choices
 
     size = "rows not counted, that takes long" if survey.size is None else plural(survey.size, "row")
@@ -118,7 +135,9 @@ def _collection(survey: Survey) -> Iterator[str]:
         yield from _comment("A view, which has rows of tables once more. To have it, take off the first signs:")
     elif off:
         yield from _comment("Name a key, and take off the first signs:")
-    yield f"{off}[collections.{_bare(survey.name)}]  # {size}"
+    yield f"{off}[collections.{_bare(name)}]  # {size}"
+    if name != survey.name:
+        yield f"{off}table = {_toml(survey.name)}"
     key: Any = list(survey.key or ())
     yield f"{off}key = {_toml(key[0] if len(key) == 1 else key) if key else '...'}  # {printable(survey.reason)}"
     if not survey.rows:

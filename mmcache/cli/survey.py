@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from ..schema import DTYPES
+from ..schema import DTYPES, MAX_NAME_BYTES
 from ..words import number, plural
 
-__all__ = ["SAMPLE", "Choice", "Survey", "choices", "is_unique"]
+__all__ = ["SAMPLE", "Choice", "Survey", "can_be_named", "choices", "is_unique"]
 
 SAMPLE: Final = 1000
 """Rows that are looked at."""
@@ -49,7 +49,12 @@ class Survey(NamedTuple):
     @property
     def is_on(self) -> bool:
         """Whether it becomes a collection unless a person decides otherwise."""
-        return self.key is not None and not self.is_view
+        return self.key is not None and not self.is_view and all(map(can_be_named, self.key))
+
+
+def can_be_named(name: str) -> bool:
+    """Whether a collection, or a field of a schema, may be called so."""
+    return name.isprintable() and 0 < len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
 
 
 class Choice(NamedTuple):
@@ -69,7 +74,7 @@ class _Embedding(NamedTuple):
 
 def choices(survey: Survey) -> list[Choice]:
     """Key apart. In the order in which a person reads them."""
-    columns = list(dict.fromkeys(name for row in survey.rows for name in row))
+    columns = [name for name in dict.fromkeys(name for row in survey.rows for name in row) if can_be_named(name)]
     values = {name: [row[name] for row in survey.rows if row.get(name) is not None] for name in columns}
     vectors = [found for name in columns if (found := _embedding(name, values[name])) is not None]
     apart = {*(survey.key or ()), *(found.field for found in vectors)}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from contextlib import suppress
+from itertools import islice
 from typing import Any, Final
 
 from ..schema import Schema
@@ -47,16 +47,13 @@ def _items(reading: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
 
 def _table(path: str) -> Iterator[Mapping[str, Any]]:
     """The first rows of a file of CSV, with types that fit them."""
-    from ..sources.csvfile import DELIMITERS
+    from ..sources.csvfile import reader_of, text_of
     from ..sources.inference import Guess, read_by
-    from ..sources.streams import decompressed, open_file
+    from ..sources.streams import open_file
 
-    with open_file(path) as file:
-        text = io.TextIOWrapper(decompressed(file), "utf-8-sig", errors="replace", newline="")
-        first = text.readline()
-        delimiter = max(DELIMITERS, key=first.count)
-        lines = [line for line in islice(csv.reader(chain([first], text), delimiter=delimiter), SAMPLE + 1) if line]
-        text.detach()
+    lines: list[list[str]] = []
+    with open_file(path) as file, text_of(file, errors="replace") as text, suppress(csv.Error):  # the build says which
+        lines.extend(line for line in islice(reader_of(text, path)[0], SAMPLE + 1) if line)
     header, *rows = lines or [[]]
     rows = [row for row in rows if len(row) == len(header)]
     readers = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
@@ -22,10 +22,10 @@ from .casts import cast, clash, declared, is_kept, unknown_fields
 from .files import FileReading, FileSource
 from .inference import Guess, read_by
 from .mappings import Unread
-from .parts import Part
+from .parts import COMPRESSED, Part
 from .streams import decompressed, encoding_of
 
-__all__ = ["CSVSource"]
+__all__ = ["CSVSource", "reader_of", "text_of"]
 
 DELIMITERS = (",", "\t", ";", "|")
 _RUN = 1024
@@ -140,30 +140,12 @@ class CSVReading(FileReading):
 
     def _rows(self, file: io.BufferedReader, part: Part, schema: Schema) -> Generator[Any, None, None]:
         """The columns, then the lines."""
-        source = self.source
-        data = decompressed(file)
-        mark = encoding_of(data.peek(4))
-        encoding = source.encoding or mark or "utf-8"
-        if mark == "utf-8-sig" and encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-            encoding = mark
-        text = io.TextIOWrapper(data, encoding, errors="surrogateescape", newline="")
-        try:
+        with text_of(file, self.source.encoding) as text:
             yield from self._lines(text, part, schema)
-        finally:
-            text.detach()
 
     def _lines(self, text: io.TextIOWrapper, part: Part, schema: Schema) -> Iterator[Any]:
         source = self.source
-        if csv.field_size_limit() < _MAX_FIELD:
-            csv.field_size_limit(_MAX_FIELD)
-        first, skipped = "", 0
-        while not first.strip("\r\n") and (line := text.readline()):
-            first, skipped = line, skipped + 1
-        delimiter, quote = (
-            source.delimiter or _delimiter_of(part.path, first, source.quotechar),
-            source.quotechar or '"',
-        )
-        reader = csv.reader(chain([first], text), delimiter=delimiter, quotechar=quote, strict=True)
+        reader, skipped = reader_of(text, part.path, source.delimiter, source.quotechar)
         names = source.fields
         if names is None:
             try:
@@ -294,14 +276,49 @@ def _is_undecoded(text: str) -> bool:
     return False
 
 
-def _delimiter_of(path: str, first: str, quotechar: str | None) -> str:
-    """That which cuts the header into most fields; of several the first."""
-    if path.lower().split(".")[-1] in ("tsv", "tab"):
+@contextmanager
+def text_of(
+    file: io.BufferedReader, encoding: str | None = None, errors: str = "surrogateescape"
+) -> Iterator[io.TextIOWrapper]:
+    """A file as text. encoding: as of `CSVSource`. errors: as of `open`."""
+    data = decompressed(file)
+    mark = encoding_of(data.peek(4))
+    encoding = encoding or mark or "utf-8"
+    if mark == "utf-8-sig" and encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = mark
+    text = io.TextIOWrapper(data, encoding, errors=errors, newline="")
+    try:
+        yield text
+    finally:
+        text.detach()
+
+
+def reader_of(
+    text: io.TextIOWrapper, path: str, delimiter: str | None = None, quotechar: str | None = None
+) -> tuple[Any, int]:
+    """What gives the rows of a text as lists, the header first; and in which line that is. Raises csv.Error in time."""
+    if csv.field_size_limit() < _MAX_FIELD:
+        csv.field_size_limit(_MAX_FIELD)
+    first, number = "", 0
+    while not first.strip("\r\n") and (line := text.readline()):
+        first, number = line, number + 1
+    quote = quotechar or '"'
+    delimiter = delimiter or _delimiter_of(path, first, quote)
+    return csv.reader(chain([first], text), delimiter=delimiter, quotechar=quote, strict=True), number
+
+
+def _delimiter_of(path: str, first: str, quotechar: str) -> str:
+    """That which cuts the header into most fields; of several the first. first: its first line."""
+    name = path.lower()
+    stem = name[: name.rindex(".")] if name.endswith(COMPRESSED) else name
+    if stem.endswith((".tsv", ".tab")):
         return "\t"
     counts = {}
     for delimiter in DELIMITERS:
+        # The second line ends a field that goes on in the next one.
+        reader = csv.reader([first, quotechar], delimiter=delimiter, quotechar=quotechar, strict=True)
         try:
-            counts[delimiter] = len(next(csv.reader([first], delimiter=delimiter, quotechar=quotechar or '"'), []))
-        except csv.Error:
+            counts[delimiter] = len(next(reader, []))
+        except csv.Error:  # it stands in a field that is quoted
             counts[delimiter] = 0
     return max(DELIMITERS, key=counts.__getitem__)

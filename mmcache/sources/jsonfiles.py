@@ -213,6 +213,8 @@ class _Elements:
                 raise self._wrong(error.msg, error.pos) from error
             except RecursionError as error:
                 raise self._wrong(f"nests too deep ({error})") from error
+            except ValueError as error:  # of a number of more digits than Python reads
+                raise self._wrong(str(error)) from error
             if end < len(self._text) or not self._more(size):  # else a number may go on
                 self._at = end
                 return value

@@ -17,9 +17,9 @@ from urllib.parse import unquote
 from ..errors import SourceError
 from .streams import STDIN, is_pipe
 
-__all__ = ["Part", "absolute", "is_pattern", "joined", "parts_of"]
+__all__ = ["COMPRESSED", "Part", "absolute", "is_pattern", "joined", "parts_of"]
 
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _NOTHING = "__HIVE_DEFAULT_PARTITION__"
 _NUMBER = re.compile(r"-?[0-9]{1,10}")
 
@@ -79,7 +79,7 @@ def joined(parts: Iterable[Part]) -> list[Part]:
 
 
 def _below(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    endings = (*suffixes, *(suffix + ending for suffix in suffixes for ending in _COMPRESSED))
+    endings = (*suffixes, *(suffix + ending for suffix in suffixes for ending in COMPRESSED))
     seen: set[tuple[int, int]] = set()
     for directory, names, files in os.walk(path, followlinks=True):
         found = os.stat(directory)

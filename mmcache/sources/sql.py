@@ -197,6 +197,8 @@ class SQLAlchemySource(Generic[R_co]):
     def _looked_up(self, link: Link, plan: SQLPlan, ids: Iterable[Key]) -> dict[Key, SourceRecord | Invalid]:
         found: dict[Key, SourceRecord | Invalid] = {}
         lookable = plan.lookable(ids)
+        if not lookable:
+            return found
         wanted, decoders = list(lookable), self._decoders(link, plan)
         # Of several rows with one key the first or last in the order of a query: only the query itself has that.
         is_whole = not plan.order and plan.schema.on_duplicate != "raise"

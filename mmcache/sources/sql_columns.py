@@ -32,10 +32,11 @@ __all__ = [
 
 Kind = Literal[
     "int", "whole", "float", "real", "bool", "decimal", "text", "padded", "word", "bytes", "strings", "uuid", "date",
-    "timestamp", "timestamptz", "json", "array", "any", "opaque",
+    "timestamp", "timestamptz", "json", "array", "any", "opaque", "narrow",
 ]  # fmt: skip
 """whole: of a decimal type without digits after the point. padded: of PostgreSQL's char(n). word: whose text is
-compared. strings: text or bytes. any: whatever the database compares with whatever. opaque: nothing is known."""
+compared. strings: text or bytes. narrow: the same, in a character set that lacks letters. any: whatever the database
+compares with whatever. opaque: nothing is known."""
 
 Convert = Callable[[Sequence[Any]], Sequence[Any]]
 """Makes plain values of those of many rows. Raises ValueError."""
@@ -144,6 +145,7 @@ _BINDS: dict[Kind, Callable[[Any], Any]] = {
     "word": _text,
     "bytes": lambda value: value if type(value) is bytes else ABSENT,
     "strings": lambda value: value if isinstance(value, (str, bytes)) else ABSENT,
+    "narrow": lambda value: value if isinstance(value, (str, bytes)) else ABSENT,
     "uuid": _uuid,
     "date": _moment,
     "timestamp": _moment,
@@ -151,7 +153,9 @@ _BINDS: dict[Kind, Callable[[Any], Any]] = {
 }
 
 
-_TEXTS = frozenset({"text", "padded", "word", "strings", "uuid", "decimal", "date", "timestamp", "timestamptz"})
+_TEXTS = frozenset(
+    {"text", "padded", "word", "strings", "narrow", "uuid", "decimal", "date", "timestamp", "timestamptz"}
+)
 """Kinds whose terms are texts."""
 
 

@@ -7,6 +7,7 @@ each row. It must only never lose one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
@@ -145,6 +146,9 @@ class PostgreSQL(Database):
     tells = True
     can_track = True
 
+    encoding = "utf-8"
+    """By which the driver sends text, as Python calls it: that of the database, unless a user chose another."""
+
     def begin(self, link: Link) -> None:
         link.connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -154,6 +158,7 @@ class PostgreSQL(Database):
         link.execute(f"SELECT {calls}").close()
 
     def _columns(self, link: Link, description: list[Any], quote: Any) -> list[SQLColumn]:
+        self.encoding = link.encoding or self.encoding
         unknown = [column[1] for column in description if column[1] not in _OIDS]
         names: dict[int, tuple[str, str, str]] = {}
         if unknown:
@@ -211,11 +216,28 @@ class PostgreSQL(Database):
             return (f"{column.sql} && CAST({MARK} AS {column.cast})", [values]) if values else None
         return super()._terms(column, terms)
 
+    def bind(self, kind: Kind, value: Any) -> Any:
+        """See `bindable`. Text that the database has no letters for is ABSENT."""
+        found = bindable(kind, value)
+        return ABSENT if isinstance(found, str) and not self._has(found) else found
+
+    def _has(self, text: str) -> bool:
+        try:
+            text.encode(self.encoding)
+        except UnicodeError:
+            return False
+        return True
+
+    def _span(self, column: SQLColumn, low: Any, high: Any) -> Clause | None:
+        low, high = (None if isinstance(bound, str) and not self._has(bound) else bound for bound in (low, high))
+        return ANY if low is None and high is None else super()._span(column, low, high)
+
     def _element(self, column: SQLColumn, term: Term) -> Any:
         if column.cast in ("text[]", "varchar[]"):
-            return bindable("text", term)
+            return self.bind("text", term)
         found = bindable("int", term)
-        return found if found is not ABSENT and abs(found) < _SMALL[column.cast] else ABSENT
+        half = _SMALL[column.cast]
+        return found if found is not ABSENT and -half <= found < half else ABSENT
 
     def _nan(self, column: SQLColumn) -> list[str]:
         return [f"{column.sql} = 'NaN'"]
@@ -289,6 +311,22 @@ class MySQL(Database):
         link.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").close()
         link.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT").close()
 
+    def columns(self, link: Link, body: str, quote: Any) -> list[SQLColumn]:
+        """See `Database.columns`. Which columns of text have a narrow character set, the server says by refusing to
+        compare them with a letter that most have not. It is asked once for all, and only then one by one."""
+        found = super().columns(link, body, quote)
+        texts = [at for at, column in enumerate(found) if column.kind == "strings"]
+        if texts and self._is_narrow(link, body, [found[at] for at in texts]):
+            for at in texts:
+                if self._is_narrow(link, body, [found[at]]):
+                    found[at] = found[at]._replace(kind="narrow")
+        return found
+
+    def _is_narrow(self, link: Link, body: str, columns: Sequence[SQLColumn]) -> bool:
+        """Whether one of them is. Reads no row."""
+        compared = " OR ".join(f"{column.sql} = {MARK}" for column in columns)
+        return not link.takes(f"SELECT 1 FROM {body} s WHERE 1 = 0 AND ({compared})", [_WIDE] * len(columns))
+
     def _columns(self, link: Link, description: list[Any], quote: Any) -> list[SQLColumn]:  # noqa: ARG002
         found = []
         for column in description:
@@ -301,21 +339,57 @@ class MySQL(Database):
     def keys(self, columns: Sequence[SQLColumn], keys: Sequence[Any], limit: int) -> Clause:
         if any(column.kind == "opaque" for column in columns):
             return ANY
-        return super().keys(columns, keys, limit)
+        parts = list(zip(*keys, strict=True))
+        if any(_has_no_day(column, part) for column, part in zip(columns, parts, strict=True)):
+            return ANY
+        widened = [_widened(column, part) for column, part in zip(columns, parts, strict=True)]
+        return super().keys(widened, keys, limit)
 
     def bind(self, kind: Kind, value: Any) -> Any:
         if kind in ("int", "whole") and type(value) is int:  # may be unsigned, and longer
             return value
+        if kind in ("date", "timestamp") and _is_no_day(value):
+            return value
         found = bindable(kind, value)
         return ABSENT if kind in ("date", "timestamp") and "+" in str(found) else found
 
+    def _terms(self, column: SQLColumn, terms: Sequence[Term]) -> Clause | None:
+        return ANY if _has_no_day(column, terms) else super()._terms(_widened(column, terms), terms)
+
     def _ordered(self, column: SQLColumn) -> tuple[str, str]:
-        if column.kind == "strings":
-            return f"CAST(CONVERT({column.sql} USING utf8mb4) AS BINARY)", f"CAST({MARK} AS BINARY)"
+        if column.kind in ("strings", "narrow"):
+            return f"CAST({_wide(column)} AS BINARY)", f"CAST({MARK} AS BINARY)"
         return super()._ordered(column)
 
     def _bound(self, column: SQLColumn, bound: Any) -> Any:
         return bound.partition("+")[0] if column.kind in ("date", "timestamp") else bound
+
+
+_WIDE = "\U0001f600"
+"""A letter of four bytes of UTF-8."""
+
+
+def _wide(column: SQLColumn) -> str:
+    return f"CONVERT({column.sql} USING utf8mb4)"
+
+
+def _widened(column: SQLColumn, values: Sequence[Any]) -> SQLColumn:
+    """As it is compared with these: an index serves where its character set has them for sure, those of ASCII."""
+    is_wide = column.kind == "narrow" and any(isinstance(one, str) and not one.isascii() for one in values)
+    return column._replace(sql=_wide(column)) if is_wide else column
+
+
+_NO_DAY = re.compile(r"\d{4}-\d\d-\d\d(?: \d\d:\d\d:\d\d(?:\.\d{1,6})?)?", re.ASCII)
+
+
+def _is_no_day(value: Any) -> bool:
+    """Whether it is a date of MySQL's alone, such as 0000-00-00 or the 31st of February, or a time of one."""
+    return isinstance(value, str) and bool(_NO_DAY.fullmatch(value)) and bindable("timestamp", value) is ABSENT
+
+
+def _has_no_day(column: SQLColumn, values: Sequence[Any]) -> bool:
+    """Whether one of these would be refused by a server that is strict, though rows from before may hold it."""
+    return column.kind in ("date", "timestamp") and any(map(_is_no_day, values))
 
 
 _MYSQL_TYPES: dict[int, Kind] = {

@@ -54,6 +54,12 @@ class Link:
         """Whether no fork came between."""
         return self._pid == os.getpid()
 
+    @property
+    def encoding(self) -> str | None:
+        """By which psycopg encodes text; None of any other driver."""
+        found: str | None = getattr(getattr(self._raw(), "info", None), "encoding", None)
+        return found
+
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, stream: bool = False) -> CursorResult[Any]:
         """stream: by a cursor of the server's, so that only `RUN` rows are held."""
         self._check()
@@ -62,6 +68,19 @@ class Link:
             return self.connection.exec_driver_sql(sql, execution_options={**options, "no_parameters": True})
         text, values = _rendered(sql, parameters, self.connection.dialect.paramstyle)
         return self.connection.exec_driver_sql(text, values, execution_options=options)
+
+    def takes(self, sql: str, parameters: Sequence[Any]) -> bool:
+        """Whether the database does not refuse a statement, where one that it refuses does not end the transaction.
+        Raises SQLAlchemy's error of a connection that is lost."""
+        try:
+            self.execute(sql, parameters).close()
+        except UnicodeError:  # of a driver that cannot even send it
+            return False
+        except sqlalchemy.exc.DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            return False
+        return True
 
     def rows(self, sql: str, parameters: Sequence[Any] = (), *, binary: bool = False) -> Iterator[tuple[Any, ...]]:
         """Streamed. binary: all columns have types of which the driver makes the same of either form; PostgreSQL gives
@@ -166,6 +185,9 @@ class Links:
             connection = self.engine.connect()
         except (sqlalchemy.exc.SQLAlchemyError, UnicodeError) as error:
             raise SourceError(f"cannot connect: {_first_line(error)}{self.hint}", path=self.name) from error
+        except TypeError as error:  # psycopg gives text of SQL_ASCII as bytes, which SQLAlchemy does not expect
+            way = "if the encoding of the database is SQL_ASCII, add client_encoding=utf8 to the URL"
+            raise SourceError(f"cannot connect: {_first_line(error)}; {way}", path=self.name) from error
         link = Link(connection, self.name)
         self._lent.add(link)
         try:

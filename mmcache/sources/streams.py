@@ -19,6 +19,7 @@ import stat
 import sys
 import tempfile
 import zlib
+from collections.abc import Callable
 from typing import IO, Any
 
 __all__ = ["STDIN", "compression_of", "decompressed", "encoding_of", "is_pipe", "open_file"]
@@ -28,6 +29,8 @@ STDIN = "-"
 
 _BUFFER = 1 << 18
 _FIRST = 8
+_GIVEN = 1 << 10
+"""Bytes of a zst file that are decompressed at once: at most 32 MiB come of them, 128 KiB of each four."""
 _MAGIC = ((b"\x1f\x8b", "gz"), (b"BZh", "bz2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zst"))
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -163,7 +166,36 @@ def _reader(name: str, file: IO[bytes]) -> Any:
     except ImportError as error:
         way = "zstandard, or Python 3.14: pip install 'mmcache[zstd]'"
         raise OSError(f"it is compressed as zst, which needs {way} ({error})") from error
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)
+    return _Frames(file, lambda: zstandard.ZstdDecompressor().decompressobj())
+
+
+class _Frames:
+    """The frames of a zst file, one after another. The reader of `zstandard` takes a file that is cut off for one that
+    ends there; this one raises EOFError, as those of the standard library do."""
+
+    def __init__(self, file: IO[bytes], begin: Callable[[], Any]) -> None:
+        self._file = file
+        self._begin = begin
+        self._frame: Any = None
+        self._given = b""
+        self._ready = memoryview(b"")
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._given or self._file.read(_GIVEN)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("its last frame does not end")
+                return 0
+            self._given = b""
+            self._frame = self._frame or self._begin()
+            self._ready = memoryview(self._frame.decompress(data))
+            if self._frame.eof:
+                self._given, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
 
 
 def encoding_of(head: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sqlite3
 import tomllib
@@ -112,3 +113,45 @@ def test_words_of_the_database_cannot_break_the_toml(tmp_path):
         db.execute('CREATE TABLE "a ""b"" # [c]" ("k ""1"" \\" TEXT PRIMARY KEY, "é # x" INT)')
     ok("init", "odd.db", cwd=tmp_path)
     assert chosen(tmp_path)["collections"] == {'a "b" # [c]': {"key": 'k "1" \\'}}
+
+
+def test_tables_and_columns_whose_names_a_schema_cannot_take_do_not_stop_a_build(tmp_path):
+    long = "ü" * 200
+    with closing(sqlite3.connect(tmp_path / "odd.db", isolation_level=None)) as db:
+        db.execute('CREATE TABLE "two\nlines" (id INTEGER PRIMARY KEY, "a\tb" TEXT)')
+        db.execute('CREATE INDEX by_tab ON "two\nlines" ("a\tb")')
+        db.execute("INSERT INTO \"two\nlines\" VALUES (1, 'x')")
+        db.execute('CREATE TABLE "two_lines" (id INTEGER PRIMARY KEY)')
+        db.execute(f'CREATE TABLE "{long}" (id INTEGER PRIMARY KEY)')
+        db.execute('CREATE TABLE other ("a\nkey" TEXT PRIMARY KEY)')
+    ok("init", "odd.db", cwd=tmp_path)
+    found = chosen(tmp_path)["collections"]
+    assert found["two_lines_2"] == {"table": "two\nlines", "key": "id"}
+    assert found["ü" * 100]["table"] == long
+    assert "other" not in found
+    ok("build", "--config", "cache.toml", cwd=tmp_path)
+    with Snapshot.open(tmp_path / "odd.mmc") as snapshot:
+        assert snapshot.collection("two_lines_2")[1]["a\tb"] == "x"
+        assert len(snapshot.collections) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("items.csv", "id,text\né,1\nb,2\n".encode("utf-16")),
+        ("items.csv", b"\n\nid,text\na,1\nb,2\n"),
+        ("items.csv", b'"id","a;b;c;d"\na,1\nb,2\n'),
+        ("items.csv", b'id;text;"a,\nb"\na;1;1\nb;2;2\n'),
+        ("items.tsv", b"id\tx,y,z\na\t1\nb\t2\n"),
+        ("items.tsv.gz", gzip.compress(b"id\tx,y,z\na\t1\nb\t2\n")),
+    ],
+    ids=["utf16", "blank", "quoted", "lines", "tsv", "tsv.gz"],
+)
+def test_init_reads_a_table_of_text_as_a_build_does(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    ok("init", name, cwd=tmp_path)
+    assert chosen(tmp_path)["collections"]["items"]["key"] == "id"
+    ok("build", "--config", "cache.toml", cwd=tmp_path)
+    with Snapshot.open(tmp_path / "items.mmc") as snapshot:
+        assert [record["id"] for record in snapshot.values()] in (["a", "b"], ["é", "b"])
+        assert len(snapshot["b"]) == 2 + ("text;" in repr(data))

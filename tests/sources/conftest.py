@@ -44,6 +44,12 @@ def postgres(postgres_server: str) -> Iterator[servers.Database]:
     yield from _of_server("postgresql", postgres_server)
 
 
+@pytest.fixture
+def mariadb(mariadb_server: str) -> Iterator[servers.Database]:
+    """An empty database of MariaDB."""
+    yield from _of_server("mariadb", mariadb_server)
+
+
 def _database(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[servers.Database]:
     if request.param == "sqlite":
         with servers.Database("sqlite", f"sqlite:///{tmp_path}/items.db") as database:

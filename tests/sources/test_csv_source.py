@@ -141,6 +141,23 @@ def test_encodings_delimiters_and_headers(tmp_path, data, options):
     assert not rebuild(tmp_path / "t.mmc").changed
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.tsv", "t.tsv.gz"])
+def test_what_cuts_a_quoted_name_is_no_delimiter(tmp_path, name):
+    mark = "\t" if "tsv" in name else ","
+    text = f'"id"{mark}"a;b;c;d"\nk{mark}1\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert records(tmp_path / name) == [{"id": "k", "a;b;c;d": 1}]
+    text = f"id{mark}a;b;c;d\nk{mark}1\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    if "tsv" in name:
+        assert records(tmp_path / name) == [{"id": "k", "a;b;c;d": 1}]
+
+
+def test_a_name_may_go_on_in_the_next_line(tmp_path):
+    (tmp_path / "t.csv").write_text('id;c;"a,\nb"\nk;2;1\n')
+    assert records(tmp_path / "t.csv") == [{"id": "k", "a,\nb": 1, "c": 2}]
+
+
 def test_bytes_of_another_encoding_are_named_with_the_way(tmp_path):
     (tmp_path / "t.csv").write_bytes("id,v\na,x\nb,é\n".encode("cp1252"))
     (tmp_path / "header.csv").write_bytes("id,größe\na,1\n".encode("cp1252"))

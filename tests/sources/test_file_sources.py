@@ -448,3 +448,17 @@ def test_a_npy_file_that_is_cut_off_or_gone_is_a_source_error(tmp_path):
         mmcache.build(tmp_path / "t.mmc", source)
     with pytest.raises(ValueError, match="names 0 embedding fields"):
         source_at(tmp_path / "t.jsonl", Schema("t"), embeddings=tmp_path / "v.npy")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zst], ids=["gz", "bz2", "xz", "zst"])
+def test_a_compressed_file_that_is_cut_off_is_not_taken_for_a_shorter_one(tmp_path, compress):
+    line = json.dumps({"id": "k%07d", "text": "x" * 993}) + "\n"
+    assert (len(line % 0), 2**17 % len(line % 0)) == (1024, 0)  # so that each block of zst ends with a line
+    whole = compress("".join(line % i for i in range(300)).encode())
+    path = tmp_path / "items.jsonl"
+    for size in {*range(1, 20), *range(20, len(whole) - 20, 1 + len(whole) // 50)}:
+        path.write_bytes(whole[:-size])
+        with pytest.raises(SourceError, match="cut off"):
+            mmcache.build(tmp_path / "items.mmc", source_at(path, Schema("items")))
+    path.write_bytes(whole)
+    assert mmcache.build(tmp_path / "items.mmc", source_at(path, Schema("items"))).records == {"items": 300}

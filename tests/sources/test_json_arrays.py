@@ -70,6 +70,7 @@ def test_marks_white_space_and_empty_arrays(tmp_path, text, encoding):
         ("[" + "[" * 100_000, r"nests too deep"),
         ('[{"id": "a"}, 7]', r"element 1: a record must be a mapping, not int"),
         ('[{"id": "a"}, {"key": 7}]', r"element 1: no field 'id'"),
+        ('[{"id": "a"},\n {"id": "b", "n": ' + "1" * 5000 + "}]", r"element 1, line 2: this is not JSON: .*digits"),
         (b'[{"id": "a"},\n {"id": "\xff"}]', r"near line 2: 'utf-8' codec"),
     ],
 )

@@ -135,6 +135,117 @@ def test_keys_of_all_types_are_found(postgres, key):
         assert source.in_order("types", [*others, value]) == [value]
 
 
+@pytest.mark.parametrize("kind", ["smallint", "int", "bigint"])
+def test_the_least_number_of_an_array_is_found(postgres, kind):
+    least = -(2 ** {"smallint": 15, "int": 31, "bigint": 63}[kind])
+    postgres.run(
+        f"CREATE TABLE items (id int PRIMARY KEY, n {kind}[])",
+        f"INSERT INTO items VALUES (1, '{{{least},5}}'), (2, '{{{-1 - least}}}')",
+    )
+    schema = Schema("items", index=("n",))
+    with contextlib.closing(SQLAlchemySource(postgres.url, schema)) as source:
+        for wanted, ids in ((least, [1]), (-1 - least, [2]), (-least, []), (6, [])):
+            found = source.find("items", parse_query(schema, None, {"n": wanted}))
+            assert [record.values[0] for record in found] == ids
+
+
+@pytest.mark.parametrize(("encoding", "there"), [("LATIN1", "é"), ("EUC_JP", "日本"), ("UTF8", "\U0001f600")])
+def test_text_that_an_encoding_of_a_database_lacks_is_not_found(postgres, encoding, there):
+    postgres.run(f"CREATE DATABASE narrow{encoding} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+    url = sqlalchemy.engine.make_url(postgres.url).set(database=f"narrow{encoding}".lower())
+    with type(postgres)("postgresql", url.render_as_string(hide_password=False)) as narrow:
+        narrow.run(
+            "CREATE TABLE items (id text PRIMARY KEY, name text, tags text[])",
+            f"INSERT INTO items VALUES ('{there}', '{there}', '{{a,{there}}}'), ('x', NULL, NULL)",
+        )
+        schema = Schema("items", index=("name", "tags"))
+        asked = ["é", "日本", "\U0001f600", "x", "ÿ"]
+        with contextlib.closing(SQLAlchemySource(narrow.url, schema)) as source:
+            with source.read() as reading:
+                rows = list(reading.records("items"))
+            assert [row is not None for row in source.fetch("items", asked)] == [key in (there, "x") for key in asked]
+            alternatives = [(one,) for one in asked] + [
+                (bound(text),) for bound in (mmcache.startswith, mmcache.at_least, mmcache.at_most) for text in asked
+            ]
+            for field in schema.index:
+                for wanted in [*alternatives, (None, *asked)]:
+                    query = parse_query(schema, None, {field: list(wanted)})
+                    matches = matcher(query)
+                    expected = [row for row in rows if matches(row.names, row.values)]
+                    assert list(source.find("items", query)) == expected, (field, wanted)
+
+
+def test_a_database_without_an_encoding_is_named_with_the_way(postgres):
+    postgres.run("CREATE DATABASE unknown_encoding ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'")
+    url = sqlalchemy.engine.make_url(postgres.url).set(database="unknown_encoding")
+    refused = pytest.raises(SourceError, match="add client_encoding=utf8 to the URL")
+    with contextlib.closing(SQLAlchemySource(url, Schema("items"))) as source, refused:
+        source.fetch("items", ["a"])
+    url = url.update_query_dict({"client_encoding": "utf8"})
+    with type(postgres)("postgresql", url.render_as_string(hide_password=False)) as database:
+        database.run("CREATE TABLE items (id text PRIMARY KEY)", "INSERT INTO items VALUES ('é')")
+    with contextlib.closing(SQLAlchemySource(url, Schema("items"))) as source:
+        assert [row is not None for row in source.fetch("items", ["é", "e"])] == [True, False]
+
+
+@pytest.mark.parametrize("charset", ["ascii", "latin1", "utf8mb3", "ucs2", "utf8mb4"])
+@pytest.mark.parametrize("kind", ["varchar(20)", "char(20)", "text", "enum('a', 'é')"])
+def test_text_that_a_character_set_lacks_is_not_found_and_stops_nothing(mariadb, charset, kind):
+    there = "é" if charset != "ascii" else "a"
+    kind = kind if charset != "ascii" else kind.replace("é", "b")
+    mariadb.run(
+        f"CREATE TABLE items (id int PRIMARY KEY, name {kind} CHARACTER SET {charset}, n int)",
+        f"INSERT INTO items VALUES (1, '{there}', 7)",
+    )
+    asked = [there, "日本", "Ω", "\U0001f600", "x"]
+    by_name = Schema("named", table="items", key="name", columns=("n",), index=("n",))
+    by_both = Schema("both", table="items", key=("id", "name"), columns=("n",))
+    by_id = Schema("items", index=("name",))
+    with contextlib.closing(SQLAlchemySource(mariadb.url, by_name, by_both, by_id)) as source:
+        assert [row and row.values[1] for row in source.fetch("named", asked)] == [7, None, None, None, None]
+        both = source.fetch("both", [(1, name) for name in asked])
+        assert [row and row.values[1] for row in both] == [7, None, None, None, None]
+        assert source.in_order("named", asked) == [there]
+        for wanted, count in ((asked, 1), (asked[1:], 0), (mmcache.at_most("\U0001f600"), 1)):
+            assert len(list(source.find("items", parse_query(by_id, None, {"name": wanted})))) == count
+
+
+def test_a_lookup_of_ascii_in_a_narrow_character_set_uses_the_index(mariadb):
+    mariadb.run("CREATE TABLE items (name varchar(20) CHARACTER SET latin1 PRIMARY KEY, n int)")
+    mariadb.run("INSERT INTO items SELECT concat('k', seq), seq FROM seq_1_to_2000")
+    with contextlib.closing(SQLAlchemySource(mariadb.url, Schema("items"))) as source:
+        source.fetch("items", ["k1"])  # which looks at the columns first
+        before = rows_read(mariadb)
+        assert source.fetch("items", ["k7"])[0] is not None
+        assert rows_read(mariadb) - before < 100
+
+
+def rows_read(database: Any) -> int:
+    with database.engine.connect() as connection:
+        found = connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Handler_read_rnd_next'").fetchone()
+        more = connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Handler_read_next'").fetchone()
+    return int(found[1]) + int(more[1])
+
+
+def test_dates_that_are_none_are_found_as_the_text_that_records_have(mariadb):
+    odd, moment = ["0000-00-00", "2026-02-00"], "0000-00-00 00:00:00"
+    with mariadb.engine.connect() as connection:
+        connection.exec_driver_sql("SET sql_mode = ''")
+        connection.exec_driver_sql("CREATE TABLE items (id int PRIMARY KEY, day date, moment datetime)")
+        connection.exec_driver_sql(
+            f"INSERT INTO items VALUES (1, '{odd[0]}', '{moment}'), (2, '{odd[1]}', '{moment}'),"
+            " (3, '2026-02-01', '2026-02-01')"
+        )
+    by_id = Schema("items", index=("day", "moment"))
+    by_day = Schema("days", table="items", key="day", columns=("id",))
+    with contextlib.closing(SQLAlchemySource(mariadb.url, by_id, by_day)) as source:
+        for terms, ids in (({"day": odd[1]}, [2]), ({"day": [*odd, None]}, [1, 2]), ({"moment": moment}, [1, 2])):
+            found = source.find("items", parse_query(by_id, None, terms))
+            assert [record.values[0] for record in found] == ids
+        rows = source.fetch("days", [*odd, "2026-02-01", "2026-02-31", "0000-00-01"])
+        assert [row and row.values[1] for row in rows] == [1, 2, 3, None, None]
+
+
 @pytest.mark.parametrize(
     ("kind", "literal", "reason"),
     [
