@@ -30,7 +30,7 @@ from ..options import Options
 from ..sharing.following import following, polled_at, tell
 from ..sharing.job import Job
 from ..sources.base import Source
-from ..storage import trust
+from ..storage import fs, trust
 from ..storage.descriptors import Descriptor
 from .follower import SKEW, Follower, Orders
 from .store import is_usable
@@ -188,14 +188,13 @@ class Keeper:
         search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         environment = os.environ | trust.environment(path) | {"PYTHONPATH": search}
         nothing = subprocess.DEVNULL
-        line = Descriptor(os, is_lock=True)
         ours, theirs = socket.socketpair()
         try:
             with ours, theirs:
                 ours.settimeout(0)
                 if ours.send(job) < len(job):
                     raise OSError("the description of the source does not fit into a socket")
-                line.copy(ours.fileno())
+                line = fs.copied(ours.fileno())
                 child = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-P", "-m", "mmcache.remote.background", path],
                     env=environment,
@@ -204,7 +203,6 @@ class Keeper:
                     stderr=nothing,
                 )
         except (OSError, subprocess.SubprocessError, MemoryError) as error:
-            line.close()
             self._note(error)
             return True
         _children.add(child)
