@@ -167,10 +167,8 @@ class CachedCollection(Front[R_co], Collection[R_co]):
         whole, cause = self._tiers.whole()
         if whole is None:
             yield from (record.id for record in self._tiers.source.records(cause))
-        elif isinstance(whole, Overlay):
-            yield from whole.keys()
         else:
-            yield from whole
+            yield from self._tiers.all_of(lambda: iter(whole.keys()), lambda key: key, lambda record: record.id)
 
     def values(self) -> ValuesView[R_co]:
         """The records, decoded in batches."""
@@ -192,7 +190,7 @@ class CachedCollection(Front[R_co], Collection[R_co]):
         whole, cause = self._tiers.whole()
         if whole is None:
             return self._tiers.source.records(cause)
-        return whole.all_records()
+        return self._tiers.all_of(whole.all_records, lambda record: record.id, lambda record: record)
 
     @property
     def embeddings(self) -> NDArray[np.float32]:

@@ -6,7 +6,8 @@ one key at a time where one record is damaged; an error of the caller's own is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import SourceError, UnusableFileError
@@ -83,6 +84,23 @@ class Tiers:
             return view.overlay(self._name, self.source.overlay), view.cause
         except UnusableFileError as error:
             return None, self._watch.damaged(error)
+
+    def all_of(
+        self, read: Callable[[], Iterator[T]], key_of: Callable[[T], Key], told: Callable[[Record], T]
+    ) -> Iterator[T]:
+        """What is read of all records of the file; from where that is damaged on, of the others as the source has them.
+
+        read: begins anew at each call. key_of: of what it gives. told: what is given of a record of the source.
+        """
+        numbers = itertools.count(1)
+        try:
+            yield from itertools.compress(read(), numbers)  # which takes a number for each that is given
+        except UnusableFileError as error:
+            cause = self._watch.damaged(error)
+        else:
+            return
+        given = set(map(key_of, itertools.islice(read(), next(numbers) - 1)))
+        yield from (told(record) for record in self.source.records(cause) if record.id not in given)
 
     def indexed(self, query: Query, held: Snapshot | None = None) -> tuple[FileCollection | Overlay | None, str]:
         """The same, or the collection of a file that is held, where all fields of a query have an index there."""

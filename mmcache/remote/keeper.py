@@ -17,10 +17,9 @@ import socket
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -31,7 +30,8 @@ from ..options import Options
 from ..sharing.following import following, polled_at, tell
 from ..sharing.job import Job
 from ..sources.base import Source
-from ..storage import trust
+from ..storage import fs, trust
+from ..storage.descriptors import Descriptor
 from .follower import SKEW, Follower, Orders
 from .store import is_usable
 
@@ -41,6 +41,8 @@ log = logging.getLogger("mmcache")
 
 _SLOWEST: Final = 60.0
 """Seconds between two attempts that fail."""
+_GRACE: Final = 10.0
+"""Seconds for a child to start and to say that it has polled, beyond what a poll and a pause may take."""
 _ENDING: Final = 2.0
 """Seconds for a child to end when its worker closes; a download that is cut goes on where it was."""
 _LONGEST_JOB: Final = 64 * 2**10
@@ -57,6 +59,16 @@ def keeper_of(files: FileTier, source: Source | None, options: Options) -> Keepe
     return None if options.follow is None else Keeper(files, source, options, options.follow)
 
 
+class _Child(NamedTuple):
+    """A process that polls. line: our end of its standard input, with which it ends. polled: what the node said of its
+    last poll, and heard: since when, by `time.monotonic`."""
+
+    process: subprocess.Popen[bytes]
+    line: Descriptor
+    polled: float
+    heard: float
+
+
 class Keeper:
     """Keeps the file of a cache at the release of a store. Its methods are called by one thread at a time.
 
@@ -69,14 +81,15 @@ class Keeper:
         self._options = options
         self._url, self._pin = split_pin(follow)
         self._mended = 0
-        self._line: weakref.finalize[..., Keeper] | None = None
+        self._child: _Child | None = None
         self.begin_process()
         on_fork(self)
 
     def begin_process(self) -> None:
         """What the parent started is the parent's."""
-        self._hang_up()
-        self._child: subprocess.Popen[bytes] | None = None
+        if self._child is not None:
+            self._child.line.close()
+        self._child = None
         self._follower: Follower | None = None
         self._failures = 0
         self._not_before = 0.0
@@ -177,10 +190,11 @@ class Keeper:
         nothing = subprocess.DEVNULL
         ours, theirs = socket.socketpair()
         try:
-            with theirs:
+            with ours, theirs:
                 ours.settimeout(0)
                 if ours.send(job) < len(job):
                     raise OSError("the description of the source does not fit into a socket")
+                line = fs.copied(ours.fileno())
                 child = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-P", "-m", "mmcache.remote.background", path],
                     env=environment,
@@ -189,12 +203,11 @@ class Keeper:
                     stderr=nothing,
                 )
         except (OSError, subprocess.SubprocessError, MemoryError) as error:
-            ours.close()
             self._note(error)
             return True
         _children.add(child)
-        self._child, self._line = child, weakref.finalize(self, ours.close)
-        self._not_before = time.monotonic() + self._options.follow_every
+        now = time.monotonic()
+        self._child, self._not_before = _Child(child, line, polled_at(path), now), now + self._options.follow_every
         return True
 
     def _job(self) -> bytes | None:
@@ -209,36 +222,44 @@ class Keeper:
         return len(body).to_bytes(4, "little") + body if len(body) < _LONGEST_JOB else None
 
     def _reap(self) -> None:
-        child = self._child
-        if child is not None and child.poll() is not None:
-            self._forget(child)
-            if child.returncode:
-                self._note(RuntimeError(f"the process that follows ended with status {child.returncode}"))
+        if self._child is None:
+            return
+        process = self._child.process
+        if process.poll() is None and self._is_silent(self._child):
+            process.kill()  # it hangs, or was stopped; another goes on with its download
+            process.wait()
+        if process.poll() is not None:
+            self._forget(self._child)
+            if process.returncode:
+                self._note(RuntimeError(f"the process that follows ended with status {process.returncode}"))
 
-    def _forget(self, child: subprocess.Popen[bytes]) -> None:
-        _children.discard(child)
+    def _is_silent(self, child: _Child) -> bool:
+        """Whether its poll has not ended for longer than a download and the pause before it may take."""
+        now, polled, every = time.monotonic(), polled_at(self._files.path), self._options.follow_every
+        if polled != child.polled:
+            self._child = child._replace(polled=polled, heard=now)
+            return False
+        pause = 1.2 * min(64 * every, max(_SLOWEST, every))
+        return now - child.heard > self._options.build_timeout + pause + _GRACE
+
+    def _forget(self, child: _Child) -> None:
+        _children.discard(child.process)
+        child.line.close()
         self._child = None
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        """Close our end of the line to the child; also done when this object or the interpreter ends."""
-        if self._line is not None:
-            self._line()
-            self._line = None
 
     def close(self) -> None:
         """End a child of ours: another worker that follows starts one when it finds no poll."""
         child = self._child
         if child is None:
             return
-        self._hang_up()  # which it waits for between polls
+        child.line.close()  # for whose end it waits between polls
         with contextlib.suppress(OSError):
-            child.terminate()
+            child.process.terminate()
         try:
-            child.wait(_ENDING)
+            child.process.wait(_ENDING)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            child.process.kill()
+            child.process.wait()
         self._forget(child)
 
 

@@ -73,6 +73,11 @@ class Descriptor:
         self._owner.take(int, fd)
         self.identify()
 
+    def copy(self, fd: int) -> None:
+        """Own another descriptor of what is open. Raises OSError."""
+        self._owner.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.identify()
+
     def identify(self) -> os.stat_result:
         """What the file is, by which its descriptor is known from now on. Raises OSError."""
         status: os.stat_result = self._fstat(self.fd)

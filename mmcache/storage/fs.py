@@ -658,6 +658,13 @@ def receive(fd: int) -> Descriptor:
     return lock
 
 
+def copied(fd: int) -> Descriptor:
+    """Another descriptor of what is open, which a forked child closes. Raises OSError."""
+    copy = Descriptor(system, is_lock=True)
+    copy.copy(fd)
+    return copy
+
+
 def free(lock: Descriptor) -> None:
     """Free the build lock, also where a process that C code forked has the open file, too."""
     import fcntl

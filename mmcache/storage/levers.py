@@ -85,37 +85,42 @@ def roll_back(
             **tokens._asdict(),
         )
         left = 0 if present is None else present.header.generation
-        keeping = _exchanged(directory, line(left, backup.header.generation), there=present is not None)
+        keeping = _exchanged(directory, file, line(left, backup.header.generation), there=present is not None)
         return commit(directory, file, header, control=control, before=present, keeping=keeping, begun=begun)
 
 
 @contextlib.contextmanager
-def _exchanged(directory: fs.Directory, line: str, *, there: bool) -> Iterator[None]:
-    with _held(directory, line), _kept(directory, there=there):
+def _exchanged(directory: fs.Directory, file: fs.WriteFile, line: str, *, there: bool) -> Iterator[None]:
+    with _held(directory, file, line), _kept(directory, file, there=there):
         yield
+
+
+def _has_its_name(directory: fs.Directory, file: fs.WriteFile, new: fs.Identity) -> bool:
+    """Whether a file was published: also where a signal handler raised just after the rename."""
+    return file.name is None or fs.identity_of(directory.path) == new
 
 
 @contextlib.contextmanager
-def _held(directory: fs.Directory, line: str) -> Iterator[None]:
-    """Hold what is published from now on; if that fails, nothing is held that was not before."""
-    name = fs.hold_name(directory.name)
+def _held(directory: fs.Directory, file: fs.WriteFile, line: str) -> Iterator[None]:
+    """Hold what is published from now on; if nothing is, nothing is held that was not before."""
+    name, new = fs.hold_name(directory.name), file.identity()
     was_held = fs.identity_of(fs.hold_name(directory.path)) is not None
-    put_line(directory, name, line)
     try:
+        put_line(directory, name, line)
         yield
     except BaseException:
-        if not was_held:
+        if not was_held and not _has_its_name(directory, file, new):
             directory.unlink(name)
         raise
 
 
 @contextlib.contextmanager
-def _kept(directory: fs.Directory, *, there: bool) -> Iterator[None]:
+def _kept(directory: fs.Directory, file: fs.WriteFile, *, there: bool) -> Iterator[None]:
     """Make the present file the backup, once another has taken its place."""
     if not there:  # or damaged: then the backup is the better one
         yield
         return
-    fresh = f"{fs.backup_name(directory.name)}.new"
+    fresh, new = f"{fs.backup_name(directory.name)}.new", file.identity()
     directory.unlink(fresh)
     try:
         if not directory.link(directory.name, fresh):
@@ -125,9 +130,12 @@ def _kept(directory: fs.Directory, *, there: bool) -> Iterator[None]:
                 directory.rename(copy.name or "", fresh)
                 copy.published()
         yield
-        directory.rename(fresh, fs.backup_name(directory.name))
     finally:
-        directory.unlink(fresh)
+        try:
+            if _has_its_name(directory, file, new):
+                directory.rename(fresh, fs.backup_name(directory.name))
+        finally:
+            directory.unlink(fresh)
 
 
 def _copy_backup(directory: fs.Directory, file: fs.WriteFile) -> Layout:

@@ -18,6 +18,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 
 import mmcache
 from mmcache import Cache, MmcacheError, Snapshot
+from mmcache.sharing import operate
 from tests.accidents.stage import PATIENCE, change, database, source, truth, until
 from tests.support import inside, observe
 from tests.support.instructions import Interrupted, Interrupts, Place
@@ -175,6 +177,46 @@ def pickled(scene: Scene) -> Operation:
 
 
 @operation
+def rollback(scene: Scene) -> Operation:
+    scene.build()
+    scene.cache.get("k1")
+    return lambda: scene.cache.rollback(reason="interrupted")
+
+
+@operation
+def resume(scene: Scene) -> Operation:
+    rollback(scene)()
+    return scene.cache.resume
+
+
+@operation
+def disable(scene: Scene) -> Operation:
+    return lambda: operate.disable(scene.path)
+
+
+@operation
+def enable(scene: Scene) -> Operation:
+    operate.disable(scene.path)
+    return lambda: operate.enable(scene.path)
+
+
+@operation
+def merge(scene: Scene) -> Operation:
+    part = scene.path.parent / "source" / "part.mmc"
+    mmcache.build(part, source(scene.db), metadata={"n": scene.n})
+    return lambda: mmcache.merge(scene.path, [part])
+
+
+@operation
+def sharded(scene: Scene) -> Operation:
+    def act() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            mmcache.build(scene.path, source(scene.db), metadata={"n": scene.n}, shards=2, executor=executor)
+
+    return act
+
+
+@operation
 def begin_process(scene: Scene) -> Operation:
     """In a forked child, which this process might be."""
     return inside.begin_process
@@ -241,6 +283,10 @@ def _faults(scene: Scene, watcher: Child, name: str, open_before: dict[int, str]
     if name == "close":
         scene.cache.close()
         scene.cache = scene.open()
+    if name == "rollback":
+        found += _faults_of_a_rollback(scene)
+    operate.enable(scene.path)
+    scene.cache.refresh()
     found += _faults_of_use(scene, scene.cache)
     scene.cache.close()
     del scene.cache
@@ -254,6 +300,16 @@ def _faults(scene: Scene, watcher: Child, name: str, open_before: dict[int, str]
             until("nothing is open", lambda: not _opened(scene, open_before), 5.0)
     found += [f"open: {what}" for what in _opened(scene, open_before)]
     return found
+
+
+def _faults_of_a_rollback(scene: Scene) -> list[str]:
+    """What is published is held if it came back by a rollback, and only then; the others are the backup."""
+    with Snapshot.open(scene.path) as there, Snapshot.open(f"{scene.path}.bak") as backup:
+        is_back = there.metadata.get("n") != scene.n
+        if is_back and backup.metadata.get("n") != scene.n:
+            return ["the records that were rolled back are gone"]
+    is_held = scene.path.with_name("items.mmc.hold").exists()
+    return [f"rolled back: {is_back}, held: {is_held}"] * (is_back != is_held)
 
 
 def _is_rebuilt(scene: Scene) -> bool:

@@ -214,6 +214,33 @@ def test_one_damaged_record_is_answered_by_the_source_and_the_others_by_the_file
         alone[hurt]
 
 
+ALL_OF = {
+    "keys": list,
+    "values": lambda cache: [each.id for each in cache.values()],
+    "items": lambda cache: [*dict(cache.items())],
+}
+
+
+@pytest.mark.parametrize("read", ALL_OF.values(), ids=ALL_OF)
+@pytest.mark.parametrize("is_dirty", [False, True])
+def test_reading_all_goes_on_with_the_source_behind_damage(path, bank, source, read, is_dirty):
+    mmcache.build(path, source)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"item-9-") + 12] ^= 4
+    replace_with(path, bytes(data))
+    rows = truth(bank)
+    with mmcache.open(path, source, verify="lazy", executor="external") as cache:
+        if is_dirty:
+            cache.invalidate(["item-3-ä"])
+        found = read(cache)
+        assert len(found) == len(rows)
+        assert set(found) == set(rows)
+        assert cache.stats().corruptions == 1
+        assert cache.status().state != "corrupt"
+    with mmcache.open(path, verify="lazy") as alone, pytest.raises(CorruptFileError):
+        read(alone)
+
+
 def test_a_damaged_index_is_answered_by_the_source(path: Path, bank: Path, source: SQLiteSource) -> None:
     mmcache.build(path, source)
     section = Snapshot.open(path).layout.sections["0/index.0"]

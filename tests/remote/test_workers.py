@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from mmcache import MissingFileError, Schema, SQLiteSource
 from tests.remote.shop import build, number_of, publish, told
 from tests.support.bank import NUMBERS, commit, name_of
 from tests.support.observe import children_of
-from tests.support.processes import forked
+from tests.support.processes import forked, in_child
 from tests.support.waits import holds, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks", "no_disk_wait")
@@ -309,3 +310,40 @@ def test_build_is_as_it_was_without_follow(made):
     with mmcache.open(made, load=lambda: [{"id": "a"}], schema=Schema("items")) as cache:
         assert "a" in cache
     assert build(made, 1).generation == 2
+
+
+def test_a_follower_that_hangs_is_ended_and_another_follows(local, made, node):
+    publish(made, local, 1)
+    with mmcache.open(node, follow=local, follow_every=0.05, check_interval=0.05, build_timeout=0.5) as cache:
+        assert shows(cache, 1)
+        for pid in until("a process follows", lambda: pollers(node)):
+            os.kill(pid, signal.SIGSTOP)
+        publish(made, local, 2)
+        until("another one follows", lambda: shows(cache, 2), 120.0)
+    assert pollers(node) == []
+
+
+def test_a_descriptor_that_was_closed_under_a_follower_and_used_again_is_left_alone(local, made, node):
+    publish(made, local, 1)
+
+    def reuse() -> None:
+        cache = mmcache.open(node, follow=local, follow_every=EVERY)
+        assert shows(cache, 1)
+        until("a process follows", lambda: pollers(node))
+        line = [fd for fd in map(int, os.listdir("/proc/self/fd")) if is_socket(fd)]
+        os.closerange(3, 256)
+        for fd in line:
+            os.dup2(0, fd)
+        cache.close()
+        assert line
+        assert all(os.fstat(fd) for fd in line)
+
+    assert in_child(reuse) == 0
+    until("no process follows", lambda: not pollers(node))
+
+
+def is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
