@@ -247,10 +247,10 @@ class CachedCollection(Front[R_co], Collection[R_co]):
         A value may be a range: `between` and its like, `startswith`, a `range` of ints; or `excluding`. The answer can
         be ordered and cut: `where(...).order_by(field).limit(10)`.
 
-        From the file; for ids that were invalidated, or while the file may not answer, or where its index is damaged,
-        from the source. Order: file rows ascending, a dirty record that still matches at its old row, then records
-        without a row in the source's order. snapshot: the answer of the file's generation alone, if there is a file. (A
-        field of that name goes into `terms`.)
+        From the file; for ids that were invalidated, or while the file may not answer, or where it is damaged, also
+        where that shows only when the answer is read, from the source. Order: file rows ascending, a dirty record that
+        still matches at its old row, then records without a row in the source's order. snapshot: the answer of the
+        file's generation alone, if there is a file. (A field of that name goes into `terms`.)
         """
         query = parse_query(self.schema, terms, more)
         held = self._watch.current().snapshot if snapshot else None
@@ -262,7 +262,7 @@ class CachedCollection(Front[R_co], Collection[R_co]):
                 cause = self._watch.damaged(error)
             else:
                 self._counting.add(metrics.BATCH_HITS)
-                return self._as_given(selection)
+                return self._as_given(self._tiers.falling_back(selection, query))
         return self._as_given(self._tiers.source.find(query, cause))
 
     def nearest(

@@ -6,8 +6,8 @@ one key at a time where one record is damaged; an error of the caller's own is n
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import SourceError, UnusableFileError
@@ -18,9 +18,10 @@ from .sharing import metrics
 from .sharing.widening import schemas_of
 from .sourcetier import SourceTier
 from .storage.asked import SearchOptions
+from .storage.mending import going_on
 from .storage.overlay import Overlay
 from .storage.record import Record
-from .storage.selection import Selection
+from .storage.selection import Selection, or_else
 from .storage.snapshot import DirtyError, FileCollection, Snapshot
 from .watch import Watch
 
@@ -90,17 +91,9 @@ class Tiers:
     ) -> Iterator[T]:
         """What is read of all records of the file; from where that is damaged on, of the others as the source has them.
 
-        read: begins anew at each call. key_of: of what it gives. told: what is given of a record of the source.
+        key_of: of what is read. told: what is given of a record of the source. See `going_on`.
         """
-        numbers = itertools.count(1)
-        try:
-            yield from itertools.compress(read(), numbers)  # which takes a number for each that is given
-        except UnusableFileError as error:
-            cause = self._watch.damaged(error)
-        else:
-            return
-        given = set(map(key_of, itertools.islice(read(), next(numbers) - 1)))
-        yield from (told(record) for record in self.source.records(cause) if record.id not in given)
+        return going_on(read, key_of, lambda error: map(told, self.source.records(self._watch.damaged(error))))
 
     def indexed(self, query: Query, held: Snapshot | None = None) -> tuple[FileCollection | Overlay | None, str]:
         """The same, or the collection of a file that is held, where all fields of a query have an index there."""
@@ -108,6 +101,13 @@ class Tiers:
         if whole is not None and not set(query).issubset(whole.schema.index):
             return None, "incompatible"  # another version of the program built the file without this index
         return whole, cause
+
+    def falling_back(self, found: Selection, query: Query) -> Selection:
+        """What was found in the file, which the source gives anew where the file turns out to be damaged."""
+        return or_else(found, partial(self._found_instead, query))
+
+    def _found_instead(self, query: Query, error: UnusableFileError) -> Selection:
+        return self.source.find(query, self._watch.damaged(error))
 
     def nearest(
         self, query: Query, held: Snapshot | None, matrix: ArrayLike, k: int, options: SearchOptions

@@ -26,7 +26,7 @@ from ..query import (
 )
 from .ordering import by_terms, terms_given
 from .rows import NO_ROW, Unplaced, joined, row_of
-from .selection import Selection, unread
+from .selection import Selection, again, unread
 from .unread import Packed
 
 if TYPE_CHECKING:
@@ -114,9 +114,10 @@ class Overlay:
             rows = found.rows() if is_short and isinstance(found, Packed) else found
             answer = Selection(self._collection, rows, self._given(query))
             room = self._room - len(answer) - _OF_AN_ANSWER if is_short else -1
-            if room >= 0:
-                self._answers[asked], self._room = answer, room  # two threads may count one of two: the bound is soft
-        return answer
+            if room < 0:
+                return answer
+            self._answers[asked], self._room = answer, room  # two threads may count one of two: the bound is soft
+        return again(answer)
 
     def _given(self, query: Query) -> Unplaced | None:
         if not query:

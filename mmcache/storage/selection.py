@@ -10,7 +10,7 @@ the source. The rows of one selection are distinct; unless it was ordered by a f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import compress, islice
 from operator import index
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import numpy as np
 
+from ..errors import UnusableFileError
 from ..format.keys import Key
 from ..format.records import Names, Shape
 from ..query import path_of
 from ..schema import R_co
 from ..sources.base import SourceRecord, flat
 from .asked import one_of
+from .mending import Instead, after, falls_back, going_on
 from .ordering import Ordering
 from .record import UNNAMED, Record, copied, parts_of
 from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced, merged, row_of
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from ..search.neighbours import Neighbours
     from .asked import SearchOptions
 
-__all__ = ["NO_ROW", "Given", "Selection", "in_order", "rows_in", "unread"]
+__all__ = ["NO_ROW", "Given", "Selection", "again", "in_order", "or_else", "rows_in", "unread"]
 
 S = TypeVar("S")
 _NO_ROWS = np.empty(0, np.uint32)
@@ -63,7 +65,7 @@ class Selection(Sequence[R_co]):
     (['b'], ['a', 'b', 'c'])
     """
 
-    __slots__ = ("_collection", "_found", "_held", "_is_ordered")
+    __slots__ = ("_collection", "_found", "_held", "_instead", "_is_ordered")
     __array_ufunc__ = None  # that numpy does not take `selection | array` for an operation on its elements
 
     def __init__(
@@ -77,6 +79,7 @@ class Selection(Sequence[R_co]):
         self._found = rows
         self._held = given
         self._is_ordered = is_ordered
+        self._instead: Instead = None
 
     @classmethod
     def from_source(cls, records: Iterable[SourceRecord], schema: Schema) -> Selection[R_co]:
@@ -86,6 +89,7 @@ class Selection(Sequence[R_co]):
         return cls(NoFile.of(schema), _NO_ROWS, Given(found, places, NO_ROW + places))
 
     @property
+    @falls_back
     def rows(self) -> NDArray[np.uint32]:
         """uint32, read-only: the rows of the records that are of the file, in their order here.
 
@@ -96,11 +100,13 @@ class Selection(Sequence[R_co]):
         return view
 
     @property
+    @falls_back
     def complete(self) -> bool:
         """Whether all records are of the file, so that `rows` has one for each."""
         return not self._from_source
 
     @property
+    @falls_back
     def ids(self) -> list[Key]:
         """The keys, in order. O(len)."""
         given = self._given
@@ -110,6 +116,7 @@ class Selection(Sequence[R_co]):
         return merged(ids, given.keys, given.at)
 
     @property
+    @falls_back
     def embeddings(self) -> NDArray[np.float32]:
         """float32, (len, dim), read-only: of consecutive rows alone (see `cluster_by`) a view of the file, else a copy.
 
@@ -118,6 +125,7 @@ class Selection(Sequence[R_co]):
         """
         return self._embeddings(None)
 
+    @falls_back
     def embeddings_of(self, field: str) -> NDArray[np.float32]:
         """The same of one of several embeddings. Raises ValueError for a field that is none."""
         return self._embeddings(field)
@@ -128,6 +136,7 @@ class Selection(Sequence[R_co]):
         vectors.flags.writeable = False
         return vectors
 
+    @falls_back
     def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
         """A pyarrow.Table of these records, with the columns of `Collection.to_arrow`; the embeddings as `embeddings`
         has them, but null for none. Further fields of the source's records are further columns."""
@@ -135,6 +144,7 @@ class Selection(Sequence[R_co]):
             return self._collection.table_at(self._rows, columns)
         return self._table(self._given, columns)
 
+    @falls_back
     def order_by(self, field: str, *, descending: bool = False) -> Selection[R_co]:
         """The same records by the values of a field: null, then numbers, then text by its bytes; or descending.
 
@@ -155,6 +165,7 @@ class Selection(Sequence[R_co]):
                 raise ValueError(f"no record has a field {field!r} to be ordered by; there are: {known}")
         return Selection(self._collection, Ordering(file, found, given, field, descending), None, True)  # noqa: FBT003
 
+    @falls_back
     def limit(self, n: int) -> Selection[R_co]:
         """The first n records, or all where there are fewer. Raises ValueError for a number below 0."""
         if index(n) < 0:
@@ -166,12 +177,14 @@ class Selection(Sequence[R_co]):
         """The k of these records whose embeddings are nearest to a vector, (dim,): see `Collection.nearest`."""
         return self.nearest_many(one_of(vector), k, **options)[0]
 
+    @falls_back
     def nearest_many(self, matrix: ArrayLike, k: int = 10, **options: Unpack[SearchOptions]) -> list[Neighbours[R_co]]:
         """The same for each row of a matrix, (queries, dim), which is read once for many of them."""
         from ..search.neighbours import nearest_in  # gives selections, and is loaded by the first search
 
         return nearest_in(self, matrix, k, options)
 
+    @falls_back
     def __len__(self) -> int:
         return self._found.size + self._from_source
 
@@ -179,12 +192,20 @@ class Selection(Sequence[R_co]):
         return cast("Iterator[R_co]", self._records())
 
     def _records(self) -> Iterator[Record]:
+        if self._instead is None:
+            return self._read()
+        if not callable(self._instead):
+            return self._instead._records()
+        return going_on(self._read, lambda record: record.id, lambda error: after(error, self)._records())
+
+    def _read(self) -> Iterator[Record]:
         return self._collection.records_at(self._rows) if self._given is None else self._interleaved(self._given)
 
     @overload
     def __getitem__(self, i: int) -> R_co: ...
     @overload
     def __getitem__(self, i: slice) -> Selection[R_co]: ...
+    @falls_back
     def __getitem__(self, i: int | slice) -> Any:
         if isinstance(i, slice):
             if isinstance(self._found, Ordering) and (end := _end_of(i)) is not None:
@@ -201,24 +222,28 @@ class Selection(Sequence[R_co]):
             at -= before
         return next(self._collection.records_at(self._rows[at : at + 1]))
 
+    @falls_back
     def __or__(self, other: Selection[S]) -> Selection[R_co | S]:
         if not isinstance(other, Selection):
             return NotImplemented
         rest = other._taken(np.flatnonzero(~_shared(other, self)))
         return _united(self, rest) if _is_canonical(self, other) else _appended(self, rest)
 
+    @falls_back
     def __and__(self, other: Selection[object]) -> Selection[R_co]:
         if not isinstance(other, Selection):
             return NotImplemented
         kept = self._taken(np.flatnonzero(_shared(self, other)))
         return _sorted(kept) if _is_canonical(self, other) else kept
 
+    @falls_back
     def __sub__(self, other: Selection[object]) -> Selection[R_co]:
         if not isinstance(other, Selection):
             return NotImplemented
         kept = self._taken(np.flatnonzero(~_shared(self, other)))
         return _sorted(kept) if _is_canonical(self, other) else kept
 
+    @falls_back
     def __reduce__(self) -> tuple[Any, ...]:
         place, given, ordered = self._collection.place(), self._given, (True,) if self._is_ordered else ()
         if given is None:
@@ -349,7 +374,7 @@ class Selection(Sequence[R_co]):
         shapes = [shape.names for shape in file.layout.shapes]
         shapes += [Shape(names, {}).names for names in dict.fromkeys(record.names for record in given.records)]
         names = list(dict.fromkeys(name for shape in shapes for name in shape))
-        return table_of(self._records(), names, columns_of_vectors, columns)
+        return table_of(self._read(), names, columns_of_vectors, columns)
 
     # --- and another
 
@@ -390,6 +415,17 @@ def _sorted(one: Selection[Any]) -> Selection[Any]:
 def rows_in(found: Selection[Any]) -> NDArray[np.uint32] | Packed | Ranged:
     """The rows of a selection, as they are held by now; of one that was put into order, the rows."""
     return found._rows if isinstance(found._found, Ordering) else found._found
+
+
+def or_else(found: Selection[R_co], ask: Callable[[UnusableFileError], Selection[Any]]) -> Selection[R_co]:
+    """What was just found, and what takes its place where the file is damaged."""
+    found._instead = ask
+    return found
+
+
+def again(found: Selection[R_co]) -> Selection[R_co]:
+    """The same records, whose places are settled for both, in another object."""
+    return Selection(found._collection, found._found, found._given, found._is_ordered)
 
 
 def unread(found: Selection[Any]) -> Packed | Ranged:

@@ -8,7 +8,7 @@ import pickle
 import sqlite3
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -191,7 +191,8 @@ def test_of_several_rows_with_one_key_the_rule_chooses(items, rule, kept):
     schema = Schema("doubles", key="a", query=query, index=("b",), on_duplicate=rule)
     with contextlib.closing(SQLAlchemySource(items.url, schema)) as source:
         assert [row and row.values for row in source.fetch("doubles", [1])] == [(1, kept)]
-        assert source.fetch("doubles", ["no number", b"", 2.5]) == [None] * 3
+        of_other_types: list[Any] = ["no number", b"", 2.5]
+        assert source.fetch("doubles", of_other_types) == [None] * 3
         assert found(source, "doubles", b=[9, 4]) == ([1, 3] if rule == "first" else [3])
         assert source.in_order("doubles", [3, 1]) == ([1, 3] if rule == "first" else [3, 1])
 
