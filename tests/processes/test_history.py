@@ -29,11 +29,11 @@ def campaign(*options: object, patience: float) -> tuple[int, dict[str, float], 
     return done.returncode, numbers, said
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(3700)
 @pytest.mark.parametrize(("reads", "swaps"), [(5_000, 25), pytest.param(1_000_000, 5_000, marks=pytest.mark.nightly)])
 def test_no_invalidation_is_lost_in_so_many_reads_and_swaps(reads, swaps):
     """Ends when there were as many; a million on two idle cores in less than two minutes."""
-    code, numbers, said = campaign("--seconds", 300, "--reads", reads, "--swaps", swaps, patience=380)
+    code, numbers, said = campaign("--seconds", 3000, "--reads", reads, "--swaps", swaps, patience=3600)
     assert code == 0, said
     assert numbers["reads"] >= reads, said
     assert numbers["swaps"] >= swaps, said

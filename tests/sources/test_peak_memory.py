@@ -35,14 +35,20 @@ import sys
 import mmcache
 from mmcache import Schema
 from mmcache.sources.recognize import source_at
-mmcache.build(sys.argv[2], source_at(sys.argv[1], Schema("items", index=("kind",))))
+schema = Schema(sys.argv[3], index=("kind",))
+source = mmcache.SQLAlchemySource(sys.argv[1], schema) if "://" in sys.argv[1] else source_at(sys.argv[1], schema)
+mmcache.build(sys.argv[2], source)
 # Not ru_maxrss, which begins with what the parent had.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def rows(n: int) -> Iterator[dict[str, Any]]:
-    for i in range(n):
+    return rows_from(0, n)
+
+
+def rows_from(begin: int, n: int) -> Iterator[dict[str, Any]]:
+    for i in range(begin, begin + n):
         yield {"id": f"key-{i}", "kind": i % 7, "text": f"{i} {WORDS}", "price": i / 7, "other": f"{WORDS} {i}"}
 
 
@@ -108,9 +114,13 @@ def peak(kind: str, n: int) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, f"items-{n}" if kind == "parts" else f"items.{kind}")
         write(path, n)
-        out = Path(directory, "items.mmc")
-        done = subprocess.run([sys.executable, "-c", CHILD, path, out], capture_output=True, text=True, check=True)
-        return 1024 * int(done.stdout), out.stat().st_size
+        return _built(path, Path(directory, "items.mmc"), "items")
+
+
+def _built(source: Path | str, out: Path, table: str) -> tuple[int, int]:
+    command = [sys.executable, "-c", CHILD, source, out, table]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return 1024 * int(done.stdout), out.stat().st_size
 
 
 @pytest.mark.integration
@@ -122,6 +132,24 @@ def test_peak_memory_does_not_grow_with_the_rows(kind):
     many, size = peak(kind, 4 * ROWS)
     print(f"{kind}: {few / 2**20:.1f} and {many / 2**20:.1f} MiB; the file has {size / 2**20:.0f} MiB")
     assert many - few < 3 * ROWS * PER_ROW + 2**24 + OWN_CACHES.get(kind, 0)
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of the peak")
+def test_peak_memory_does_not_grow_with_the_rows_of_a_table(database, tmp_path):
+    """Of PostgreSQL, MariaDB and SQLite by SQLAlchemy, and of SQLite by sqlite3."""
+    n = ROWS // 2
+    tables = {"few": n, "many": 4 * n}
+    for table, count in tables.items():
+        database.run(f"CREATE TABLE {table} (id varchar(20) PRIMARY KEY, kind integer, text varchar(2000))")
+        for begin in range(0, count, 5000):
+            taken = [{name: row[name] for name in ("id", "kind", "text")} for row in rows_from(begin, 5000)]
+            database.run(f"INSERT INTO {table} VALUES (:id, :kind, :text)", rows=taken)
+    for source in [database.url, *([tmp_path / "items.db"] if database.kind == "sqlite" else [])]:
+        (few, _), (many, size) = (_built(source, tmp_path / f"{table}.mmc", table) for table in tables)
+        print(f"{source}: {few / 2**20:.1f} and {many / 2**20:.1f} MiB; the file has {size / 2**20:.0f} MiB")
+        assert many - few < 3 * n * PER_ROW + 2**24
+        assert size > 3 * n * PER_ROW + 2**24, "else nothing is shown"
 
 
 if __name__ == "__main__":

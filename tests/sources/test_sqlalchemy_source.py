@@ -114,10 +114,11 @@ def test_the_key_of_a_table_is_its_primary_key(database):
         assert source.in_order("parts", [("x", 1), ("no", 3), ("a", 2)]) == [("a", 2), ("x", 1)]
 
 
-def test_the_same_rows_give_the_same_sections_as_from_elsewhere(items, tmp_path):
-    records = mmcache.IterableSource([item(i) for i in range(ROWS)], ITEMS)
-    sources: list[Source] = [records, SQLAlchemySource(items.url, ITEMS)]
-    if items.kind == "sqlite":
+def test_the_same_rows_give_the_same_sections_as_from_elsewhere(database, tmp_path):
+    fill(database, 5_000)
+    records = mmcache.IterableSource([item(i) for i in range(5_000)], ITEMS)
+    sources: list[Source] = [records, SQLAlchemySource(database.url, ITEMS)]
+    if database.kind == "sqlite":
         sources.append(SQLiteSource(tmp_path / "items.db", ITEMS))
     sections = []
     for i, source in enumerate(sources):
