@@ -58,6 +58,9 @@ def summary(snapshot: Snapshot, name: str, top: int) -> dict[str, Any]:
         return plain | _index(collection, field, top)
     if section.kind == h.PRESENCE:
         return plain | {"records": layout.n, "with_embedding": int(collection.has_embedding_of(field).sum())}
+    if section.kind == h.SKETCH:
+        dim, sketch = layout.embeddings[field].dim, layout.sketches.get(field)
+        return plain | {"records": layout.n, "bits": dim, "queries": 0 if sketch is None else sketch.queries}
     if section.kind in (h.EMBEDDINGS, h.NORMS):
         dim, missing = layout.embeddings[field]
         shape = {"records": layout.n, "dim": dim, "without_embedding": missing}
