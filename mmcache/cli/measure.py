@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
 from ..format.curves import WHOLE
-from ..words import plural
+from ..words import number, printable
 from .get import add_reading, collection_of, open_snapshot
 from .nearest import array_of_npy
 from .options import FILE_COMPLETION, OK, UsageError, count, file_argument
@@ -24,9 +24,9 @@ Measure what a search with a recall finds of an exact one, and in which share of
   mmcache measure packages.mmc --queries queries.npy
   mmcache measure packages.mmc --queries queries.npy -k 50 --json
 
-The queries are the rows of an array of numpy, (queries, dim); some hundred are enough. Each is searched for exactly, and
-among as many candidates as each point of the file's curve has. The file promises what it found of its own rows, less two
-standard errors. Queries that are unlike all records may find less: then ask for a higher recall.
+The queries are the rows of an array of numpy, (queries, dim); some hundred are enough. Each is searched for exactly,
+and among as many candidates as each point of the file's curve has. The file promises what it found of its own rows,
+less two standard errors. Queries that are unlike all records may find less: then ask for a higher recall.
 """
 
 
@@ -85,10 +85,10 @@ def _plain(collection: str, found: Comparison, arguments: argparse.Namespace) ->
 
 
 def _print(found: Comparison, arguments: argparse.Namespace, output: Output) -> None:
-    exact = f"an exact search takes {found.exact_seconds * 1000:.2f} ms"
-    output.heading(
-        f"{found.field}, {found.metric}, the {arguments.k} nearest to {plural(found.queries, 'query')}: {exact}"
+    queries = (
+        f"{number(found.queries)} queries, the {arguments.k} nearest by {found.metric} of {printable(found.field)}"
     )
+    output.heading(f"{queries}: an exact search takes {found.exact_seconds * 1000:.2f} ms")
     rows = [
         [
             str(one.point.candidates),
@@ -100,8 +100,7 @@ def _print(found: Comparison, arguments: argparse.Namespace, output: Output) -> 
         for one in found.points
     ]
     if rows:
-        output.table(
-            ("candidates", "promised", "recall", "less two errors", "time / exact"), rows, right=(0, 1, 2, 3, 4)
-        )
+        columns = ("candidates", "promised", "recall", "less two errors", "time / exact")
+        output.table(columns, rows, right=(0, 1, 2, 3, 4))
     else:
         output.note("the records are too few: every search is exact")

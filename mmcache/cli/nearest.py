@@ -30,7 +30,8 @@ Print the records whose embeddings are nearest to a vector, or to that of a reco
   echo '[0.1, 0.2, 0.3]' | mmcache nearest items.mmc --vector - --metric dot --min-score 0.5
   mmcache nearest items.mmc --id sku-7 --json
 
-All of them are compared, so that none is missed; unless --recall asks for less, of a file with a sketch. --where takes what `mmcache find` takes, and counts before the search.
+All of them are compared, so that none is missed; unless --recall asks for less, of a file with a sketch. --where takes
+what `mmcache find` takes, and counts before the search.
 A score is higher for what is nearer: the cosine, the product, or of euclidean the distance with a minus.
 On a terminal the records are a table, elsewhere one JSON document a line, {"score": ..., "record": {...}}; with --json,
 one list of these.

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import RecallError
-from ..format.curves import Point
+from ..format.curves import Point, SketchLayout
 from .asked import Search
 from .best import Best
 from .chunks import Span
 from .measuring import candidates_of, points_of
-from .metrics import Query
-from .scan import search
+from .scan import is_plain, search
 from .sketched import check_sketch, search_nearby
 
 if TYPE_CHECKING:
@@ -58,31 +57,38 @@ def compared(file: FileCollection, matrix: ArrayLike, k: int, field: str | None 
         raise RecallError("the file has no sketch that this version knows: build it anew", path=file.file.path)
     if not len(asked.matrix):
         raise ValueError("there are no queries")
-    sketch = file.layout.sketches.get(asked.field)
-    curves = {} if sketch is None else sketch.curves
-    promised = {
-        point.candidates: point.least for point in curves.get(min((m for m in curves if m >= k), default=0), ())
-    }
-
-    def timed(find: Callable[[Best], object]) -> tuple[list[NDArray[np.int64]], float]:
-        found = [Best(Query.of(vector, asked.metric), k, None) for vector in asked.matrix]
-        find(Best(found[0].query, k, None))  # what the first search of a process does is not of the search
-        begun = time.thread_time()
-        for best in found:
-            find(best)
-        return [best.rows for best in found], (time.thread_time() - begun) / len(found)
-
     everything = Span(0, n, None, is_everything=True)
-    exact, seconds = timed(lambda best: search(vectors, everything, [best], threads=1, between=_nothing))
+    exact, seconds = _timed(asked, lambda best: search(vectors, everything, [best], threads=1, between=_nothing))
+    promised = _promised(file.layout.sketches.get(asked.field), k)
     points = []
-    for few in (few for few in candidates_of(n) if few >= k):
-        near, spent = timed(lambda best, few=few: search_nearby(vectors, everything, [best], few, between=_nothing))  # type: ignore[misc]
-        # A row that is found counts as the first candidate, any other as none.
-        places = np.array(
-            [np.isin(rows, other, invert=True).astype(np.intp) for rows, other in zip(exact, near, strict=True)]
-        )
-        points.append(Compared(points_of(places, [1])[0]._replace(candidates=few), promised.get(few), spent / seconds))
+    for few in (few for few in candidates_of(n) if few >= k and is_plain(vectors)):
+
+        def find(best: Best, few: int = few) -> None:
+            search_nearby(vectors, everything, [best], few, between=_nothing)
+
+        near, spent = _timed(asked, find)
+        # A row that is found counts as the first candidate, any other as one behind the last.
+        places = np.array([~np.isin(rows, other) for rows, other in zip(exact, near, strict=True)], np.intp)
+        point = points_of(places, [1])[0]._replace(candidates=few)
+        points.append(Compared(point, promised.get(few), spent / seconds))
     return Comparison(asked.field, asked.metric, len(exact), seconds, points)
+
+
+def _timed(asked: Search, find: Callable[[Best], object]) -> tuple[list[NDArray[np.int64]], float]:
+    """The rows that are found for each query, the best first; and CPU seconds of one."""
+    find(asked.best()[0])  # the first search of a process does more
+    found = asked.best()
+    begun = time.thread_time()
+    for best in found:
+        find(best)
+    return [best.rows for best in found], (time.thread_time() - begun) / len(found)
+
+
+def _promised(sketch: SketchLayout | None, k: int) -> dict[int, int]:
+    """By candidates."""
+    curves = {} if sketch is None else sketch.curves
+    measured = min((one for one in curves if one >= k), default=0)
+    return {point.candidates: point.least for point in curves.get(measured, ())}
 
 
 def _nothing() -> None:
