@@ -61,7 +61,7 @@ class Block(Protocol):
 
 class Span(NamedTuple):
     """Consecutive rows. mask(begin, end): which of these are wanted; None where all are. is_everything: whether they
-    are all rows of the file but dirty ones, chosen by no filter."""
+    are all rows of the file but the dirty ones, chosen by no filter."""
 
     begin: int
     end: int
@@ -94,7 +94,7 @@ def chosen(found: NDArray[np.uint32] | Packed | Ranged, n: int) -> Span | NDArra
         inner, dirty = (found.found.found, found.found.dirty) if isinstance(found.found, Less) else (found.found, None)
         if isinstance(inner, Postings) and inner.kind == RANGE:
             begin = inner.first_row
-            return Span(begin, begin + inner.size, None if dirty is None else _all_but(dirty), inner.size == n)
+            return Span(begin, begin + inner.size, None if dirty is None else _all_but(dirty), found.is_everything)
         if inner.kind != LIST and _DENSE * found.size >= n:
             mask = _mask_of(inner)
             return Span(0, n, mask if dirty is None else _both(mask, _all_but(dirty)))
@@ -102,7 +102,7 @@ def chosen(found: NDArray[np.uint32] | Packed | Ranged, n: int) -> Span | NDArra
     if not (rows[1:] > rows[:-1]).all():
         rows = np.sort(rows)
     if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
-        return Span(int(rows[0]), int(rows[-1]) + 1, None, len(rows) == n)
+        return Span(int(rows[0]), int(rows[-1]) + 1)
     return Span(0, n, _only(rows)) if _DENSE * len(rows) >= n else rows
 
 

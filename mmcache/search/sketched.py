@@ -74,7 +74,7 @@ def candidates_for(asked: Search, file: Any, which: Span | NDArray[np.uint32]) -
             "recall out",
             path=file.file.path,
         )
-    vectors, few = file.vectors(asked.field), point.candidates + len(asked.skip)
+    vectors, few = file.vectors(asked.field), max(point.candidates, asked.k) + len(asked.skip)
     return few if vectors.has_sketch and _WORTH * few < len(file) and is_plain(vectors) else None
 
 
