@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from ..format.curves import WHOLE, Point, SketchLayout
-from ..format.sketch import Distances, Nearby
 from .best import Best
 from .chunks import Block, Span, wanted_in
+from .distances import Distances, Nearby
 from .metrics import Query
 from .scan import is_plain, search
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from ..errors import RecallError
 from ..format.curves import WHOLE
-from ..format.sketch import TILE, Distances, Nearby
+from ..format.sketch import TILE
 from ..schema import AnySchema
 from .asked import Search
 from .best import Best
 from .chunks import Block, Span, wanted_in
+from .distances import Distances, Nearby
 from .scan import is_plain, search
 
 if TYPE_CHECKING:
