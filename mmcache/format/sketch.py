@@ -31,8 +31,11 @@ def words_in(dim: int) -> int:
 
 
 def signs_of(matrix: NDArray[Any]) -> NDArray[np.uint64]:
-    """u64, (words, rows), C-contiguous: the bits of these rows, (rows, dim), of one tile or of less."""
+    """u64, (rows, words): the bits of each row of a matrix, (rows, dim)."""
     rows, dim = matrix.shape
-    padded = np.zeros((rows, 8 * words_in(dim)), np.uint8)
-    padded[:, : -(-dim // 8)] = np.packbits(matrix > 0, axis=1, bitorder="little")
-    return np.ascontiguousarray(padded.view("<u8").T)
+    bits = np.packbits(matrix > 0, axis=1, bitorder="little")
+    if dim % 64:
+        padded = np.zeros((rows, 8 * words_in(dim)), np.uint8)
+        padded[:, : bits.shape[1]] = bits
+        bits = padded
+    return bits.view("<u8")

@@ -25,7 +25,7 @@ class Distances:
     """Of all rows of a tile to one query after the other. queries: (queries, dim)."""
 
     def __init__(self, queries: NDArray[Any]) -> None:
-        self._signs = np.ascontiguousarray(signs_of(queries).T)
+        self._signs = signs_of(queries)
         self._distances = np.empty(0, np.uint16)
 
     def to(self, query: int, tile: NDArray[np.uint64]) -> NDArray[np.uint16]:
@@ -55,25 +55,44 @@ def count(tile: NDArray[np.uint64], query: NDArray[np.uint64], found: NDArray[np
 class Nearby:
     """The rows of the least distance that were met so far, `most` of them at most: by distance, then by row."""
 
-    __slots__ = ("_distances", "_limit", "_most", "rows")
+    __slots__ = ("_found", "_limit", "_most", "_size")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._limit: int | None = None
-        self._distances = np.empty(0, np.uint16)
-        self.rows = np.empty(0, np.int64)
+        self._limit = 2**16
+        self._found: list[tuple[NDArray[np.uint16], NDArray[np.int64]]] = []
+        self._size = 0
 
-    def offer(self, distances: NDArray[Any], begin: int, wanted: NDArray[np.bool_] | None) -> None:
+    def offer(self, distances: NDArray[np.uint16], begin: int, wanted: NDArray[np.bool_] | None) -> None:
         """The next rows, from `begin` on. wanted: bool, (len(distances),): which of them count; None where all do."""
-        # A later row of the same distance as the last one comes after it.
-        near = np.arange(len(distances)) if self._limit is None else np.flatnonzero(distances < self._limit)
+        if not self._size:
+            self._guess(distances if wanted is None else distances[wanted])
+        near = np.flatnonzero(distances < self._limit)
         if wanted is not None:
             near = near[wanted[near]]
-        if not len(near):
-            return
-        distances = np.concatenate((self._distances, distances[near]))
-        rows = np.concatenate((self.rows, near + begin))
+        if len(near):
+            self._found.append((distances[near], near + begin))
+            self._size += len(near)
+            if self._size >= 2 * self._most:
+                self._choose()
+
+    def _guess(self, distances: NDArray[np.uint16]) -> None:
+        """A limit below which there are enough, by the first of the rows: sorting all of a tile takes longer."""
+        some = distances[: 8 * self._most]
+        if len(some) > self._most:
+            self._limit = min(self._limit, int(np.partition(some, self._most)[self._most]) + 1)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """int64, `most` or all that there were."""
+        if len(self._found) > 1 or self._size > self._most:
+            self._choose()
+        return self._found[0][1] if self._found else np.empty(0, np.int64)
+
+    def _choose(self) -> None:
+        distances, rows = map(np.concatenate, zip(*self._found, strict=True))
         order = np.argsort(distances, kind="stable")[: self._most]
-        self._distances, self.rows = distances[order], rows[order]
+        self._found, self._size = [(distances[order], rows[order])], len(order)
         if len(order) == self._most:
-            self._limit = int(self._distances[-1])
+            # A later row of the same distance as the last one comes after it.
+            self._limit = int(distances[order[-1]])

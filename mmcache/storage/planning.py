@@ -181,7 +181,8 @@ def _beside(
         if present is not None:
             parts.append(_whole(f"presence.{i}", h.PRESENCE, present, n))
         if schema.sketch and sketches:
-            ordered = Ordered(vectors.spool, vectors.dim, _places(staged, order), norms, present)
+            places = _places(staged, order)
+            ordered = Ordered(vectors.spool, vectors.signs, vectors.dim, places=places, norms=norms, present=present)
             measured[vectors.name], give = sketched(ordered, schema.metric_of(vectors.name), staged.records.put_aside)
             size = sketch_size(n, vectors.dim)
             parts.append(Part(f"sketch.{i}", h.SKETCH, size, lambda _, give=give: give(), entries=n))  # type: ignore[misc]

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Ordered", "sketched"]
 
-_READ: Final = CHUNK
-"""Bytes of embeddings that are read at a time, unless one has more."""
 _TOGETHER: Final = 8 * CHUNK
 """Bytes of tiles that are put aside together."""
 
@@ -33,7 +31,8 @@ _TOGETHER: Final = 8 * CHUNK
 class Ordered:
     """The embeddings of one field, staged, in the order of the file: what a search asks of those of a file.
 
-    places: of its rows in the scratch file, by ordinal; None where they lie there in this order. present: a bitmap of
+    signs: of the embeddings, row by row; nothing where they were not taken when these were staged. places: of its rows
+    in the scratch files, by ordinal; None where they lie there in this order. present: a bitmap of
     the rows that have one; None where all have.
     """
 
@@ -42,7 +41,9 @@ class Ordered:
     def __init__(
         self,
         spool: Spool,
+        signs: Spool | None,
         dim: int,
+        *,
         places: NDArray[np.int64] | None,
         norms: NDArray[np.float32],
         present: NDArray[np.uint8] | None,
@@ -50,7 +51,8 @@ class Ordered:
         self.dim = dim
         self.stride = 4 * dim
         self.extremes: tuple[float, float] | None = None
-        self._spool, self._places, self._norms, self._present = spool, places, norms, present
+        self._spool, self._signs = spool, signs if signs is not None and signs.size else None
+        self._places, self._norms, self._present = places, norms, present
 
     def __len__(self) -> int:
         return len(self._norms)
@@ -63,20 +65,38 @@ class Ordered:
 
     def part(self, begin: int, end: int) -> NDArray[np.float32]:
         """float32, (end - begin, dim): consecutive rows."""
-        if self._places is not None:
-            return self._at(self._places[begin:end])
-        return self._as_rows([self._spool.read(begin * self.stride, (end - begin) * self.stride)])
+        return self._read(self._spool, "<f4", self.dim, self._placed(slice(begin, end)))
 
     def take(self, rows: NDArray[Any], out: NDArray[np.float32]) -> None:
         """Copy these rows."""
-        out[:] = self._at(rows if self._places is None else self._places[rows])
+        places = rows if self._places is None else self._places[rows]
+        out[:] = self._read(self._spool, "<f4", self.dim, places)
 
-    def _at(self, places: NDArray[Any]) -> NDArray[np.float32]:
-        offsets = (places.astype(np.int64) * self.stride).tolist()
-        return self._as_rows(self._spool.permuted(offsets, itertools.repeat(self.stride, len(offsets))))
+    def signs(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """u64, (end - begin, words): the bits of consecutive rows."""
+        words = words_in(self.dim)
+        if self._signs is not None:
+            return self._read(self._signs, "<u8", words, self._placed(slice(begin, end)))
+        step = max(1, CHUNK // self.stride)
+        found = np.empty((end - begin, words), np.uint64)
+        for at in range(begin, end, step):
+            some = self.part(at, min(at + step, end))
+            found[at - begin : at - begin + len(some)] = signs_of(some)
+        return found
 
-    def _as_rows(self, pieces: Iterable[bytes]) -> NDArray[np.float32]:
-        return np.frombuffer(b"".join(pieces), "<f4").reshape(-1, self.dim)
+    def _placed(self, rows: slice) -> slice | NDArray[np.int64]:
+        return rows if self._places is None else self._places[rows]
+
+    @staticmethod
+    def _read(spool: Spool, kind: str, width: int, places: slice | NDArray[Any]) -> NDArray[Any]:
+        """What lies at these places of a scratch file, so many numbers at each."""
+        stride = np.dtype(kind).itemsize * width
+        if isinstance(places, slice):
+            pieces: Iterable[bytes] = [spool.read(places.start * stride, (places.stop - places.start) * stride)]
+        else:
+            offsets = (places.astype(np.int64) * stride).tolist()
+            pieces = spool.permuted(offsets, itertools.repeat(stride, len(offsets)))
+        return np.frombuffer(b"".join(pieces), kind).reshape(-1, width)
 
 
 def sketched(
@@ -84,7 +104,7 @@ def sketched(
 ) -> tuple[SketchLayout, Callable[[], Iterator[Any]]]:
     """What was measured, and what gives the bytes of the section. aside: keeps bytes until they are written.
 
-    One reading of the embeddings; and some more to measure, of files of more than some thousand rows.
+    To measure, of more than some thousand rows, reads the embeddings some times.
     """
     from ..search.measuring import Measuring  # a build measures by searching; loaded where one has a sketch
 
@@ -93,7 +113,7 @@ def sketched(
     pending = bytearray()
     for begin in range(0, len(vectors), TILE):
         end = min(begin + TILE, len(vectors))
-        tile = _tile(vectors, begin, end)
+        tile = np.ascontiguousarray(vectors.signs(begin, end).T)
         measuring.offer(tile, begin)
         pending += tile.data.cast("B")
         if len(pending) >= _TOGETHER:
@@ -101,13 +121,3 @@ def sketched(
             pending.clear()
     kept.append(aside(bytes(pending)))
     return measuring.end(), lambda: itertools.chain.from_iterable(give() for give in kept)
-
-
-def _tile(vectors: Ordered, begin: int, end: int) -> NDArray[np.uint64]:
-    """u64, (words, end - begin)."""
-    tile = np.empty((words_in(vectors.dim), end - begin), np.uint64)
-    step = max(1, _READ // vectors.stride)
-    for at in range(begin, end, step):
-        some = vectors.part(at, min(at + step, end))
-        tile[:, at - begin : at - begin + len(some)] = signs_of(some)
-    return tile
