@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -506,3 +508,31 @@ def test_a_version_that_asks_for_a_sketch_is_served_by_a_file_without(path, vect
             other.nearest(query, recall=0.5)
         other.rebuild()
         assert cache.nearest(query, recall=0.5).ids == found.ids, "a build by the old version keeps it"
+
+
+def test_rows_that_are_left_out_are_not_in_the_sketch(tmp_path):
+    """A run of rows is taken back where one of them cannot be taken."""
+    schema = Schema("items", embedding="v", sketch=True, on_invalid="skip")
+    rows = records(alike(5000))
+    rows[0]["v"] = rows[1]["v"] = None
+    bad = [{**row, "id": f"bad{i}", "v": [1.0]} for i, row in enumerate(rows[::611])]
+    mixed = [one for i, row in enumerate(rows) for one in ([row] if i % 611 else [bad[i // 611], row])]
+    mmcache.build(tmp_path / "mixed.mmc", mixed[1:], schema)
+    mmcache.build(tmp_path / "plain.mmc", rows, schema)
+    parts = [Image.of((tmp_path / name).read_bytes()) for name in ("mixed.mmc", "plain.mmc")]
+    assert parts[0].meta["collections"][0]["left_out"][0] == 8
+    assert parts[0].part("0/sketch.0") == parts[1].part("0/sketch.0")
+    assert parts[0].meta["collections"][0]["sketches"] == parts[1].meta["collections"][0]["sketches"]
+
+
+def test_shards_write_the_sketch_of_one_build(tmp_path, vectors):
+    for i in range(3):
+        lines = [{**row, "v": None if row["v"] is None else row["v"].tolist()} for row in records(vectors)[i::3]]
+        (tmp_path / f"{i}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = mmcache.JSONLinesSource(str(tmp_path / "*.jsonl"), SKETCHED)
+    mmcache.build(tmp_path / "one.mmc", source)
+    with ThreadPoolExecutor(2) as executor:
+        mmcache.build(tmp_path / "sharded.mmc", source, shards=2, executor=executor)
+    assert content(tmp_path / "sharded.mmc") == content(tmp_path / "one.mmc")
+    with Snapshot.open(tmp_path / "sharded.mmc") as snapshot:
+        assert snapshot.layout.collections["items"].sketches["v"].curves
