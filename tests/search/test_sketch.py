@@ -69,8 +69,12 @@ def near(vectors: Any, count: int, seed: int = 1) -> Any:
     return rows + 0.2 * random.standard_normal(rows.shape).astype(np.float32)
 
 
-def told(found: Any) -> tuple[list[int], list[float]]:
-    return found.ids, found.scores.tolist()
+def ids(found: Any) -> list[Any]:
+    return list(found.ids)
+
+
+def told(found: Any) -> tuple[list[Any], list[float]]:
+    return ids(found), found.scores.tolist()
 
 
 def rewritten(file: Path, to: Path, image: Image) -> Path:
@@ -89,9 +93,9 @@ def test_what_is_found_has_the_scores_and_the_order_of_an_exact_search(snapshot,
         for query, found, exact in zip(queries, many, everything, strict=True):
             scores = dict(zip(*told(exact), strict=True))
             assert len(found) == k
-            assert [scores[key] for key in found.ids] == found.scores.tolist()
+            assert [scores[key] for key in ids(found)] == found.scores.tolist()
             assert told(found) == (
-                sorted(found.ids, key=lambda key: (-scores[key], key)),
+                sorted(ids(found), key=lambda key: (-scores[key], key)),
                 sorted(found.scores.tolist(), reverse=True),
             )
             assert told(snapshot.nearest(query, k, recall=0.8)) == told(found)
@@ -139,8 +143,8 @@ def test_a_row_is_found_with_the_score_of_brute_force(tmp_path_factory, seed, me
         found = snapshot.nearest(query, k, recall=max(0.01, curve[-1].least / 10_000))
         right = {f"k{i:03}": truth.score(metric, v, query) for i, v in enumerate(bank) if v is not None}
         assert len(found) == k
-        assert [right[key] for key in found.ids] == found.scores.tolist()
-        assert found.ids == sorted(found.ids, key=lambda key: (-right[key], key))
+        assert [right[key] for key in ids(found)] == found.scores.tolist()
+        assert ids(found) == sorted(ids(found), key=lambda key: (-right[key], key))
 
 
 @pytest.mark.parametrize("where", [{"half": 1}, {"half": [0, 1]}, {"few": 7}, {"few": mmcache.excluding(3)}])
@@ -154,11 +158,11 @@ def test_under_every_filter_a_search_is_exact(snapshot, vectors, where):
 def test_a_record_without_an_embedding_or_that_is_skipped_is_no_candidate(snapshot, vectors):
     for query in near(vectors, 10):
         found = snapshot.nearest(query, 100, recall=0.3)
-        assert not any(key % 50 == 7 for key in found.ids)
-        skip = found.ids[:40]
+        assert not any(key % 50 == 7 for key in ids(found))
+        skip = ids(found)[:40]
         others = snapshot.nearest(query, 60, recall=0.3, skip=skip)
         assert len(others) == 60
-        assert not set(skip) & set(others.ids)
+        assert not set(skip) & set(ids(others))
         assert (others.scores >= found.scores[40:]).all(), "there are as many candidates besides"
 
 
@@ -262,7 +266,7 @@ def test_a_merge_and_shards_write_the_sketch_of_one_build(tmp_path, file, vector
         mmcache.build(tmp_path / f"{i}.mmc", some, SKETCHED)
     mmcache.merge(tmp_path / "merged.mmc", [tmp_path / f"{i}.mmc" for i in range(3)])
     assert content(tmp_path / "merged.mmc") == content(file)
-    by_half = {"cluster_by": "half"}
+    by_half: dict[str, Any] = {"cluster_by": "half"}
     mmcache.build(tmp_path / "clustered.mmc", rows, SKETCHED, **by_half)
     mmcache.merge(tmp_path / "both.mmc", [tmp_path / f"{i}.mmc" for i in range(3)], **by_half)
     assert content(tmp_path / "both.mmc") == content(tmp_path / "clustered.mmc")
@@ -297,7 +301,7 @@ def test_each_embedding_has_a_sketch_and_a_curve_of_its_own_metric(path):
             for query in queries:
                 scores = dict(zip(*told(snapshot.nearest(query, 5000, embedding=field)), strict=True))
                 found = snapshot.nearest(query, embedding=field, recall=0.2)
-                assert [scores[key] for key in found.ids] == found.scores.tolist()
+                assert [scores[key] for key in ids(found)] == found.scores.tolist()
         with pytest.raises(RecallError, match="'euclidean', not for 'cosine'"):
             snapshot.nearest(other[0], embedding="b", metric="cosine", recall=0.2)
 
@@ -361,7 +365,7 @@ def test_a_sketch_of_any_bytes_gives_rows_with_their_own_scores(file, tmp_path, 
             scores = dict(zip(*told(snapshot.nearest(query, N)), strict=True))
             found = snapshot.nearest(query, 30, recall=0.5)
             assert len(found) == 30
-            assert [scores[key] for key in found.ids] == found.scores.tolist()
+            assert [scores[key] for key in ids(found)] == found.scores.tolist()
 
 
 def curves(*points: Any, k: Any = 10, queries: Any = 200) -> list[Any]:
@@ -409,7 +413,7 @@ def test_a_curve_that_lies_gives_rows_with_their_own_scores(file, tmp_path, vect
         scores = dict(zip(*told(snapshot.nearest(query, N)), strict=True))
         found = snapshot.nearest(query, recall=0.9999)
         assert len(found) == 10, "never fewer than there are"
-        assert [scores[key] for key in found.ids] == found.scores.tolist()
+        assert [scores[key] for key in ids(found)] == found.scores.tolist()
 
 
 def test_a_file_whose_curve_is_missing_is_searched_exactly(file, tmp_path, vectors):
@@ -439,17 +443,17 @@ def test_dirty_records_are_scored_as_the_source_has_them(tmp_path, vectors):
     source = mmcache.CallableSource(load, SKETCHED)
     with mmcache.open(tmp_path / "items.mmc", source, executor="external", check_interval=3600.0) as cache:
         before = cache.nearest(query, 20, recall=0.9)
-        moved, gone, new = 4000, before.ids[0], 10**6
+        moved, gone, new = 4000, ids(before)[0], 10**6
         rows[moved] = {**rows[moved], "v": query}
         rows[new] = {"id": new, "half": 0, "few": 0, "v": query}
         del rows[gone]
         cache.invalidate([moved, gone, new])
         found = cache.nearest(query, 20, recall=0.9)
-        assert found.ids[:2] == [moved, new]
-        assert gone not in found.ids
+        assert ids(found)[:2] == [moved, new]
+        assert gone not in ids(found)
         scores = dict(zip(*told(cache.nearest(query, N)), strict=True))
-        assert [scores[key] for key in found.ids] == found.scores.tolist()
-        assert found.ids[2:] == before.ids[1:19], "the others are the same candidates"
+        assert [scores[key] for key in ids(found)] == found.scores.tolist()
+        assert ids(found)[2:] == ids(before)[1:19], "the others are the same candidates"
         assert told(cache.collection("items").nearest(query, 20, recall=0.9)) == told(found)
         assert told(cache.where().nearest(query, 20, recall=0.9)) == told(found)
         with cache.pinned() as snapshot:
@@ -469,7 +473,7 @@ def test_records_that_have_expired_are_no_answer(path, clock):
         for query in near(vectors, 5):
             found = cache.nearest(query, 30, recall=0.5)
             assert len(found) == 30
-            assert all(key % 3 for key in found.ids)
+            assert all(key % 3 for key in ids(found))
 
 
 @pytest.mark.parametrize("sketch", [True, False])
@@ -507,7 +511,7 @@ def test_a_version_that_asks_for_a_sketch_is_served_by_a_file_without(path, vect
         with pytest.raises(RecallError, match="no sketch"):
             other.nearest(query, recall=0.5)
         other.rebuild()
-        assert cache.nearest(query, recall=0.5).ids == found.ids, "a build by the old version keeps it"
+        assert cache.nearest(query, recall=0.5).ids == ids(found), "a build by the old version keeps it"
 
 
 def test_rows_that_are_left_out_are_not_in_the_sketch(tmp_path):
