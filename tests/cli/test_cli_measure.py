@@ -13,6 +13,9 @@ from tests.search.test_sketch import alike, near, records
 from tests.support.console import ok, run
 
 
+CANDIDATES = [32, 45, 64, 90, 128, 180, 256, 360, 512, 720, 1024]
+
+
 @pytest.fixture(scope="module")
 def vectors():
     return alike()
@@ -45,7 +48,7 @@ def test_inspect_shows_what_a_search_finds(file):
     sketch = ok("inspect", file, "--json").json["collections"]["items"]["sketches"]["v"]
     assert sketch["queries"] == 200
     of_ten = [point for point in sketch["points"] if point["k"] == 10]
-    assert [point["candidates"] for point in of_ten] == [32, 64, 128, 256, 512, 1024]
+    assert [point["candidates"] for point in of_ten] == CANDIDATES
     recalls = [point["recall"] for point in of_ten]
     assert recalls == sorted(recalls)
     assert all(0 <= point["least"] <= point["recall"] <= 1 for point in sketch["points"])
@@ -61,7 +64,7 @@ def test_measure_compares_with_an_exact_search(file, queries):
     assert (found["collection"], found["embedding"], found["metric"], found["k"]) == ("items", "v", "cosine", 10)
     assert (found["queries"], found["path"]) == (30, str(file))
     points = found["points"]
-    assert [point["candidates"] for point in points] == [32, 64, 128, 256, 512, 1024]
+    assert [point["candidates"] for point in points] == CANDIDATES
     with mmcache.Snapshot.open(file) as snapshot:
         promised = snapshot.layout.collections["items"].sketches["v"].curves[10]
         assert [point["promised"] for point in points] == [point.least / 10_000 for point in promised]
