@@ -12,7 +12,6 @@ from mmcache import Schema
 from tests.search.test_sketch import alike, near, records
 from tests.support.console import ok, run
 
-
 CANDIDATES = [32, 45, 64, 90, 128, 180, 256, 360, 512, 720, 1024]
 
 
