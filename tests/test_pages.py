@@ -182,7 +182,7 @@ PRELUDES = {
 cache = mmcache.open("bank.mmc")
 matrix = cache.embeddings[:3]
 vector = matrix[0]
-records = [{"id": key, "vector": vector} for key, vector in zip(cache, cache.embeddings)]
+records = [dict(id=key, vector=row) for key, row in zip(cache, cache.embeddings)]
 np.save("queries.npy", matrix)
 """,
     "docs/migrating.md": f'{ITEMS}db = sqlite3.connect("items.db")\n',
