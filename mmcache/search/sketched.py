@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Sketched", "candidates_for", "check_sketch", "nearby", "search_nearby"]
 
 TOGETHER: Final = 64
-"""Queries that one reading of the sketch answers."""
+"""Queries that one reading of the sketch answers, at most."""
+_HELD: Final = 2**17
+"""Candidates of all of them, at most, unless one has more: some 2 MB."""
 
 _WORTH: Final = 4
 """Where one row in so many would be a candidate, or more, all rows are scored."""
@@ -83,8 +85,9 @@ def search_nearby(
     vectors: Sketched, which: Span, found: Sequence[Best], few: int, *, between: Callable[[], object]
 ) -> None:
     """Offer each of `found` the rows of a span that are nearest by their signs, so many. See `scan.search`."""
-    for begin in range(0, len(found), TOGETHER):
-        together = found[begin : begin + TOGETHER]
+    size = max(1, min(TOGETHER, _HELD // few))
+    for begin in range(0, len(found), size):
+        together = found[begin : begin + size]
         near = [Nearby(few) for _ in together]
         nearby(vectors, which, np.stack([best.query.wide for best in together]), near, between=between)
         for best, one in zip(together, near, strict=True):

@@ -492,11 +492,15 @@ def test_a_version_that_asks_for_a_sketch_is_served_by_a_file_without(path, vect
     """A deploy rolls: the file of the old version answers exactly, until a build by the new one."""
     old, rows = Schema("items", index=("half",), embedding="v"), records(vectors)
     new = Schema("items", index=("half",), embedding="v", sketch=True)
-    mmcache.build(path, IterableSource(rows, old))
+
+    def load() -> list[dict[str, Any]]:
+        return rows
+
+    mmcache.build(path, mmcache.CallableSource(load, old))
     (query,) = near(vectors, 1)
     with (
-        mmcache.open(path, IterableSource(rows, new), executor="external", check_interval=0.0) as cache,
-        mmcache.open(path, IterableSource(rows, old), executor="external", check_interval=0.0) as other,
+        mmcache.open(path, mmcache.CallableSource(load, new), executor="external", check_interval=0.0) as cache,
+        mmcache.open(path, mmcache.CallableSource(load, old), executor="external", check_interval=0.0) as other,
     ):
         hits = cache.stats().hits
         assert told(cache.nearest(query, recall=0.5)) == told(cache.nearest(query))

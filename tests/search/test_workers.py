@@ -71,7 +71,8 @@ with mmcache.Snapshot.open(path, verify="lazy") as snapshot:
         for metric in ("cosine", "euclidean"):
             snapshot.nearest(queries[0], 20, where, metric=metric)
             snapshot.nearest_many(queries, 20, where, metric=metric)
-    for recall in (0.1, 0.3):
+    curve = snapshot.layout.collections["items"].sketches["vector"].curves[10]
+    for recall in (0.1, 0.3, curve[-1].least / 10_000):
         snapshot.nearest(queries[0], 10, recall=recall)
         snapshot.nearest_many(np.concatenate([queries] * 3), 10, recall=recall)
     print(most - before, mapped(path))
