@@ -61,17 +61,20 @@ class Measuring:
         self._near = [Nearby(max(candidates_of(n)) + 1) for _ in self._rows]
         self._distances = Distances(matrix)
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether there are enough rows."""
+        return len(self._rows) > 0
+
     def offer(self, tile: NDArray[np.uint64], begin: int) -> None:
         """The next tile."""
-        if not self._near:
-            return
         wanted = wanted_in(self._everything, self._vectors.bitmap(), begin, begin + tile.shape[1])
         for i, one in enumerate(self._near):
             one.offer(self._distances.to(i, tile), begin, wanted)
 
     def end(self) -> SketchLayout:
         """All tiles have gone by. Searches exactly for the same rows. Of a row's answer the row itself is no part."""
-        if not len(self._rows):
+        if not self.is_needed:
             return SketchLayout(0, {})
         search(self._vectors, self._everything, self._found, threads=None, between=lambda: None)
         places = np.array(

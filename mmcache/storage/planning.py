@@ -183,7 +183,7 @@ def _beside(
         if schema.sketch and sketches:
             places = _places(staged, order)
             ordered = Ordered(vectors.spool, vectors.signs, vectors.dim, places=places, norms=norms, present=present)
-            measured[vectors.name], give = sketched(ordered, schema.metric_of(vectors.name), staged.records.put_aside)
+            measured[vectors.name], give = sketched(ordered, schema.metric_of(vectors.name))
             size = sketch_size(n, vectors.dim)
             parts.append(Part(f"sketch.{i}", h.SKETCH, size, lambda _, give=give: give(), entries=n))  # type: ignore[misc]
     return parts, measured

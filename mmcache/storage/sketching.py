@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from ..schema import Metric
 
 __all__ = ["Ordered", "sketched"]
-
-_TOGETHER: Final = 8 * CHUNK
-"""Bytes of tiles that are put aside together."""
 
 
 class Ordered:
@@ -99,25 +96,21 @@ class Ordered:
         return np.frombuffer(b"".join(pieces), kind).reshape(-1, width)
 
 
-def sketched(
-    vectors: Ordered, metric: Metric, aside: Callable[[bytes], Callable[[], Iterable[Any]]]
-) -> tuple[SketchLayout, Callable[[], Iterator[Any]]]:
-    """What was measured, and what gives the bytes of the section. aside: keeps bytes until they are written.
+def sketched(vectors: Ordered, metric: Metric) -> tuple[SketchLayout, Callable[[], Iterator[NDArray[np.uint64]]]]:
+    """What was measured, and what gives the tiles of the section.
 
     To measure, of more than some thousand rows, reads the embeddings some times.
     """
     from ..search.measuring import Measuring  # a build measures by searching; loaded where one has a sketch
 
     measuring = Measuring(vectors, metric, len(vectors))
-    kept: list[Callable[[], Iterable[Any]]] = []
-    pending = bytearray()
+    if measuring.is_needed:
+        for i, tile in enumerate(_tiles(vectors)):
+            measuring.offer(tile, TILE * i)
+    return measuring.end(), lambda: _tiles(vectors)
+
+
+def _tiles(vectors: Ordered) -> Iterator[NDArray[np.uint64]]:
+    """u64, (words, rows), C-contiguous."""
     for begin in range(0, len(vectors), TILE):
-        end = min(begin + TILE, len(vectors))
-        tile = np.ascontiguousarray(vectors.signs(begin, end).T)
-        measuring.offer(tile, begin)
-        pending += tile.data.cast("B")
-        if len(pending) >= _TOGETHER:
-            kept.append(aside(bytes(pending)))
-            pending.clear()
-    kept.append(aside(bytes(pending)))
-    return measuring.end(), lambda: itertools.chain.from_iterable(give() for give in kept)
+        yield np.ascontiguousarray(vectors.signs(begin, min(begin + TILE, len(vectors))).T)
