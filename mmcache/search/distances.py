@@ -1,6 +1,6 @@
 """Which rows are near by their signs: in how many bits each differs from a query, and those that differ in the fewest.
 
-Bits are counted by the compiled core, or by numpy, which takes about three times as long. Both count the same.
+Bits are counted by the compiled core, or by numpy, which takes about five times as long. Both count the same.
 """
 
 from __future__ import annotations
