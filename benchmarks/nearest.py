@@ -1,15 +1,16 @@
-"""How long does an exact search for neighbours take, beside what one would take instead?
+"""How long does a search for neighbours take, beside what one would take instead?
 
 Each contender has a process of its own (faiss and usearch do not go together in one), with one thread of BLAS and
 OpenMP, and takes turns there with numpy: `E @ q` and `argpartition` on the same mapped block. What is compared is the
 CPU time as a multiple of numpy's in the same process, so that the noise of the machine cancels out. Answers are
-compared first.
+compared first. A search with a recall takes turns with the exact one, for queries that are like the records.
 
     python -m benchmarks.nearest --quick
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -26,9 +27,12 @@ import mmcache
 
 from .common import ROOT, Report, Settings, parser, settings_of, time_text
 
-QUESTION = "How long does an exact search for neighbours take, beside what one would take instead?"
+QUESTION = "How long does a search for neighbours take, beside what one would take instead?"
 K = 10
 BATCH = 32
+RECALL = 0.95
+SHARES = {20_000: 0.2, 100_000: 0.12}
+"""Records -> the CPU time of a search with that recall, at most, as a share of the exact one's."""
 FILTERED = (10, 100, 1_000, 10_000)
 PEERS = ("mmcache", "faiss", "usearch", "sqlite-vec", "lancedb")
 GOALS = {
@@ -42,6 +46,8 @@ GOALS = {
     **{(f"of {rows}", "lancedb"): 0.1 for rows in (100, 1_000, 10_000)},
 }
 """Operation and peer -> the CPU time of mmcache, at most, as a share of the peer's."""
+
+APPROXIMATE = f"recall {RECALL}"
 
 Search = Callable[[], Any]
 """Gives the rows that it found: (K,), or (BATCH, K)."""
@@ -95,13 +101,17 @@ def of_numpy(vectors: Any, queries: Any, chosen: dict[int, Any]) -> dict[str, Se
     return searches | {f"of {n}": partial(among, np.flatnonzero(mask)) for n, mask in chosen.items()}
 
 
+def of_file(scratch: str, n: int) -> str:
+    return os.path.join(scratch, f"nearest-{n}-sketched.mmc")
+
+
 def of_mmcache(vectors: Any, queries: Any, chosen: dict[int, Any], scratch: str) -> dict[str, Search]:
-    path = os.path.join(scratch, f"nearest-{len(vectors)}.mmc")
+    path = of_file(scratch, len(vectors))
     if not os.path.exists(path):
         fields = {f"of{n}": mask.astype(int).tolist() for n, mask in chosen.items()}
         columns = [range(len(vectors)), *fields.values()]
         records = (dict(zip(("id", *fields), row, strict=True)) for row in zip(*columns, strict=True))
-        schema = mmcache.Schema("items", index=tuple(fields), embedding="v", metric="dot")
+        schema = mmcache.Schema("items", index=tuple(fields), embedding="v", metric="dot", sketch=True)
         mmcache.build(path, records, schema, embeddings=vectors)
     snapshot = mmcache.Snapshot.open(path)
     searches: dict[str, Search] = {
@@ -200,7 +210,30 @@ def contend(peer: str, path: str, scratch: str, repetitions: int) -> dict[str, A
         seconds = [(_cpu(ours[operation]), _cpu(search)) for _ in range(repetitions)]
         told[operation] = [min(one) for one in zip(*seconds, strict=True)]
         told[operation].append(statistics.median(theirs / ours for ours, theirs in seconds))
+    if peer == "mmcache":
+        with contextlib.suppress(mmcache.RecallError):  # of vectors whose signs say too little
+            told[APPROXIMATE] = approximate(of_file(scratch, len(vectors)), np.asarray(vectors), repetitions)
     return told
+
+
+def approximate(path: str, vectors: Any, repetitions: int) -> list[float]:
+    """CPU seconds of an exact search and of one with a recall, their ratio, and what that one has found.
+
+    Of queries that are each like one of the records.
+    """
+    random = np.random.default_rng(2)
+    queries = vectors[np.sort(random.choice(len(vectors), 50, replace=False))]
+    queries = queries + 0.2 * random.standard_normal(queries.shape, np.float32) / np.sqrt(np.float32(queries.shape[1]))
+    seconds, found = [], 0
+    with mmcache.Snapshot.open(path) as snapshot:
+        for query in queries:
+            exact, some = snapshot.nearest(query, K), snapshot.nearest(query, K, recall=RECALL)
+            found += len(set(exact.ids) & set(some.ids))
+        for query in np.repeat(queries[:5], repetitions, axis=0):
+            exact_seconds = _cpu(partial(snapshot.nearest, query, K))
+            seconds.append((exact_seconds, _cpu(partial(snapshot.nearest, query, K, recall=RECALL))))
+    least = [min(one) for one in zip(*seconds, strict=True)]
+    return [*least, statistics.median(some / exact for exact, some in seconds), found / (K * len(queries))]
 
 
 def _cpu(search: Search) -> float:
@@ -237,6 +270,7 @@ def measure(n: int, settings: Settings, report: Report) -> None:
             told[peer] = json.loads(done.stdout)
     ours = told["mmcache"]
     rows = []
+    show_approximate(n, ours.pop(APPROXIMATE, None), report)
     for operation, (numpy_seconds, seconds, ratio) in ours.items():
         rows.append(
             [operation, "numpy", time_text(numpy_seconds), "1.00", _share(report, operation, "numpy", n, ratio)]
@@ -255,6 +289,21 @@ def measure(n: int, settings: Settings, report: Report) -> None:
         ("search", "", "CPU", "/ numpy", "mmcache / it"),
         rows,
     )
+
+
+def show_approximate(n: int, found: list[float] | None, report: Report) -> None:
+    if found is None:
+        report.note(f"a recall of {RECALL} of {n:,} x {dim_of(n)} is more than the file promises")
+        return
+    exact, seconds, share, recall = found
+    limit = SHARES.get(n)
+    verdict = "" if limit is None else f" {report.goal(f'{APPROXIMATE} / exact', n, share, limit)}"
+    rows = [
+        ["exact", time_text(exact), "1.00", "1.00"],
+        [APPROXIMATE, time_text(seconds), f"{share:.3f}{verdict}", f"{recall:.3f}"],
+    ]
+    report.result(n=n, dim=dim_of(n), operation=APPROXIMATE, contender="mmcache", cpu_seconds=seconds, of_exact=share)
+    report.table(f"{n:,} x {dim_of(n)}, one query like a record", ("mmcache", "CPU", "/ exact", "found"), rows)
 
 
 def _share(report: Report, operation: str, peer: str, n: int, share: float) -> str:

@@ -23,7 +23,7 @@
 
 /* native.py has the same number, and loads no other. It is raised with every change of what C and Python share: what is
  * bound, attributes and methods that are asked for by name, arguments, and the meaning of any of these. */
-#define REVISION 1
+#define REVISION 2
 
 #define STEPS 8                      /* format/slots.py: slots that are tried from the home on, before a bisection */
 #define MAX_RECORD_BYTES (16u << 20) /* format/records.py */
@@ -41,6 +41,10 @@ typedef enum { FAILED = -1, FOUND, ABSENT, DIRTY, UNUSUAL } outcome;
 uint64_t xxh3_64(const uint8_t *data, size_t length, uint64_t seed);
 /* Of keys and records: xxh3_64 with seed 0, or in tests, whose keys must collide, the function that is bound as "hash". */
 uint64_t hash_of(const uint8_t *data, size_t length);
+
+/* --- signs.c */
+
+PyObject *core_distances(PyObject *module, PyObject *args);
 
 /* --- unpack.c */
 

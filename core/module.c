@@ -123,6 +123,8 @@ static PyMethodDef core_methods[] = {
     {"unpack", core_unpack, METH_O, "unpack(data, /)\n--\n\nmsgpack.unpackb(data), most of it without msgpack."},
     {"is_plain", core_is_plain, METH_O, "is_plain(data, /)\n--\n\nWhether `unpack` does without msgpack."},
     {"xxh3_64", core_xxh3_64, METH_VARARGS, "xxh3_64(data, seed=0, /)\n--\n\nxxhash.xxh3_64_intdigest."},
+    {"distances", core_distances, METH_VARARGS,
+     "distances(tile, query, out, /)\n--\n\nThe bits in which rows differ from a query: see search/distances.py."},
     {NULL, NULL, 0, NULL},
 };
 

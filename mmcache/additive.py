@@ -1,8 +1,8 @@
 """What versions of a program that share a file agree on: the union of their schemas, and what each of them sees of it.
 
-Two schemas of a collection are *additive* if they differ in indexes and columns alone, or in what is tracked. Two sets
-of schemas are additive if those of each collection that both know are. Then one file serves both versions, while a
-deploy rolls: a builder keeps what the file has, and adds what it needs itself. What becomes of bad rows is each
+Two schemas of a collection are *additive* if they differ in indexes, sketches and columns alone, or in what is tracked.
+Two sets of schemas are additive if those of each collection that both know are. Then one file serves both versions,
+while a deploy rolls: a builder keeps what the file has, and adds what it needs itself. What becomes of bad rows is each
 builder's own choice, and a file in which some were left out answers only for those that chose so. A schema that leaves
 its key to a source which cannot be asked now agrees with any key. Pure.
 """
@@ -36,7 +36,7 @@ def union(found: Iterable[Schema], ours: Iterable[Schema]) -> Schemas | None:
 def covers(found: Iterable[Schema], ours: Iterable[Schema]) -> bool:
     """Whether a file with the schemas `found` may answer for `ours`: each collection is there, alike, with its columns.
 
-    A missing index is no obstacle: that field is looked up in the source.
+    A missing index is no obstacle: that field is looked up in the source. Nor is a sketch: a search is exact without.
     """
     there = _by_name(found)
     return all(
@@ -50,15 +50,14 @@ def covers(found: Iterable[Schema], ours: Iterable[Schema]) -> bool:
 
 
 def missing_in(found: Iterable[Schema], ours: Iterable[Schema]) -> list[str]:
-    """The indexes that a file lacks, as collection.field."""
+    """The indexes that a file lacks, as collection.field, and the sketches, as collection: sketch."""
     there = _by_name(found)
-    return [
-        f"{schema.name}.{field}"
-        for schema in ours
-        if schema.name in there
-        for field in schema.index
-        if field not in there[schema.name].index
-    ]
+    missing = []
+    for schema in ours:
+        if (known := there.get(schema.name)) is not None:
+            missing += [f"{schema.name}.{field}" for field in schema.index if field not in known.index]
+            missing += [f"{schema.name}: sketch"] if schema.sketch and not known.sketch else []
+    return missing
 
 
 def seen_in(found: Schema, ours: Schema) -> Schema:
@@ -81,6 +80,7 @@ def _without_fields(schema: Schema) -> Schema:
     return replace(
         schema,
         index=(),
+        sketch=False,
         columns=None,
         table=table,
         on_invalid="raise",
@@ -99,6 +99,7 @@ def _wider(found: Schema, ours: Schema) -> Schema:
         key=found.key or ours.key,
         index=tuple(dict.fromkeys((*found.index, *ours.index))),
         columns=columns,
+        sketch=found.sketch or ours.sketch,
         on_invalid=ours.on_invalid,
         max_invalid=ours.max_invalid,
         on_duplicate=ours.on_duplicate,

@@ -20,6 +20,7 @@ __all__ = [
     "MmcacheError",
     "ModelError",
     "PublishError",
+    "RecallError",
     "ReleaseError",
     "SearchTimeoutError",
     "SourceError",
@@ -144,6 +145,10 @@ class LockTimeoutError(MmcacheError, TimeoutError):
 
 class SearchTimeoutError(MmcacheError, TimeoutError):
     """A search has not looked at all records before its deadline."""
+
+
+class RecallError(MmcacheError, ValueError):
+    """A search asks for a `recall` that the file does not promise: of no sketch, another metric, or above its curve."""
 
 
 class GenerationGoneError(MmcacheError):

@@ -74,6 +74,8 @@ class Schema(Generic[R_co]):
     dim: numbers in an embedding; None takes it from the first one.
     metric: what distance the embeddings are meant for; stored for the reader, not used in a build.
     allow_nan: accept embeddings with NaN or infinite numbers, which are refused otherwise.
+    sketch: a bit for each number of the embeddings is kept beside them, for searches that give a `recall`; see
+        docs/search.md.
 
     Which rows of the source are its records, in the file and in every answer of the source as a whole:
     on_invalid: a row that cannot be taken is an error ("raise"), or is left out ("skip"): of `where`, `len` and
@@ -125,6 +127,7 @@ class Schema(Generic[R_co]):
     expires: str | None = None
     renames: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     casts: Mapping[str, Cast] | tuple[tuple[str, Cast], ...] = ()
+    sketch: bool = False
     model: type[R_co] | None = declared(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -215,6 +218,10 @@ class Schema(Generic[R_co]):
         for dim in _each(self.dim):
             if dim is not None and not (type(dim) is int and 1 <= dim <= MAX_DIM):
                 raise ValueError(f"Schema {self.name!r}: dim must be an int in 1..{MAX_DIM}, not {dim!r}")
+        if type(self.sketch) is not bool:
+            raise TypeError(f"Schema {self.name!r}: sketch must be True or False, not {self.sketch!r}")
+        if self.sketch and not fields:
+            raise ValueError(f"Schema {self.name!r}: sketch=True without an embedding field")
         if self.dim is not None and not fields:
             raise ValueError(f"Schema {self.name!r}: dim={self.dim} without an embedding field")
         for metric in _each(self.metric):

@@ -15,6 +15,8 @@ OTHER = Schema("items", index=("note", "size"))
 NARROW = Schema("items", index=("kind",), columns=("kind",))
 WIDE = Schema("items", index=("kind",), columns=("kind", "note"))
 NOTES = Schema("notes")
+VECTORS = Schema("items", embedding="v")
+SKETCHED = Schema("items", embedding="v", sketch=True)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,8 @@ NOTES = Schema("notes")
         ((A,), (A, NOTES), (A, NOTES)),
         ((NOTES, A), (ADDED,), (NOTES, ADDED)),
         ((NOTES,), (A,), (NOTES, A)),
+        ((VECTORS,), (SKETCHED,), (SKETCHED,)),
+        ((SKETCHED,), (VECTORS,), (SKETCHED,)),
         ((Schema("items", table="items", index=("kind",)),), (ADDED,), (replace(ADDED, table="items"),)),
     ],
 )
@@ -88,3 +92,10 @@ def test_a_worker_sees_the_fields_that_it_asked_for_and_the_file_has():
     assert seen_in(ADDED, A) == A
     assert seen_in(A, ADDED) == A
     assert seen_in(A, NARROW) == NARROW
+
+
+def test_a_file_without_a_sketch_serves_and_lacks_it():
+    assert covers((VECTORS,), (SKETCHED,))
+    assert missing_in((VECTORS,), (SKETCHED,)) == ["items: sketch"]
+    assert missing_in((SKETCHED,), (VECTORS,)) == []
+    assert (seen_in(VECTORS, SKETCHED).sketch, seen_in(SKETCHED, VECTORS).sketch) == (True, False)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
@@ -149,6 +150,7 @@ def packages(directory: Path) -> None:
         "INSERT INTO packages VALUES ('0ad', 'games', '[\"role::program\"]', '[1, 0]')",
         "INSERT INTO packages VALUES ('libc6', 'libs', '[]', '[0, 1]')",
     )
+    np.save(directory / "queries.npy", np.eye(2))
     mmcache.build(directory / "packages.mmc", [{"id": "before"}], mmcache.Schema("packages"))  # becomes the backup
 
 
@@ -180,6 +182,8 @@ PRELUDES = {
 cache = mmcache.open("bank.mmc")
 matrix = cache.embeddings[:3]
 vector = matrix[0]
+records = [dict(id=key, vector=row) for key, row in zip(cache, cache.embeddings)]
+np.save("queries.npy", matrix)
 """,
     "docs/migrating.md": f'{ITEMS}db = sqlite3.connect("items.db")\n',
     "docs/types.md": f"""{ITEMS}

@@ -132,6 +132,7 @@ def _add_embeddings(group: argparse._ArgumentGroup) -> None:
         help=f"of the numbers in BLOBs: {', '.join(DTYPES)} (default: f4, float32, unless they are clearly others)",
     )
     add("--metric", choices=("cosine", "dot", "euclidean"), help="what they are compared by; stored")
+    add("--sketch", nargs=0, help="keep their signs, too, for searches with a recall")
     add("--allow-nan", nargs=0, help="accept NaN and infinite numbers")
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import CorruptFileError
+from ..format.curves import WHOLE
 from ..format.header import KINDS
 from ..words import number, plural, printable, short
 from .jsontext import dumps
@@ -14,6 +15,7 @@ from .output import Output
 from .sections import part_of, summary
 
 if TYPE_CHECKING:
+    from ..format.curves import SketchLayout
     from ..format.layout import Layout
     from ..storage.snapshot import FileCollection
 
@@ -99,6 +101,7 @@ def _plain(path: str, layout: Layout, indexes: dict[str, dict[str, Any]]) -> dic
             "schema": c.schema.to_dict(),
             "shapes": [shape.to_plain() for shape in c.shapes],
             "indexes": indexes[name],
+            "sketches": {field: _sketch(sketch) for field, sketch in c.sketches.items()},
         }
         for name, c in layout.collections.items()
     }
@@ -111,6 +114,16 @@ def _plain(path: str, layout: Layout, indexes: dict[str, dict[str, Any]]) -> dic
         "sections": sections,
         "collections": collections,
     }
+
+
+def _sketch(sketch: SketchLayout) -> dict[str, Any]:
+    """What a search finds among so many candidates, as the build measured it."""
+    points = [
+        {"k": k, "candidates": point.candidates, "recall": point.recall / WHOLE, "least": point.least / WHOLE}
+        for k, curve in sketch.curves.items()
+        for point in curve
+    ]
+    return {"queries": sketch.queries, "points": points}
 
 
 def _print(path: str, layout: Layout, collections: dict[str, dict[str, dict[str, Any]]], output: Output) -> None:
@@ -134,7 +147,22 @@ def _print(path: str, layout: Layout, collections: dict[str, dict[str, dict[str,
             output.table(
                 ("index", "values", "postings", "most frequent"), list(map(_index_row, indexes.items())), right=(1, 2)
             )
+        for field, sketch in plain["collections"][name]["sketches"].items():
+            output.say()
+            _print_sketch(field, sketch, output)
         output.say()
+
+
+def _print_sketch(field: str, sketch: dict[str, Any], output: Output) -> None:
+    if not sketch["points"]:
+        output.say(f"  sketch of {printable(field)}: the records are too few, every search is exact")
+        return
+    output.say(f"  sketch of {printable(field)}: recall of {plural(sketch['queries'], 'row')} of the file")
+    rows = [
+        [str(point["k"]), number(point["candidates"]), f"{point['recall']:.4f}", f"{point['least']:.4f}"]
+        for point in sketch["points"]
+    ]
+    output.table(("k", "candidates", "recall", "promised"), rows, right=(0, 1, 2, 3))
 
 
 def _field(plain: str | list[Any]) -> str:

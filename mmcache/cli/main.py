@@ -43,6 +43,7 @@ COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "get": ("get", (), "print records by id, as JSON"),
     "find": ("find", (), "print the records that have these values in indexed fields"),
     "nearest": ("nearest", (), "print the records whose embeddings are nearest to a vector or a record"),
+    "measure": ("measure", (), "measure what a search with a recall finds, on queries of your own"),
     "export": ("export", (), "write the records to JSON lines, CSV, Parquet or Arrow"),
     "inspect": ("inspect", (), "show the sections, shapes and indexes of a cache file"),
     "invalidate": ("invalidate", (), "tell all workers that records, or everything, changed"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..search.neighbours import Neighbours
     from ..storage.snapshot import FileCollection
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "array_of_npy", "run"]
 
 HELP: Final = """\
 Print the records whose embeddings are nearest to a vector, or to that of a record, the nearest first.
@@ -30,7 +30,8 @@ Print the records whose embeddings are nearest to a vector, or to that of a reco
   echo '[0.1, 0.2, 0.3]' | mmcache nearest items.mmc --vector - --metric dot --min-score 0.5
   mmcache nearest items.mmc --id sku-7 --json
 
-All of them are compared, so that none is missed. --where takes what `mmcache find` takes, and counts before the search.
+All of them are compared, so that none is missed; unless --recall asks for less, of a file with a sketch. --where takes
+what `mmcache find` takes, and counts before the search.
 A score is higher for what is nearer: the cosine, the product, or of euclidean the distance with a minus.
 On a terminal the records are a table, elsewhere one JSON document a line, {"score": ..., "record": {...}}; with --json,
 one list of these.
@@ -52,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding", metavar="FIELD", help="which embedding, of several (default: the first)")
     parser.add_argument("--metric", metavar="M", help="cosine, dot or euclidean (default: that of the file)")
     parser.add_argument("--min-score", type=float, metavar="S", help="only what has this score at least")
+    parser.add_argument(
+        "--recall", type=float, metavar="R", help="so much of the answer is enough, such as 0.95 (default: all of it)"
+    )
     parser.add_argument("--ids", action="store_true", help="print ids only, one a line")
     add_reading(parser)
 
@@ -63,7 +67,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         collection = collection_of(snapshot, arguments.collection)
         chosen = selected(collection, arguments.where)
         options: dict[str, Any] = {"metric": arguments.metric, "min_score": arguments.min_score}
-        options["embedding"] = arguments.embedding
+        options |= {"embedding": arguments.embedding, "recall": arguments.recall}
         try:
             if arguments.vector is not None:
                 found = chosen.nearest(_vector(arguments.vector), arguments.k, **options)
@@ -90,7 +94,7 @@ def _vector(path: str) -> Any:
     """Raises UsageError for what cannot be read. What numbers there are, the search looks at."""
     try:
         if path.endswith(".npy"):
-            return _of_npy(path)
+            return array_of_npy(path, most=MAX_DIM)
         if path == "-":
             return json.load(sys.stdin)
         with open(path, encoding="utf-8") as file:
@@ -101,15 +105,15 @@ def _vector(path: str) -> Any:
         raise UsageError(f"--vector {path}: is no list of numbers ({error})") from None
 
 
-def _of_npy(path: str) -> Any:
-    """Raises OSError, and ValueError for what is no vector."""
+def array_of_npy(path: str, *, most: int) -> Any:
+    """An array of one or two dimensions. most: numbers in it. Raises OSError, and ValueError for what is none."""
     import numpy as np
 
     from ..sources.npy import header_of
 
     with open(path, "rb") as file:
         header = header_of(file)
-        if header.dtype.kind not in "fiu" or len(header.shape) not in (1, 2) or math.prod(header.shape) > MAX_DIM:
+        if header.dtype.kind not in "fiu" or len(header.shape) not in (1, 2) or math.prod(header.shape) > most:
             raise ValueError(f"an array of shape {header.shape} and dtype {header.dtype}, expected (dim,)")
         size = math.prod(header.shape) * header.dtype.itemsize
         data = file.read(size)

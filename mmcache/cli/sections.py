@@ -58,12 +58,20 @@ def summary(snapshot: Snapshot, name: str, top: int) -> dict[str, Any]:
         return plain | _index(collection, field, top)
     if section.kind == h.PRESENCE:
         return plain | {"records": layout.n, "with_embedding": int(collection.has_embedding_of(field).sum())}
+    if section.kind == h.SKETCH:
+        return plain | _sketch(layout, field)
     if section.kind in (h.EMBEDDINGS, h.NORMS):
         dim, missing = layout.embeddings[field]
         shape = {"records": layout.n, "dim": dim, "without_embedding": missing}
         norms = collection.norms_of(field)[collection.has_embedding_of(field)]
         return plain | shape | {"norms": _spread(norms)}
     return plain
+
+
+def _sketch(layout: CollectionLayout, field: str) -> dict[str, int]:
+    sketch = layout.sketches.get(field)
+    queries = 0 if sketch is None else sketch.queries
+    return {"records": layout.n, "bits": layout.embeddings[field].dim, "queries": queries}
 
 
 def part_of(layout: Layout, name: str) -> str:

@@ -65,7 +65,6 @@ KINDS: Final = {
     CHUNKS: "chunks",
     SKETCH: "sketch",
 }
-"""`sketch` is reserved for a quantized copy of an embedding block; nothing writes or reads one yet."""
 ALIGNMENT: Final = {RECORDS: PAGE, EMBEDDINGS: PAGE}
 OPTIONAL: Final = frozenset({NORMS, SKETCH})
 """Kinds that a reader need not understand."""

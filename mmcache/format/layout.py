@@ -23,6 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 from ..errors import CorruptFileError
 from ..schema import MAX_DIM, Schema
+from .curves import SketchLayout
 from .frame import place_arrays
 from .header import (
     BLOCK,
@@ -97,8 +98,8 @@ class CollectionLayout:
     """One collection of a file: what it is, and the sections it is in.
 
     n: records. key_types: of its keys, as `keys.type_of` names them; None where there are more than fit. embeddings: by
-    field. sections: by part, which is `ids`, `rows`, `records`, or index, norms, presence or embeddings with a dot and
-    the field. Norms, which are not REQUIRED, may be missing.
+    field. sections: by part, which is `ids`, `rows`, `records`, or index, norms, presence, sketch or embeddings with a
+    dot and the field. Norms and sketch, which are not REQUIRED, may be missing. sketches: by field of an embedding.
     """
 
     schema: Schema
@@ -111,6 +112,7 @@ class CollectionLayout:
     cluster_by: str | None
     sections: Mapping[str, Section] = field(default_factory=dict)
     left_out: LeftOut = NOTHING_LEFT_OUT
+    sketches: Mapping[str, SketchLayout] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -161,7 +163,7 @@ def section_name(collection: int, part: str, ordinal: int | None = None) -> str:
 
 def most_sections(schemas: Iterable[Schema]) -> int:
     """How many sections a file with these collections has at most."""
-    return 3 + sum(3 + len(schema.index) + 3 * len(schema.embeddings) for schema in schemas)
+    return 3 + sum(3 + len(schema.index) + (3 + schema.sketch) * len(schema.embeddings) for schema in schemas)
 
 
 def ids_sizes(slots: int) -> dict[str, int]:
@@ -172,6 +174,11 @@ def ids_sizes(slots: int) -> dict[str, int]:
 def bitmap_size(n: int) -> int:
     """Bytes of a bitmap over n rows: whole 8-byte words."""
     return align(-(-n // 8), 8)
+
+
+def sketch_size(n: int, dim: int) -> int:
+    """Bytes of a bit for each number of n embeddings: whole 8-byte words each."""
+    return 8 * n * (-(-dim // 64))
 
 
 def block_count(blocks_offset: int) -> int:
@@ -206,6 +213,7 @@ def encode_meta(
                 "index": {name: list(layout) for name, layout in c.index.items()},
                 "shapes": [shape.to_plain() for shape in c.shapes],
                 **({"left_out": c.left_out.to_plain()} if c.left_out else {}),
+                **({"sketches": [s and s.to_plain() for s in map(c.sketches.get, c.embeddings)]} if c.sketches else {}),
             }
             for c in collections
         ],
@@ -370,6 +378,7 @@ def _collection(plain: dict[str, Any], number: int, sections: Mapping[str, Secti
         cluster_by,
         parts,
         LeftOut.from_plain(plain["left_out"]) if "left_out" in plain else NOTHING_LEFT_OUT,
+        _sketches(schema, plain.get("sketches", [])),
     )
 
 
@@ -408,17 +417,24 @@ def _embeddings(
         if dim > MAX_DIM or missing > n:
             raise _corrupt(META_NAME, f"collection {schema.name!r}: dim {dim}, {missing} of {n} embeddings missing")
         embeddings[name] = EmbeddingLayout(dim, missing)
-        wanted = {"embeddings": 4 * dim * n, "norms": 4 * n} if dim else {}
+        wanted = {"embeddings": 4 * dim * n, "norms": 4 * n, "sketch": sketch_size(n, dim)} if dim else {}
         if dim and missing:
             wanted["presence"] = bitmap_size(n)
         for part, length in wanted.items():
-            section = found.optional(part, i) if part == "norms" else found.required(part, i)
+            section = found.optional(part, i) if part in ("norms", "sketch") else found.required(part, i)
             if section is None:
                 continue
             parts[f"{part}.{name}"] = section
             if section.length != length or section.count != n:
                 raise _corrupt(section.name, f"expected {length} bytes for {n} x {dim}, found {section.length}")
     return embeddings
+
+
+def _sketches(schema: Schema, plain: object) -> dict[str, SketchLayout]:
+    if not isinstance(plain, list) or len(plain) not in (0, len(schema.embeddings)):
+        raise TypeError(f"expected {len(schema.embeddings)} sketches, found {plain!r:.80}")
+    found = zip(schema.embeddings, plain, strict=False)
+    return {name: SketchLayout.from_plain(one) for name, one in found if one is not None}
 
 
 def _counts(plain: object, expected: int) -> list[int]:

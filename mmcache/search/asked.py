@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from ..errors import SearchTimeoutError
+from ..errors import RecallError, SearchTimeoutError
 from ..format.keys import Key, check_keys
 from ..schema import METRICS
 from ..storage.record import place_of_embedding
@@ -40,7 +40,7 @@ class _Fields(Protocol):
 class Search(NamedTuple):
     """field: of the embeddings that are searched. matrix: float32, (queries, dim), finite. k: how many are wanted of
     each. skip: keys that are no answer. threads: of BLAS, at most; None leaves it to BLAS. until: the
-    `time.monotonic` at which it is given up."""
+    `time.monotonic` at which it is given up. recall: above 0, below 1; None for an exact search."""
 
     field: str
     metric: Metric
@@ -50,6 +50,7 @@ class Search(NamedTuple):
     skip: tuple[Key, ...]
     threads: int | None
     until: float
+    recall: float | None
 
     @classmethod
     def of(cls, file: _Fields, matrix: ArrayLike, k: int, options: Mapping[str, Any]) -> Self:
@@ -77,6 +78,7 @@ class Search(NamedTuple):
             tuple(check_keys(options.get("skip", ()))),
             _threads(options.get("threads")),
             begun + _seconds(options.get("deadline")),
+            _recall(options.get("recall"), metric, file.schema.metric_of(field)),
         )
 
     def best(self) -> list[Best]:
@@ -94,7 +96,7 @@ class Search(NamedTuple):
             raise SearchTimeoutError("the deadline has passed before all records were searched; none of them is given")
 
 
-_OPTIONS = {"embedding", "metric", "min_score", "skip", "threads", "deadline"}
+_OPTIONS = {"embedding", "metric", "min_score", "skip", "threads", "deadline", "recall"}
 
 
 def _checked(matrix: ArrayLike, dim: int, metric: Metric) -> NDArray[np.float32]:
@@ -142,6 +144,23 @@ def _threads(value: Any) -> int | None:
     if index(value) < 1:
         raise ValueError(f"threads must be 1 or more, or None, not {value!r}")
     return index(value)
+
+
+def _recall(value: Any, metric: Metric, measured: Metric) -> float | None:
+    """measured: the metric for which a file says what its sketch finds."""
+    if value is None:
+        return None
+    recall = _float(value, "recall")
+    if not 0 < recall <= 1:
+        raise ValueError(f"recall must be above 0 and at most 1, or None, not {value!r}")
+    if recall == 1:
+        return None
+    if metric != measured:
+        raise RecallError(
+            f"a recall was measured for the schema's metric {measured!r}, not for {metric!r}: leave recall out, or "
+            f"build with Schema(metric={metric!r})"
+        )
+    return recall
 
 
 def _seconds(value: Any) -> float:

@@ -8,19 +8,18 @@ that grows with the file: a mask is of one chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from ..format.postings import BITMAP, LIST, RANGE, Postings
 from ..format.select import Found
 from ..storage.unread import Less, Packed, Ranged
-from ..storage.vectors import Vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Chunk", "Span", "chosen", "chunks"]
+__all__ = ["Block", "Chunk", "Span", "chosen", "chunks", "wanted_in"]
 
 GATHERED: Final = 1024
 """Rows gathered at a time, at most."""
@@ -41,12 +40,33 @@ _DENSE: Final = 3
 Mask: TypeAlias = "Callable[[int, int], NDArray[np.bool_]]"
 
 
+class Block(Protocol):
+    """The embeddings of one field: `storage.vectors.Vectors`, or those of a file that is being built."""
+
+    dim: int
+    stride: int
+    extremes: tuple[float, float] | None
+
+    @property
+    def has_norms(self) -> bool: ...
+
+    def norms(self) -> NDArray[np.float32]: ...
+
+    def bitmap(self) -> NDArray[np.uint8] | None: ...
+
+    def part(self, begin: int, end: int) -> NDArray[np.float32]: ...
+
+    def take(self, rows: NDArray[np.uint32], out: NDArray[np.float32]) -> None: ...
+
+
 class Span(NamedTuple):
-    """Consecutive rows. mask(begin, end): which of these are wanted; None where all are."""
+    """Consecutive rows. mask(begin, end): which of these are wanted; None where all are. is_everything: whether they
+    are all rows of the file but the dirty ones, chosen by no filter."""
 
     begin: int
     end: int
     mask: Mask | None = None
+    is_everything: bool = False
 
 
 class Chunk(NamedTuple):
@@ -74,7 +94,7 @@ def chosen(found: NDArray[np.uint32] | Packed | Ranged, n: int) -> Span | NDArra
         inner, dirty = (found.found.found, found.found.dirty) if isinstance(found.found, Less) else (found.found, None)
         if isinstance(inner, Postings) and inner.kind == RANGE:
             begin = inner.first_row
-            return Span(begin, begin + inner.size, None if dirty is None else _all_but(dirty))
+            return Span(begin, begin + inner.size, None if dirty is None else _all_but(dirty), found.is_everything)
         if inner.kind != LIST and _DENSE * found.size >= n:
             mask = _mask_of(inner)
             return Span(0, n, mask if dirty is None else _both(mask, _all_but(dirty)))
@@ -127,7 +147,7 @@ def _within(rows: NDArray[np.uint32], begin: int, end: int) -> NDArray[np.uint32
     return rows[low:high] - np.uint32(begin)
 
 
-def chunks(vectors: Vectors, which: Span | NDArray[np.uint32], queries: int) -> Iterator[Chunk]:
+def chunks(vectors: Block, which: Span | NDArray[np.uint32], queries: int) -> Iterator[Chunk]:
     """The rows that have an embedding, some at a time, ascending. queries: how many are multiplied by each chunk.
 
     Verifies what it reads, and was not verified before. Raises UnusableFileError.
@@ -146,17 +166,24 @@ def chunks(vectors: Vectors, which: Span | NDArray[np.uint32], queries: int) -> 
         yield Chunk(buffer[: len(rows)], rows.astype(np.int64), None)
 
 
-def _scanned(vectors: Vectors, which: Span, bits: NDArray[np.uint8] | None, queries: int) -> Iterator[Chunk]:
+def _scanned(vectors: Block, which: Span, bits: NDArray[np.uint8] | None, queries: int) -> Iterator[Chunk]:
     size = max(LEAST, min(SCANNED, VALUES // (4 * queries)))
     size = max(1, min(size, READ // vectors.stride))
     for begin in range(which.begin, which.end, size):
         end = min(begin + size, which.end)
-        wanted = None if which.mask is None else which.mask(begin, end)
-        if bits is not None:
-            there = _unpacked(bits, begin, end)
-            wanted = there if wanted is None else wanted & there
+        wanted = wanted_in(which, bits, begin, end)
         if wanted is None or wanted.any():
             yield Chunk(vectors.part(begin, end), begin, wanted)
+
+
+def wanted_in(which: Span, bits: NDArray[np.uint8] | None, begin: int, end: int) -> NDArray[np.bool_] | None:
+    """bool, (end - begin,): which of these rows of a span are wanted, and have an embedding; None where all are.
+    bits: of those that have one."""
+    wanted = None if which.mask is None else which.mask(begin, end)
+    if bits is None:
+        return wanted
+    there = _unpacked(bits, begin, end)
+    return there if wanted is None else wanted & there
 
 
 def _are_set(bits: NDArray[np.uint8], rows: NDArray[np.uint32]) -> NDArray[np.bool_]:

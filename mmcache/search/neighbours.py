@@ -20,9 +20,10 @@ from ..storage.rows import Given, NoFile, Rows
 from ..storage.selection import Selection, rows_in
 from .asked import Search
 from .best import Best
-from .chunks import chosen
+from .chunks import Span, chosen
 from .metrics import exact_scores
 from .scan import search
+from .sketched import candidates_for, search_nearby
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -146,7 +147,12 @@ def nearest_in(
     if not is_none:
         which = chosen(rows_in(selection), len(file))
         vectors = file.vectors(asked.field)
-        search(vectors, which, found, threads=asked.threads, between=asked.between)
+        few = candidates_for(asked, file, which)
+        if few is None:
+            search(vectors, which, found, threads=asked.threads, between=asked.between)
+        else:
+            assert isinstance(which, Span)
+            search_nearby(vectors, which, found, few, between=asked.between)
     given = selection._given
     offered = [scored(given, best, asked, file.embedding_fields) for best in found] if given is not None else None
     model = getattr(selection, "_model", None)

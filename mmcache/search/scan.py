@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ..storage.vectors import Vectors
 from .best import Best, not_above
 from .blas import SMALL, may_multiply
-from .chunks import Chunk, Span, chunks
+from .chunks import Block, Chunk, Span, chunks
 from .metrics import LARGEST, SMALLEST
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["search"]
+__all__ = ["is_plain", "search"]
 
 TOGETHER: Final = 64
 """Queries that one reading of the block answers."""
@@ -30,7 +29,7 @@ _LOOKED_AT: Final = 2**16
 
 
 def search(
-    vectors: Vectors,
+    vectors: Block,
     which: Span | NDArray[np.uint32],
     found: Sequence[Best],
     *,
@@ -47,7 +46,7 @@ def search(
     for begin in range(0, len(found), TOGETHER):
         together = found[begin : begin + TOGETHER]
         offer = _offer_all
-        if count > FEW and all(best.query.is_plain for best in together) and _is_plain(vectors):
+        if count > FEW and all(best.query.is_plain for best in together) and is_plain(vectors):
             offer = _Multiplied(together, vectors.norms(), is_parallel=may_multiply(threads)).offer
         with np.errstate(all="ignore"):  # of embeddings with NaN, which some libraries warn of
             for chunk in chunks(vectors, which, len(together)):
@@ -55,7 +54,7 @@ def search(
                 offer(together, chunk)
 
 
-def _is_plain(vectors: Vectors) -> bool:
+def is_plain(vectors: Block) -> bool:
     """Whether the bounds hold for all rows: see `metrics`. Looks at all lengths, once; without them, they are not known
     to hold."""
     if not vectors.has_norms:

@@ -14,6 +14,7 @@ from ..storage.rows import NO_ROW, Given, NoFile
 from .asked import Search
 from .best import Best
 from .neighbours import Neighbours, Offered, joined, scored, skipped
+from .sketched import check_sketch
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -35,6 +36,7 @@ class Streamed:
     ) -> None:
         self._file = NoFile.of(schema)
         self._asked = Search.of(self._file, matrix, k, options)
+        check_sketch(self._asked, schema)
         width = self._asked.matrix.shape[1]
         if dim not in (None, 0, width):
             raise ValueError(f"a vector of shape ({dim},) is expected, one for each search; found ({width},)")

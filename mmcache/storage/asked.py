@@ -25,6 +25,7 @@ class SearchOptions(TypedDict, total=False):
     skip: Iterable[Key]
     threads: int | None
     deadline: float | None
+    recall: float | None
 
 
 def one_of(vector: ArrayLike) -> Any:

@@ -278,7 +278,7 @@ class FileCollection(ByKey, Collection[Record]):
             assert isinstance(found, Postings)
             assert found.data is not None
             found = found._replace(data=found.data.copy())
-        return Selection(self, Packed(found, self.file.n))
+        return Selection(self, Packed(found, self.file.n, is_everything=not query))
 
     @careful
     def _select(self, query: Query) -> Found | Ranged:

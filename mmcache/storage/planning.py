@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import BuildError
 from ..format import header as h
+from ..format.curves import SketchLayout
 from ..format.frame import glue, place_arrays
 from ..format.layout import (
     BLOCKS_NAME,
@@ -30,11 +31,13 @@ from ..format.layout import (
     ids_sizes,
     leaf_count,
     section_name,
+    sketch_size,
 )
 from ..format.postings import EncodedIndex
 from ..format.slots import EMPTY, build_slots
 from ..schema import Schema
 from .leaves import Sums
+from .sketching import Ordered, sketched
 from .spool import Spool
 from .staging import Staged
 
@@ -86,11 +89,15 @@ def lay_out(
     source: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     asked: Sequence[Schema] = (),
+    sketches: bool = True,
 ) -> Plan:
-    """Encode the small sections and give every section its place. Raises BuildError."""
+    """Encode the small sections and give every section its place. Raises BuildError.
+
+    sketches: False leaves out those that the schemas ask for.
+    """
     layouts, parts = [], []
     for number, collection in enumerate(staged):
-        layout, own = _collection_parts(number, collection)
+        layout, own = _collection_parts(number, collection, sketches=sketches)
         layouts.append(layout)
         parts.extend(own)
     try:
@@ -116,7 +123,7 @@ def place(parts: Sequence[Part]) -> Plan:
     return Plan((*parts, blocks, chunks), offsets, offsets[CHUNKS_NAME] + chunks.length)
 
 
-def _collection_parts(number: int, staged: Staged) -> tuple[CollectionLayout, list[Part]]:
+def _collection_parts(number: int, staged: Staged, *, sketches: bool) -> tuple[CollectionLayout, list[Part]]:
     schema, n = staged.schema, staged.n
     order, new_row = _clustered(staged)
     index: dict[str, IndexLayout] = {}
@@ -135,12 +142,8 @@ def _collection_parts(number: int, staged: Staged) -> tuple[CollectionLayout, li
         Part("rows", h.ROWS, ROW_SIZE * n, lambda offsets: [_rows(staged, order, offsets[records])], entries=n),
         *indexes,
     ]
-    for i, vectors in enumerate(staged.vectors):
-        if vectors.dim:
-            norms = vectors.norms
-            parts.append(_whole(f"norms.{i}", h.NORMS, norms if order is None else norms[order], n))
-            if vectors.missing:
-                parts.append(_whole(f"presence.{i}", h.PRESENCE, _presence(vectors.missing, n, new_row), n))
+    beside, measured = _beside(staged, order, new_row, sketches=sketches)
+    parts += beside
     parts.append(_records(staged, order))
     parts.extend(_vectors(staged, order))
     types = staged.keys.types
@@ -157,8 +160,33 @@ def _collection_parts(number: int, staged: Staged) -> tuple[CollectionLayout, li
         },
         cluster_by=staged.cluster_by,
         left_out=staged.left_out,
+        sketches=measured,
     )
     return described, [part._replace(name=section_name(number, part.name)) for part in parts]
+
+
+def _beside(
+    staged: Staged, order: Order, new_row: NDArray[np.uint32] | None, *, sketches: bool
+) -> tuple[list[Part], dict[str, SketchLayout]]:
+    """What goes with the embeddings, and what was measured of their sketches."""
+    schema, n = staged.schema, staged.n
+    parts: list[Part] = []
+    measured: dict[str, SketchLayout] = {}
+    for i, vectors in enumerate(staged.vectors):
+        if not vectors.dim:
+            continue
+        norms = vectors.norms if order is None else vectors.norms[order]
+        present = _presence(vectors.missing, n, new_row) if vectors.missing else None
+        parts.append(_whole(f"norms.{i}", h.NORMS, norms, n))
+        if present is not None:
+            parts.append(_whole(f"presence.{i}", h.PRESENCE, present, n))
+        if schema.sketch and sketches:
+            places = _places(staged, order)
+            ordered = Ordered(vectors.spool, vectors.signs, vectors.dim, places=places, norms=norms, present=present)
+            measured[vectors.name], give = sketched(ordered, schema.metric_of(vectors.name))
+            size = sketch_size(n, vectors.dim)
+            parts.append(Part(f"sketch.{i}", h.SKETCH, size, lambda _, give=give: give(), entries=n))  # type: ignore[misc]
+    return parts, measured
 
 
 def _clustered(staged: Staged) -> tuple[Order, NDArray[np.uint32] | None]:
@@ -218,9 +246,7 @@ def _records(staged: Staged, order: Order) -> Part:
 
 
 def _vectors(staged: Staged, order: Order) -> Iterator[Part]:
-    places = staged.places
-    if order is not None:
-        places = order if places is None else places[order]
+    places = _places(staged, order)
     for i, vectors in enumerate(staged.vectors):
         stride, spool = 4 * vectors.dim, vectors.spool
 
@@ -231,6 +257,13 @@ def _vectors(staged: Staged, order: Order) -> Iterator[Part]:
         part = Part(f"embeddings.{i}", h.EMBEDDINGS, stride * staged.n, pieces, entries=staged.n)
         if stride:
             yield _unmoved(part, spool) if places is None else part
+
+
+def _places(staged: Staged, order: Order) -> NDArray[np.int64] | None:
+    """Of the file's rows in the scratch files; None where all lie there in this order."""
+    if order is None:
+        return staged.places
+    return order if staged.places is None else staged.places[order]
 
 
 def _unmoved(part: Part, spool: Spool) -> Part:

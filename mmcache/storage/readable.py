@@ -138,7 +138,9 @@ class Collection(Mapping[Key, R_co]):
         id: Key | None = None,  # noqa: A002 (as `Record.id`)
         **options: Unpack[SearchOptions],
     ) -> Neighbours[R_co]:
-        """The k records whose embeddings are nearest to a vector, (dim,), or to that of another record. Exact.
+        """The k records whose embeddings are nearest to a vector, (dim,), or to that of another record.
+
+        Exact, unless a `recall` is given.
 
         where: only among these: see `Collection.where`. id: the key of a record, which is none of its own neighbours.
         embedding: the field, of several; by default the first. metric: "cosine", "dot" or "euclidean"; by default the
@@ -147,6 +149,9 @@ class Collection(Mapping[Key, R_co]):
         threads: at most so many multiply. One vector, and few rows, are multiplied by the thread that calls; several
             vectors and many rows by BLAS, with as many threads as it was told, unless these are more than this.
         deadline: seconds after which SearchTimeoutError is raised.
+        recall: the share of the answer that is enough, such as 0.95, by what the file measured (`Schema(sketch=True)`).
+            Scores are those of an exact search. Exact all the same where a filter chooses the records, where they are
+            few, and where the source answers. Raises RecallError for more than the file promises.
 
         A record without an embedding, or with NaN or infinite numbers in it, is never an answer. Raises ValueError for
         a vector with such numbers, of another length, or of zeros for a cosine; KeyError for an id that is not there.

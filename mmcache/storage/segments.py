@@ -71,7 +71,7 @@ def make(task: Task, host: bytes, progress: Progress | None = None) -> Made:
         staged, embeddings = stage_all(source, {}, directory, lane, progress, now=task.now, part=True)
         if fingerprint_of(source) != before:
             raise moved(source)
-        plan = lay_out(staged, writer=writer())
+        plan = lay_out(staged, writer=writer(), sketches=False)  # the build that merges makes them of all rows
         file.allocate(plan.size)
         digest = write(plan, file, lane)
         header = Header(

@@ -31,6 +31,7 @@ from ..format.keys import Key, check_key, key_of, type_of
 from ..format.layout import most_sections
 from ..format.leftout import NOTHING_LEFT_OUT, LeftOut
 from ..format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, Encoder
+from ..format.sketch import signs_of, words_in
 from ..format.slots import in_order
 from ..progress import Progress
 from ..query import terms_of
@@ -115,9 +116,11 @@ _UNUSABLE = TypeError, ValueError
 class _Vectors:
     """The embeddings of one field, met so far."""
 
-    def __init__(self, schema: Schema, name: str, spool: Spool) -> None:
+    def __init__(self, schema: Schema, name: str, spool: Spool, signs: Spool | None) -> None:
+        """signs: of what `sketching` makes a sketch; None for none."""
         self.name = name
         self.spool = spool
+        self.signs = signs
         self.dim = schema.dim_of(name) or 0
         self.n = 0
         self.missing: list[int] = []
@@ -154,6 +157,8 @@ class _Vectors:
         with np.errstate(over="ignore", invalid="ignore"):  # a length beyond float32 is infinite
             self._norms.append(norms.astype(np.float32))
         self.spool.append(data)
+        if self.signs is not None:
+            self.signs.append(signs_of(matrix).tobytes())
         return None
 
     def _learn_dim(self, vectors: Sequence[bytes | None]) -> str:
@@ -166,6 +171,8 @@ class _Vectors:
         blank = bytes(4 * self.dim)
         for _ in range(self.n):  # records before the first embedding
             self.spool.append(blank)
+            if self.signs is not None:
+                self.signs.append(bytes(8 * words_in(self.dim)))
         return ""
 
     def take(self, norms: NDArray[np.float32], missing: Sequence[int], size: int) -> None:
@@ -183,6 +190,8 @@ class _Vectors:
     def restore(self, mark: tuple[int, int, int, int, int]) -> None:
         size, self.dim, self.n, missing, norms = mark
         self.spool.shorten(size)
+        if self.signs is not None:
+            self.signs.shorten(8 * words_in(self.dim) * self.n)
         del self.missing[missing:], self._norms[norms:]
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
@@ -243,7 +252,11 @@ class Staged:
         def spool() -> Spool:
             return Spool(scratch(), lane, Sums() if lane is not None and cluster_by is None else None)
 
-        records, vectors = spool(), [_Vectors(schema, name, spool()) for name in schema.embeddings]
+        def signs() -> Spool | None:
+            return Spool(scratch(), lane, None) if schema.sketch else None
+
+        records, embeddings = spool(), [spool() for _ in schema.embeddings]
+        vectors = [_Vectors(schema, *one, signs()) for one in zip(schema.embeddings, embeddings, strict=True)]
         terms = {name: FieldTerms() for name in schema.index}
         return cls(schema, cluster_by, records, _Keys(len(schema.key_fields)), vectors, terms)
 

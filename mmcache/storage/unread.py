@@ -61,10 +61,12 @@ class Less(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Rows as an index holds them. Their number is known; they are unpacked where they are needed."""
+    """Rows as an index holds them. Their number is known; they are unpacked where they are needed. is_everything:
+    whether no filter chose them, so that they are all of n but the dirty ones."""
 
     found: Found | Less
     n: int
+    is_everything: bool = False
 
     @property
     def size(self) -> int:
@@ -86,7 +88,7 @@ class Packed(NamedTuple):
             return self if rows is found.data else Packed(found._replace(size=len(rows), data=rows), self.n)
         if not found.size or not len(there := dirty[found.mask(dirty)]):
             return self
-        return Packed(Less(found, there), self.n)
+        return self._replace(found=Less(found, there))
 
 
 _NONE = np.empty(0, np.uint32)

@@ -11,6 +11,7 @@ from ..errors import SourceError
 from ..format.header import BLOCK
 from ..format.keys import Key
 from ..format.layout import ROW_SIZE, EmbeddingLayout
+from ..format.sketch import words_in
 from .mapped import Mapped, careful
 
 if TYPE_CHECKING:
@@ -124,6 +125,20 @@ class Vectors:
             self.file.check_open()
             return None
         return np.frombuffer(self.file.bytes_of(f"presence.{self.name}"), np.uint8)
+
+    @property
+    def has_sketch(self) -> bool:
+        """Whether the file has the signs, which a writer may leave out."""
+        return f"sketch.{self.name}" in self.file.layout.sections
+
+    @careful
+    def tile(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """u64, (words, end - begin): the signs of a tile's rows, a view of the file. See `format.sketch`."""
+        words = words_in(self.dim)
+        at = self.file.layout.sections[f"sketch.{self.name}"].offset + 8 * words * begin
+        self.file.check_open()
+        self.file.touch(at, 8 * words * (end - begin))
+        return np.frombuffer(self.file.view, "<u8", words * (end - begin), at).reshape(words, end - begin)
 
     def close(self) -> None:
         self.matrix = None

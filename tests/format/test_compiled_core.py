@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from xxhash import xxh3_64_intdigest
 
 import mmcache
 from mmcache import Schema, Snapshot, native
+from mmcache.search import distances
 from mmcache.storage.bykey import PureByKey
 from tests.support import inside
 
@@ -340,3 +342,41 @@ print(_interpreters.exec(one, "import mmcache._core"))
 """
     found = run(code.replace("_interpreters", "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"))
     assert "sub-interpreters run pure Python" in found.stdout + found.stderr
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 12, 13, 1024])
+@pytest.mark.parametrize("rows", [1, 7, 511, 512, 513, 1300])
+def test_bits_that_differ_are_counted_as_numpy_counts_them(words, rows):
+    random = np.random.default_rng(words * rows)
+    tile = random.integers(0, 2**64, (words, rows), np.uint64)
+    query = random.integers(0, 2**64, words, np.uint64)
+    tile[:, 0], tile[:, -1] = ~query, query
+    found, expected = np.empty(rows, np.uint16), np.empty(rows, np.uint16)
+    core.distances(tile, query, found)
+    distances.count(tile, query, expected)
+    assert (found == expected).all()
+    right = [sum(((int(word) ^ int(q)).bit_count()) for word, q in zip(row, query, strict=True)) for row in tile.T[:20]]
+    assert found[:20].tolist() == [min(number, 65_535) for number in right]
+
+
+def test_distances_of_what_does_not_fit_are_refused():
+    tile, query, out = np.zeros((2, 8), np.uint64), np.zeros(2, np.uint64), np.zeros(8, np.uint16)
+    core.distances(tile, query, out)
+    for wrong in (
+        (tile, query, out[:7]),
+        (tile[:1], query, out),
+        (tile, query[:0], out),
+        (tile, np.zeros(3, "u1"), out),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            core.distances(*wrong)
+    with pytest.raises(ValueError, match="do not fit"):
+        core.distances(np.zeros(129, np.uint8)[1:], query, out)
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        core.distances(tile[:, ::2], query, out[:4])
+    out.flags.writeable = False
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        core.distances(tile, query, out)

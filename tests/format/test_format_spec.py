@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 
 from mmcache import Schema, Snapshot, SourceRecord, between, excluding, schema, startswith
-from mmcache.format import header, keys, layout, postings, records, slots
+from mmcache.format import curves, header, keys, layout, postings, records, sketch, slots
 from mmcache.format.keys import pack_key
 from mmcache.storage import planning
 from mmcache.storage.publish import publish
@@ -40,7 +40,7 @@ def constants() -> dict[str, int]:
 
 
 def test_every_constant_on_the_page_is_the_codes():
-    modules = (header, keys, layout, records, slots, postings, schema)
+    modules = (curves, header, keys, layout, records, slots, postings, schema, sketch)
     known = {name: getattr(module, name) for module in modules for name in vars(module) if name.isupper()}
     for name, value in constants().items():
         assert known[name] == value, name

@@ -25,6 +25,9 @@ from tests.support.stores import Served
 SCHEMA = Schema("items", index=("kind", "tags"), embedding="v")
 
 
+SKETCHED = Schema("items", index=("kind", "tags"), embedding="v", sketch=True)
+
+
 class Bytes:
     """A file in memory, to read and to write."""
 
@@ -113,6 +116,15 @@ def test_a_delta_gives_every_byte(tmp_path, how):
         assert len(data) < touched + 0.01 * new.size, "3 x the changed bytes, and 1 % of the file"
     if how in ("added", "removed", "in the middle", "order"):
         assert len(data) < new.size / 8
+
+
+@pytest.mark.parametrize("how", ["embeddings", "in the middle", "order"])
+def test_a_delta_gives_every_byte_of_a_sketch(tmp_path, how):
+    base, before = built(tmp_path / "a.mmc", items(), SKETCHED)
+    new, after = built(tmp_path / "b.mmc", changed(items(), how), SKETCHED)
+    made = applied(delta.make(base.read, before, new.read, after), base, before, after)
+    table = HEADER_SIZE + after.header.table_size
+    assert made.data[table : after.chunks.offset] == new.data[table : after.chunks.offset]
 
 
 @pytest.mark.parametrize("how", ["fields", "in the middle", "removed"])

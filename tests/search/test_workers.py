@@ -32,7 +32,7 @@ def large(tmp_path_factory) -> Path:
     path: Path = tmp_path_factory.mktemp("large") / "items.mmc"
     vectors = np.random.default_rng(0).standard_normal((N, DIM), dtype=np.float32)
     records = [{"id": i, "half": i % 2, "tenth": i % 10} for i in range(N)]
-    schema = Schema("items", index=("half", "tenth"), embedding="vector")
+    schema = Schema("items", index=("half", "tenth"), embedding="vector", sketch=True)
     mmcache.build(path, records, schema, embeddings=vectors)
     return path
 
@@ -66,10 +66,15 @@ with mmcache.Snapshot.open(path, verify="lazy") as snapshot:
     few.nearest(queries[0]), few.nearest_many(queries[:2])
     before = private()
     Vectors.part, Vectors.take = watched(Vectors.part), watched(Vectors.take)
+    Vectors.tile = watched(Vectors.tile)
     for where in ({}, {"tenth": 3}, {"half": 1}, {"tenth": [1, 2, 3]}, {"tenth": mmcache.excluding(4)}):
         for metric in ("cosine", "euclidean"):
             snapshot.nearest(queries[0], 20, where, metric=metric)
             snapshot.nearest_many(queries, 20, where, metric=metric)
+    curve = snapshot.layout.collections["items"].sketches["vector"].curves[10]
+    for recall in (0.1, 0.3, curve[-1].least / 10_000):
+        snapshot.nearest(queries[0], 10, recall=recall)
+        snapshot.nearest_many(np.concatenate([queries] * 3), 10, recall=recall)
     print(most - before, mapped(path))
 """
 """Prints by how much its own memory has grown at most, and how much of the file it has mapped, in bytes."""

@@ -30,7 +30,7 @@ from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
 from mmcache.remote import download, store
-from mmcache.search import blas, chunks, scan
+from mmcache.search import blas, chunks, measuring, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -571,6 +571,11 @@ def searched_by(rows: int, *, few: int = 0, together: int = 64) -> Iterator[None
         ):
             patches.enter_context(mock.patch.object(module, name, value))
         yield
+
+
+def measured_from(rows: int) -> contextlib.AbstractContextManager[Any]:
+    """A build measures the sketch of a file of more rows than this, which is then searched by it."""
+    return mock.patch.object(measuring, "SMALL", rows)
 
 
 class _Library:
