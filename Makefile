@@ -14,8 +14,7 @@ BENCH_ARGS ?= --quick
 
 # What `make test` runs over both implementations; `make integration` does so with all of format, storage and cache.
 TWICE := tests/format tests/cache/test_mapping_contract.py tests/cache/test_cache_tiers.py tests/cache/test_cache_counts.py \
-         tests/storage/test_round_trip.py tests/storage/test_typed_keys.py tests/storage/test_overlay.py \
-         tests/storage/test_hostile_files.py
+         tests/storage/test_round_trip.py tests/storage/test_typed_keys.py tests/storage/test_overlay.py
 
 BIN     := $(VENV)/bin
 CORE    := pyproject.toml tools/core_build.py $(wildcard core/*)

@@ -116,6 +116,7 @@ def test_every_page_has_one_line_in_the_navigation():
     assert sorted(navigation()) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+@pytest.mark.integration
 def test_the_site_is_built_strictly_and_every_link_of_it_leads_somewhere(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
-from ..words import printable
+from ..words import ago, printable, span
 from .options import FILE_COMPLETION, MISSING, OK, UsageError, count, file_argument, seconds, setting
 from .output import Output
 from .rebuild import add_timeout
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..sharing.following import Following
     from ..sources.base import Source
 
-__all__ = ["HELP", "add_arguments", "plain", "run"]
+__all__ = ["HELP", "add_arguments", "line_of", "plain", "run"]
 
 HELP: Final = """\
 Keep a cache file at the release that a store has for it, until Ctrl-C or SIGTERM; with --once bring it there, and end.
@@ -143,6 +143,22 @@ def plain(said: Following) -> dict[str, Any]:
         "polled_seconds": round(max(0.0, now - said.polled), 3) if said.polled else None,
         "error": said.error or None,
     }
+
+
+def line_of(said: Following) -> str:
+    """For people."""
+    now = time.time()
+    parts = [f"{'none' if said.release is None else said.release} of {printable(said.url)}"]
+    if said.pinned is not None:
+        parts.append(f"pinned to {said.pinned}")
+    if said.newest is not None and said.newest != said.release:
+        parts.append(f"the newest is {said.newest}")
+    if said.behind:
+        parts.append(f"not of release {said.target} for {span(said.lag_seconds(now))}")
+    parts.append(f"polled {ago(max(0.0, now - said.polled))}" if said.polled else "never polled")
+    if said.error:
+        parts.append(printable(said.error))
+    return ", ".join(parts)
 
 
 def _say(said: Following, path: str, output: Output) -> None:

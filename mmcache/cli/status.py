@@ -39,7 +39,6 @@ from .output import Output
 if TYPE_CHECKING:
     from ..freshness import Policy
     from ..sharing.alerts import Alert, Rules
-    from ..sharing.following import Following
     from ..sharing.status import Status
     from ..sources.base import Source
 
@@ -430,7 +429,9 @@ def _live_rows(seen: Seen) -> list[tuple[str, str]]:
     if status.failure is not None:
         rows.append(("last build", _failure(status)))
     if status.following is not None:
-        rows.append(("release", _following(status.following)))
+        from .follow import line_of
+
+        rows.append(("release", line_of(status.following)))
     rows.append(("control page", "shared by all workers" if status.control is None else printable(status.control)))
     rows.append(("implementation", native.described()))
     return rows
@@ -451,21 +452,6 @@ def _builder(status: Status) -> str:
     if status.builder is None:
         return "a process holds the build lock"
     return f"pid {status.builder.pid}, for {span(max(0.0, time.monotonic() - status.builder.since))}"
-
-
-def _following(said: Following) -> str:
-    now = time.time()
-    parts = [f"{'none' if said.release is None else said.release} of {printable(said.url)}"]
-    if said.pinned is not None:
-        parts.append(f"pinned to {said.pinned}")
-    if said.newest is not None and said.newest != said.release:
-        parts.append(f"the newest is {said.newest}")
-    if said.behind:
-        parts.append(f"not of release {said.target} for {span(said.lag_seconds(now))}")
-    parts.append(f"polled {ago(max(0.0, now - said.polled))}" if said.polled else "never polled")
-    if said.error:
-        parts.append(printable(said.error))
-    return ", ".join(parts)
 
 
 def _failure(status: Status) -> str:

@@ -11,7 +11,6 @@ the source. The rows of one selection are distinct; unless it was ordered by a f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import compress, islice
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
@@ -20,12 +19,13 @@ import numpy as np
 
 from ..errors import UnusableFileError
 from ..format.keys import Key
-from ..format.records import Names, Shape
+from ..format.records import Names
 from ..query import path_of
 from ..schema import R_co
 from ..sources.base import SourceRecord, flat
 from .asked import one_of
 from .mending import Instead, after, falls_back, going_on
+from .mixing import mixed_embeddings, mixed_table
 from .ordering import Ordering
 from .record import UNNAMED, Record, copied, parts_of
 from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced, merged, row_of
@@ -132,7 +132,10 @@ class Selection(Sequence[R_co]):
 
     def _embeddings(self, field: str | None) -> NDArray[np.float32]:
         given = self._given
-        vectors = self._collection.embeddings_at(self._rows, field) if given is None else self._mixed(given, field)
+        if given is None:
+            vectors = self._collection.embeddings_at(self._rows, field)
+        else:
+            vectors = mixed_embeddings(self._collection, self._file(), self._rows, given, field)
         vectors.flags.writeable = False
         return vectors
 
@@ -140,9 +143,11 @@ class Selection(Sequence[R_co]):
     def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
         """A pyarrow.Table of these records, with the columns of `Collection.to_arrow`; the embeddings as `embeddings`
         has them, but null for none. Further fields of the source's records are further columns."""
-        if self._given is None:
-            return self._collection.table_at(self._rows, columns)
-        return self._table(self._given, columns)
+        rows, given = self._rows, self._given
+        if given is None:
+            return self._collection.table_at(rows, columns)
+        embeddings = self._embeddings
+        return mixed_table(self._file(), rows, given, records=self._read(), embeddings_of=embeddings, columns=columns)
 
     @falls_back
     def order_by(self, field: str, *, descending: bool = False) -> Selection[R_co]:
@@ -338,43 +343,6 @@ class Selection(Sequence[R_co]):
         """Of the embeddings, where records of the source have several."""
         several = len(given.records) and isinstance(given.records[0].vector, tuple)
         return self._file().embedding_fields if several else UNNAMED
-
-    def _mixed(self, given: Given, field: str | None) -> NDArray[np.float32]:
-        """See `embeddings`. One gather of rows, where a neighbour keeps the place of each record of the source."""
-        rows = self._rows
-        if len(rows):
-            rows = np.empty(len(self), np.uint32)
-            rows[given.others(len(self))] = self._rows
-            rows[given.at] = self._rows.take(given.at - np.arange(len(given.at)), mode="clip")
-        file = self._file()
-        vectors = self._collection.embeddings_at(rows, field)
-        block = given.block(file.embedding_fields, field, vectors.shape[1] or file.dim_of(field))
-        if not len(rows):
-            return block
-        matrix = vectors if vectors.shape[1] else np.zeros((len(self), block.shape[1]), np.float32)
-        matrix[given.at] = block
-        return matrix
-
-    def _table(self, given: Given, columns: Iterable[str] | None) -> pa.Table:
-        from .arrow import Vectors, table_of
-
-        file = self._file()
-
-        def vectors(field: str, there: list[bool]) -> Vectors:
-            presence = np.zeros(len(self), np.bool_)
-            presence[given.at] = there
-            presence[given.others(len(self))] = file.has_embedding_of(field)[self._rows]
-            return self._embeddings(field), None if presence.all() else np.packbits(presence, bitorder="little")
-
-        columns_of_vectors = {}
-        for field in file.embedding_fields:
-            there = [vector is not None for vector in given.vectors(file.embedding_fields, field)]
-            if file.dim_of(field) or any(there):
-                columns_of_vectors[field] = partial(vectors, field, there)
-        shapes = [shape.names for shape in file.layout.shapes]
-        shapes += [Shape(names, {}).names for names in dict.fromkeys(record.names for record in given.records)]
-        names = list(dict.fromkeys(name for shape in shapes for name in shape))
-        return table_of(self._read(), names, columns_of_vectors, columns)
 
     # --- and another
 

@@ -46,7 +46,9 @@ class Raising(SQLiteSource):
         """No other process can make it again."""
 
 
-KINDS = [asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError, RecursionError]
+AT_ONCE = [asyncio.CancelledError, SystemExit, KeyboardInterrupt]
+OTHERS = [GeneratorExit, MemoryError, RecursionError]
+KINDS = [*AT_ONCE, *(pytest.param(kind, marks=pytest.mark.integration) for kind in OTHERS)]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -49,7 +49,12 @@ def test_none_is_lost_where_the_source_tells_of_changes_as_well(source):
 
 
 @pytest.mark.parametrize(
-    ("source", "seconds"), [("silent", 5), ("plain", 5), pytest.param("silent", SECONDS / 4, marks=pytest.mark.nightly)]
+    ("source", "seconds"),
+    [
+        ("silent", 5),
+        pytest.param("plain", 5, marks=pytest.mark.integration),
+        pytest.param("silent", SECONDS / 4, marks=pytest.mark.nightly),
+    ],
 )
 @pytest.mark.timeout(SECONDS + 600)
 def test_none_is_lost_where_the_file_is_of_releases(source, seconds):

@@ -366,6 +366,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.mark.integration  # it waits for its times
 def test_a_rebuild_that_hangs_ends_itself_and_counts_as_failed(path: Path, lines: Path, crew: Crew) -> None:
     options = {"rebuild_after": 0, "check_interval": 0.05, "build_timeout": 5.0}
     worker, other = crew.hire(lambda: mmcache.open(path, hanging_source(), **options), 2)  # type: ignore[call-overload]

@@ -101,6 +101,7 @@ def all_have(nodes: list[Node], number: int) -> bool:
     return all(node.ask()[0] == number for node in nodes)
 
 
+@pytest.mark.integration
 def test_every_node_downloads_a_release_once(tmp_path, made):
     release(tmp_path, made, 1)
     with Served(tmp_path / "store") as served, fleet(served, tmp_path, [plain] * NODES) as nodes:

@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[2]
 RACERS = 8
 
 
+ROUNDS = [25, pytest.param(100, marks=pytest.mark.integration), pytest.param(1_000, marks=pytest.mark.nightly)]
+
+
 def race(url: str, rounds: int) -> list[list[int]]:
     """By round, the numbers that the publishers got."""
     command = [sys.executable, "-m", "tests.remote.racer", url]
@@ -46,7 +49,7 @@ def race(url: str, rounds: int) -> list[list[int]]:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("rounds", [100, pytest.param(1_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("rounds", ROUNDS)
 def test_each_number_has_one_winner_and_none_is_missing(url, rounds):
     found = race(url, rounds)
     for i, numbers in enumerate(found):

@@ -312,6 +312,7 @@ def test_build_is_as_it_was_without_follow(made):
     assert build(made, 1).generation == 2
 
 
+@pytest.mark.integration  # it waits for its times
 def test_a_follower_that_hangs_is_ended_and_another_follows(local, made, node):
     publish(made, local, 1)
     with mmcache.open(node, follow=local, follow_every=0.05, check_interval=0.05, build_timeout=0.5) as cache:
