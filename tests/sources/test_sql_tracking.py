@@ -203,10 +203,11 @@ def test_a_key_that_is_no_primary_key_leaves_out_null(postgres):
 
 
 def test_a_collation_that_ignores_case_does_not_hide_a_new_key(postgres):
-    if not asked(postgres, "SELECT count(*) FROM pg_collation WHERE collprovider = 'i'"):
+    try:
+        postgres.run("CREATE COLLATION folding (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+    except sqlalchemy.exc.NotSupportedError:
         pytest.skip("this PostgreSQL was built without ICU")
     postgres.run(
-        "CREATE COLLATION folding (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
         "CREATE TABLE items (id text COLLATE folding PRIMARY KEY, n int)",
         "INSERT INTO items VALUES ('a', 0)",
     )
