@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
 __all__ = ["at_least_one", "ratio", "seconds"]
 
@@ -12,8 +12,17 @@ _LONGEST = 1e9
 
 def seconds(name: str, value: object) -> float:
     """Raises ValueError for what is no time from 0 on."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LONGEST:
-        raise ValueError(f"{name} must be a number of seconds, from 0 to {_LONGEST:g}, not {value!r:.100}")
+    return _number(name, value, _LONGEST, f"a number of seconds, from 0 to {_LONGEST:g}")
+
+
+def ratio(name: str, value: object) -> float:
+    """Raises ValueError for what is no finite number from 0 on."""
+    return _number(name, value, sys.float_info.max, "a number, 0 or more")
+
+
+def _number(name: str, value: object, most: float, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ValueError(f"{name} must be {expected}, not {value!r:.100}")
     return float(value)
 
 
@@ -22,11 +31,3 @@ def at_least_one(name: str, value: object) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be an int, 1 or more, not {value!r:.100}")
     return value
-
-
-def ratio(name: str, value: object) -> float:
-    """Raises ValueError for what is no finite number from 0 on."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name} must be a number, 0 or more, not {value!r:.100}")
-    return float(value)  # type: ignore[arg-type]

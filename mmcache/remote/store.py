@@ -63,7 +63,7 @@ def public_url(url: str) -> str:
     shown = without_secrets(url)
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 (raises for what is no number)
+        _ = parts.port  # which raises for what is no number
     except ValueError as error:
         raise StoreError(f"is no URL ({error}); expected one such as s3://bucket/items", path=shown) from None
     if parts.scheme not in _SCHEMES:

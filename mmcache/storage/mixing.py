@@ -45,12 +45,12 @@ def mixed_table(
     file: File,
     rows: NDArray[np.uint32],
     given: Given,
+    columns: Iterable[str] | None,
     *,
     records: Iterator[Record],
-    embeddings_of: Callable[[str], NDArray[np.float32]],
-    columns: Iterable[str] | None,
+    vectors_of: Callable[[str], NDArray[np.float32]],
 ) -> pa.Table:
-    """See `Selection.to_arrow`. records: all, in order. embeddings_of: by field, of all."""
+    """See `Selection.to_arrow`. records: all, in order. vectors_of: by field, of all."""
     from .arrow import Vectors, table_of
 
     n = len(rows) + len(given.records)
@@ -59,7 +59,7 @@ def mixed_table(
         presence = np.zeros(n, np.bool_)
         presence[given.at] = there
         presence[given.others(n)] = file.has_embedding_of(field)[rows]
-        return embeddings_of(field), None if presence.all() else np.packbits(presence, bitorder="little")
+        return vectors_of(field), None if presence.all() else np.packbits(presence, bitorder="little")
 
     columns_of_vectors = {}
     for field in file.embedding_fields:

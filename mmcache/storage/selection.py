@@ -146,8 +146,7 @@ class Selection(Sequence[R_co]):
         rows, given = self._rows, self._given
         if given is None:
             return self._collection.table_at(rows, columns)
-        embeddings = self._embeddings
-        return mixed_table(self._file(), rows, given, records=self._read(), embeddings_of=embeddings, columns=columns)
+        return mixed_table(self._file(), rows, given, columns, records=self._read(), vectors_of=self._embeddings)
 
     @falls_back
     def order_by(self, field: str, *, descending: bool = False) -> Selection[R_co]:

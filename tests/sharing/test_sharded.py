@@ -124,11 +124,17 @@ def from_parquet(at: Path) -> Source:
 
 
 def from_partitions(at: Path) -> Source:
+    return partitions(at, ROWS, SCHEMA, row_group_size=300)
+
+
+def partitions(at: Path, rows: list[dict[str, Any]], schema: Schema, *, row_group_size: int) -> Source:
+    """A third of the rows in each of three files."""
+    third = len(rows) // 3
     for year in range(3):
         (at / "set" / f"year={year}").mkdir(parents=True)
-        some = pa.Table.from_pylist(ROWS[year * 800 : year * 800 + 800])
-        parquet.write_table(some, at / "set" / f"year={year}" / "p.parquet", row_group_size=300)
-    return ParquetSource(at / "set", SCHEMA)
+        some = pa.Table.from_pylist(rows[year * third : year * third + third])
+        parquet.write_table(some, at / "set" / f"year={year}" / "p.parquet", row_group_size=row_group_size)
+    return ParquetSource(at / "set", schema)
 
 
 def from_lines(at: Path) -> Source:
@@ -199,11 +205,7 @@ def bad_parquet(at: Path) -> Source:
 
 
 def bad_partitions(at: Path) -> Source:
-    for year in range(3):
-        (at / "set" / f"year={year}").mkdir(parents=True)
-        some = pa.Table.from_pylist(BAD[year * 100 : year * 100 + 100])
-        parquet.write_table(some, at / "set" / f"year={year}" / "p.parquet", row_group_size=30)
-    return ParquetSource(at / "set", LENIENT)
+    return partitions(at, BAD, LENIENT, row_group_size=30)
 
 
 def bad_lines(at: Path) -> Source:
