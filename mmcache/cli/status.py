@@ -334,6 +334,7 @@ def _plain(seen: Seen) -> dict[str, Any]:
             "retry_seconds": round(max(0.0, failure.until - now), 3),
         },
         "following": None if status.following is None else plain_following(status.following),
+        "implementation": native.plain(),
         "fleet": fleet.plain(status.fleet, seen.window),
     }
 

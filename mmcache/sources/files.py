@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Generic, Self
 from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from ..values import Values
 from .base import Invalid, Key, Reading, Row, SourceRecord, Where, flat, path_in, plain_path
 from .casts import Adapter
@@ -39,6 +40,7 @@ _REMEMBERED = 1024
 """Lines that are known of the last items: more than are taken together."""
 
 
+@internal("kind", "options", "parts", "pieces", "remade", "suffixes", "takes", "with_rules")
 class FileSource(Generic[R_co]):
     """A file of records without an index; or several: a pattern such as `logs/*.jsonl`, or a directory.
 

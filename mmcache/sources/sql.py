@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, Engine
 from ..errors import BuildError, SourceError
 from ..query import Query, matcher, path_of
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat
 from .casts import check_unmapped
 from .catalog import Catalog
@@ -40,11 +41,15 @@ _PLAN_SECONDS = 10.0
 """For so long lookups rely on the columns that a table had."""
 
 
+@internal("given", "kind", "remade", "with_rules")
 class SQLAlchemySource(Generic[R_co]):
     """The tables, views or queries of one database, one collection for each schema.
 
-        source = mmcache.SQLAlchemySource("postgresql://app@db/shop", mmcache.Schema("items", index=("kind",)))
-        cache = mmcache.open("items.mmc", source)
+    >>> source = mmcache.SQLAlchemySource("sqlite:///items.db", Schema("items", index=("kind",)))
+    >>> with mmcache.open("items.mmc", source) as items:
+    ...     items["a"]["kind"], items.where(kind="prompt").ids, source.url
+    ('tool', ['c'], 'sqlite:///...items.db')
+    >>> source.close()
 
     engine_or_url: an engine, which stays the caller's, or a URL. By a URL alone this source goes to other processes
         and into files: what else an engine was made with (`creator`, `connect_args`, listeners) does not go along.
@@ -314,6 +319,10 @@ class SQLAlchemySource(Generic[R_co]):
 
         Raises SourceError for a view or query, for any other database, and where it cannot write; ValueError where
         `fingerprint=` tells of changes.
+
+        >>> source = mmcache.SQLAlchemySource("sqlite:///items.db", Schema("items"))
+        >>> source.track().changed, len(source.untrack()) > 0, source.close()
+        (True, True, None)
         """
         if self._fingerprint is not None:
             raise ValueError("fingerprint= tells of changes by itself; leave it out of a source that is tracked")

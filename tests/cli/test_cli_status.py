@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import mmcache
+from mmcache import native
 from mmcache.cli import main
 from mmcache.sharing import metrics
 from mmcache.sharing.counters import record_event
@@ -70,6 +71,18 @@ def test_it_says_in_a_sentence_how_fresh_the_file_is_and_why(shop, status, datab
     assert (found["state"], found["revalidated"]) == ("fresh", True)
     write(database, "UPDATE items SET price = 7")
     assert status(shop)["why"] == "the source was written to since it was built"
+
+
+def test_it_says_which_implementation_runs_and_why(shop, status):
+    found = status(shop)["implementation"]
+    assert found == {"mmcache": mmcache.implementation, "reason": native.reason or None, "msgpack": "compiled"}
+    pure = {"MMCACHE_PURE": "1", "MSGPACK_PUREPYTHON": "1"}
+    assert run("status", shop, "--json", env=pure).json["implementation"] == {
+        "mmcache": "pure",
+        "reason": "MMCACHE_PURE is set",
+        "msgpack": "pure",
+    }
+    assert "pure Python (MMCACHE_PURE is set); of msgpack: pure Python" in ok("status", shop, env=pure).out
 
 
 def test_a_source_that_cannot_be_asked_is_a_sentence_and_no_failure(shop, status, database):
