@@ -17,9 +17,10 @@ import yaml
 import mmcache
 from mmcache.cli.main import COMMANDS, make_parser
 from mmcache.cli.options import SETTINGS
+from mmcache.shown import internals_of
 from tests.test_frozen import log_events
 from tools import picture, site
-from tools.site_docstrings import markdown
+from tools.site_docstrings import markdown, unshown
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -135,6 +136,9 @@ def test_the_site_is_built_strictly_and_every_link_of_it_leads_somewhere(tmp_pat
     api = (tmp_path / "site" / "api.html").read_text("utf-8")
     for name in set(mmcache.__all__) - {"__version__"}:
         assert f'id="mmcache.{name}"' in api, name
+    assert 'id="mmcache.Snapshot.verify"' in api
+    for kind in (mmcache.Snapshot, mmcache.FileCollection, mmcache.Selection, mmcache.SQLiteSource):
+        assert [name for name in internals_of(kind) if f'id="mmcache.{kind.__name__}.{name}"' in api] == []
 
 
 def test_a_dead_link_of_a_built_site_is_found(tmp_path):
@@ -224,6 +228,12 @@ def test_the_readme_has_fewer_than_900_words():
 def test_a_page_names_components_not_people(page):
     found = re.findall(r"\b(?:nobody|somebody|whoever|whom|he|his)\b", prose(page), re.IGNORECASE)
     assert found == []
+
+
+def test_what_a_class_does_not_show_is_not_on_its_page():
+    assert unshown(["made_here", "internal('attach', 'layout')", "dataclass(frozen=True)"]) == [
+        *("__init__", "attach", "layout"),
+    ]
 
 
 def test_a_docstring_becomes_lists_and_blocks():
