@@ -20,7 +20,7 @@ from ..schema import Schema
 from ..values import Values, all_plain
 from .base import Invalid, Key, SourceRecord, refused
 from .casts import Adapter, adapter_of
-from .vectors import Decoders, Vector
+from .vectors import Decoders, Vector, any_doubtful
 
 __all__ = ["LOOKED_AT", "Keyed", "Sought", "Unread", "replaces", "shape_records", "unknown_to", "with_paths", "without"]
 
@@ -206,7 +206,7 @@ class _Shaper:
             return repeat(None)
         if len(wanted) == 1:
             column: list[Any] = [item.get(wanted[0]) for item in run]
-            if set(map(type, column)) == {bytes} and set(map(len, column)) == {size}:
+            if set(map(type, column)) == {bytes} and set(map(len, column)) == {size} and not any_doubtful(column):
                 return column
         return [self.decode([item.get(field) for field in wanted]) for item in run]
 
