@@ -50,7 +50,7 @@ def compiled_into(directory: Path, root: Path = ROOT, *, sanitize: bool = False)
     extension = Extension(
         "_core",
         sorted(str(source) for source in (root / "core").glob("*.c")),
-        depends=[str(root / "core" / "core.h")],
+        depends=sorted(str(header) for header in (root / "core").glob("*.h")),
         include_dirs=[str(root / "core")],
         extra_compile_args=FLAGS + more,
         extra_link_args=more,

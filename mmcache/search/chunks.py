@@ -19,7 +19,7 @@ from ..storage.unread import Less, Packed, Ranged
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Block", "Chunk", "Span", "chosen", "chunks", "wanted_in"]
+__all__ = ["READ", "Block", "Chunk", "Span", "chosen", "chunks", "wanted_in"]
 
 GATHERED: Final = 1024
 """Rows gathered at a time, at most."""

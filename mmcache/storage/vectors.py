@@ -132,13 +132,14 @@ class Vectors:
         return f"sketch.{self.name}" in self.file.layout.sections
 
     @careful
-    def tile(self, begin: int, end: int) -> NDArray[np.uint64]:
-        """u64, (words, end - begin): the signs of a tile's rows, a view of the file. See `format.sketch`."""
+    def signs(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """u64, (words * (end - begin),): the signs of rows in their tiles, a view of the file. See `format.sketch`.
+        begin: the first of a tile. end: the same, or that of the file."""
         words = words_in(self.dim)
         at = self.file.layout.sections[f"sketch.{self.name}"].offset + 8 * words * begin
         self.file.check_open()
         self.file.touch(at, 8 * words * (end - begin))
-        return np.frombuffer(self.file.view, "<u8", words * (end - begin), at).reshape(words, end - begin)
+        return np.frombuffer(self.file.view, "<u8", words * (end - begin), at)
 
     def close(self) -> None:
         self.matrix = None

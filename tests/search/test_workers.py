@@ -66,7 +66,7 @@ with mmcache.Snapshot.open(path, verify="lazy") as snapshot:
     few.nearest(queries[0]), few.nearest_many(queries[:2])
     before = private()
     Vectors.part, Vectors.take = watched(Vectors.part), watched(Vectors.take)
-    Vectors.tile = watched(Vectors.tile)
+    Vectors.signs = watched(Vectors.signs)
     for where in ({}, {"tenth": 3}, {"half": 1}, {"tenth": [1, 2, 3]}, {"tenth": mmcache.excluding(4)}):
         for metric in ("cosine", "euclidean"):
             snapshot.nearest(queries[0], 20, where, metric=metric)

@@ -216,6 +216,11 @@ def impatient_doctor() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(doctor_directory, "_PATIENCE", 0.2)
 
 
+def cores(count: int) -> contextlib.AbstractContextManager[Any]:
+    """To the doctor, this process has so many."""
+    return mock.patch.object(doctor, "_cores", return_value=count)
+
+
 def any_build_is_long() -> contextlib.AbstractContextManager[Any]:
     """To the doctor, if it takes ten times as long as the last one."""
     return mock.patch.object(doctor, "_LONG_BUILD", 0.0)
@@ -580,6 +585,8 @@ def measured_from(rows: int) -> contextlib.AbstractContextManager[Any]:
 
 class _Library:
     """Of BLAS, with so many threads."""
+
+    internal_api, version = "openblas", "0.3"
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
