@@ -11,6 +11,7 @@ from ..errors import MissingFileError
 from ..sources import Source, closing, from_spec
 from ..storage import fs, levers as storage
 from ..storage.describe import described
+from ..storage.names import backup_name, control_name, disabled_name, hold_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport
 from ..words import printable
 from .announce import Announcer
@@ -38,8 +39,8 @@ def rollback(
 ) -> BuildReport:
     """See `Cache.rollback`. source: by default the one that the file names. page: in use, if the caller has one."""
     name = os.path.abspath(os.fspath(path))
-    if fs.identity_of(fs.backup_name(name)) is None:  # where there never was a cache, nothing is left behind
-        raise MissingFileError("there is no backup, so there is nothing to go back to", path=fs.backup_name(name))
+    if fs.identity_of(backup_name(name)) is None:  # where there never was a cache, nothing is left behind
+        raise MissingFileError("there is no backup, so there is nothing to go back to", path=backup_name(name))
 
     def line(left: int, back: int) -> str:
         return _since(f"rollback from generation {left} to the records of {back}", reason)
@@ -79,14 +80,14 @@ def _fingerprint(path: str, source: Source | None) -> bytes:
 def resume(path: str | os.PathLike[str], *, page: Page | None = None) -> bool:
     """See `Cache.resume`."""
     name = os.path.abspath(os.fspath(path))
-    return _moved(name, "resumed", page, line=None, lever=fs.hold_name, also=Kind.SOFT)
+    return _moved(name, "resumed", page, line=None, lever=hold_name, also=Kind.SOFT)
 
 
 def release(path: str, page: Page | None = None) -> bool:
     """A person has built it anew, so that nothing is held any more; whether it was held. One `stat` if not."""
-    if fs.identity_of(fs.hold_name(path)) is None:
+    if fs.identity_of(hold_name(path)) is None:
         return False
-    return _moved(path, "resumed", page, line=None, lever=fs.hold_name)
+    return _moved(path, "resumed", page, line=None, lever=hold_name)
 
 
 def disable(path: str | os.PathLike[str], *, reason: str = "") -> bool:
@@ -95,14 +96,14 @@ def disable(path: str | os.PathLike[str], *, reason: str = "") -> bool:
     Raises MissingFileError where no process has ever had such a cache.
     """
     name = os.path.abspath(os.fspath(path))
-    if all(fs.identity_of(each) is None for each in (name, fs.backup_name(name), fs.control_name(name))):
+    if all(fs.identity_of(each) is None for each in (name, backup_name(name), control_name(name))):
         raise MissingFileError("there is no cache here to disable: check the path", path=name)
-    return _moved(name, "disabled", None, line=_since("mmcache disable", reason), lever=fs.disabled_name)
+    return _moved(name, "disabled", None, line=_since("mmcache disable", reason), lever=disabled_name)
 
 
 def enable(path: str | os.PathLike[str]) -> bool:
     """Have the file answer again; whether it was disabled."""
-    return _moved(os.path.abspath(os.fspath(path)), "enabled", None, line=None, lever=fs.disabled_name)
+    return _moved(os.path.abspath(os.fspath(path)), "enabled", None, line=None, lever=disabled_name)
 
 
 def _moved(

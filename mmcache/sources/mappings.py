@@ -411,3 +411,20 @@ def replaces(schema: Schema, before: SourceRecord | Invalid | None) -> bool:
         return True
     # Where a key may stand once only, a row that is left out counts for nothing.
     return schema.on_duplicate == "raise" and isinstance(before, Invalid)
+
+
+def only_chosen(
+    schema: Schema,
+    matches: Iterable[SourceRecord],
+    look_up: Callable[[list[Key]], Mapping[Key, SourceRecord | Invalid]],
+) -> Iterable[SourceRecord]:
+    """Of what matches a query, the records that a lookup of their key gives. All are held."""
+    found = list(matches)
+    chosen = look_up([record.values[0] for record in found])
+    kept: dict[Key, SourceRecord] = {}
+    for record in found:
+        key = record.values[0]
+        if record == chosen.get(key) and replaces(schema, kept.get(key)):
+            kept.pop(key, None)  # the last of several comes at its own place
+            kept[key] = record
+    return kept.values()

@@ -26,7 +26,7 @@ import pytest
 import mmcache
 from mmcache import Cache, JSONLinesSource, Snapshot, SQLiteSource
 from mmcache.sharing.publishing import rebuild
-from mmcache.storage.fs import backup_name
+from mmcache.storage.names import backup_name
 from tests.support import inside
 from tests.support.bank import LINES, NUMBERS, commit, name_of, write_lines
 from tests.support.crew import Crew, SlowSource, look_around, noted, number, state, wait_for_generation
