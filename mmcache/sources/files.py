@@ -31,7 +31,7 @@ from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records, unknown_t
 from .parts import Part, absolute, joined, parts_of
 from .slices import balanced
 from .streams import STDIN, is_pipe, open_file
-from .vectors import Decoders, Vector
+from .vectors import Decoders, Learned, Vector
 
 __all__ = ["FileReading", "FileSource"]
 
@@ -272,6 +272,10 @@ class FileReading:
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """See `IterableSource.dtypes`."""
         return self._decoders[collection].dtypes
+
+    def learned(self, collection: str) -> Learned:
+        """See `IterableSource.learned`."""
+        return self._decoders[collection].learned
 
     def count(self, collection: str) -> int | None:
         """None: only reading would tell."""

@@ -11,17 +11,19 @@ import json
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from operator import itemgetter
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from ..schema import DTYPES, Dtype, Schema
 from .blobs import WIDTHS, described, foreign, prefixed, probable, scattered, sensible, text
 
 __all__ = [
     "MAX_DOUBTS",
+    "NOTHING_LEARNED",
     "Decoders",
+    "Learned",
     "Vector",
     "VectorDecoder",
     "any_doubtful",
@@ -117,6 +119,11 @@ class VectorDecoder:
         return vector
 
     @property
+    def taken_as(self) -> Dtype | None:
+        """What BLOBs are read as, or were where only few told little; None before the first."""
+        return self.dtype or ("f4" if 0 < self._doubts < MAX_DOUBTS else None)
+
+    @property
     def is_settled(self) -> bool:
         """Whether dim and dtype are known."""
         return self.dim is not None and self.dtype is not None and not self._doubts
@@ -137,13 +144,32 @@ class VectorDecoder:
             self.dtype = self.dtype or (None if self._doubts else "f4")
 
 
-class Decoders:
-    """The embeddings of one collection, whichever the form of its records."""
+class Learned(NamedTuple):
+    """What a read has learned from its rows, those among them that no record is made of, and their records do not say.
 
-    __slots__ = ("fields", "of")
+    dims, dtypes: embedding -> how many numbers it has; what its bytes were read as, where some were bytes. orders:
+    fields -> in which order every mapping with these gives them.
+    """
+
+    dims: Mapping[str, int]
+    dtypes: Mapping[str, str]
+    orders: Mapping[frozenset[Any], tuple[Any, ...]]
+
+
+NOTHING_LEARNED = Learned({}, {}, {})
+
+
+class Decoders:
+    """The embeddings of one collection, whichever the form of its records; and what else is learned as they are read.
+
+    orders: see `Learned`.
+    """
+
+    __slots__ = ("fields", "of", "orders")
 
     def __init__(self, schema: Schema) -> None:
         self.fields = schema.embeddings
+        self.orders: dict[frozenset[Any], tuple[Any, ...]] = {}
         self.of = tuple(
             VectorDecoder(schema.dim_of(field), schema.dtype_of(field), allow_nan=schema.allow_nan)
             for field in self.fields
@@ -178,9 +204,15 @@ class Decoders:
         return self.of[0].size if len(self.of) == 1 else -1
 
     @property
+    def learned(self) -> Learned:
+        """So far."""
+        dims = {field: decode.dim for field, decode in zip(self.fields, self.of, strict=True) if decode.dim}
+        return Learned(dims, self.dtypes, dict(self.orders))
+
+    @property
     def dtypes(self) -> dict[str, str]:
         """What the BLOBs of each field were read as; only of fields that had some."""
-        return {field: decode.dtype for field, decode in zip(self.fields, self.of, strict=True) if decode.dtype}
+        return {field: decode.taken_as for field, decode in zip(self.fields, self.of, strict=True) if decode.taken_as}
 
 
 def is_finite(vector: bytes) -> bool:

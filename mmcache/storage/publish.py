@@ -24,6 +24,7 @@ from ..schema import Schema
 from ..sources import Source
 from ..sources.base import fingerprint_of
 from ..sources.plain import plain_rows
+from ..sources.vectors import NOTHING_LEARNED, Learned
 from . import buildlock, fs
 from .admission import stage
 from .commit import (
@@ -85,10 +86,12 @@ Revise = Callable[[Order, Layout | None], Order]
 
 
 class Stages(NamedTuple):
-    """What a build writes: every collection, and what was taken for its embeddings."""
+    """What a build writes: every collection, and what was taken for its embeddings. learned: by collection, where the
+    source tells."""
 
     collections: list[Staged]
     embeddings: Mapping[str, Mapping[str, EmbeddingReport]]
+    learned: Mapping[str, Learned] = {}
 
 
 Stage = Callable[
@@ -224,7 +227,7 @@ def _write(
 ) -> tuple[Digest, Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Read the source, and write all but the header."""
     with Lane() as lane:
-        staged, embeddings = stage(order.source, clusters, directory, lane, progress)
+        staged, embeddings, _ = stage(order.source, clusters, directory, lane, progress)
         plan = lay_out(
             staged,
             writer=writer(),
@@ -349,7 +352,9 @@ def stage_all(
             for schema in source.schemas
         ]
         dtypes: Callable[[str], Mapping[str, str]] = getattr(reading, "dtypes", lambda _: {})
-        return Stages(staged, summaries(staged, dtypes))
+        learned: Callable[[str], Learned] = getattr(reading, "learned", lambda _: NOTHING_LEARNED)
+        found = {one.schema.name: learned(one.schema.name) for one in staged}
+        return Stages(staged, summaries(staged, dtypes), found)
 
 
 def summaries(
