@@ -60,6 +60,10 @@ def hold_name(name: str) -> str:
     return f"{name}.hold"
 
 
+def resumed_name(name: str) -> str:
+    return f"{name}.resumed"
+
+
 def disabled_name(name: str) -> str:
     return f"{name}.disabled"
 
