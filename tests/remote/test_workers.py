@@ -13,6 +13,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,10 +246,10 @@ def test_a_store_that_hangs_holds_up_no_read(tmp_path, local, bank, made, node):
     source = SQLiteSource(bank, NUMBERS)
     mmcache.build(made, source)
     mmcache.publish(made, local)
-    free, waits = threading.Event(), []
+    free, waits = threading.Event(), list[bool]()
     with stores.Served(tmp_path / "store") as served:
         served.refuse = lambda _: waits.append(free.wait(30)) or None
-        options = {"follow": served.url, "follow_every": EVERY, "executor": "thread", "wait": 0.2}
+        options: dict[str, Any] = {"follow": served.url, "follow_every": EVERY, "executor": "thread", "wait": 0.2}
         with mmcache.open(node, source, check_interval=0.02, **options) as cache:
             assert cache[name_of(1)]["number"] == 0
             assert "has not answered for" in cache.status().why
@@ -268,8 +269,8 @@ def test_a_thread_whose_store_is_silent_for_long_is_told(tmp_path, local, made, 
     free = threading.Event()
     with stores.Served(tmp_path / "store") as served:
         served.refuse = lambda _: free.wait(30) and None
-        options = {"follow": served.url, "follow_every": 0.05, "executor": "thread", "build_timeout": 0.1}
-        with mmcache.open(node, check_interval=0.02, **options) as cache:
+        options: dict[str, Any] = {"follow": served.url, "follow_every": 0.05, "executor": "thread"}
+        with mmcache.open(node, check_interval=0.02, build_timeout=0.1, **options) as cache:
             until("it is told", lambda: shows(cache, 1) and "has not answered for" in told(cache).error)
             free.set()
             until("and once it answers, no more", lambda: shows(cache, 1) and not told(cache).error)
