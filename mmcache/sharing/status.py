@@ -107,6 +107,7 @@ def status_of(
             failure=failure,
             disabled=BY_ENVIRONMENT if disabled else levers.disabled,
             held=levers.held,
+            resumed=levers.resumed,
         )
         decided = decide(facts, DecisionRules(policy))
     head = page.head()

@@ -270,6 +270,17 @@ def test_a_held_file_stays_and_follows_once_it_is_not(served, node):
         assert cache["item-1"]["number"] == 2
 
 
+def test_a_file_rolled_back_and_resumed_between_two_polls_follows(served, node):
+    adopts(served, node)
+    with mmcache.open(node) as cache:
+        cache.rollback()
+        cache.resume()
+        assert cache["item-1"]["number"] == 1
+        assert mmcache.follow(served.url, node).release == 2
+        assert cache["item-1"]["number"] == 2
+        assert cache.stats().state == "fresh"
+
+
 def test_a_server_without_ranges_is_refused(served, node):
     whole: dict[str, bytes] = {}
 
