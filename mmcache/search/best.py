@@ -88,7 +88,7 @@ def _highest(values: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     """The highest value of each of some groups, where there are enough groups: no fewer than k values are as high as
     the k-th of these. To partition all values takes longer than to multiply them."""
     groups = len(values) // _GROUP
-    return values if groups < _SORTED * k else values[: groups * _GROUP].reshape(groups, _GROUP).max(axis=1)
+    return values if groups < _SORTED * k else values[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
 
 
 def not_above(value: float) -> np.float32:
