@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..format.curves import WHOLE, Point, SketchLayout
-from ..format.sketch import signs_of
+from ..storage.signing import signs_of
 from .best import Best
 from .chunks import Block, Span, wanted_in
 from .distances import Nearby

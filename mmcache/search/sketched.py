@@ -16,8 +16,9 @@ import numpy as np
 
 from ..errors import RecallError
 from ..format.curves import WHOLE
-from ..format.sketch import TILE, signs_of, words_in
+from ..format.sketch import TILE, words_in
 from ..schema import AnySchema
+from ..storage.signing import signs_of
 from .asked import Search
 from .best import Best
 from .chunks import READ, Block, Span, wanted_in
@@ -92,7 +93,7 @@ def search_nearby(
     size = max(1, min(TOGETHER, _HELD // few))
     for begin in range(0, len(found), size):
         together = found[begin : begin + size]
-        near = [Nearby(query, few) for query in signs_of(np.stack([best.query.wide for best in together]))]
+        near = [Nearby(query, few) for query in signs_of(np.array([best.query.wide for best in together], np.float32))]
         _read(vectors, which, near, between=between)
         for best, one in zip(together, near, strict=True):
             search(vectors, one.rows, [best], threads=1, between=between)

@@ -83,6 +83,12 @@ class Vectors:
         self._touch(rows)
         np.take(self._whole(), rows, axis=0, out=out, mode="clip")  # which needs no buffer of its own
 
+    @careful
+    def placed(self, rows: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+        """A matrix, float32, (m, dim), and the places of these rows in it: of a file, all of it and the rows."""
+        self._touch(rows)
+        return self._whole(), rows
+
     def _touch(self, rows: NDArray[np.uint32]) -> None:
         self.file.check_open()
         if self.stride > BLOCK:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import random
 import struct
@@ -19,7 +20,7 @@ from xxhash import xxh3_64_intdigest
 import mmcache
 from mmcache import Schema, Snapshot, native
 from mmcache.format import sketch
-from mmcache.search import distances
+from mmcache.search import distances, metrics
 from mmcache.storage.bykey import PureByKey
 from tests.support import inside
 
@@ -455,53 +456,70 @@ def test_numbers_and_signs_that_do_not_fit_are_refused():
         core.signs(matrix[:, ::2], 65, out)
 
 
-# --- products ---------------------------------------------------------------------------------------------------------
+# --- sums -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dim", [1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 100, 384, 1025, 5000])
+@pytest.mark.parametrize("dim", [*range(1, 20), 63, 100, 127, 128, 129, 136, 137, 255, 384, 768, 1000, 1025, 5000])
 @pytest.mark.parametrize("chosen", [None, [], [0], [8, 3, 3, 0, 1], list(range(9))])
-def test_products_are_as_near_to_the_true_ones_as_any_order_of_additions_is(dim, chosen):
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_scores_are_those_of_numpy_to_the_last_bit(dim, chosen, metric):
     random = np.random.default_rng(dim)
-    matrix, query = random.standard_normal((9, dim)).astype(np.float32), random.standard_normal(dim).astype(np.float32)
+    matrix = (random.standard_normal((9, dim)) * 10.0 ** random.integers(-40, 38, (9, dim))).astype(np.float32)
+    matrix[3] = 0
+    query = random.standard_normal(dim).astype(np.float32).astype(np.float64)
     rows = None if chosen is None else np.array(chosen, np.uint32)
-    found = np.full(9 if chosen is None else len(chosen), np.nan, np.float32)
-    core.products(matrix, rows, query, found)
-    wide = (matrix if chosen is None else matrix[chosen]).astype(np.float64)
-    right = wide @ query.astype(np.float64)
-    bound = dim * 2**-24 * np.linalg.norm(wide, axis=1) * np.linalg.norm(query.astype(np.float64))
-    assert (np.abs(found - right) <= 1.01 * bound).all()
+    found = metrics.exact_scores(matrix, query, metric, rows)
+    with inside.scored_in_python():
+        expected = metrics.exact_scores(matrix, query, metric, rows)
+    assert found.tobytes() == expected.tobytes()
+    wide = [(matrix[row] - query) ** 2 if metric == "euclidean" else matrix[row] * query for row in range(9)]
+    if metric != "cosine":
+        right = np.array([math.fsum(one.tolist()) for one in wide])[slice(None) if chosen is None else chosen]
+        scale = np.array([np.abs(one).sum() for one in wide])[slice(None) if chosen is None else chosen]
+        assert (np.abs((found**2 if metric == "euclidean" else found) - right) <= 1e-12 * scale).all()
 
 
-def test_products_of_numbers_that_are_none_are_none():
-    matrix = np.array([[np.nan, 0], [np.inf, -np.inf], [3e38, 3e38], [1, 1]], np.float32).repeat(20, axis=1)
-    found = np.empty(4, np.float32)
-    core.products(matrix, None, np.ones(40, np.float32), found)
-    assert np.isnan(found[:2]).all()
-    assert found[2:].tolist() == [np.inf, 40]
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_scores_of_numbers_that_are_none_are_those_of_numpy(metric):
+    matrix = np.array([[np.nan, 0], [np.inf, -np.inf], [np.inf, 1], [3e38, 3e38], [-0.0, 0]], np.float32)
+    for repeat in (1, 20, 200):
+        given = matrix.repeat(repeat, axis=1), np.array([1.0, -0.0]).repeat(repeat), metric
+        found = metrics.exact_scores(*given)
+        with inside.scored_in_python():
+            np.testing.assert_array_equal(found, metrics.exact_scores(*given))
+        assert np.signbit(found[4]) == (metric == "euclidean")
 
 
-def test_rows_beyond_the_matrix_are_clipped_as_numpy_clips_them():
-    matrix, found = np.arange(6, dtype=np.float32).reshape(3, 2), np.empty(3, np.float32)
-    core.products(matrix, np.array([2**32 - 1, 3, 1], np.uint32), np.ones(2, np.float32), found)
+def test_rows_beyond_the_matrix_are_clipped_to_it():
+    matrix, found = np.arange(6, dtype=np.float32).reshape(3, 2), np.empty(3)
+    core.sums(matrix, np.array([2**32 - 1, 3, 1], np.uint32), np.ones(2), found, None, False)
     assert found.tolist() == [9, 9, 5]
 
 
-def test_products_that_do_not_fit_are_refused():
-    matrix, rows, query, out = (
-        *(np.zeros((4, 3), np.float32), np.zeros(2, np.uint32), np.zeros(3, np.float32)),
-        np.zeros(2, np.float32),
-    )
-    core.products(matrix, rows, query, out)
-    core.products(matrix, None, query, np.zeros(4, np.float32))
+def test_sums_that_do_not_fit_are_refused():
+    matrix, rows, query = np.zeros((4, 3), np.float32), np.zeros(2, np.uint32), np.zeros(3)
+    out, two = np.zeros(2), np.zeros(2)
+
+    def found(*given: Any) -> None:
+        core.sums(*given, False)
+
+    found(matrix, rows, query, out, two)
+    found(matrix, None, query, np.zeros(4), None)
     for wrong in (
-        *((matrix, None, query, out), (matrix, rows[:1], query, out), (matrix, rows, query[:0], out)),
-        *((matrix, rows, np.zeros(5, np.float32), out), (matrix[:0], rows, query, out)),
-        *((np.zeros(49, np.uint8)[1:], rows, query, out), (matrix, np.zeros(7, np.uint8), query, out)),
+        *((matrix, None, query, out, None), (matrix, rows[:1], query, out, None), (matrix, rows, query[:0], out, None)),
+        *(
+            (matrix, rows, np.zeros(5), out, None),
+            (matrix[:0], rows, query, out, None),
+            (matrix, rows, query, out, two[:1]),
+        ),
+        *((np.zeros(49, "u1")[1:], rows, query, out, None), (matrix, np.zeros(7, "u1"), query, out, None)),
+        (matrix, rows, np.zeros(25, "u1")[1:], out, None),
     ):
         with pytest.raises(ValueError, match="do not fit"):
-            core.products(*wrong)
-    with pytest.raises((BufferError, ValueError, TypeError)):
-        core.products(matrix[:, ::2], rows, query, out)
+            found(*wrong)
+    for wrong in ((matrix[:, ::2], rows, query, out, None), (matrix, rows, query, out, b"1234567812345678")):
+        with pytest.raises((BufferError, ValueError, TypeError)):
+            found(*wrong)
     out.flags.writeable = False
     with pytest.raises((BufferError, ValueError, TypeError)):
-        core.products(matrix, rows, query, out)
+        found(matrix, rows, query, out, None)

@@ -248,8 +248,7 @@ def test_rows_that_were_left_out_count_for_the_keys_of_other_shards(tmp_path):
 
 
 def out_of_order(path: str, at: Path) -> Source:
-    """The first record of these fields is in the first shard, and is left out there; those of the others come in another
-    order."""
+    """The first record of these fields is in the first shard, and is left out there; the others have another order."""
     bad = [{"id": [] if i else None, "b": 1, "a": 2} for i in range(2)]
     rows = [{"id": f"k{i}", "z": i} for i in range(10)] + bad + [{"id": f"m{i}", "a": i, "b": i} for i in range(20)]
     schema = Schema("t", on_invalid="skip")

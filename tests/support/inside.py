@@ -30,7 +30,7 @@ from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
 from mmcache.remote import download, store
-from mmcache.search import blas, chunks, measuring, scan
+from mmcache.search import blas, chunks, measuring, metrics, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -595,6 +595,11 @@ class _Library:
 
     def get_num_threads(self) -> int:
         return self._threads
+
+
+def scored_in_python() -> contextlib.AbstractContextManager[Any]:
+    """Scores are made as without the compiled core."""
+    return mock.patch.object(metrics, "core", None)
 
 
 def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
