@@ -21,9 +21,9 @@ from ..format.header import DIGEST, HEADER_SIZE, LEAF, Section, parse_header, pa
 from ..format.layout import CHUNKS_NAME, leaf_count, validate
 from ..progress import Step
 from ..storage import fs
+from ..store import Store
 from .delta import apply
 from .entries import File, blob_path
-from .store import Store
 
 __all__ = ["Chunk", "Transferred", "download"]
 

@@ -32,8 +32,8 @@ from ..sharing.job import Job
 from ..sources.base import Source
 from ..storage import fs, trust
 from ..storage.descriptors import Descriptor
+from ..store import is_usable
 from .follower import SKEW, Follower, Orders
-from .store import is_usable
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
 
