@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _without_secrets(url: str) -> str:
-    from ..remote.store import without_secrets
+    from ..store import without_secrets
 
     return without_secrets(url)
 

@@ -43,12 +43,12 @@ from ..storage.describe import description_in
 from ..storage.names import backup_name
 from ..storage.publish import LOCK_TIMEOUT, backed_up
 from ..storage.trust import name_owners, uids_of
+from ..store import Store, public_url
 from .arguments import at_least_one, seconds
 from .covering import covered, marked
 from .download import Transferred, download
 from .entries import Entry
 from .log import ReleaseLog, target_of
-from .store import Store, public_url
 
 __all__ = ["EVERY", "SKEW", "Follower", "follow"]
 

@@ -28,10 +28,10 @@ from ..sharing.decide import baseline_of
 from ..storage import fs
 from ..storage.names import backup_name
 from ..storage.verify import verify_bytes
+from ..store import Store, public_url
 from .arguments import ratio
 from .entries import Delta, Entry, File, blob_path
 from .log import ReleaseLog, target_of
-from .store import Store, public_url
 from .validators import RATIO, Check, check_counts, check_keys, run_checks
 
 __all__ = ["Release", "publish", "release_of"]

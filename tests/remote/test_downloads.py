@@ -162,7 +162,7 @@ def test_a_store_that_refuses_is_told_and_what_is_there_serves(served, node, sta
 
 
 def test_credentials_that_expire_in_the_middle_are_no_end(served, node, monkeypatch):
-    monkeypatch.setattr("mmcache.remote.store.PIECE", 2**18)
+    monkeypatch.setattr("mmcache.store.PIECE", 2**18)
     inside.stores_try_once(monkeypatch)
     served.refuse = lambda path: 403 if is_blob(path) and len(served.requests) > 9 else None
     with pytest.raises(StoreError, match="403"):
@@ -189,7 +189,7 @@ def test_a_download_that_was_killed_goes_on_where_it_was(served, node):
         return body
 
     served.change = change
-    start = f"import mmcache.remote.store as s; s.PIECE = 2**18; {code}"
+    start = f"import mmcache.store as s; s.PIECE = 2**18; {code}"
     for _ in range(3):
         bodies = 0
         command = [sys.executable, "-c", start, served.url, str(node)]

@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, threads
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, store, threads
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.filetier import FileTier
@@ -29,7 +29,7 @@ from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
-from mmcache.remote import download, store
+from mmcache.remote import download
 from mmcache.search import blas, chunks, measuring, metrics, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
