@@ -333,9 +333,9 @@ class _Layouts(dict[tuple[Any, ...], Layout]):
             self._orders.clear()
         columns = self._schema.columns
         names = (key, *(name for name in fields if name not in apart and (columns is None or name in columns)))
-        known = frozenset(names)
-        names = self._orders.setdefault(known, names)
-        layout = self[fields] = self._by_fields.setdefault(known, (names, _getter(names)))
+        same = frozenset(names)
+        names = self._orders.setdefault(same, names)
+        layout = self[fields] = self._by_fields.setdefault(same, (names, _getter(names)))
         return layout
 
 
