@@ -246,10 +246,10 @@ def test_a_store_that_hangs_holds_up_no_read(tmp_path, local, bank, made, node):
     source = SQLiteSource(bank, NUMBERS)
     mmcache.build(made, source)
     mmcache.publish(made, local)
-    free = threading.Event()
+    free, waits = threading.Event(), list[bool]()
 
     def wait(_: str) -> None:
-        free.wait(30)
+        waits.append(free.wait(30))
 
     with stores.Served(tmp_path / "store") as served:
         served.refuse = wait
