@@ -1,8 +1,8 @@
 """Docstrings of this package as Markdown: an extension of griffe, for the API pages of the documentation site.
 
 A docstring names a parameter or an attribute at the start of a line, `ttl: age at which ...`, and indents what follows.
-On a page these lines are a list, and examples are blocks of code. What a class does not show (`mmcache/shown.py`) is not
-on its page either.
+On a page these lines are a list, and examples are blocks of code. What a class does not show (`mmcache/shown.py`) is on no
+page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ class Prose(griffe.Extension):
             obj.overloads = None  # they are for type checkers; the signature that a reader needs is the last one
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value)
-
 
     def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
         for name in unshown([str(decorator.value) for decorator in cls.decorators]):

@@ -17,7 +17,7 @@ from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
 from .mappings import Keyed, shape_records
 from .slices import first_of, slice_of, slice_of_arrays
-from .vectors import Decoders, Vector, float32_bytes
+from .vectors import NOTHING_LEARNED, Decoders, Learned, Vector, float32_bytes
 
 __all__ = ["Embeddings", "IterableSource", "Records"]
 
@@ -74,7 +74,7 @@ Array = Sequence[Sequence[float]] | SupportsArray
 Embeddings = Array | Mapping[str, Array | Mapping[str, Array]]
 
 
-@internal("count", "dtypes", "records", "with_rules")
+@internal("count", "dtypes", "learned", "records", "with_rules")
 class IterableSource(Generic[R_co]):
     """Mappings with a key field, from any iterable; or the rows of anything that speaks Arrow's PyCapsule interface, as
     the data frames of pandas and polars, the relations of DuckDB and the tables of pyarrow do (extra `arrow`).
@@ -217,6 +217,10 @@ class IterableSource(Generic[R_co]):
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """Embedding -> what its bytes were read as, in the last read; of those that were bytes."""
         return self._decoders[collection].dtypes if collection in self._decoders else {}
+
+    def learned(self, collection: str) -> Learned:
+        """What the last read has learned besides its records."""
+        return self._decoders[collection].learned if collection in self._decoders else NOTHING_LEARNED
 
     def _arrow_rows(self, stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
         try:
