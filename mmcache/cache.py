@@ -407,47 +407,50 @@ def open(
     on_duplicate: OnDuplicate | None = None,
     progress: Shown = None,
 ) -> Cache[Any]:
-    """Open a cache: the file at `path`, and the source that answers for whatever the file cannot.
+    """Open a cache: the file at `path`, and the source that answers whatever the file cannot.
 
-    Where the file is missing or damaged it is built now, by one process; the others wait for it. Times in seconds.
+    Start here: a path and a source are enough; `ttl` comes next. Where the file is missing or damaged, one process
+    builds it now, and the others wait. Times are in seconds.
 
+    Where records come from:
     source: a source, or the path or URL of one, with `schema`. Without one, the cache is read-only over the file, and
         raises where the file cannot answer.
-    load: in place of a source, a function that gives the records, with `schema`. fetch, changed_since, fingerprint:
+    load: in place of a source, a function that gives the records, with `schema`. fetch, fingerprint, changed_since:
         what makes it cheaper. See `CallableSource`.
-
-            cache = mmcache.open("items.mmc", load=fetch_all, schema=Schema("items", index=("kind",)))
-
     model: what the cache gives for a record: see `Schema`, whose own it is by default.
+    How long a file is good:
     ttl: age at which a file expires, and the source answers until it is built again; math.inf: never. By default that
         of `profile`: development 600, staging 3600, production 86,400.
     refresh_at: share of the ttl from which on one process builds it again in the background, 0.8; earlier, where builds
         take long. max_stale: how long beyond the ttl it may still answer if the source fails, a day.
-    build: False never builds: the source answers until someone else publishes a file. By default True, but with follow.
+    check_interval: how often to look for what is not announced: another file at the path, a source that was written to.
+    rebuild_after: age before which neither ids that were invalidated nor a source that has changed make it be built
+        again; until then the source answers these ids.
+    What it follows:
     follow: the URL of a store whose releases the file has: see `mmcache.follow`. "URL@41" stays with release 41. One
         process of the machine polls it every `follow_every` seconds, and downloads each release once for all.
+    How it is built:
+    build: False never builds: the source answers until another process publishes. By default True, but with follow.
     executor: how it is built again: "subprocess"; "thread", for sources that no other process can read, and in place of
-        a subprocess where none can be had; "inline", in the get that finds it due; "external": not by us, but by cron.
-    rebuild_after: age before which neither ids that were invalidated nor a source that has changed make it be built
-        again; until then the source answers these ids. build_timeout: after that a subprocess that builds ends itself.
-    wait: for another process that builds the first file; after that the source answers.
-    check_interval: how often to look for what is not announced: another file at the path, a source that was written to.
-    slow_after: count look-ups in the file that took longer; with fallback_on_slow, some in a row send reads to the
-        source for half a minute. Off, for a look-up that waits for the disk once leaves the page in memory.
-    verify, access: see `Snapshot.open`; "auto" checksums nothing that was verified on this machine since it started.
-    cluster_by, metadata: see `mmcache.build`. label: what `mmcache status` calls this worker.
-    rollout: share of the processes that use the file, 0.1 for a tenth; the others are answered by the source. Each
-        process draws once for its life, a forked one anew.
-    trust: owners, by name or uid, who are trusted with the directory besides this user and root; more are named by
-        MMCACHE_TRUST. One that anyone may write is accepted only if its owner is named, and every file in it is ours or
-        a named owner's.
-    on_event: is called with a `CacheEvent` for what happens to the cache, in this process or heard from another: as
-        soon as a read or a poll notices, in its thread, which should not be kept. No lock is held, so it may use the
-        cache. An exception is logged, and changes nothing. It pickles with the cache.
-    on_invalid, max_invalid, on_duplicate: which rows of the source are left out, of the file and of every answer but
-        `get`: see `Schema`. For all collections; None leaves it as the source's schemas have it.
+        a subprocess where none can be had; "inline", in the get that finds it due; "external": by cron, not here.
+    build_timeout: after that a subprocess that builds ends itself. wait: for another process that builds the first
+        file; after that the source answers. cluster_by, metadata: see `mmcache.build`.
     progress: True shows on stderr how far the first build is, where that is a terminal; "lines" prints lines of text
         wherever it goes; a function is called as progress(stage, done, total).
+    on_invalid, max_invalid, on_duplicate: which rows of the source are left out, of the file and of every answer but
+        `get`: see `Schema`. For all collections; None leaves it as the source's schemas have it.
+    How it is read:
+    verify, access: see `Snapshot.open`; "auto" checksums nothing that was verified on this machine since it started.
+    slow_after: count look-ups in the file that took longer; with fallback_on_slow, some in a row send reads to the
+        source for half a minute. Off, for a look-up that waits for the disk once leaves the page in memory.
+    How it is operated:
+    on_event: is called with a `CacheEvent` for what happens to the cache, in this process or another: as soon as a read
+        or a poll notices, in its thread, which should not be kept. No lock is held, so it may use the cache. An
+        exception is logged, and changes nothing. It pickles with the cache.
+    label: what `mmcache status` calls this worker. rollout: share of the processes that use the file, 0.1 for a tenth;
+        the others are answered by the source. Each process draws once for its life, a forked one anew.
+    trust: owners, by name or uid, trusted with the directory besides this user, root and those of MMCACHE_TRUST. One
+        that anyone may write is accepted only if its owner is named, and each file is this user's or such a one's.
 
     The directory is made where it is missing, unless the cache builds nothing; PublishError where it cannot be.
     Raises UnusableFileError (missing, corrupt, incompatible, unreadable, untrusted) only without a source.

@@ -167,6 +167,18 @@ def test_the_page_of_open_has_every_option_with_its_default():
         assert row.strip() in (default, "that of `profile`", "a day", "0.8"), option.name
 
 
+def test_the_page_and_the_docstring_of_open_have_the_same_groups():
+    page = (DOCS / "open.md").read_text("utf-8").split("\n## ")[1:]
+    text = str(mmcache.open.__doc__)
+    headings = [f"\n    {section.partition(chr(10))[0]}:\n" for section in page]
+    places = [text.find(heading) for heading in headings]
+    assert -1 not in places
+    assert places == sorted(places)
+    for section, begin, end in zip(page, places, [*places[1:], len(text)], strict=True):
+        for option in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE):
+            assert re.search(rf"\b{option}\b", text[begin:end]), f"{option} is in another group of the docstring"
+
+
 def test_every_command_and_option_is_on_the_page_of_commands():
     page = site.on_page_markdown((DOCS / "commands.md").read_text("utf-8"))
     for name in COMMANDS:

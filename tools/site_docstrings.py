@@ -1,8 +1,8 @@
 """Docstrings of this package as Markdown: an extension of griffe, for the API pages of the documentation site.
 
 A docstring names a parameter or an attribute at the start of a line, `ttl: age at which ...`, and indents what follows.
-On a page these lines are a list, and examples are blocks of code. What a class does not show (`mmcache/shown.py`) is on no
-page.
+On a page these lines are a list, and examples are blocks of code.
+What a class does not show (`mmcache/shown.py`) is on no page.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def test_it_says_in_a_sentence_how_fresh_the_file_is_and_why(shop, status, datab
     assert (found["state"], found["dirty"]) == ("fresh", 0)
     assert found["why"].startswith("built ")
     assert status(shop, "--ttl", "0.001")["why"].endswith("expired at 0.001 seconds")
-    invalidate(shop, "s1", "s2", "--reason", "record_stored")
+    invalidate(shop, "s1", "--reason", "record_stored")
+    assert status(shop)["why"] == "1 id was invalidated since it was built, and is answered by the source"
+    invalidate(shop, "s2", "--reason", "record_stored")
     found = status(shop)
     assert (found["state"], found["dirty"]) == ("stale", 2)
     assert found["why"] == "2 ids were invalidated since it was built, and are answered by the source"
