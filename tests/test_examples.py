@@ -188,6 +188,13 @@ def test_a_public_name_has_an_example_that_runs(name: str) -> None:
         assert code(value), f"{name} has no example"
 
 
+def test_a_public_name_is_on_the_page_of_the_api() -> None:
+    listed = {
+        name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", (PAGES / "api.md").read_text("utf-8"), re.M)
+    }
+    assert [name for name in public() if name.rpartition(".")[2] not in listed] == []
+
+
 @pytest.mark.parametrize("name", [name for name, value in public().items() if inspect.isclass(value)])
 def test_a_public_method_has_a_docstring_and_is_shown_in_an_example(name: str) -> None:
     kind = public()[name]
