@@ -252,7 +252,7 @@ def test_a_docstring_becomes_lists_and_blocks():
     text = "Opens it.\n\na: one thing\n    and more. b: another\n\n>>> f()\n1\n\nThe end."
     lines = markdown(text).split("\n")
     assert [line for line in lines if line] == [
-        *("Opens it.", "- `a`: one thing", "    and more. b: another"),
+        *("Opens it.", "- `a`: one thing", "    and more. `b`: another"),
         *("```pycon", ">>> f()", "1", "```", "The end."),
     ]
     assert lines[lines.index("```pycon") - 1] == lines[lines.index("The end.") - 1] == ""

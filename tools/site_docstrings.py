@@ -13,6 +13,8 @@ from typing import Any
 
 import griffe
 
+_FURTHER = re.compile(r"(?<=\. )([a-z]\w*(?:, [a-z]\w*)*)(?=: \S)")
+"""A parameter that follows another one on its line."""
 _ITEM = re.compile(r"^((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*): (?=\S)")
 
 
@@ -62,5 +64,7 @@ def markdown(text: str) -> str:
         elif line and in_list and not line.startswith(" "):
             lines.append("")
         in_list = bool(item) or (in_list and (not line or line.startswith(" ")))
+        if in_list:
+            line = _FURTHER.sub(lambda match: ", ".join(f"`{name}`" for name in match[1].split(", ")), line)
         lines.append(line)
     return "\n".join([*lines, "```"] if in_example else lines)
