@@ -223,6 +223,8 @@ def test_a_class_that_no_caller_constructs_has_no_signature(names: dict[str, Any
     for kind in MADE_BY_US:
         assert str(inspect.signature(getattr(mmcache, kind))) == "()"
     assert "source" in inspect.signature(mmcache.Cache).parameters
+    with pytest.raises(TypeError, match=r"opened by mmcache\.Snapshot\.open"):
+        mmcache.Snapshot("cache.mmc")
 
 
 def test_a_method_that_no_example_shows_is_found() -> None:

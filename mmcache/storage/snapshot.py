@@ -170,15 +170,17 @@ class Snapshot(First, Collection[Record]):
     (1, 'tool', ['items'], mappingproxy({}), None)
     """
 
-    def __init__(
-        self, file: ReadFile, layout: Layout, collections: dict[str, FileCollection], in_memory: bytes | None
-    ) -> None:
-        self._file = file
-        self._layout = layout
-        self._collections = collections
-        self.default = next(iter(collections.values()))
+    _file: ReadFile
+    _layout: Layout
+    _collections: dict[str, FileCollection]
+    _in_memory: bytes | None
+
+    def __init__(self, *parts: Any) -> None:
+        if len(parts) != 4:
+            raise TypeError("a Snapshot is opened by mmcache.Snapshot.open(path)")
+        self._file, self._layout, self._collections, self._in_memory = parts
+        self.default = next(iter(self._collections.values()))
         """The first collection, which the snapshot itself is a mapping of."""
-        self._in_memory = in_memory
         self._closed = False
         self.opened_in = 0.0
         """Seconds that opening took."""
