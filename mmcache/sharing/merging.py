@@ -18,7 +18,7 @@ from ..sources.base import Where
 from ..storage import fs
 from ..storage.lane import Lane
 from ..storage.merging import Segment, joined, opened, same_schemas
-from ..storage.publish import LOCK_TIMEOUT, BuildReport, Stages, summaries
+from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Stages, summaries
 from ..storage.trust import name_owners, uids_of
 from .publishing import build_once
 
@@ -113,13 +113,11 @@ def merge(
         raise BuildError(reason, reason=reason)
     with contextlib.ExitStack() as held, shown(progress) as step:
         files = _Files([opened(place, held) for place in places])
-        return build_once(
-            path,
+        order = Order(
             cast("Source", files),  # of which a build with a `stage` of its own asks no more
-            cluster_by=files.clusters() if cluster_by is None else cluster_by,
-            metadata=files.metadata() if metadata is None else metadata,
-            progress=step,
-            timeout=timeout,
+            files.clusters() if cluster_by is None else cluster_by,
+            files.metadata() if metadata is None else metadata,
             stage=files.stage,
             read_ns=files.read_ns(),
         )
+        return build_once(path, order, progress=step, timeout=timeout)
