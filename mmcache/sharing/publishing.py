@@ -21,7 +21,8 @@ from ..schema import AnySchema, OnDuplicate, OnInvalid
 from ..sources import Source, as_source, closing, from_spec, moved, with_rules
 from ..sources.base import Where
 from ..sources.iterable import Embeddings, Records
-from ..storage import describe, publish as storage
+from ..storage import publish as storage
+from ..storage.describe import layout_from_file_or_backup
 from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Serves
@@ -146,7 +147,7 @@ def rebuild(
 def _described(path: str) -> Layout:
     """What the file, or its backup, says of itself, with a source. Raises UnusableFileError and SourceError."""
     try:
-        layout = describe.described(path)
+        layout = layout_from_file_or_backup(path, older=True)
     except MissingFileError:
         raise MissingFileError(
             "neither this file nor a backup is there to say how it was built: mmcache build SOURCE -o FILE, or open it "
