@@ -22,9 +22,9 @@ from ..format.layout import CHUNKS_NAME, leaf_count, validate
 from ..progress import Step
 from ..storage import fs
 from ..storage.names import backup_name
+from ..store import Store
 from .delta import apply
 from .entries import File, blob_path
-from .store import Store
 
 __all__ = ["Chunk", "Transferred", "download"]
 

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Serves
 from ..storage.trust import name_owners, uids_of
-from . import metrics, operate
+from . import levers, metrics, operate
 from .announce import Announcer
 from .attach import look
 from .counters import WorkerCounters, record_event, remove
@@ -78,6 +78,7 @@ def build(
         as a `ProcessPoolExecutor` or `Client.get_executor()` of Dask. The file has the same bytes. docs/shards.md says
         which sources can be cut, and where it pays. Raises SourceError where the source was written to meanwhile.
     segments: the directory where what workers made waits to be merged, the same for all; by default that of the file.
+        Where workers share no disk with this process, the URL of an object store: s3://bucket/scratch.
 
     The directory is made where it is missing. What was held by a rollback is not held any more.
     The same records give the same bytes, and then the published file stays in place and counts as built now. Workers
@@ -200,6 +201,7 @@ def build_once(
     since: float | None = None,
     lock: Descriptor | None = None,
     exact: bool = True,
+    overtaken: Callable[[], bool] | None = None,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 
@@ -207,13 +209,14 @@ def build_once(
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
     time.monotonic(), for a caller that waited before. page, counters: those to use, if the caller has them. lock: a
     descriptor that holds the build lock already. exact: build what is asked for here and no more; else what the
-    published file has for other versions stays: see `widening`.
+    published file has for other versions stays: see `widening`. overtaken: asked under the lock, whether what is to be
+    built was read from a file that is not the published one any more; then that stays, and the caller looks again.
     """
     name = with_name(path)  # or counters would be files of the root directory
     begun = time.monotonic()
     is_asked_for = lock is None and serves is None  # by a person, and not because a worker found it due
     with _counted(name, counters) as counts, contextlib.closing(Announcer(name, page)) as control:
-        need = _Need(control, order.source, exact, serves, asked_ns, begun if since is None else since)
+        need = _Need(name, control, order.source, exact, serves, asked_ns, begun if since is None else since, overtaken)
         revise = None if exact else widened
         try:
             report = storage.publish(
@@ -235,6 +238,7 @@ def build_once(
             raise
         if not need.served:
             control.succeeded()
+            operate.settle(name, page)
         if is_asked_for:
             operate.release(name, page)
         if not need.served:  # else by another's build, which is counted there
@@ -250,16 +254,18 @@ def build_once(
 class _Need:
     """Whether a build is still needed when it has the lock.
 
-    serves, asked_ns, since, exact: as of `build_once`. served: the file that is there will do. failure: the error of a
-    build that failed meanwhile.
+    serves, asked_ns, since, exact, overtaken: as of `build_once`. served: the file that is there will do. failure: the
+    error of a build that failed meanwhile.
     """
 
+    path: str
     control: Announcer
     source: Source
     exact: bool
     serves: Serves | None
     asked_ns: int | None
     since: float
+    overtaken: Callable[[], bool] | None
     served: bool = False
     failure: MmcacheError | None = None
 
@@ -270,12 +276,14 @@ class _Need:
             self.failure = error = failed.error
             raise error
         if there is not None:
-            self.served = self._is_after(there) or (self.serves is not None and self.serves(there))
+            was_overtaken = self.overtaken is not None and self.overtaken()
+            self.served = was_overtaken or self._is_after(there) or (self.serves is not None and self.serves(there))
         return self.served
 
     def _is_after(self, there: Layout) -> bool:
         """Whether it was built, or found to be right, after it was asked for, and has the schemas that are needed."""
-        if self.asked_ns is None:
+        # Case: a rollback came first. Its file says that it is of then, and has older records.
+        if self.asked_ns is None or levers.look(self.path).rolled_back:
             return False
         # What is ahead of the clock, which then went back since, may be from any time.
         is_later = self.asked_ns < self.control.covered_ns(there.header) <= time.time_ns()

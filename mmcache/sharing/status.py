@@ -137,6 +137,7 @@ def _facts(
         failure=failure,
         disabled=BY_ENVIRONMENT if disabled else levers.disabled,
         held=levers.held,
+        resumed=levers.resumed,
     )
 
 

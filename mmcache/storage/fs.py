@@ -133,6 +133,15 @@ def identity_of(path: str) -> Identity | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def same_directory(one: str, other: str) -> bool:
+    """Whether two paths lead into one directory, which is there."""
+    try:
+        both = [system.stat(os.path.dirname(path) or ".") for path in (one, other)]
+    except OSError:
+        return False
+    return (both[0].st_dev, both[0].st_ino) == (both[1].st_dev, both[1].st_ino)
+
+
 def check_owner(path: str) -> None:
     """By its status alone. Raises UntrustedPathError for what is no regular file, or of an owner not not trusted."""
     try:

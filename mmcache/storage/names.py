@@ -16,6 +16,7 @@ __all__ = [
     "hold_name",
     "is_leftover",
     "lock_name",
+    "resumed_name",
     "temp_name",
     "wake_name",
 ]
@@ -38,6 +39,10 @@ def backup_name(name: str) -> str:
 
 def hold_name(name: str) -> str:
     return f"{name}.hold"
+
+
+def resumed_name(name: str) -> str:
+    return f"{name}.resumed"
 
 
 def disabled_name(name: str) -> str:

@@ -24,6 +24,7 @@ from ..schema import Schema
 from ..sources import Source
 from ..sources.base import fingerprint_of
 from ..sources.plain import plain_rows
+from ..sources.vectors import NOTHING_LEARNED, Learned
 from . import buildlock, fs
 from .admission import stage
 from .commit import (
@@ -72,10 +73,12 @@ _TICK = 0.025
 
 
 class Stages(NamedTuple):
-    """What a build writes: every collection, and what was taken for its embeddings."""
+    """What a build writes: every collection, and what was taken for its embeddings. learned: by collection, where the
+    source tells."""
 
     collections: list[Staged]
     embeddings: Mapping[str, Mapping[str, EmbeddingReport]]
+    learned: Mapping[str, Learned] = {}
 
 
 Stage = Callable[
@@ -216,7 +219,7 @@ def _write(
     """Read the source, and write all but the header."""
     stage = order.stage or stage_all
     with Lane() as lane:
-        staged, embeddings = stage(order.source, _clusters(order), directory, lane, progress)
+        staged, embeddings, _ = stage(order.source, _clusters(order), directory, lane, progress)
         plan = lay_out(
             staged,
             writer=writer(),
@@ -341,7 +344,9 @@ def stage_all(
             for schema in source.schemas
         ]
         dtypes: Callable[[str], Mapping[str, str]] = getattr(reading, "dtypes", lambda _: {})
-        return Stages(staged, summaries(staged, dtypes))
+        learned: Callable[[str], Learned] = getattr(reading, "learned", lambda _: NOTHING_LEARNED)
+        found = {one.schema.name: learned(one.schema.name) for one in staged}
+        return Stages(staged, summaries(staged, dtypes), found)
 
 
 def summaries(

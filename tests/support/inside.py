@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, threads
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, store, threads
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.filetier import FileTier
@@ -29,8 +29,8 @@ from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
-from mmcache.remote import download, store
-from mmcache.search import blas, chunks, measuring, scan
+from mmcache.remote import download
+from mmcache.search import blas, chunks, measuring, metrics, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -215,6 +215,11 @@ DOCTORS_PATIENCE = doctor_directory._PATIENCE
 def impatient_doctor() -> contextlib.AbstractContextManager[Any]:
     """It waits for another process for 0.2 s."""
     return mock.patch.object(doctor_directory, "_PATIENCE", 0.2)
+
+
+def cores(count: int) -> contextlib.AbstractContextManager[Any]:
+    """To the doctor, this process has so many."""
+    return mock.patch.object(doctor, "_cores", return_value=count)
 
 
 def any_build_is_long() -> contextlib.AbstractContextManager[Any]:
@@ -583,11 +588,18 @@ def measured_from(rows: int) -> contextlib.AbstractContextManager[Any]:
 class _Library:
     """Of BLAS, with so many threads."""
 
+    internal_api, version = "openblas", "0.3"
+
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
     def get_num_threads(self) -> int:
         return self._threads
+
+
+def scored_in_python() -> contextlib.AbstractContextManager[Any]:
+    """Scores are made as without the compiled core."""
+    return mock.patch.object(metrics, "core", None)
 
 
 def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
