@@ -1,6 +1,6 @@
 """A process that rebuilds one file for a worker, and ends: `python -m mmcache.sharing.background FILE LOCK`.
 
-The worker found the file due, took the build lock, and hands over its descriptor, and on standard input all that the
+The worker found the file due, took the build lock, and hands over its descriptor; on standard input all that the
 build needs (see `job`). Nothing is read from the file but what other versions need of it. The process gives way to the
 workers, and ends itself when its time is up, whatever it is waiting for. What came of it, others read from the page.
 """
