@@ -47,7 +47,6 @@ REGENERATE = "python -m tests.test_frozen --write"
 MODULES = (
     "mmcache",
     "mmcache.cache",  # its other classes are what the methods of a Cache return
-    "mmcache.presets.bank",
     "mmcache.presets.llm",
     "mmcache.presets.patterns",
     "mmcache.integrations.prometheus",

@@ -29,7 +29,7 @@ One collection:
   mmcache build shop.db --table items --key sku --index kind,tags --json-columns tags --embedding vector -o items.mmc
   mmcache build "$(llm collections path)" --preset llm -o notes.mmc
 
-By several processes, where records are slow to make (docs/shards.md):
+By several processes, where records are slow to make:
   mmcache build "s3://bucket/items/*.parquet" --key sku --shards 16 -o items.mmc
 
 Several, each begun by --collection; options before the first are for all of them:

@@ -37,8 +37,6 @@ LEAF: Final = 131_072
 DIGEST: Final = 32
 """Bytes of a SHA-256."""
 MAX_SECTIONS: Final = 4096
-MAX_SECTION_NAME: Final = 32
-"""Bytes; `4095/embeddings.4095` has 20."""
 
 MAX_GENERATION: Final = 2**63 - 1
 

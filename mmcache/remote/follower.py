@@ -50,12 +50,9 @@ from .download import Transferred, download
 from .entries import Entry
 from .log import ReleaseLog, target_of
 
-__all__ = ["EVERY", "SKEW", "Follower", "follow"]
+__all__ = ["SKEW", "Follower", "follow"]
 
 log = logging.getLogger("mmcache")
-
-EVERY: Final = 5.0
-"""Seconds between two polls of a node."""
 
 _PATIENCE: Final = 1.0
 """Seconds to wait for the page lock, where a page has to be made."""

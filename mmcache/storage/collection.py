@@ -4,7 +4,7 @@ What is verified when. A record's checksum is checked on every get, in every mod
 open, or in blocks of 64 KiB when first touched. An id that is found needs no block: the record's own checksum
 and the key in it prove the whole way there. An id that is not found does, and so does every array handed out.
 
-The parts: `Lookup` finds rows by key, `IndexReader` by term, `Batches` reads many rows at once, `Vectors` an embedding,
+The parts: `Lookup` finds rows by key, `IndexReader` by term, `Batches` reads many rows at once; `Vectors` an embedding,
 and `Mapped` is the bytes that all of them read.
 """
 

@@ -3,7 +3,7 @@
     roll back   lock  verify .bak  copy it under a new header  fsync  verify  .hold  rename  .bak  fsync dir
                                                                                      ^ commit
 
-The present file becomes the backup after the rename, so a kill at any point leaves the records that were asked for
+The present file becomes the backup after the rename. So a kill at any point leaves the records that were asked for
 either in the published file or in the backup.
 """
 

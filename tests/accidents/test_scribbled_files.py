@@ -260,7 +260,7 @@ def test_an_old_page_copied_over_the_page_takes_nothing_back(path, db, crew, wor
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_files_without_permissions_are_survived(place, victim, mode):
     if os.geteuid():
-        pytest.skip("needs root, to become a user whom permissions bind")
+        pytest.skip("needs root, to become a user that permissions bind")
     apart(change_modes, place, victim, mode)
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import mmcache
+from examples.demo.bank import write_bank
 from mmcache import Schema, Snapshot, SQLiteSource
 from mmcache.cli import main
 from mmcache.cli.main import COMMANDS
 from mmcache.cli.options import FILE_COMPLETION
-from mmcache.presets.patterns import write_bank
 from tests.support.console import ROOT, environment, make_shelf, ok, run
 from tests.support.observe import beside
 

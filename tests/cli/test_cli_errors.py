@@ -184,7 +184,6 @@ def test_a_held_lock_is_75_and_says_who_holds_it(shelf, capsys):
         (["build", "DB", "-o", "NEW", "--index", "a,,b"], "expected names separated by commas"),
         (["build", "x.jsonl", "-o", "NEW", "--table", "t"], "--table is for databases"),
         (["build", "DB"], "the following arguments are required: -o/--output"),
-        (["demo", "--dir", "HERE"], "is not empty"),
     ],
 )
 def test_wrong_arguments_are_2_and_change_nothing(shelf, capsys, monkeypatch, words, reason):

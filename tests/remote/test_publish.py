@@ -303,7 +303,7 @@ def test_a_publisher_killed_at_any_call_leaves_the_release_whole_or_none(tmp_pat
     while True:
         codes = {killed(at, when, made, url) for when in ("before", "after")}
         found = numbers(url)
-        assert found in ([1], [2, 1]), "one release, whoever is killed"
+        assert found in ([1], [2, 1]), "one release, whichever is killed"
         assert len(found) >= expected
         expected = len(found)
         mmcache.follow(url, node)

@@ -421,7 +421,7 @@ def invalidate_killed_at_store(cache: Cache, ids: Iterable[str], at: int = NEVER
 def build_killed_at_store(path: Any, source: Any, at: int = NEVER, *, after: bool = False) -> int:
     """Build, and die at a store into the control page; how many stores there were."""
     with _Stores(at, after=after) as stores:
-        publishing.build_once(path, source)
+        publishing.build_once(path, publish.Order(source))
     return stores.count
 
 
