@@ -12,7 +12,7 @@ from ..words import span
 from .doctor_directory import Check
 
 if TYPE_CHECKING:
-    from ..remote.store import Store
+    from ..store import Store
 
 __all__ = ["check_store"]
 
@@ -21,7 +21,7 @@ _SKEW: Final = 30.0
 
 
 def check_store(url: str) -> Iterator[Check]:
-    from ..remote.store import Store
+    from ..store import Store
 
     try:
         store = Store(url)

@@ -37,17 +37,18 @@ from ..sharing.levers import look as look_at_levers
 from ..sharing.operate import settle
 from ..sharing.page import MovedError
 from ..sources.base import Source
-from ..storage import fs
+from ..storage import buildlock, fs
 from ..storage.commit import Published, check_replaceable, commit, next_generation
 from ..storage.describe import description_in
+from ..storage.names import backup_name
 from ..storage.publish import LOCK_TIMEOUT, backed_up
 from ..storage.trust import name_owners, uids_of
+from ..store import Store, public_url
 from .arguments import at_least_one, seconds
 from .covering import covered, marked
 from .download import Transferred, download
 from .entries import Entry
 from .log import ReleaseLog, target_of
-from .store import Store, public_url
 
 __all__ = ["EVERY", "SKEW", "Follower", "follow"]
 
@@ -180,11 +181,11 @@ class Follower:
     def _adopt(self, entry: Entry, said: Following, timeout: float) -> int:
         """The generation that the file has then."""
         begun = time.monotonic()
-        with fs.Directory(self.path, make=True) as directory, directory.lock(timeout):
+        with fs.Directory(self.path, make=True) as directory, buildlock.hold(directory, timeout):
             done = following(self.path)
             if done is not None and done.url == said.url and self._is_of(done, entry.number):
                 return done.generation  # Case: another process brought it while we waited
-            for name in (directory.name, fs.backup_name(directory.name)):
+            for name in (directory.name, backup_name(directory.name)):
                 check_replaceable(directory, name)
             control = Announcer(self.path)
             with contextlib.closing(control):

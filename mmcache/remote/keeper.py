@@ -35,8 +35,8 @@ from ..sharing.job import Job
 from ..sources.base import Source
 from ..storage import fs, trust
 from ..storage.descriptors import Descriptor
+from ..store import is_usable, public_url
 from .follower import SKEW, Follower, Orders
-from .store import is_usable, public_url
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
 

@@ -8,11 +8,11 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from ..errors import MissingFileError, ReleaseError, StoreError
+from ..store import Found, Store
 from .arguments import at_least_one, seconds
 from .entries import Entry, blob_path, entry_path
 from .log import ReleaseLog
 from .publishing import Release, release_of
-from .store import Found, Store
 
 __all__ = ["Pruned", "pin", "prune", "releases", "rollback", "unpin", "withdraw"]
 

@@ -26,11 +26,12 @@ from ..sharing import levers
 from ..sharing.attach import look
 from ..sharing.decide import baseline_of
 from ..storage import fs
+from ..storage.names import backup_name
 from ..storage.verify import verify_bytes
+from ..store import Store, public_url
 from .arguments import ratio
 from .entries import Delta, Entry, File, blob_path
 from .log import ReleaseLog, target_of
-from .store import Store, public_url
 from .validators import RATIO, Check, check_counts, check_keys, run_checks
 
 __all__ = ["Release", "publish", "release_of"]
@@ -235,7 +236,7 @@ class _Publication:
         """Upload what makes this file of the release before, where the backup is that, and it is much smaller."""
         from .delta import make
 
-        path, layout = fs.backup_name(self._file.path), self._layout
+        path, layout = backup_name(self._file.path), self._layout
         with contextlib.suppress(UnusableFileError), contextlib.closing(fs.ReadFile(path)) as base:
             there = verify_bytes(base.read, base.size, digests=False)
             if there.header.sha256.hex() != before.sha256:

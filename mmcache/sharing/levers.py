@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from ..errors import UntrustedPathError, UnusableFileError
 from ..storage import fs
+from ..storage.names import disabled_name, hold_name, resumed_name
 from ..words import printable
 
 __all__ = ["BY_ENVIRONMENT", "LeverFiles", "Levers", "look", "when"]
@@ -45,7 +46,7 @@ class LeverFiles:
     def __init__(self, path: str, refused: Callable[[UnusableFileError], object] = lambda _: None) -> None:
         """refused: is told of a lever that is not to be trusted; runs under the caller's locks."""
         self._refused = refused
-        self._paths = fs.hold_name(path), fs.disabled_name(path), fs.resumed_name(path)
+        self._paths = hold_name(path), disabled_name(path), resumed_name(path)
         self._seen: dict[str, tuple[fs.Identity | None, str]] = {}
 
     def look(self) -> Levers:

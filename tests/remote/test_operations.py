@@ -195,7 +195,7 @@ def test_no_order_of_operations_leaves_an_entry_without_its_blob(tmp_path, made,
 
 def test_a_prune_killed_at_any_removal_leaves_no_entry_without_its_blob(tmp_path, made, monkeypatch):
     """What is done after its entry is done by the next one."""
-    from mmcache.remote.store import Store
+    from mmcache.store import Store
 
     url, store = f"file://{tmp_path}/store", tmp_path / "store"
     for number in range(1, 6):

@@ -265,7 +265,7 @@ def test_a_secret_of_a_request_is_in_no_message(node):
 
 KILLED = """
 import os, sys
-from mmcache.remote.store import Store
+from mmcache.store import Store
 at, when = int(sys.argv[1]), sys.argv[2]
 calls = 0
 def watched(name):

@@ -247,8 +247,12 @@ def test_a_store_that_hangs_holds_up_no_read(tmp_path, local, bank, made, node):
     mmcache.build(made, source)
     mmcache.publish(made, local)
     free, waits = threading.Event(), list[bool]()
+
+    def wait(_: str) -> None:
+        waits.append(free.wait(30))
+
     with stores.Served(tmp_path / "store") as served:
-        served.refuse = lambda _: waits.append(free.wait(30)) or None
+        served.refuse = wait
         options: dict[str, Any] = {"follow": served.url, "follow_every": EVERY, "executor": "thread", "wait": 0.2}
         with mmcache.open(node, source, check_interval=0.02, **options) as cache:
             assert cache[name_of(1)]["number"] == 0

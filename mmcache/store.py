@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import import_module
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from ..errors import StoreError
+from .errors import StoreError
 
 __all__ = ["PIECE", "Found", "Store", "is_url", "is_usable", "public_url", "without_secrets"]
 
@@ -41,11 +41,24 @@ _memories: Final[dict[str, Any]] = {}
 
 
 class Found(NamedTuple):
-    """An object. modified: by the store's clock."""
+    """An object. modified: by the store's clock. tag: differs between two contents of one name; None where the store
+    gives none."""
 
     name: str
     size: int
     modified: datetime
+    tag: str | None = None
+
+    @classmethod
+    def of(cls, meta: Any, name: str | None = None) -> Self:
+        """From what the library says of an object. name: where another is meant than its path."""
+        return cls(name or meta["path"], meta["size"], meta["last_modified"], meta["e_tag"])
+
+    def is_still(self, now: Found) -> bool:
+        """Whether the object of this name is this one still. Times of a list and of an answer differ in precision."""
+        if self.tag is None or now.tag is None:
+            return self.size == now.size and abs(self.modified - now.modified) < timedelta(seconds=1)
+        return (self.size, self.tag) == (now.size, now.tag)
 
 
 def is_usable() -> bool:
@@ -95,10 +108,7 @@ class Store:
         self.url = public_url(url)
         scheme = urlsplit(url).scheme
         self.can_list = scheme not in ("http", "https")
-        if not is_usable():
-            raise StoreError(
-                "the process was forked from one that used object stores, and cannot use them", path=self.url
-            )
+        self.check_process()
         try:
             import obstore
         except ImportError:
@@ -123,6 +133,15 @@ class Store:
         """False for a directory that is yet to be made; other stores are not asked."""
         return self._there("open the store", self._objects) is not None
 
+    def check_process(self) -> None:
+        """Raises StoreError in a process that was forked from one that used the library."""
+        if not is_usable():
+            raise StoreError(
+                "the process was forked from one that used object stores, and cannot use them: start it by spawn or "
+                "forkserver, or use none before",
+                path=self.url,
+            )
+
     # --- reading
 
     def get(self, name: str, limit: int) -> bytes | None:
@@ -136,11 +155,13 @@ class Store:
 
         return self._there(f"read {name}", get)
 
-    def pieces(self, name: str, begin: int, end: int) -> Iterator[bytes]:
-        """The bytes of an extent, in requests of at most PIECE. Raises StoreError where there are fewer, or none."""
+    def pieces(self, name: str, begin: int, end: int, expected: Found | None = None) -> Iterator[bytes]:
+        """The bytes of an extent, in requests of at most PIECE. expected: what the object must be still.
+
+        Raises StoreError where there are fewer bytes, or none, and where another object has the name now."""
         while begin < end:
             until = min(begin + PIECE, end)
-            stream = self._done(f"read {name}", partial(self._stream, name, begin, until))
+            stream = self._done(f"read {name}", partial(self._stream, name, begin, until, expected))
             while begin < until:
                 data = bytes(self._done(f"read {name}", partial(next, stream, b"")))
                 if not data:
@@ -150,8 +171,10 @@ class Store:
                 yield data
                 begin += len(data)
 
-    def _stream(self, name: str, begin: int, end: int) -> Iterator[Any]:
+    def _stream(self, name: str, begin: int, end: int, expected: Found | None) -> Iterator[Any]:
         found = self._library.get(self._objects(), name, options={"range": (begin, end)})
+        if expected is not None and not expected.is_still(Found.of(found.meta, name)):
+            raise StoreError(f"{name} was replaced by another object while it was read; read it again", path=self.url)
         first, _ = found.range
         if first != begin:
             raise StoreError(f"{name}: the server does not answer range requests", path=self.url)
@@ -160,14 +183,14 @@ class Store:
     def look(self, name: str) -> Found | None:
         """An object, without its bytes; None where there is none."""
         found = self._there(f"look at {name}", lambda: self._library.head(self._objects(), name))
-        return None if found is None else Found(name, found["size"], found["last_modified"])
+        return None if found is None else Found.of(found, name)
 
     def listed(self, directory: str, after: str = "") -> list[Found]:
-        """The objects below a directory, in the order of their names, behind one of them."""
+        """The objects below a directory, in the order of their names, behind one of them. directory: "" for all."""
 
         def listed() -> list[Found]:
-            stream = self._library.list(self._objects(), directory, offset=after or None, chunk_size=1000)
-            found = [Found(one["path"], one["size"], one["last_modified"]) for part in stream for one in part]
+            stream = self._library.list(self._objects(), directory or None, offset=after or None, chunk_size=1000)
+            found = [Found.of(one) for part in stream for one in part]
             return sorted(one for one in found if one.name > after)
 
         return self._done(f"list {directory}", listed) if self.is_there() else []
