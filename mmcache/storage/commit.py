@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..errors import MissingFileError, MmcacheError, PublishError, UntrustedPathError, UnusableFileError
-from ..format.header import HEADER_SIZE, MAGIC, Header, Tokens, parse_header
+from ..format.header import HEADER_SIZE, MAGIC, VERSION, Header, Tokens, parse_header
 from ..format.layout import Layout, left_out_of
 from ..format.leftout import LeftOut
 from . import fs
@@ -80,8 +80,9 @@ class BuildReport:
     records: per collection. size: of the file, bytes. build_id, sha256: of the content, hexadecimal.
     seconds: that this call took. changed: whether the published file is another than before; False when the content
     was the same, or when someone else had just built it. durable: False if the file system could not promise that
-    the new name survives a power cut. embeddings: of each collection that has some, by field; empty where another
-    process had built the file. left_out: of each collection of which rows were left out, how many, and the first ones.
+    the new name survives a power cut. format: the version of the file's format. embeddings: of each collection that has
+    some, by field; empty where another process had built the file. left_out: of each collection of which rows were left
+    out, how many, and the first ones.
     """
 
     path: str
@@ -93,6 +94,7 @@ class BuildReport:
     seconds: float
     changed: bool
     durable: bool = True
+    format: str = ".".join(map(str, VERSION))
     embeddings: Mapping[str, Mapping[str, EmbeddingReport]] = field(default_factory=dict)
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
 
@@ -190,6 +192,7 @@ def report(
         seconds=time.monotonic() - begun,
         changed=changed,
         durable=durable,
+        format=".".join(map(str, layout.header.version)),
         left_out=left_out_of(layout),
     )
 

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from xxhash import xxh3_64_intdigest
 
 from ..additive import seen_in
-from ..errors import ClosedError, CorruptFileError, GenerationGoneError, UnusableFileError
+from ..errors import ClosedError, CorruptFileError, GenerationGoneError, UnusableFileError, wrong_checksum
 from ..format.header import IDS, INDEX, ROWS, Header
 from ..format.keys import Key
 from ..format.layout import CollectionLayout, Layout, validate
@@ -471,6 +471,6 @@ def _verify_indexes(layout: Layout, view: memoryview, blocks: Blocks) -> None:
     """Checksum the sections that look-ups go through: ids, rows and indexes."""
     for section in layout.sections.values():
         if section.kind in (IDS, ROWS, INDEX):
-            if xxh3_64_intdigest(view[section.offset : section.end]) != section.checksum:
-                raise CorruptFileError(f"section {section.name!r}: checksum does not match", section=section.name)
+            if (found := xxh3_64_intdigest(view[section.offset : section.end])) != section.checksum:
+                raise wrong_checksum(section.name, section.checksum, found)
             blocks.mark(section)
