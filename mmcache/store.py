@@ -10,6 +10,7 @@ child of a process that has used it must not, and is told so.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from .errors import StoreError
 
@@ -119,7 +120,21 @@ class Store:
             ) from None
         _used_by = os.getpid()
         self._library = obstore
-        self._store = self._done("open the store", lambda: _opened(url, scheme))
+        self._open = partial(_opened, url, scheme)
+        self._store: Any = None
+        if scheme != "file":
+            self._done("open the store", self._objects)
+
+    def _objects(self, *, make: bool = False) -> Any:
+        """The library's store. A directory is made for what is written into it, so that a typo leaves none; raises
+        FileNotFoundError where one is to be read that is not there."""
+        if self._store is None:
+            self._store = self._open(make=make)
+        return self._store
+
+    def is_there(self) -> bool:
+        """False for a directory that is yet to be made; other stores are not asked."""
+        return self._there("open the store", self._objects) is not None
 
     def check_process(self) -> None:
         """Raises StoreError in a process that was forked from one that used the library."""
@@ -136,7 +151,7 @@ class Store:
         """A small object; None where there is none. Raises StoreError for one of more than `limit` bytes."""
 
         def get() -> bytes:
-            found = self._library.get(self._store, name)
+            found = self._library.get(self._objects(), name)
             if found.meta["size"] > limit:
                 raise StoreError(f"{name} has {found.meta['size']} bytes; at most {limit} are read", path=self.url)
             return bytes(found.bytes())
@@ -160,7 +175,7 @@ class Store:
                 begin += len(data)
 
     def _stream(self, name: str, begin: int, end: int, expected: Found | None) -> Iterator[Any]:
-        found = self._library.get(self._store, name, options={"range": (begin, end)})
+        found = self._library.get(self._objects(), name, options={"range": (begin, end)})
         if expected is not None and not expected.is_still(Found.of(found.meta, name)):
             raise StoreError(f"{name} was replaced by another object while it was read; read it again", path=self.url)
         first, _ = found.range
@@ -170,18 +185,18 @@ class Store:
 
     def look(self, name: str) -> Found | None:
         """An object, without its bytes; None where there is none."""
-        found = self._there(f"look at {name}", lambda: self._library.head(self._store, name))
+        found = self._there(f"look at {name}", lambda: self._library.head(self._objects(), name))
         return None if found is None else Found.of(found, name)
 
     def listed(self, directory: str, after: str = "") -> list[Found]:
         """The objects below a directory, in the order of their names, behind one of them. directory: "" for all."""
 
         def listed() -> list[Found]:
-            stream = self._library.list(self._store, directory or None, offset=after or None, chunk_size=1000)
+            stream = self._library.list(self._objects(), directory or None, offset=after or None, chunk_size=1000)
             found = [Found.of(one) for part in stream for one in part]
             return sorted(one for one in found if one.name > after)
 
-        return self._done(f"list {directory}", listed)
+        return self._done(f"list {directory}", listed) if self.is_there() else []
 
     # --- writing
 
@@ -191,7 +206,7 @@ class Store:
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._done(f"create {name}", lambda: self._library.put(self._store, name, data, mode="create"))
+            self._done(f"create {name}", lambda: self._put(name, data, mode="create"))
         except StoreError as error:
             if isinstance(error.__cause__, AlreadyExistsError):
                 return False
@@ -201,7 +216,7 @@ class Store:
     def upload(self, name: str, pieces: Iterable[bytes], size: int) -> None:
         """A new object under a name of its own. Raises StoreError, too, where the store has another size afterwards."""
         part = max(_PART, -(-size // _MOST_PARTS))
-        self._done(f"write {name}", lambda: self._library.put(self._store, name, iter(pieces), chunk_size=part))
+        self._done(f"write {name}", lambda: self._put(name, iter(pieces), chunk_size=part))
         found = self.look(name)
         if found is None or found.size != size:
             there = "is absent" if found is None else f"has {found.size} bytes"
@@ -210,11 +225,14 @@ class Store:
     def hint(self, name: str, data: bytes) -> None:
         """Overwrite what is no truth; may fail."""
         with contextlib.suppress(StoreError):
-            self._done(f"write {name}", lambda: self._library.put(self._store, name, data))
+            self._done(f"write {name}", lambda: self._put(name, data))
+
+    def _put(self, name: str, data: Any, **options: Any) -> None:
+        self._library.put(self._objects(make=True), name, data, **options)
 
     def remove(self, name: str) -> None:
         """No error where it is absent."""
-        self._there(f"remove {name}", lambda: self._library.delete(self._store, name))
+        self._there(f"remove {name}", lambda: self._library.delete(self._objects(), name))
 
     # --- errors
 
@@ -237,12 +255,15 @@ class Store:
             raise StoreError(f"could not {doing} ({_cause(error)})", path=self.url) from error
 
 
-def _opened(url: str, scheme: str) -> Any:
+def _opened(url: str, scheme: str, *, make: bool = False) -> Any:
     stores: Any = import_module("obstore.store")
     if scheme == "memory":
         return _memories.setdefault(url.rstrip("/"), stores.MemoryStore())
     if scheme == "file":
-        return stores.from_url(url, mkdir=True)
+        place = unquote(urlsplit(url).path)
+        if not make and not os.path.isdir(place):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+        return stores.from_url(url, mkdir=make)
     if scheme in ("http", "https"):
         options = {**_TIMEOUTS, "allow_http": scheme == "http"}
         return stores.from_url(url, client_options=options, retry_config=_RETRIES)

@@ -33,6 +33,9 @@ def check_store(url: str) -> Iterator[Check]:
         yield Check("store", "ok", "is read by plain HTTP: followers can use it, publishers and operators cannot")
         yield from _releases(store)
         return
+    if not store.is_there():
+        yield Check("store", "warn", "there is no such directory yet", "check the path; mmcache publish makes it")
+        return
     name = f"doctor/{os.urandom(8).hex()}.json"
     try:
         for check in (_creates, _reads, _lists, _clock):

@@ -25,7 +25,7 @@ from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Serves
 from ..storage.trust import name_owners, uids_of
-from . import metrics, operate
+from . import levers, metrics, operate
 from .announce import Announcer
 from .attach import look
 from .counters import WorkerCounters, record_event, remove
@@ -237,7 +237,9 @@ def build_once(
         if overtaken is not None and overtaken():
             served.append(there)
             return True
-        is_after = asked_ns is not None and _is_after(there, control, asked_ns) and _has(there, source, exact=exact)
+        # Case: a rollback came first. Its file says that it is of then, and has older records.
+        is_after = asked_ns is not None and not levers.look(name).rolled_back and _is_after(there, control, asked_ns)
+        is_after = is_after and _has(there, source, exact=exact)
         if is_after or (serves is not None and serves(there)):
             served.append(there)
         return bool(served)
@@ -275,6 +277,7 @@ def build_once(
             raise
         if not served:
             control.succeeded()
+            operate.settle(name, page)
         if is_asked_for:
             operate.release(name, page)
         if not served:  # else by another's build, which is counted there

@@ -82,6 +82,7 @@ class Sharded:
         if sent is not None:
             made[:] = [one._replace(path=sent.brought(one.path, directory, held)) for one in made]
         segments = [_opened(one, len(made), held) for one in made]
+        _check_dims(segments)
         dtypes = _dtypes(segments)
         staged = joined(segments, clusters, lambda: lane.keep(directory.scratch()))
         return Stages(staged, summaries(staged, lambda name: dtypes[name]))
@@ -176,13 +177,30 @@ def _opened(made: Made, of: int, held: contextlib.ExitStack) -> Segment:
     return opened(made.path, held, made.notes, name=f"shard {made.number} of {of}")
 
 
+def _check_dims(segments: Sequence[Segment]) -> None:
+    """Raises BuildError where shards have learned otherwise, be it from rows that were left out: one build of all would
+    have gone by the first."""
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    for segment in segments:
+        for collection, notes in segment.notes.items():
+            for field, dim in notes.learned.dims.items():
+                known, other = found.setdefault((collection, field), (dim, segment.name))
+                if known != dim:
+                    raise BuildError.of(
+                        collection,
+                        None,
+                        f"{segment.name} has embeddings {field!r} of {dim} numbers, and {other} of {known}; say how "
+                        "many with dim= in the Schema",
+                    )
+
+
 def _dtypes(segments: Sequence[Segment]) -> dict[str, dict[str, str]]:
     """Collection -> embedding -> what its bytes were read as. Raises BuildError where shards have guessed otherwise."""
     found: dict[str, dict[str, str]] = {}
     for segment in segments:
         for collection, notes in segment.notes.items():
             known = found.setdefault(collection, {})
-            for field, dtype in notes.dtypes.items():
+            for field, dtype in notes.learned.dtypes.items():
                 if known.setdefault(field, dtype) != dtype:
                     raise BuildError.of(
                         collection,

@@ -32,7 +32,7 @@ from .objects import Objects, fingerprint_of_objects, is_object_url
 from .parts import Part, absolute, joined, parts_of
 from .slices import balanced
 from .streams import STDIN, is_pipe, open_file
-from .vectors import Decoders, Vector
+from .vectors import Decoders, Learned, Vector
 
 __all__ = ["FileReading", "FileSource"]
 
@@ -303,6 +303,10 @@ class FileReading:
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """See `IterableSource.dtypes`."""
         return self._decoders[collection].dtypes
+
+    def learned(self, collection: str) -> Learned:
+        """See `IterableSource.learned`."""
+        return self._decoders[collection].learned
 
     def count(self, collection: str) -> int | None:
         """None: only reading would tell."""

@@ -24,6 +24,7 @@ from ..format.header import Header, Tokens
 from ..progress import Progress
 from ..sources import closing
 from ..sources.base import Source, fingerprint_of
+from ..sources.vectors import Learned
 from ..store import Store
 from . import fs
 from .lane import Lane
@@ -92,7 +93,7 @@ def _made(task: Task, host: bytes, progress: Progress | None) -> Made:
         before = fingerprint_of(source)
         if host == task.host and before != task.fingerprint:
             raise moved(source)
-        staged, embeddings = stage_all(source, {}, directory, lane, progress, now=task.now, part=True)
+        staged, _, learned = stage_all(source, {}, directory, lane, progress, now=task.now, part=True)
         if fingerprint_of(source) != before:
             raise moved(source)
         plan = lay_out(staged, writer=writer(), sketches=False)  # the build that merges makes them of all rows
@@ -111,14 +112,13 @@ def _made(task: Task, host: bytes, progress: Progress | None) -> Made:
         )
         file.write(0, header.pack())
         path = os.path.join(os.path.dirname(directory.path), file.name or "")
-        dtypes = {name: {f: one.dtype for f, one in found.items() if one.dtype} for name, found in embeddings.items()}
-        notes = {one.schema.name: _notes(one, dtypes.get(one.schema.name, {})) for one in staged}
+        notes = {one.schema.name: _notes(one, learned[one.schema.name]) for one in staged}
         file.published()  # it stays, for the build that asked for it
     return Made(task.number, path, {one.schema.name: one.n for one in staged}, notes, time.monotonic() - begun)
 
 
-def _notes(staged: Staged, dtypes: Mapping[str, str]) -> Notes:
-    return Notes(staged.refused, staged.encoder.maps_at, dtypes)
+def _notes(staged: Staged, learned: Learned) -> Notes:
+    return Notes(staged.refused, staged.encoder.maps_at, learned)
 
 
 def moved(source: Source) -> SourceError:

@@ -100,8 +100,8 @@ def check(
     assert (built.build_id, built.sha256) == (whole.build_id, whole.sha256)
     assert (built.records, built.left_out, built.embeddings) == (whole.records, whole.left_out, whole.embeddings)
     assert not leftovers(at)
-    with Snapshot.open(at / "cut.mmc") as cut, Snapshot.open(at / "whole.mmc") as one:
-        assert cut.layout.header.fingerprint == one.layout.header.fingerprint
+    with Snapshot.open(at / "cut.mmc") as joined, Snapshot.open(at / "whole.mmc") as one:
+        assert joined.layout.header.fingerprint == one.layout.header.fingerprint
     return built
 
 
@@ -264,6 +264,52 @@ def test_rows_that_were_left_out_count_for_the_keys_of_other_shards(tmp_path):
         assert report.left_out["t"].duplicates == 30
 
 
+def out_of_order(path: str, at: Path) -> Source:
+    """The first record of these fields is in the first shard, and is left out there; the others have another order."""
+    bad: list[dict[str, Any]] = [{"id": [] if i else None, "b": 1, "a": 2} for i in range(2)]
+    rows = [{"id": f"k{i}", "z": i} for i in range(10)] + bad + [{"id": f"m{i}", "a": i, "b": i} for i in range(20)]
+    schema = Schema("t", on_invalid="skip")
+    if path == "lines":
+        (at / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return JSONLinesSource(at / "t.jsonl", schema)
+    return IterableSource(rows, schema)
+
+
+@pytest.mark.parametrize("path", ["lines", "list"])
+@pytest.mark.parametrize("shards", [2, 3, 7])
+def test_the_order_of_fields_is_that_of_the_first_record_though_it_is_left_out(tmp_path, path, shards):
+    check(tmp_path, out_of_order(path, tmp_path), shards=shards)
+    with Snapshot.open(tmp_path / "cut.mmc") as snapshot:
+        assert list(snapshot["m3"]) == ["id", "b", "a"]
+
+
+def test_a_key_of_several_fields_keeps_the_order_of_a_record_that_is_left_out(tmp_path):
+    rows = [{"c": 1, "k": None, "b": 1, "l": 2}] + [{"b": i, "c": i, "k": i, "l": "x"} for i in range(20)]
+    check(tmp_path, IterableSource(rows, Schema("t", key=("k", "l"), on_invalid="skip")), shards=3)
+
+
+@pytest.mark.parametrize("make", ["list", "table"])
+def test_an_embedding_of_nan_says_nothing_of_how_many_numbers_the_others_have(tmp_path, make):
+    vectors = [[float("nan")] * 3, [float("inf"), 1.0, 1.0, 1.0], *([float(i), 1.0] for i in range(30))]
+    schema = Schema("t", embedding="v", on_invalid="skip")
+    source: Source = IterableSource([{"id": i, "v": v} for i, v in enumerate(vectors)], schema)
+    if make == "table":
+        with sqlite3.connect(tmp_path / "t.db") as db:
+            db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)")
+            db.executemany("INSERT INTO t VALUES (?, ?)", [(i, np.array(v, "<f4")) for i, v in enumerate(vectors)])
+        db.close()
+        source = SQLiteSource(tmp_path / "t.db", schema)
+    for shards in (1, 2, 5):
+        report = check(tmp_path, source, shards=shards)
+        assert report.left_out["t"].invalid == 2
+        assert report.embeddings["t"]["v"].dim == 2
+    with pytest.raises(BuildError, match=r"key 0: the embedding has NaN"):
+        mmcache.build(tmp_path / "x.mmc", source, on_invalid="raise")
+    with mmcache.open(tmp_path / "cut.mmc", source, build=False) as cache:
+        cache.invalidate()
+        assert len(cache.where()) == 30  # as the source has them
+
+
 def test_what_expires_is_judged_by_one_moment(tmp_path):
     rows = [{"id": i, "end": 0 if i % 3 else None} for i in range(300)]
     report = check(tmp_path, IterableSource(rows, Schema("t", expires="end")))
@@ -349,6 +395,13 @@ def test_shards_that_guess_otherwise_are_refused_with_the_way_out(tmp_path):
     rows = [{"id": i, "v": [1.0] * (2 if i < 50 else 3)} for i in range(100)]
     source = IterableSource(rows, Schema("t", embedding="v", on_invalid="skip"))
     with pytest.raises(BuildError, match=r"shard 1 of 2 has embeddings 'v' of 3 numbers, and shard 0 of 2 of 2.*dim="):
+        mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
+    # No row of the first shard is taken, but one build of all would have gone by its embeddings.
+    bad: list[dict[str, Any]] = [
+        {"id": i, "v": [1.0] * (2 if i < 50 else 3), "kind": {} if i < 50 else 1} for i in range(100)
+    ]
+    source = IterableSource(bad, Schema("t", index=("kind",), embedding="v", on_invalid="skip"))
+    with pytest.raises(BuildError, match=r"'v' of 3 numbers, and shard 0 of 2 of 2.*dim="):
         mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
     assert not leftovers(tmp_path)
 
