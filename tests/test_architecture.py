@@ -151,6 +151,7 @@ ALLOWED = {
     "storage/fs.py": FILE_SYSTEM,
     "storage/buildlock.py": ("..fs.system", "fcntl"),
     "storage/descriptors.py": ("fcntl",),
+    "store.py": ("os.path.isdir",),  # whether a directory that is a store is there
     "storage/segments.py": ("tempfile",),  # of a worker that shares no disk with the build
     "storage/pagefile.py": ("..fs.system", "fcntl"),
     "storage/shared.py": ("..fs.system", "fcntl"),

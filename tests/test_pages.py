@@ -57,6 +57,7 @@ REPLACED = {
         "/tmp/node/": "drilled/",
         "/var/cache/shop/": "node/",
     },
+    "docs/scale.md": {"benchmarks.fleet ": "benchmarks.fleet --help "},  # tests/test_fleet_model.py runs it
     "docs/shards.md": {
         "ProcessPoolExecutor(8)": "ProcessPoolExecutor(2)",
         "shards=32": "shards=3",

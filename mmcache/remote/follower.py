@@ -133,7 +133,7 @@ class Follower:
             tell(self.path, now)
 
     def _polled(self, before: Following, timeout: float) -> Following:
-        newest = self._log.newest(self._newest)
+        newest = self._log.polled(self._newest)
         if newest is None:
             raise MissingFileError("there are no releases here yet", path=self._log.store.url)
         pin = self.orders.pin if self.orders.pin not in newest.withdrawn else None
