@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _without_secrets(url: str) -> str:
-    from ..remote.store import without_secrets
+    from ..store import without_secrets
 
     return without_secrets(url)
 
@@ -318,7 +318,7 @@ def _control_page(path: str) -> Check:
 def _builds(path: str) -> Check:
     from ..sharing.attach import look
     from ..storage import shared
-    from ..storage.fs import lock_name
+    from ..storage.names import lock_name
     from .doctor_directory import Check
 
     page = look(os.path.abspath(path))
@@ -344,12 +344,13 @@ def _builds(path: str) -> Check:
 
 def _leftovers(path: str) -> Check:
     from ..storage import fs, shared
+    from ..storage.names import lock_name
     from .doctor_directory import Check
 
     left = fs.leftovers(path)
     if not left:
         return Check("leftovers", "ok", "no temporary files")
-    if shared.is_held(fs.lock_name(path)):
+    if shared.is_held(lock_name(path)):
         return Check("leftovers", "ok", f"{plural(len(left), 'temporary file')}, of the build that is running")
     text = f"{plural(len(left), 'temporary file')} of builds that died: {', '.join(map(os.path.basename, left))}"
     return Check("leftovers", "warn", text, "nothing: the next build removes them")

@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, threads
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, store, threads
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.filetier import FileTier
@@ -29,7 +29,7 @@ from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
-from mmcache.remote import download, store
+from mmcache.remote import download
 from mmcache.search import blas, chunks, distances, measuring, metrics, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
@@ -39,6 +39,7 @@ from mmcache.sharing.status import status_of
 from mmcache.sources import connections, statements
 from mmcache.storage import (
     batches,
+    buildlock,
     bykey,
     carriers,
     fs,
@@ -86,7 +87,7 @@ def is_telling(path: str | os.PathLike[str]) -> bool:
 @contextlib.contextmanager
 def build_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator[None]:
     """Hold it, as a build does."""
-    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout):
+    with fs.Directory(os.fspath(path)) as directory, buildlock.hold(directory, timeout):
         yield
 
 
@@ -102,7 +103,7 @@ def no_fsync() -> Iterator[None]:
 @contextlib.contextmanager
 def temp_names(names: Iterable[str]) -> Iterator[None]:
     """Temporary files get these names, in turn."""
-    with mock.patch.object(fs, "_temp_name", side_effect=names):
+    with mock.patch.object(fs, "temp_name", side_effect=names):
         yield
 
 
@@ -172,7 +173,7 @@ def plan_of_find(source: Any, query: Any) -> list[str]:
     """What EXPLAIN QUERY PLAN says of the statement with which a SQLite source answers a query."""
     (schema,) = source.schemas
     with source._connections.take() as connection:
-        plan = source._plan(connection, schema)
+        plan = source._plans.of(connection, schema)
         condition = statements.condition(plan, query)
         assert condition is not None
         sql, parameters = condition
@@ -471,7 +472,8 @@ def no_connections(source: SQLiteSource) -> Iterator[None]:
 
 def remembered_fingerprint(source: SQLiteSource, found: bytes) -> bytes | None:
     """`found`, if the source will give it again without a look into files that look the same."""
-    return found if source._look is not None and source._look.answer == found else None
+    look = source._writes.look
+    return found if look is not None and look.answer == found else None
 
 
 def connection(source: SQLiteSource) -> contextlib.AbstractContextManager[Any]:
