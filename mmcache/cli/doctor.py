@@ -195,9 +195,10 @@ _SETTINGS: Final = {
 
 def _cores() -> int:
     """That this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    try:
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except AttributeError:  # of macOS
+        return os.cpu_count() or 1
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import os
 import random
@@ -526,3 +527,49 @@ def test_sums_that_do_not_fit_are_refused():
     out.flags.writeable = False
     with pytest.raises((BufferError, ValueError, TypeError)):
         found(matrix, rows, query, out, None)
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+def test_products_are_as_near_to_the_true_ones_as_any_order_of_additions_is():
+    for dim, rows in itertools.product(
+        (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 100, 384, 1025, 5000), (0, 1, 2, 3, 8, 9)
+    ):
+        random = np.random.default_rng(dim)
+        matrix = random.standard_normal((rows, dim)).astype(np.float32)
+        query = random.standard_normal(dim).astype(np.float32)
+        found = np.full(rows, np.nan, np.float32)
+        core.products(matrix, query, found)
+        wide, other = matrix.astype(np.float64), query.astype(np.float64)
+        bounds = dim * 2**-24 * np.linalg.norm(wide, axis=1) * np.linalg.norm(other)
+        assert (np.abs(found - wide @ other) <= 1.01 * bounds).all(), (dim, rows)
+
+
+def test_products_of_numbers_that_are_none_are_none():
+    matrix = np.array([[np.nan, 0], [np.inf, -np.inf], [3e38, 3e38], [1, 1]], np.float32).repeat(20, axis=1)
+    found = np.empty(4, np.float32)
+    core.products(matrix, np.ones(40, np.float32), found)
+    assert np.isnan(found[:2]).all()
+    assert found[2:].tolist() == [np.inf, 40]
+
+
+def test_products_that_do_not_fit_are_refused():
+    matrix, query, out = np.zeros((4, 3), np.float32), np.zeros(3, np.float32), np.zeros(4, np.float32)
+    core.products(matrix, query, out)
+    wrong: Any
+    for wrong in (
+        *((matrix, query, out[:3]), (matrix, query[:0], out), (matrix, query[:2], out), (matrix[:3], query, out)),
+        *(
+            (np.zeros(49, "u1")[1:], query, out),
+            (matrix, np.zeros(13, "u1")[1:], out),
+            (matrix, np.zeros(11, "u1"), out),
+        ),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            core.products(*wrong)
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        core.products(matrix[:, ::2], query, out)
+    out.flags.writeable = False
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        core.products(matrix, query, out)

@@ -114,7 +114,8 @@ def test_the_share_that_is_found_is_what_was_asked_for(snapshot, vectors, recall
 
 @pytest.mark.skipif(native.core is None, reason="there is no compiled core, or pure Python is asked for")
 def test_the_compiled_core_finds_what_python_finds_and_builds_the_same_file(tmp_path, file, snapshot, vectors):
-    queries, asked = near(vectors, 6), ({}, {"few": [3, 5, 8]}, {"half": 1}, {"few": 7})
+    queries = near(vectors, 6)
+    asked: list[dict[str, Any]] = [{}, {"few": [3, 5, 8]}, {"half": 1}, {"few": 7}]
 
     def found() -> list[Any]:
         alone = [
