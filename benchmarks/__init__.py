@@ -14,6 +14,7 @@
     python -m benchmarks.dirty          what do invalidated ids cost until the next build?
     python -m benchmarks.tracking       what does change tracking cost the writers of a database?
     python -m benchmarks.keys           do keys of every type, ranges and orders keep pace?
+    python -m benchmarks.nearest        how long does a search for neighbours take?
     python -m benchmarks.anatomy        where does the time of a look-up go?
     python -m benchmarks.guard          has anything become slower?
 

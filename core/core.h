@@ -47,6 +47,10 @@ uint64_t hash_of(const uint8_t *data, size_t length);
 PyObject *core_nearby(PyObject *module, PyObject *args);
 PyObject *core_signs(PyObject *module, PyObject *args);
 
+/* --- products.c */
+
+PyObject *core_products(PyObject *module, PyObject *args);
+
 /* --- scores.c */
 
 PyObject *core_sums(PyObject *module, PyObject *args);

@@ -30,7 +30,7 @@ from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
 from mmcache.remote import download
-from mmcache.search import blas, chunks, measuring, metrics, scan
+from mmcache.search import blas, chunks, distances, measuring, metrics, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -50,6 +50,7 @@ from mmcache.storage import (
     pagefile,
     publish,
     shared,
+    signing,
     snapshot,
     staging,
 )
@@ -597,9 +598,13 @@ class _Library:
         return self._threads
 
 
-def scored_in_python() -> contextlib.AbstractContextManager[Any]:
-    """Scores are made as without the compiled core."""
-    return mock.patch.object(metrics, "core", None)
+@contextlib.contextmanager
+def searched_in_python() -> Iterator[None]:
+    """As without the compiled core; the sketch of a build, too."""
+    with contextlib.ExitStack() as patches:
+        for module in (distances, metrics, scan, signing):
+            patches.enter_context(mock.patch.object(module, "core", None))
+        yield
 
 
 def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
