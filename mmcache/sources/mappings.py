@@ -333,9 +333,9 @@ class _Layouts(dict[tuple[Any, ...], Layout]):
             self._orders.clear()
         columns = self._schema.columns
         names = (key, *(name for name in fields if name not in apart and (columns is None or name in columns)))
-        known = frozenset(names)
-        names = self._orders.setdefault(known, names)
-        layout = self[fields] = self._by_fields.setdefault(known, (names, _getter(names)))
+        unordered = frozenset(names)
+        names = self._orders.setdefault(unordered, names)
+        layout = self[fields] = self._by_fields.setdefault(unordered, (names, _getter(names)))
         return layout
 
 

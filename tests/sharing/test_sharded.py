@@ -248,9 +248,8 @@ def test_rows_that_were_left_out_count_for_the_keys_of_other_shards(tmp_path):
 
 
 def out_of_order(path: str, at: Path) -> Source:
-    """The first record of these fields is in the first shard, and is left out there; those of the others come in another
-    order."""
-    bad = [{"id": [] if i else None, "b": 1, "a": 2} for i in range(2)]
+    """The first record of these fields is in the first shard, and is left out there. Others have another order."""
+    bad: list[Row] = [{"id": [] if i else None, "b": 1, "a": 2} for i in range(2)]
     rows = [{"id": f"k{i}", "z": i} for i in range(10)] + bad + [{"id": f"m{i}", "a": i, "b": i} for i in range(20)]
     schema = Schema("t", on_invalid="skip")
     if path == "lines":
@@ -381,8 +380,8 @@ def test_shards_that_guess_otherwise_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(BuildError, match=r"shard 1 of 2 has embeddings 'v' of 3 numbers, and shard 0 of 2 of 2.*dim="):
         mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
     # No row of the first shard is taken, but one build of all would have gone by its embeddings.
-    bad = [{"id": i, "v": [1.0] * (2 if i < 50 else 3), "kind": {} if i < 50 else 1} for i in range(100)]
-    source = IterableSource(bad, Schema("t", index=("kind",), embedding="v", on_invalid="skip"))
+    some: list[Row] = [{"id": i, "v": [1.0] * (2 if i < 50 else 3), "kind": {} if i < 50 else 1} for i in range(100)]
+    source = IterableSource(some, Schema("t", index=("kind",), embedding="v", on_invalid="skip"))
     with pytest.raises(BuildError, match=r"'v' of 3 numbers, and shard 0 of 2 of 2.*dim="):
         mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
     assert not leftovers(tmp_path)
