@@ -29,7 +29,7 @@ log = logging.getLogger("mmcache")
 
 VARIABLE: Final = "MMCACHE_PURE"
 
-REVISION: Final = 2
+REVISION: Final = 3
 """Of what C and Python share; core/core.h has the same number."""
 
 Implementation = Literal["compiled", "pure"]

@@ -333,9 +333,9 @@ class _Layouts(dict[tuple[Any, ...], Layout]):
             self._orders.clear()
         columns = self._schema.columns
         names = (key, *(name for name in fields if name not in apart and (columns is None or name in columns)))
-        unordered = frozenset(names)
-        names = self._orders.setdefault(unordered, names)
-        layout = self[fields] = self._by_fields.setdefault(unordered, (names, _getter(names)))
+        same = frozenset(names)
+        names = self._orders.setdefault(same, names)
+        layout = self[fields] = self._by_fields.setdefault(same, (names, _getter(names)))
         return layout
 
 
@@ -416,3 +416,20 @@ def replaces(schema: Schema, before: SourceRecord | Invalid | None) -> bool:
         return True
     # Where a key may stand once only, a row that is left out counts for nothing.
     return schema.on_duplicate == "raise" and isinstance(before, Invalid)
+
+
+def only_chosen(
+    schema: Schema,
+    matches: Iterable[SourceRecord],
+    look_up: Callable[[list[Key]], Mapping[Key, SourceRecord | Invalid]],
+) -> Iterable[SourceRecord]:
+    """Of what matches a query, the records that a lookup of their key gives. All are held."""
+    found = list(matches)
+    chosen = look_up([record.values[0] for record in found])
+    kept: dict[Key, SourceRecord] = {}
+    for record in found:
+        key = record.values[0]
+        if record == chosen.get(key) and replaces(schema, kept.get(key)):
+            kept.pop(key, None)  # the last of several comes at its own place
+            kept[key] = record
+    return kept.values()

@@ -31,7 +31,7 @@ from ..format.keys import Key, check_key, key_of, type_of
 from ..format.layout import most_sections
 from ..format.leftout import NOTHING_LEFT_OUT, LeftOut
 from ..format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, Encoder
-from ..format.sketch import signs_of, words_in
+from ..format.sketch import words_in
 from ..format.slots import in_order
 from ..progress import Progress
 from ..query import terms_of
@@ -41,6 +41,7 @@ from ..sources.vectors import is_finite
 from .carriers import FieldTerms, TermsMark, column_of, renumbered
 from .lane import Lane
 from .leaves import Sums
+from .signing import signs_of
 from .spool import Scratch, Spool
 
 __all__ = ["Mark", "Progress", "Staged", "check_count"]
