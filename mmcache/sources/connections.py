@@ -314,7 +314,7 @@ class Connections:
             is_so = f"if it is in WAL mode, reading makes a -shm file beside it, and {directory} cannot be written"
         return (
             f"; {is_so}: grant that, or switch to journal_mode=DELETE, or, if no program writes to the database "
-            "(read-only media), give SQLiteSource(immutable=True)"
+            "(read-only media), give SQLiteSource(immutable=True), or --option immutable=true on the command line"
         )
 
     def _connect(self) -> sqlite3.Connection:

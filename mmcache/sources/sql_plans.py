@@ -7,6 +7,7 @@ other order. A query is run as it is, and has the order that its ORDER BY gives 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
@@ -136,6 +137,15 @@ class SQLPlan:
             if not PLAIN.issuperset(map(type, columns[at])):
                 columns[at] = [value if type(value) in PLAIN else _VALUES(value) for value in columns[at]]
         return zip(*columns, strict=True)
+
+    def mappings(self, link: Link) -> Iterator[dict[str, Any]]:
+        """All rows, with plain values, whether a record can be made of them or not; those without such values are left
+        out. Streamed, embeddings as they are read."""
+        fields = (*self.schema.key_fields, *self.names[1:], *self.schema.embeddings)
+        for row in self.rows(link):
+            with suppress(ValueError):
+                (plain,) = self._plain([row])
+                yield dict(zip(fields, plain, strict=True))
 
     def keys(self, rows: Iterable[tuple[Any, ...]]) -> frozenset[Key]:
         """Of rows that have the key's columns alone; without those that no record has."""

@@ -64,6 +64,20 @@ HAS_MOVED = FileTier.take.__code__
 READS_THE_HEAD = page.Page.head.__code__
 
 
+@contextlib.contextmanager
+def careful_lookups() -> Iterator[list[Any]]:
+    """The keys that are looked up the careful way meanwhile."""
+    asked: list[Any] = []
+    locate = lookup.Lookup.locate
+
+    def located(self: lookup.Lookup, key: Any) -> int:
+        asked.append(key)
+        return locate(self, key)
+
+    with mock.patch.object(lookup.Lookup, "locate", located):
+        yield asked
+
+
 # --- files beside a cache ---------------------------------------------------------------------------------------------
 
 
