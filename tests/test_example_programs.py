@@ -48,7 +48,7 @@ def service(tmp_path):
             started = text.count("Application startup complete") == WORKERS
             return started and re.search(r"http://127\.0\.0\.1:(\d+)", text)
 
-        yield int(until("all workers have begun", listening)[1])
+        yield int(until("all workers have begun", listening, timeout=120)[1])
     finally:
         server.terminate()
         server.wait(60)
@@ -102,6 +102,20 @@ def test_the_fleet_follows_and_leaves_a_bad_release():
     assert "5000 items cost nothing" in done.stdout
     assert re.search(r"^  3  publish   withdrawn  without the check$", done.stdout, re.MULTILINE)
     assert re.search(r"^  5  rollback  adopted    the prices of yesterday, too$", done.stdout, re.MULTILINE)
+
+
+def test_the_search_finds_what_a_question_is_about(tmp_path):
+    def asked(*words: str) -> list[str]:
+        """The topics that are found, the nearest first."""
+        command = [sys.executable, "-W", "error", str(EXAMPLES / "search" / "topics.py"), *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return re.findall(r"^\d\.\d{3}  (\S+)", done.stdout, re.MULTILINE)
+
+    assert {"try", "exceptions", "raise", "compound"} & set(asked("when is an exception handler executed")[:3])
+    assert set(asked("--topic", "with,while", "-k", "3", "the else clause of a loop")) <= {"with", "while"}
 
 
 def test_every_example_has_a_row_and_a_test():

@@ -90,14 +90,22 @@ _MODELS = ("small", "medium", "large")
 
 
 def generate(n: int, *, dim: int = 768, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """n valid patterns, "pattern-0", "pattern-1", ...; an embedding is `4 * dim` bytes of little-endian float32."""
+    """n valid patterns, "pattern-0", "pattern-1", ...; an embedding is `4 * dim` bytes of little-endian float32.
+
+    >>> [pattern["id"] for pattern in mmcache.presets.patterns.generate(2, dim=8)]
+    ['pattern-0', 'pattern-1']
+    """
     fields = ("id", "type", "domain", "framework", "content", "metadata", "embedding")
     for row in islice(_rows(n, dim, seed), n):
         yield dict(zip(fields, row, strict=True))
 
 
 def generate_agents(n: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """n valid agent configurations, by id "agent-0", ...; `config_json` is JSON text."""
+    """n valid agent configurations, by id "agent-0", ...; `config_json` is JSON text.
+
+    >>> [agent["agent_id"] for agent in mmcache.presets.patterns.generate_agents(2)]
+    ['agent-0', 'agent-1']
+    """
     bits = _bits(seed, _AGENTS)
     for i in range(n):
         draw = [int(word) >> 32 for word in bits.random_raw(6)]
@@ -122,6 +130,11 @@ def write_bank(path: str | os.PathLike[str], n: int, *, dim: int = 768, seed: in
 
     Streams, in a few MB beside SQLite's cache. A failure leaves an empty file, a crash a broken one: it is not written
     durably, as it can be made again. Raises FileExistsError when there is a database with anything in it.
+
+    >>> mmcache.presets.patterns.write_bank("bank.db", 10, dim=8)
+    >>> report = mmcache.build("bank.mmc", "bank.db", Schema("patterns", embedding="embedding", dim=8))
+    >>> dict(report.records)
+    {'patterns': 10}
     """
     db = sqlite3.connect(path, isolation_level=None)
     try:

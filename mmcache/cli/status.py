@@ -338,6 +338,7 @@ def _to_json(seen: StatusReport) -> dict[str, Any]:
             "retry_seconds": round(max(0.0, failure.until - now), 3),
         },
         "following": None if status.following is None else following_to_json(status.following),
+        "implementation": native.plain(),
         "fleet": fleet.to_json(status.fleet, seen.window),
     }
 

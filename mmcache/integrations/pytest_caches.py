@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Unpack, overload
 
+from ..shown import internal
 from ..words import bytes_of, number, plural, printable, span
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Run:
         return found
 
 
+@internal("close", "directory")
 class CacheFactory:
     """Makes the caches of a run: the type of the fixture `mmcache_factory`."""
 

@@ -73,6 +73,11 @@ def check_pattern(pattern: Mapping[str, Any]) -> None:
 
     id, type, domain, framework and content must be non-empty text. In the metadata the verdict must be one of four
     ('unknown' is there for when it is); coverage and flakiness_score must be in 0..1, or absent or None: not measured.
+
+    >>> texts = dict.fromkeys(("id", "type", "domain", "framework", "content"), "x")
+    >>> mmcache.presets.patterns.check_pattern({**texts, "metadata": {"verdict": "success", "coverage": 2}})
+    Traceback (most recent call last):
+    ValueError: metadata.coverage must be a number in 0..1, found 2
     """
     _check_texts(pattern, _PATTERN_TEXTS)
     metadata = pattern.get("metadata")
@@ -93,6 +98,9 @@ def check_agent_config(config: Mapping[str, Any]) -> None:
     """Raises ValueError with the reason why the agent configuration is not valid.
 
     agent_id, type, config_json and updated_at must be non-empty text, config_json of JSON; version, text or a number.
+
+    >>> texts = dict.fromkeys(("agent_id", "type", "updated_at"), "x")
+    >>> mmcache.presets.patterns.check_agent_config({**texts, "config_json": "{}", "version": 1})
     """
     _check_texts(config, _AGENT_TEXTS)
     version = config.get("version")
@@ -125,6 +133,12 @@ class PatternsSource(SQLiteSource):
 
     Lookups (`fetch`, `find`) give what is there, unchecked; where invalid records are to be left out, `find` leaves
     them out, too.
+
+    >>> with contextlib.closing(sqlite3.connect("patterns.db")) as db:
+    ...     _ = db.executescript(mmcache.presets.patterns.DDL)
+    >>> with mmcache.open("patterns.mmc", mmcache.presets.patterns.PatternsSource("patterns.db")) as cache:
+    ...     len(cache), cache.schema.index
+    (0, ('domain', 'type', 'framework'))
     """
 
     kind: ClassVar[str] = "patterns"

@@ -45,7 +45,12 @@ class Status:
     more than can. control: None where workers share a control page, else why they cannot. building: whether a process
     holds the build lock, and builder: who said so. failure: of the last build, if it failed. fleet: the workers, and
     what they counted. left_out: of each collection of which the file leaves rows out, how many, and the first ones.
-    following: the releases that it follows; None for a file that follows none."""
+    following: the releases that it follows; None for a file that follows none.
+
+    >>> status = cache.status()
+    >>> status.state, status.why, status.generation, status.dirty, status.building
+    ('fresh', '...', 1, 0, False)
+    """
 
     path: str
     state: State

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, overload
 from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from ..values import Default, Values, importable
 from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
@@ -73,6 +74,7 @@ Array = Sequence[Sequence[float]] | SupportsArray
 Embeddings = Array | Mapping[str, Array | Mapping[str, Array]]
 
 
+@internal("count", "dtypes", "learned", "records", "with_rules")
 class IterableSource(Generic[R_co]):
     """Mappings with a key field, from any iterable; or the rows of anything that speaks Arrow's PyCapsule interface, as
     the data frames of pandas and polars, the relations of DuckDB and the tables of pyarrow do (extra `arrow`).

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import mmcache
+from mmcache import native
 from mmcache.cli import main
 from mmcache.sharing import metrics
 from mmcache.sharing.counters import record_event
@@ -56,7 +57,9 @@ def test_it_says_in_a_sentence_how_fresh_the_file_is_and_why(shop, status, datab
     assert (found["state"], found["dirty"]) == ("fresh", 0)
     assert found["why"].startswith("built ")
     assert status(shop, "--ttl", "0.001")["why"].endswith("expired at 0.001 seconds")
-    invalidate(shop, "s1", "s2", "--reason", "record_stored")
+    invalidate(shop, "s1", "--reason", "record_stored")
+    assert status(shop)["why"] == "1 id was invalidated since it was built, and is answered by the source"
+    invalidate(shop, "s2", "--reason", "record_stored")
     found = status(shop)
     assert (found["state"], found["dirty"]) == ("stale", 2)
     assert found["why"] == "2 ids were invalidated since it was built, and are answered by the source"
@@ -70,6 +73,18 @@ def test_it_says_in_a_sentence_how_fresh_the_file_is_and_why(shop, status, datab
     assert (found["state"], found["revalidated"]) == ("fresh", True)
     write(database, "UPDATE items SET price = 7")
     assert status(shop)["why"] == "the source was written to since it was built"
+
+
+def test_it_says_which_implementation_runs_and_why(shop, status):
+    found = status(shop)["implementation"]
+    assert found == {"mmcache": mmcache.implementation, "reason": native.reason or None, "msgpack": "compiled"}
+    pure = {"MMCACHE_PURE": "1", "MSGPACK_PUREPYTHON": "1"}
+    assert run("status", shop, "--json", env=pure).json["implementation"] == {
+        "mmcache": "pure",
+        "reason": "MMCACHE_PURE is set",
+        "msgpack": "pure",
+    }
+    assert "pure Python (MMCACHE_PURE is set); of msgpack: pure Python" in ok("status", shop, env=pure).out
 
 
 def test_a_source_that_cannot_be_asked_is_a_sentence_and_no_failure(shop, status, database):
