@@ -56,7 +56,7 @@ def read_what_is_lost(place: Path) -> list[str]:
     found = []
     for access in ("copy", "mmap"):
         try:
-            Snapshot.open(path, access=access)  # type: ignore[arg-type]
+            Snapshot.open(path, access=access)
             found.append(f"{access}: opened")
         except MmcacheError as error:
             found.append(f"{access}: {type(error).__name__}: {error}")

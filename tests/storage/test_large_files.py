@@ -44,7 +44,7 @@ def test_a_file_of_more_than_4_gib_is_built_verified_and_read(tmp_path: Path):
         assert snapshot.layout.sections["0/embeddings.0"].offset > 2**32
         for i in (0, 1, N // 2, N - 2, N - 1):
             assert snapshot[f"k{i}"]["content"] == content(i)
-            assert snapshot.embedding(f"k{i}").tolist() == [float(i), 1.0]
+            assert np.array_equal(snapshot.get_embeddings([f"k{i}"]), [[float(i), 1.0]])
         found = snapshot.where(kind=6)
         assert found.ids == [f"k{i}" for i in range(6, N, 7)]
         assert np.array_equal(found.embeddings[:, 0], np.arange(6, N, 7, dtype="f4"))
