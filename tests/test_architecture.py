@@ -165,7 +165,6 @@ ALLOWED = {
     "integrations/pytest_caches.py": FILE_SYSTEM,  # in directories of a run of tests
     "remote/difference.py": ("tempfile",),  # releases that are compared
     "integrations/pytest_plugin.py": ("pathlib.Path",),
-    "store.py": ("os.path.isdir",),  # of a file:// URL
     "testing/conformance.py": FILE_SYSTEM,  # builds in a directory of its own
 }
 
