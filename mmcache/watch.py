@@ -367,10 +367,9 @@ class Watch(Watched):
     def _refuse(self, error: UnusableFileError) -> None:
         is_new = self.files.refuse(error)
         if error.cause == "corrupt":
-            if self.source is not None:
-                with self._lock:
-                    if self.files.drop_if_spoilt():
-                        self._decide()
+            with self._lock:
+                if self.source is not None and self.files.drop_if_spoilt():
+                    self._decide()
             is_new = self.counting.add_damage(self.files.there(), error.message)
         if is_new:
             self.counting.add(metrics.REFUSALS)
