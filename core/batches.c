@@ -6,7 +6,7 @@
 
 static inline void prefetch(const Table *table, uint64_t at, uint64_t length)
 {
-    const uint8_t *line = reach(table, at, length);
+    const uint8_t *line = reach(&table->map, at, length);
     for (uint64_t i = 0; line != NULL && i < length && i < 1024; i += 64)
         __builtin_prefetch(line + i);
 }
@@ -42,8 +42,8 @@ static int prepare(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, 
             if (state != ABSENT)
                 return -1;
         }
-        each[i].found = (int8_t)slot_find(table, each[i].hash, &slot);
-        if (each[i].found == FOUND && !map_read(table, &each[i].row, table->row_at + 4 * slot, 4))
+        each[i].found = (int8_t)slot_find(&table->map, table->hash_at, table->slots, table->shift, each[i].hash, &slot);
+        if (each[i].found == FOUND && !map_read(&table->map, &each[i].row, table->row_at + 4 * slot, 4))
             each[i].found = UNUSUAL;
         if (each[i].found == FOUND)
             prefetch(table, table->rows_at + ROW_SIZE * (uint64_t)each[i].row, ROW_SIZE);
@@ -215,7 +215,7 @@ static PyObject *key_at(const Table *table, uint32_t row)
         return NULL;
     uint64_t at = entry.offset + table->shapes[entry.shape].prefix;
     if (at < entry.offset || entry.key_length > sizeof raw || !is_verified(table, at, entry.key_length) ||
-        !map_read(table, raw, at, entry.key_length))
+        !map_read(&table->map, raw, at, entry.key_length))
         return NULL;
     return key_decode(raw, entry.key_length);
 }

@@ -144,21 +144,16 @@ int is_verified(const Table *table, uint64_t at, uint64_t length)
 
 int entry_read(const Table *table, uint64_t row, row_entry *entry)
 {
-    return row < table->n && map_read(table, entry, table->rows_at + ROW_SIZE * row, ROW_SIZE) &&
+    return row < table->n && map_read(&table->map, entry, table->rows_at + ROW_SIZE * row, ROW_SIZE) &&
            entry->shape < table->shape_count;
 }
 
-static int hash_read(const Table *table, uint64_t slot, uint64_t *hash)
-{
-    return slot < table->slots && map_read(table, hash, table->hash_at + 8 * slot, 8);
-}
-
 /* The first slot from the home on whose hash is not below. FOUND: it is this hash. ABSENT: it is a greater one. */
-outcome slot_find(const Table *table, uint64_t hash, uint64_t *slot)
+outcome slot_find(const Py_buffer *map, uint64_t at, uint64_t slots, unsigned shift, uint64_t hash, uint64_t *slot)
 {
-    uint64_t low = hash >> table->shift, high = table->slots, found = 0;
+    uint64_t low = hash >> shift, high = slots, found = 0;
     for (uint64_t last = low + STEPS;; low++) {
-        if (!hash_read(table, low, &found))
+        if (low >= slots || !map_read(map, &found, at + 8 * low, 8))
             return UNUSUAL;
         if (found >= hash || low == last)
             break;
@@ -166,14 +161,14 @@ outcome slot_find(const Table *table, uint64_t hash, uint64_t *slot)
     if (found < hash) {
         for (low++; low < high;) {
             uint64_t middle = low + (high - low) / 2;
-            if (!hash_read(table, middle, &found))
+            if (!map_read(map, &found, at + 8 * middle, 8))
                 return UNUSUAL;
             if (found < hash)
                 low = middle + 1;
             else
                 high = middle;
         }
-        if (!hash_read(table, low, &found))
+        if (low >= slots || !map_read(map, &found, at + 8 * low, 8))
             return UNUSUAL;
     }
     *slot = low;
@@ -198,7 +193,7 @@ static outcome begin(ByKey *self, Table *table, PyObject *object, key_bytes *key
         return found;
     if (self->dirty != NULL && self->dirty != Py_None && (found = is_dirty(self->dirty, key->hash)) != ABSENT)
         return found;
-    found = slot_find(table, key->hash, slot);
+    found = slot_find(&table->map, table->hash_at, table->slots, table->shift, key->hash, slot);
     if (found != ABSENT)
         return found;
     if (!table->ids_verified)
@@ -214,13 +209,13 @@ static outcome row_of(ByKey *self, Table *table, PyObject *object, key_bytes *ke
     outcome found = begin(self, table, object, key, &slot);
     if (found != FOUND)
         return found;
-    if (!map_read(table, row, table->row_at + 4 * slot, 4) || !entry_read(table, *row, &entry))
+    if (!map_read(&table->map, row, table->row_at + 4 * slot, 4) || !entry_read(table, *row, &entry))
         return UNUSUAL;
     if (!table->ids_verified && !is_verified(table, table->rows_at + ROW_SIZE * (uint64_t)*row, ROW_SIZE))
         return UNUSUAL;
     if (entry.key_length != key->length || entry.offset > UINT64_MAX - MAX_RECORD_BYTES)
         return UNUSUAL;
-    const uint8_t *there = reach(table, entry.offset + table->shapes[entry.shape].prefix, key->length);
+    const uint8_t *there = reach(&table->map, entry.offset + table->shapes[entry.shape].prefix, key->length);
     return there != NULL && memcmp(there, key->bytes, key->length) == 0 ? FOUND : UNUSUAL;
 }
 
@@ -301,7 +296,7 @@ outcome record_at(Table *table, uint32_t row, PyObject *key, const key_bytes *pa
     if (entry.length > sizeof room && (raw = malloc(entry.length)) == NULL)
         return UNUSUAL;
     outcome result = UNUSUAL;
-    if (map_read(table, raw, entry.offset, entry.length) &&
+    if (map_read(&table->map, raw, entry.offset, entry.length) &&
         (hash_of(raw, entry.length) ^ entry.shape) == entry.checksum)
         result = decoded(&table->shapes[entry.shape], raw, entry.length, key, packed, row, owner, found);
     if (raw != room)
@@ -316,7 +311,7 @@ static outcome record_of(ByKey *self, Table *table, PyObject *object, key_bytes 
     outcome result = begin(self, table, object, key, &slot);
     if (result != FOUND)
         return result;
-    if (!map_read(table, &row, table->row_at + 4 * slot, 4))
+    if (!map_read(&table->map, &row, table->row_at + 4 * slot, 4))
         return UNUSUAL;
     return record_at(table, row, object, key, (PyObject *)self, found);
 }

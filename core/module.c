@@ -125,6 +125,10 @@ static PyMethodDef core_methods[] = {
     {"xxh3_64", core_xxh3_64, METH_VARARGS, "xxh3_64(data, seed=0, /)\n--\n\nxxhash.xxh3_64_intdigest."},
     {"distances", core_distances, METH_VARARGS,
      "distances(tile, query, out, /)\n--\n\nThe bits in which rows differ from a query: see search/distances.py."},
+    {"select", (PyCFunction)(void (*)(void))core_select, METH_FASTCALL,
+     "select(index, term, /, *more)\n--\n\nThe rows that carry all of these: (kind, size, first row, bytes); None: go the "
+     "careful way."},
+    {"rows", core_rows, METH_VARARGS, "rows(bitmap, n, /)\n--\n\nThe rows of a bitmap, uint32, as bytes."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -136,6 +140,7 @@ static const struct {
 } types[] = {
     {&core.table, &table_spec},     {&core.by_key, &by_key_spec}, {&core.fields, &fields_spec}, {&core.first, &first_spec},
     {&core.watched, &watched_spec}, {&core.hits, &hits_spec},     {&core.front, &front_spec},
+    {&core.index_type, &index_spec},
 };
 
 static const struct {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from ..errors import MissingFileError, ReleaseError, StoreError
+from ..logs import log
 from .arguments import at_least_one, seconds
 from .entries import Entry, blob_path, entry_path
 from .log import ReleaseLog
@@ -14,8 +14,6 @@ from .publishing import Release, release_of
 from .store import Found, Store
 
 __all__ = ["Pruned", "pin", "prune", "releases", "rollback", "unpin", "withdraw"]
-
-log = logging.getLogger("mmcache")
 
 _CLOCK: Final = "clock.json"
 _UNCLAIMED: Final = timedelta(days=1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any, Final
 from ..errors import MissingFileError, ReleaseError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import Layout
+from ..logs import log
 from ..progress import Shown, Step, shown, unseen
 from ..sharing import levers
 from ..sharing.attach import look
@@ -34,8 +34,6 @@ from .store import Store, public_url
 from .validators import RATIO, Check, check_counts, check_keys, run_checks
 
 __all__ = ["Release", "publish", "release_of"]
-
-log = logging.getLogger("mmcache")
 
 _WITHDRAWN: Final = 20
 """Releases that were withdrawn last, whose content is not published again."""

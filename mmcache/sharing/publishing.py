@@ -6,7 +6,6 @@ One rebuild per need over all processes: one that waited for another's build tak
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
+from ..logs import INFO, WARNING, log
 from ..progress import Progress, Shown, shown
 from ..schema import AnySchema, OnDuplicate, OnInvalid, Schema
 from ..sources import Source, as_source, closing, from_spec, moved, with_rules
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 __all__ = ["build", "build_once", "clear", "clear_and_rebuild", "rebuild"]
-
-log = logging.getLogger("mmcache")
 
 
 def build(
@@ -258,7 +256,7 @@ def build_once(
             raise
         except Exception as error:
             # A person gets the exception; from a build that upkeep started, none but the log tells.
-            level = logging.INFO if is_asked_for else logging.WARNING
+            level = INFO if is_asked_for else WARNING
             extra = {"event": "build_failed", "path": name}
             if error not in told:
                 _count_failure(name, error, control, counts, begun)

@@ -11,7 +11,6 @@ process that has connections to it would drop their locks.
 from __future__ import annotations
 
 import contextlib
-import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Generic, Self, Unpack, overload
 
 from ..errors import BuildError, SourceError
-from ..logs import escape_paths
+from ..logs import log
 from ..query import Query, matcher
 from ..schema import AnySchema, R_co, Schema
 from .base import Changes, Invalid, Key, Reading, Row, Source, SourceRecord, Where, path_in, plain_path, told
@@ -43,9 +42,6 @@ from .vectors import MAX_DOUBTS, Decoders
 __all__ = ["SQLiteSource"]
 
 MAX_IDS = 512
-
-escape_paths()
-log = logging.getLogger("mmcache")
 
 
 class _BusyError(Exception):

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import numpy as np
 from msgpack import unpackb
 from xxhash import xxh3_64_intdigest
 
+from ..arrays import np
 from ..format.keys import Key, check_keys, check_length, key_of
 from ..format.layout import ROW_SIZE
 from ..format.records import MAX_RECORD_BYTES

@@ -21,12 +21,9 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
-from ..logs import escape_paths
 from ..words import open_files
 from .descriptors import RANGES, Descriptor, is_locked, lock_byte
 from .trust import check_directory, check_file, check_readable
-
-escape_paths()
 
 Identity = tuple[int, int, int, int]
 """Device, inode, size, and time of the last write in ns, which no rename and no link changes."""

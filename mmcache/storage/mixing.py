@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ..arrays import np
 from ..format.records import Shape
 from .rows import File, Given, Rows
 

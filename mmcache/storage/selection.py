@@ -15,8 +15,7 @@ from itertools import compress, islice
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
-import numpy as np
-
+from ..arrays import np
 from ..errors import UnusableFileError
 from ..format.keys import Key
 from ..format.records import Names
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["NO_ROW", "Given", "Selection", "again", "in_order", "or_else", "rows_in", "unread"]
 
 S = TypeVar("S")
-_NO_ROWS = np.empty(0, np.uint32)
 
 
 class Selection(Sequence[R_co]):
@@ -86,7 +84,7 @@ class Selection(Sequence[R_co]):
         """What a source gave, in its order, where no file may answer."""
         found = list(records)
         places = np.arange(len(found))
-        return cls(NoFile.of(schema), _NO_ROWS, Given(found, places, NO_ROW + places))
+        return cls(NoFile.of(schema), np.empty(0, np.uint32), Given(found, places, NO_ROW + places))
 
     @property
     @falls_back
@@ -111,7 +109,7 @@ class Selection(Sequence[R_co]):
         """The keys, in order. O(len)."""
         given = self._given
         if given is None:
-            return self._collection.ids_at(self._rows)
+            return self._collection.ids_at(self._unread())
         ids = self._collection.ids_at(self._rows) if len(self._rows) else []
         return merged(ids, given.keys, given.at)
 
@@ -260,6 +258,11 @@ class Selection(Sequence[R_co]):
         return f"<Selection of {len(self)} records{source}>"
 
     # --- what was put off
+
+    def _unread(self) -> Any:
+        """The rows, or where the compiled core has found them, the same as bytes: without numpy."""
+        found = self._found
+        return found.packed() if isinstance(found, Packed) else self._rows
 
     @property
     def _rows(self) -> NDArray[np.uint32]:
@@ -427,7 +430,7 @@ def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given, *, is_o
 def _without_rows(file: File, records: Sequence[SourceRecord], *, is_ordered: bool) -> Selection[Any]:
     order = [row_of(file, record.values[0], i) for i, record in enumerate(records)]
     given = Given(records, np.arange(len(records)), np.array(order, np.int64))
-    return _selection(file, _NO_ROWS, given, is_ordered=is_ordered)
+    return _selection(file, np.empty(0, np.uint32), given, is_ordered=is_ordered)
 
 
 def _arrived(

@@ -107,7 +107,7 @@ class Place(NamedTuple):
     def place(self) -> Place:
         return self
 
-    def ids_at(self, rows: NDArray[np.uint32]) -> list[Key]:
+    def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]:
         return self.collection().ids_at(rows)
 
     def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
