@@ -70,13 +70,8 @@ static PyObject *one_of_many(ByKey *self, Table *table, PyObject *key, const pre
 {
     PyObject *record = NULL;
     outcome result = one->found;
-    if (result == FOUND) {
-        key_bytes raw;
-        result = key_encode(&raw, key); /* of a long key there may be no memory now */
-        if (result == FOUND)
-            result = record_at(table, one->row, key, &raw, (PyObject *)self, &record);
-        key_free(&raw);
-    }
+    if (result == FOUND)
+        result = record_at(table, one->row, key, NULL, (PyObject *)self, &record);
     if (result == ABSENT && table->ids_verified && !PyTuple_CheckExact(key))
         return Py_NewRef(Py_None);
     if (result == FOUND || result == FAILED)

@@ -137,6 +137,7 @@ outcome record_find(ByKey *self, PyObject *key, PyObject **found);
 outcome is_dirty(PyObject *dirty, uint64_t hash);
 PyObject *raise_absent(PyObject *key);
 PyObject *careful_record(PyObject *self, PyObject *key);
+PyObject *by_key_subscript(PyObject *self, PyObject *key);
 PyObject *by_key_embedding(PyObject *self, PyObject *key, PyObject *field);
 
 /* --- batches.c */

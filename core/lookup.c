@@ -270,8 +270,8 @@ static outcome decoded(const shape_entry *shape, const uint8_t *raw, size_t leng
         return PyErr_Occurred() ? FAILED : UNUSUAL;
     outcome result = UNUSUAL;
     if (PyList_CheckExact(values) && PyList_Size(values) == (Py_ssize_t)shape->count && shape->count > 0) {
-        int is_proved = packed == NULL || (shape->prefix + packed->length <= length &&
-                                           memcmp(raw + shape->prefix, packed->bytes, packed->length) == 0);
+        int is_proved = key == NULL || (packed != NULL && shape->prefix + packed->length <= length &&
+                                        memcmp(raw + shape->prefix, packed->bytes, packed->length) == 0);
         if (!is_proved)
             is_proved = is_of(values, key);
         if (is_proved < 0)
@@ -285,8 +285,8 @@ static outcome decoded(const shape_entry *shape, const uint8_t *raw, size_t leng
     return result;
 }
 
-/* The record of a row, from a copy of its bytes whose checksum is right. packed: the bytes of the key that it must have,
- * which is `key`; NULL where any will do. */
+/* The record of a row, from a copy of its bytes whose checksum is right. key: that it must have; NULL where any will do.
+ * packed: the bytes of that key, or NULL. */
 outcome record_at(Table *table, uint32_t row, PyObject *key, const key_bytes *packed, PyObject *owner, PyObject **found)
 {
     row_entry entry;
@@ -346,7 +346,7 @@ PyObject *careful_record(PyObject *self, PyObject *key)
 
 /* --- ByKey */
 
-static PyObject *by_key_subscript(PyObject *self, PyObject *key)
+PyObject *by_key_subscript(PyObject *self, PyObject *key)
 {
     PyObject *found = NULL;
     switch (record_find((ByKey *)self, key, &found)) {

@@ -106,7 +106,9 @@ static PyObject *first_of(PyObject *self)
 static PyObject *first_subscript(PyObject *self, PyObject *key)
 {
     PyObject *collection = first_of(self);
-    PyObject *found = collection == NULL ? NULL : PyObject_GetItem(collection, key);
+    PyObject *found = NULL;
+    if (collection != NULL)
+        found = is_plain(collection) ? by_key_subscript(collection, key) : PyObject_GetItem(collection, key);
     Py_XDECREF(collection);
     return found;
 }
