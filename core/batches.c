@@ -84,7 +84,8 @@ static PyObject *one_of_many(ByKey *self, Table *table, PyObject *key, const pre
     return record;
 }
 
-static int get_some(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, Py_ssize_t count, PyObject *found)
+static int get_some(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, Py_ssize_t count, PyObject *found,
+                    int embeddings)
 {
     prepared each[AHEAD];
     if (prepare(self, table, keys, begin, count, each) < 0)
@@ -98,13 +99,45 @@ static int get_some(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin,
         Py_DECREF(key);
         if (record == NULL || PyList_SetItem(found, begin + i, record) < 0)
             return -1;
+        if (embeddings && (PyObject *)Py_TYPE(record) == core.record && fields_attach((Fields *)record) < 0)
+            return -1;
     }
     return 0;
 }
 
-PyObject *by_key_get_many(PyObject *object, PyObject *keys)
+/* get_many(keys, *, embeddings=False) */
+static int many_arguments(PyObject *const *args, Py_ssize_t count, PyObject *keywords, PyObject **keys, int *embeddings)
+{
+    Py_ssize_t named = keywords == NULL ? 0 : PyTuple_Size(keywords);
+    *keys = count > 0 ? args[0] : NULL;
+    *embeddings = 0;
+    if (count > 1) {
+        PyErr_Format(PyExc_TypeError, "get_many() takes 1 positional argument, not %zd", count);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < named; i++) {
+        PyObject *name = PyTuple_GetItem(keywords, i);
+        if (PyUnicode_CompareWithASCIIString(name, "embeddings") == 0)
+            *embeddings = PyObject_IsTrue(args[count + i]);
+        else if (*keys == NULL && PyUnicode_CompareWithASCIIString(name, "keys") == 0)
+            *keys = args[count + i];
+        else
+            PyErr_Format(PyExc_TypeError, "get_many() got an unexpected keyword argument '%U'", name);
+        if (*embeddings < 0 || PyErr_Occurred())
+            return -1;
+    }
+    if (*keys == NULL)
+        PyErr_SetString(PyExc_TypeError, "get_many() misses the argument 'keys'");
+    return *keys == NULL ? -1 : 0;
+}
+
+PyObject *by_key_get_many(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *keywords)
 {
     ByKey *self = (ByKey *)object;
+    PyObject *keys;
+    int embeddings;
+    if (many_arguments(args, count, keywords, &keys, &embeddings) < 0)
+        return NULL;
     if (PyUnicode_Check(keys) || PyBytes_Check(keys))
         return PyObject_CallFunctionObjArgs(core.check_keys, keys, NULL); /* raises TypeError */
     PyObject *wanted = PySequence_List(keys);
@@ -117,8 +150,8 @@ PyObject *by_key_get_many(PyObject *object, PyObject *keys)
     if (found != NULL) {
         Py_ssize_t size = PyList_Size(wanted);
         for (Py_ssize_t begin = 0; begin < size; begin += AHEAD) {
-            Py_ssize_t count = size - begin < AHEAD ? size - begin : AHEAD;
-            if ((begin > 0 && let_others_run() < 0) || get_some(self, table, wanted, begin, count, found) < 0) {
+            Py_ssize_t some = size - begin < AHEAD ? size - begin : AHEAD;
+            if ((begin > 0 && let_others_run() < 0) || get_some(self, table, wanted, begin, some, found, embeddings) < 0) {
                 Py_CLEAR(found);
                 break;
             }

@@ -108,6 +108,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *shape, *values, *owner;
+    PyObject *vector; /* the embedding that was read with it, or None for none; NULL: it is looked up */
     uint64_t row;
 } Fields;
 
@@ -140,9 +141,13 @@ PyObject *careful_record(PyObject *self, PyObject *key);
 PyObject *by_key_subscript(PyObject *self, PyObject *key);
 PyObject *by_key_embedding(PyObject *self, PyObject *key, PyObject *field);
 
+/* --- record.c */
+
+int fields_attach(Fields *self);
+
 /* --- batches.c */
 
-PyObject *by_key_get_many(PyObject *self, PyObject *keys);
+PyObject *by_key_get_many(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *keywords);
 PyObject *by_key_rows(PyObject *self, PyObject *keys);
 PyObject *table_keys(PyObject *self, PyObject *rows);
 PyObject *table_records(PyObject *self, PyObject *const *args, Py_ssize_t count);
@@ -161,7 +166,7 @@ extern struct core_state {
     PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *between, *hash, *monotonic;
     /* Names of attributes and methods. */
     PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *look, *sample, *instead,
-        *embedding_instead;
+        *embedding_instead, *vector;
 } core;
 
 extern PyType_Spec table_spec, by_key_spec, fields_spec, first_spec, watched_spec, hits_spec, front_spec, index_spec;

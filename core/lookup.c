@@ -509,8 +509,9 @@ static PyMemberDef by_key_members[] = {
 static PyMethodDef by_key_methods[] = {
     {"get", (PyCFunction)(void (*)(void))by_key_get, METH_FASTCALL | METH_KEYWORDS,
      "get($self, key, default=None)\n--\n\nThe record, or a default where there is none. Raises TypeError for what is no key."},
-    {"get_many", by_key_get_many, METH_O,
-     "get_many($self, keys)\n--\n\nThe records of these keys, in their order, None where there is none. Cheaper than one by one."},
+    {"get_many", (PyCFunction)(void (*)(void))by_key_get_many, METH_FASTCALL | METH_KEYWORDS,
+     "get_many($self, keys, *, embeddings=False)\n--\n\nThe records of these keys, in their order, None where there is none. "
+     "Cheaper than one by one.\n\nembeddings: read with the embedding of each, which `record.embedding` then has at hand."},
     {"row", by_key_row, METH_O,
      "row($self, key)\n--\n\nThe row of a key: its place in `embeddings` and every other array. Raises KeyError."},
     {"embedding", (PyCFunction)(void (*)(void))by_key_embedding_method, METH_FASTCALL | METH_KEYWORDS,

@@ -159,6 +159,7 @@ static const struct {
     {&core.sample, "sample"},
     {&core.instead, "_instead"},
     {&core.embedding_instead, "_embedding_instead"},
+    {&core.vector, "vector"},
 };
 
 static int make_all(PyObject *module)

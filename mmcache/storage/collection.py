@@ -115,11 +115,8 @@ class FileCollection(ByKey, Collection[Record]):
         return self._lookup.find(key)
 
     def _embedding_carefully(self, key: Key, field: str | None) -> NDArray[np.float32] | None:
-        vectors = self._vectors_of(field)
-        found = vectors.of(self._lookup.find(key))
-        if self.file.table is not None and vectors is self._first and vectors.is_plain and vectors.matrix is not None:
-            self.file.table.show(vectors.matrix, vectors.at, vectors.stride)
-        return found
+        self._vectors_of(field)  # the field is looked at first
+        return self.vector(self._lookup.find(key), field)
 
     def _rows_of(self, keys: Iterable[Key]) -> NDArray[np.uint32]:
         """The rows of keys, each proved by the key's bytes. Raises KeyError."""
@@ -183,7 +180,11 @@ class FileCollection(ByKey, Collection[Record]):
 
     def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None:
         """float32, (dim,): the embedding of a row, a read-only view; None without one."""
-        return self._vectors_of(field).of(row)
+        vectors = self._vectors_of(field)
+        found = vectors.of(row)
+        if self.file.table is not None and vectors is self._first and vectors.is_plain and vectors.matrix is not None:
+            self.file.table.show(vectors.matrix, vectors.at, vectors.stride)
+        return found
 
     def vectors(self, field: str | None = None) -> Vectors:
         """The embeddings of one field, as a search reads them. Raises ValueError for a field that is none."""

@@ -336,9 +336,9 @@ class Snapshot(First, Collection[Record]):
     def __len__(self) -> int:
         return len(self.default)
 
-    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
+    def get_many(self, keys: Iterable[Key], *, embeddings: bool = False) -> list[Record | None]:
         """See `Collection.get_many`."""
-        return self.default.get_many(keys)
+        return self.default.get_many(keys, embeddings=embeddings)
 
     def values(self) -> ValuesView[Record]:
         return self.default.values()
