@@ -1,7 +1,8 @@
 """`np`: numpy, imported when it is used first. What reads without arrays does not pay for it.
 
 A module like numpy's own, whose names are found in numpy when they are asked for first, and kept. It is a plain
-module, since Python finds the attributes of one in the quickest way.
+module, since Python finds the attributes of one in the quickest way. A `Cache` has threads, and an import in one of
+them leaves a lock in a child that is forked meanwhile: its modules import numpy, and `logging`, at once.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class CachedCollection(Front[R_co], Collection[R_co]):
         return record.embedding if field is None else record.embedding_of(field)
 
     def get_many(self, keys: Iterable[Key], *, embeddings: bool = False) -> list[R_co | None]:
-        """The records of these keys, in their order, None where no tier has it. embeddings: see `Collection.get_many`."""
+        """The records of these keys, in their order, None where no tier has it. embeddings: as of any `Collection`."""
         found, model = self._tiers.read(check_keys(keys), embeddings=embeddings), self._model
         if model is None:
             return found  # type: ignore[return-value]

@@ -1,7 +1,7 @@
 """The package's logger, and log lines that every handler can write, a path that is not UTF-8 being escaped in them; and
 those that are written once.
 
-`logging` is imported when there is a line to be written: its import takes as long as a first answer does.
+`logging` is imported when there is a line to be written, or by `escape_paths`: see `arrays` for why a `Cache` calls it.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ wrong. Rows are uint32 and below n.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
@@ -32,6 +33,9 @@ BATCH = 2048
 
 SMALL_BATCH = 24
 """Below so many keys or rows, one after the other is faster than numpy."""
+
+_FEW_UNVERIFIED = 4096
+"""Up to so many rows, verifying what their keys lie in one by one is faster than importing numpy."""
 
 _SHORT_KEY = 64
 _MANY_KEYS = 256
@@ -81,7 +85,13 @@ class Batches:
         file = self.file
         if file.table is not None:
             file.check_open()
-            found: list[Key] | None = file.table.keys(rows if type(rows) is bytes else _plain(rows))
+            packed = rows if type(rows) is bytes else _plain(rows)
+            found: list[Key] | None = file.table.keys(packed)
+            if found is None and type(rows) is bytes and len(rows) <= 4 * _FEW_UNVERIFIED:
+                file.section("rows")
+                for row in memoryview(rows).cast("I"):
+                    file.raw_key(row)  # verifies what the key lies in
+                found = file.table.keys(packed)
             if found is not None:
                 return found
         rows = _plain(rows)
@@ -163,13 +173,17 @@ class Batches:
         buffer, ends = self.file.buffer, begins + lengths
         return [buffer[i:j] for i, j in zip(begins.tolist(), ends.tolist(), strict=True)]
 
-    def records(self, rows: NDArray[np.uint32], owner: Owner) -> Iterator[Record]:
+    def records(self, rows: NDArray[np.uint32] | bytes, owner: Owner) -> Iterator[Record]:
         """The records of rows, decoded in batches."""
-        if len(rows) < SMALL_BATCH:
-            yield from self._few(rows.tolist(), owner)
+        if type(rows) is bytes and len(rows) < 4 * SMALL_BATCH:
+            yield from self._few(memoryview(rows).cast("I").tolist(), owner)
+            return
+        plain = _plain(rows)
+        if len(plain) < SMALL_BATCH:
+            yield from self._few(plain.tolist(), owner)
             return
         end = 0
-        for batch in self.split(rows):
+        for batch in self.split(plain):
             end = self._check(batch, end)
             try:
                 records = self.decode(batch, owner)
@@ -183,7 +197,7 @@ class Batches:
         file = self.file
         file.check_open()
         if file.table is not None:
-            found = file.table.records(np.array(rows, np.uint32), owner)
+            found = file.table.records(array("I", rows), owner)
             yield from found if found is not None else map(partial(self.record, owner=owner), rows)
             return
         for row in rows:

@@ -379,7 +379,7 @@ class FileCollection(ByKey, Collection[Record]):
         """The keys of rows; bytes of them, as the compiled core gives them, need no numpy."""
         return self._batches.keys(rows)
 
-    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
+    def records_at(self, rows: NDArray[np.uint32] | bytes) -> Iterator[Record]:
         """The records of rows, decoded in batches."""
         return self._batches.records(rows, self)
 

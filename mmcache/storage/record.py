@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..format.keys import Key, key_of
 from ..format.records import Names, Shape
-from ..models import M, Model
 from ..native import bound, core
 from ..schema import R_co
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ..models import M
 
 __all__ = [
     "UNNAMED",
@@ -139,6 +140,8 @@ class Record(Fields, Mapping[str, Any]):
         >>> cache["a"].to(Item)
         Item(id='a', kind='tool', size=1)
         """
+        from ..models import Model  # whose import costs what a reader of plain records need not pay
+
         return Model(model)(self)
 
     @classmethod

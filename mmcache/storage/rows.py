@@ -104,7 +104,7 @@ class Rows(Protocol):
 
     def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]: ...
 
-    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]: ...
+    def records_at(self, rows: NDArray[np.uint32] | bytes) -> Iterator[Record]: ...
 
     def embeddings_at(self, rows: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]: ...
 
@@ -218,7 +218,7 @@ class NoFile:
     def ids_at(self, _: NDArray[np.uint32] | bytes) -> list[Key]:
         return []
 
-    def records_at(self, _: NDArray[np.uint32]) -> Iterator[Record]:
+    def records_at(self, _: NDArray[np.uint32] | bytes) -> Iterator[Record]:
         return iter(())
 
     def embeddings_at(self, _: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]:

@@ -201,7 +201,7 @@ class Selection(Sequence[R_co]):
         return going_on(self._read, lambda record: record.id, lambda error: after(error, self)._records())
 
     def _read(self) -> Iterator[Record]:
-        return self._collection.records_at(self._rows) if self._given is None else self._interleaved(self._given)
+        return self._collection.records_at(self._unread()) if self._given is None else self._interleaved(self._given)
 
     @overload
     def __getitem__(self, i: int) -> R_co: ...
@@ -213,7 +213,8 @@ class Selection(Sequence[R_co]):
             if isinstance(self._found, Ordering) and (end := _end_of(i)) is not None:
                 return self._settled(*self._found.first(end))[i]
             if self._given is None:
-                return Selection(self._collection, self._rows[i], None, self._is_ordered)
+                rows = found.part(i) if isinstance(found := self._found, Packed) else self._rows[i]
+                return Selection(self._collection, rows, None, self._is_ordered)
             return self._taken(np.arange(*i.indices(len(self))))
         given = self._given
         at = self._place_of(i)
@@ -261,8 +262,7 @@ class Selection(Sequence[R_co]):
 
     def _unread(self) -> Any:
         """The rows, or where the compiled core has found them, the same as bytes: without numpy."""
-        found = self._found
-        return found.packed() if isinstance(found, Packed) else self._rows
+        return found.packed() if isinstance(found := self._found, Packed) else self._rows
 
     @property
     def _rows(self) -> NDArray[np.uint32]:
@@ -279,8 +279,6 @@ class Selection(Sequence[R_co]):
         return found
 
     def _settled(self, rows: NDArray[np.uint32], given: Given | None) -> Selection[Any]:
-        if given is None:
-            return Selection(self._collection, rows, None, True)  # noqa: FBT003
         return _selection(self._collection, rows, given, is_ordered=True)
 
     @property
@@ -306,10 +304,8 @@ class Selection(Sequence[R_co]):
         try:
             at = index(i)
         except TypeError:
-            raise TypeError(
-                f"a Selection takes an int or a slice, not {type(i).__name__}: index its arrays (rows, embeddings) by "
-                "arrays"
-            ) from None
+            what = f"a Selection takes an int or a slice, not {type(i).__name__}"
+            raise TypeError(f"{what}: index its arrays (rows, embeddings) by arrays") from None
         if not -n <= at < n:
             raise IndexError(f"record {at} of a Selection of {n}")
         return at % n
@@ -421,9 +417,9 @@ def _end_of(part: slice) -> int | None:
     return index(end)
 
 
-def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given, *, is_ordered: bool) -> Selection[Any]:
+def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given | None, *, is_ordered: bool) -> Selection[Any]:
     """Rows alone, where there is a file and no other record."""
-    is_mixed = len(given.records) or isinstance(collection, NoFile)
+    is_mixed = given is not None and (len(given.records) or isinstance(collection, NoFile))
     return Selection(collection, rows, given if is_mixed else None, is_ordered)
 
 

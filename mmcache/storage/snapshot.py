@@ -30,14 +30,12 @@ from ..words import ago, bytes_of, html_of
 from .blocks import Blocks
 from .bykey import First
 from .collection import FileCollection
-from .deep import verify_deep
 from .fs import Identity, ReadFile, backup_name
 from .lookup import DirtyError
 from .mapped import Mapped
 from .readable import Collection, EmbeddingRef
 from .record import Record
 from .selection import Selection
-from .verify import verify_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +108,7 @@ class Place(NamedTuple):
     def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]:
         return self.collection().ids_at(rows)
 
-    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
+    def records_at(self, rows: NDArray[np.uint32] | bytes) -> Iterator[Record]:
         return self.collection().records_at(rows)
 
     def embeddings_at(self, rows: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]:
@@ -396,6 +394,9 @@ class Snapshot(First, Collection[Record]):
         deep: also decode every record, find it by its key, and check every posting list. O(n).
         Raises CorruptFileError naming what is wrong.
         """
+        from .deep import verify_deep  # which few readers need
+        from .verify import verify_bytes
+
         if self._closed:
             raise ClosedError("the snapshot was closed: open it again with Snapshot.open(path)", path=self.path)
         try:

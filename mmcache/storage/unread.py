@@ -79,6 +79,14 @@ class Packed(NamedTuple):
         found = self.found
         return found.packed(self.n) if type(found) is Postings else self.rows()
 
+    def part(self, part: slice) -> NDArray[np.uint32] | Packed:
+        """The rows at these places, ascending where they are packed."""
+        rows = self.rows() if part.step is not None and part.step < 0 else self.packed()
+        if type(rows) is not bytes:
+            return rows[part]
+        kept = memoryview(rows).cast("I")[part].tobytes()
+        return Packed(Postings(LIST, len(kept) // 4, 0, kept), self.n)
+
     def is_within(self, most: int) -> bool:
         return self.size <= most
 

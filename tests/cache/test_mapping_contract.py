@@ -111,20 +111,21 @@ def test_records_of_a_batch_have_the_embeddings_that_were_read_with_them(
             assert arrived == record
             assert (arrived.embedding is None) is (vector is None)
     with pytest.raises(TypeError):
-        mapping.get_many(keys, True)  # noqa: FBT003 (by name alone)
+        mapping.get_many(keys, True)
     with pytest.raises(TypeError):
         mapping.get_many(keys, embedding=True)
     with pytest.raises(TypeError):
         mapping.get_many()
 
 
-def test_an_embedding_that_was_read_with_its_record_outlives_the_file(home: Path, rows: dict[str, Any]) -> None:
+def test_an_embedding_that_was_read_with_its_record_outlives_the_file(home: Path, rows: dict[Any, Any]) -> None:
     for verify in ("full", "lazy"):
         with Snapshot.open(home / "bank.mmc", verify=verify) as snapshot:
             found, plain = snapshot.get_many(rows, embeddings=True), snapshot.get_many(rows)
-        assert all(record is not None for record in found)
         for record, without in zip(found, plain, strict=True):
-            vector = record and record.embedding
+            assert record is not None
+            assert without is not None
+            vector = record.embedding
             assert (None if vector is None else vector.tobytes()) == rows[record.id]["vector"]
             assert (pickle.loads(pickle.dumps(record)).embedding is None) is (vector is None)
             with pytest.raises(ClosedError):

@@ -103,7 +103,9 @@ def test_two_fields_of_any_kinds_of_lists_meet_where_both_terms_are(tmp_path, n)
                 assert not snapshot.where({one: absent}).ids
 
 
-@pytest.mark.parametrize("term", [None, 0, 1, -1, -33, 2**63, 2**64 - 1, -(2**63), 0.5, -0.25, 1e300, "", "é", "x" * 300])
+@pytest.mark.parametrize(
+    "term", [None, 0, 1, -1, -33, 2**63, 2**64 - 1, -(2**63), 0.5, -0.25, 1e300, "", "é", "x" * 300]
+)
 def test_every_kind_of_term_is_found_by_where(tmp_path, term):
     records = [{"id": i, "t": term if i % 5 == 2 else "other", "u": [term, i]} for i in range(200)]
     mmcache.build(tmp_path / "i.mmc", records, Schema("items", index=("t", "u")))

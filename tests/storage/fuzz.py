@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -63,7 +62,7 @@ def tried(data: bytes | bytearray, what: object) -> bool:
     """Exercise a file and say what it was if anything but a value or a MmcacheError came of it."""
     begun = time.process_time()
     try:
-        refused = exercise(data)
+        refused = exercise(bytes(data))
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
     assert time.process_time() - begun < SECONDS, what
@@ -155,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
