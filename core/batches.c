@@ -3,6 +3,8 @@
 #include "core.h"
 
 #define AHEAD 128 /* keys that are prepared together */
+#define FAR 24    /* rows ahead of which the entry is asked for */
+#define NEAR 12   /* and the record */
 
 static inline void prefetch(const Table *table, uint64_t at, uint64_t length)
 {
@@ -220,6 +222,12 @@ static uint32_t *rows_of(PyObject *given, Py_ssize_t *count)
 /* The key that these bytes are. NULL without an exception for what is not plainly one. */
 static PyObject *key_decode(const uint8_t *raw, size_t length)
 {
+    if (length > 0 && (raw[0] & 0xE0) == 0xA0 && (size_t)(raw[0] & 31) == length - 1) { /* a short text: most keys are */
+        PyObject *text = PyUnicode_DecodeUTF8((const char *)raw + 1, (Py_ssize_t)length - 1, NULL);
+        if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
+            PyErr_Clear();
+        return text;
+    }
     PyObject *key = unpack_all(raw, length);
     if (key == NULL || PyUnicode_CheckExact(key) || PyLong_CheckExact(key) || PyBytes_CheckExact(key))
         return key;
@@ -264,10 +272,10 @@ static PyObject *of_rows(PyObject *self, PyObject *given, PyObject *owner)
     uint32_t *rows = rows_of(given, &count);
     PyObject *found = rows == NULL ? NULL : PyList_New(count);
     for (Py_ssize_t i = 0; found != NULL && i < count; i++) {
-        if (i + 8 < count)
-            prefetch(table, table->rows_at + ROW_SIZE * (uint64_t)rows[i + 8], ROW_SIZE);
+        if (i + FAR < count)
+            prefetch(table, table->rows_at + ROW_SIZE * (uint64_t)rows[i + FAR], ROW_SIZE);
         row_entry next;
-        if (i + 4 < count && entry_read(table, rows[i + 4], &next))
+        if (i + NEAR < count && entry_read(table, rows[i + NEAR], &next))
             prefetch(table, next.offset, owner == NULL ? 64 : next.length);
         PyObject *item = owner == NULL ? key_at(table, rows[i]) : record_of_row(table, rows[i], owner);
         if (item == NULL || PyList_SetItem(found, i, item) < 0)
