@@ -23,7 +23,7 @@
 
 /* native.py has the same number, and loads no other. It is raised with every change of what C and Python share: what is
  * bound, attributes and methods that are asked for by name, arguments, and the meaning of any of these. */
-#define REVISION 3
+#define REVISION 4
 
 #define STEPS 8                      /* format/slots.py: slots that are tried from the home on, before a bisection */
 #define MAX_RECORD_BYTES (16u << 20) /* format/records.py */
@@ -44,7 +44,12 @@ uint64_t hash_of(const uint8_t *data, size_t length);
 
 /* --- signs.c */
 
-PyObject *core_distances(PyObject *module, PyObject *args);
+PyObject *core_nearby(PyObject *module, PyObject *args);
+PyObject *core_signs(PyObject *module, PyObject *args);
+
+/* --- scores.c */
+
+PyObject *core_sums(PyObject *module, PyObject *args);
 
 /* --- unpack.c */
 

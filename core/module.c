@@ -123,8 +123,13 @@ static PyMethodDef core_methods[] = {
     {"unpack", core_unpack, METH_O, "unpack(data, /)\n--\n\nmsgpack.unpackb(data), most of it without msgpack."},
     {"is_plain", core_is_plain, METH_O, "is_plain(data, /)\n--\n\nWhether `unpack` does without msgpack."},
     {"xxh3_64", core_xxh3_64, METH_VARARGS, "xxh3_64(data, seed=0, /)\n--\n\nxxhash.xxh3_64_intdigest."},
-    {"distances", core_distances, METH_VARARGS,
-     "distances(tile, query, out, /)\n--\n\nThe bits in which rows differ from a query: see search/distances.py."},
+    {"nearby", core_nearby, METH_VARARGS,
+     "nearby(signs, query, wanted, entries, (tile, begin, size, limit), /)\n--\n\n"
+     "The rows that differ from a query in the fewest bits: see search/distances.py."},
+    {"signs", core_signs, METH_VARARGS,
+     "signs(matrix, dim, out, /)\n--\n\nThe bits of the rows of a matrix: see format/sketch.py."},
+    {"sums", core_sums, METH_VARARGS,
+     "sums(matrix, rows, query, out, squares, is_apart, /)\n--\n\nWhat scores are made of: see search/metrics.py."},
     {"select", (PyCFunction)(void (*)(void))core_select, METH_FASTCALL,
      "select(index, term, /, *more)\n--\n\nThe rows that carry all of these: (kind, size, first row, bytes); None: go the "
      "careful way."},

@@ -59,6 +59,7 @@ class Known:
             building=building,
             disabled=self.switches.disabled,
             held=self.switches.held,
+            resumed=self.switches.resumed,
             conflict=files.conflict,
             taken=hearing.taken,
             lacking=files.lacking,

@@ -25,7 +25,7 @@ __all__ = [
 
 VARIABLE: Final = "MMCACHE_PURE"
 
-REVISION: Final = 3
+REVISION: Final = 4
 """Of what C and Python share; core/core.h has the same number."""
 
 Implementation = Literal["compiled", "pure"]

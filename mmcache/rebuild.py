@@ -32,7 +32,7 @@ from .sharing.job import Job
 from .sharing.page import Page
 from .sharing.publishing import build_once
 from .sources.base import Source
-from .storage import fs, trust
+from .storage import buildlock, fs, trust
 from .storage.descriptors import Descriptor
 from .storage.publish import BuildReport
 
@@ -151,7 +151,7 @@ class Rebuilder:
     def _start(self, why: str, page: Page, heard: object) -> bool:
         path = self.files.path
         with fs.Directory(path) as directory:
-            lock: Descriptor | None = directory.take_lock(0.0)
+            lock: Descriptor | None = buildlock.take(directory, 0.0)
         try:
             assert lock is not None
             if last_build(page) != heard or levers.look(path).held:
@@ -173,13 +173,13 @@ class Rebuilder:
             return self._start_thread(page, handed)
         finally:
             if lock is not None:
-                fs.free(lock)
+                buildlock.free(lock)
 
     def _start_thread(self, page: Page, lock: Descriptor) -> bool:
         """A thread that holds the lock from now on."""
         build = partial(self._build_here, page, lock)
         try:
-            threads.start("mmcache-rebuild", build, otherwise=partial(fs.free, lock))
+            threads.start("mmcache-rebuild", build, otherwise=partial(buildlock.free, lock))
         except RuntimeError as error:
             raise SourceError(f"no thread can be started to rebuild it ({error})", path=self.files.path) from None
         return True
@@ -211,7 +211,7 @@ class Rebuilder:
             pass
         finally:
             self.running = False  # first, as an exception may keep the next call from its begin
-            fs.free(lock)
+            buildlock.free(lock)
 
     def _spawn(self, page: Page, lock: Descriptor, job: bytes) -> bool:
         """Start a process that builds, and holds the lock from now on; False if the system does not let us."""

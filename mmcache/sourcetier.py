@@ -18,7 +18,7 @@ from .logs import log_once
 from .query import Query, Term, order_key, terms_in
 from .schema import Schema
 from .sharing import metrics
-from .sources.base import Invalid, Source, SourceRecord, ordered, scans
+from .sources.base import Invalid, Source, SourceRecord, fingerprint_lately, ordered, scans
 from .sources.plain import plain_rows
 from .storage.admission import admitted
 from .storage.asked import SearchOptions
@@ -118,7 +118,7 @@ class SourceTier:
         none of them, and was built from what the source holds now. Raises what the source raises."""
         view, name = self._watch.view, self._collection()
         reader = view.readers.get(self._name)
-        if reader is None or not scans(source, name) or source.fingerprint() != view.fingerprint:
+        if reader is None or not scans(source, name) or fingerprint_lately(source) != view.fingerprint:
             return False
         assert view.snapshot is not None
         left_out = view.snapshot.layout.collections[reader.name].left_out

@@ -18,7 +18,7 @@ __all__ = ["Switches"]
 
 
 class Switches:
-    """held, disabled: why, or "". As of the last look, which reads do not take.
+    """held, resumed, disabled: why, or "". As of the last look, which reads do not take.
 
     A cache without a source goes on with the file: only MMCACHE_DISABLE disables it.
     """
@@ -27,15 +27,15 @@ class Switches:
         def refused(error: UnusableFileError) -> None:
             lines.note(WARNING, "lever_refused", "%s", str(error))
 
-        self.held = ""
+        self.held = self.resumed = ""
         self.disabled = ""
         self._rollout = options.rollout
         self._has_source = has_source
         self._files = LeverFiles(path, refused)
 
     def look(self) -> bool:
-        """Whether reads are sent to the source. Two `stat`s."""
-        self.held, disabled = self._files.look()
+        """Whether reads are sent to the source. Three `stat`s."""
+        self.held, disabled, self.resumed = self._files.look()
         if is_disabled():
             disabled = BY_ENVIRONMENT
         elif not self._has_source:

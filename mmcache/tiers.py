@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import numpy as np
+
 from .errors import SourceError, UnusableFileError
-from .format.keys import Key
+from .format.keys import Key, check_keys
 from .query import Query
 from .schema import Schema, check_width
 from .sharing import metrics
@@ -26,7 +28,7 @@ from .storage.snapshot import DirtyError, FileCollection, Snapshot
 from .watch import Watch
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from .search.neighbours import Neighbours
 
@@ -114,6 +116,8 @@ class Tiers:
     ) -> list[Neighbours]:
         """The k nearest of the records that answer a query, to each row of a matrix. held: as for `indexed`."""
         whole, cause = self.indexed(query, held)
+        if "skip" in options:
+            options = {**options, "skip": check_keys(options["skip"])}  # which may be read once only
         if whole is not None:
             try:
                 found = whole.find(query).nearest_many(matrix, k, **options)
@@ -121,8 +125,17 @@ class Tiers:
                 cause = self._watch.damaged(error)
             else:
                 self._count_hits(len(found))
+                for vector, one in zip(
+                    np.array(matrix, np.float32), found, strict=True
+                ):  # a copy: the caller's may change
+                    or_else(one, partial(self._nearest_instead, query, vector, k, options))
                 return found
         return self.source.nearest(query, cause, matrix, k, options)
+
+    def _nearest_instead(
+        self, query: Query, vector: NDArray[np.float32], k: int, options: SearchOptions, error: UnusableFileError
+    ) -> Selection:
+        return self.source.nearest(query, self._watch.damaged(error), [vector], k, options)[0]
 
     def block(self, read: Callable[[FileCollection | Selection], T]) -> T:
         """What one array of all records is: the file's, if it may answer at all, else made from the source."""

@@ -391,7 +391,7 @@ def decimal_text(value: Decimal) -> str:
 
 
 def _buffer(value: memoryview) -> bytes:
-    if value.format not in ("B", "b", "c"):
+    if value.format not in ("B", "c"):
         raise ValueError(f"a memoryview of format {value.format!r}; give its list of numbers, or cast it to bytes")
     return value.tobytes()
 

@@ -1,4 +1,4 @@
-"""The programs of examples/ run as they stand: a service under a real server, and a suite under pytest-xdist."""
+"""The programs of examples/ run as they stand: a service under a real server, a suite under pytest-xdist, a fleet."""
 
 from __future__ import annotations
 
@@ -81,6 +81,27 @@ def test_the_suite_passes_and_builds_once(workers):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "unicode: 1 build in" in done.stdout
+
+
+def test_the_fleet_follows_and_leaves_a_bad_release():
+    pytest.importorskip("obstore", reason="the extra remote is not installed")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "fleet.py"],
+        cwd=EXAMPLES / "fleet",
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    steps = re.findall(r"node (\d): item-100 costs (\d+), by release (\d)", done.stdout)
+    expected = [("100", "1"), ("150", "2"), ("0", "3"), ("150", "2"), ("100", "5")]
+    assert steps == [(node, *step) for step in expected for node in "123"]
+    assert "5000 items cost nothing" in done.stdout
+    assert re.search(r"^  3  publish   withdrawn  without the check$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  5  rollback  adopted    the prices of yesterday, too$", done.stdout, re.MULTILINE)
 
 
 def test_every_example_has_a_row_and_a_test():

@@ -43,6 +43,10 @@ REPLACED = {
     "docs/commands.md": {" --watch": "", "mmcache demo ": ": "},  # tests/cli/test_cli_demo.py runs it
     "docs/containers.md": {"/var/cache/shop": "cache"},
     "docs/lookups.md": {"jq -c '.items[]' dump.json": "cat items.jsonl"},
+    "docs/files.md": {  # tests/sources/test_objects.py has a bucket
+        "s3://bucket/events/": "events/",
+        "--shards 8": "--shards 2 --workers 1",
+    },
     "docs/fleet.md": {
         "s3://bucket/items /var/cache/shop/items.mmc": "file://$PWD/store node/items.mmc --once",
         "items.mmc s3://bucket/items": "items.mmc file://$PWD/store",  # tests/remote/test_publish.py has a bucket
@@ -165,6 +169,7 @@ PREPARED: dict[str, Callable[[Path], None]] = {
     "docs/django.md": items,
     "docs/fastapi.md": shop,
     "docs/flask.md": shop,
+    "docs/files.md": bank,
     "docs/fleet.md": fleet,
     "docs/lookups.md": bank,
     "docs/monitoring.md": bank,

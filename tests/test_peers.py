@@ -18,6 +18,8 @@ from benchmarks.data import DataSet
 from benchmarks.peers.base import AbsentError, Peer
 from benchmarks.peers.mmcache_file import Mmcache
 
+pytestmark = pytest.mark.integration  # the peers are of the benchmarks
+
 SIZE, DIM, BATCH = 200, 16, 20
 
 OPERATIONS = {name for name in vars(Peer) if not name.startswith("_") and callable(getattr(Peer, name))} - {

@@ -29,6 +29,7 @@ FLAGS = [
     "-std=c11",
     "-O3",
     "-D_DEFAULT_SOURCE",
+    "-ffp-contract=off",  # sums are those of numpy, which rounds each product
     "-Wall",
     "-Wextra",
     "-Wno-cast-function-type",
@@ -50,7 +51,7 @@ def compiled_into(directory: Path, root: Path = ROOT, *, sanitize: bool = False)
     extension = Extension(
         "_core",
         sorted(str(source) for source in (root / "core").glob("*.c")),
-        depends=[str(root / "core" / "core.h")],
+        depends=sorted(str(header) for header in (root / "core").glob("*.h")),
         include_dirs=[str(root / "core")],
         extra_compile_args=FLAGS + more,
         extra_link_args=more,

@@ -10,6 +10,7 @@ from .groups import add_collections, allow_missing, asked_for, assigned, flags
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, setting
 from .output import Output
 from .rebuild import add_rules, add_timeout, report, rules_of
+from .sharding import add_shards, shards_of
 
 if TYPE_CHECKING:
     from ..sources import Source
@@ -21,12 +22,15 @@ HELP: Final = """\
 Make a cache file from databases and files, and publish it at FILE.
 
 SOURCE is a SQLite database or a file of JSON lines, JSON, CSV, Parquet or Arrow, each also compressed; a glob or a
-directory of these; - for stdin; or the URL of another database. What it is, its content says. The file remembers how it
-was built: after changes, `mmcache rebuild FILE` is enough.
+directory of these, also in an object store (s3://bucket/items); - for stdin; or the URL of another database. What it
+is, its content says. The file remembers how it was built: after changes, `mmcache rebuild FILE` is enough.
 
 One collection:
   mmcache build shop.db --table items --key sku --index kind,tags --json-columns tags --embedding vector -o items.mmc
   mmcache build "$(llm collections path)" --preset llm -o notes.mmc
+
+By several processes, where records are slow to make (docs/shards.md):
+  mmcache build "s3://bucket/items/*.parquet" --key sku --shards 16 -o items.mmc
 
 Several, each begun by --collection; options before the first are for all of them:
   mmcache build shop.db --collection items --index kind --collection users --key email -o shop.mmc
@@ -69,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="words of your own to keep in the file; KEY:=JSON for what is not text",
     )
     add_rules(parser)
+    add_shards(parser)
     add_timeout(parser)
 
 
@@ -104,7 +109,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     order = _preset(arguments) or _configured(arguments) or _grouped(arguments)
     if order.file != arguments.file:
         refuse_foreign(order.file)
-    with output.progress() as progress:
+    with output.progress() as progress, shards_of(arguments) as shards:
         done = build(
             order.file,
             order.source,
@@ -113,6 +118,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             progress=progress,
             timeout=setting(arguments, "timeout"),
             **rules_of(arguments),
+            **shards,
         )
     report(done, order.file, output)
     return OK

@@ -265,7 +265,7 @@ class _Demo:
     def kill_a_builder(self, workers: list[Worker]) -> dict[str, Any]:
         """Have the file built by a process, as a worker would that finds it due; kill that; build again."""
         from ..sharing.publishing import rebuild
-        from ..storage import fs
+        from ..storage import buildlock, fs
 
         killed, attempts = None, 0
         while killed is None:
@@ -275,7 +275,7 @@ class _Demo:
             self._revise(self.generation + 1)
             killed = self._killed_builder()
             self.generation += killed is None  # it was faster than we: once more
-        with fs.Directory(self.path) as directory, directory.lock(_PATIENCE):
+        with fs.Directory(self.path) as directory, buildlock.hold(directory, _PATIENCE):
             lock = time.monotonic() - killed
         left = len(fs.leftovers(self.path))
         time.sleep(_READ_SECONDS)

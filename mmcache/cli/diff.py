@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..remote.difference import diff
-    from ..remote.store import is_url, public_url
+    from ..store import is_url, public_url
 
     found = diff(arguments.a, arguments.b)
     if output.json:

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _without_secrets(url: str) -> str:
-    from ..remote.store import without_secrets
+    from ..store import without_secrets
 
     return without_secrets(url)
 
@@ -94,6 +94,7 @@ def _examine(target: str, policy: Policy) -> Iterator[Check]:
     yield _python()
     yield _dependencies()
     yield _implementation()
+    yield _blas()
     if Path(target).is_dir():
         yield from check_directory(target)
         yield check_space(target, 0)
@@ -159,6 +160,44 @@ def _implementation() -> Check:
     if of_msgpack == "pure":
         return Check("compiled core", "warn", text, "pip install --force-reinstall msgpack")
     return Check("compiled core", "ok", text)
+
+
+def _blas() -> Check:
+    """Small products wait for threads that a busy machine does not run: see `search.blas`."""
+    from ..search.blas import libraries
+    from .doctor_directory import Check
+
+    name, found = "BLAS threads", libraries()
+    if found is None:
+        text = "not known without threadpoolctl: nearest_many(threads=N) takes one; pip install 'mmcache[search]'"
+        return Check(name, "ok", text)
+    texts = [f"{one.name} {one.version}".strip() + f" has {plural(one.threads, 'thread')}" for one in found]
+    text = ", ".join(texts) or "numpy has no BLAS that is known"
+    most, cores = max((one.threads for one in found), default=1), _cores()
+    if most == 1:
+        return Check(name, "ok", f"{text}: a search has the thread that calls")
+    text = f"{text}: nearest has the thread that calls, nearest_many all of these for large products"
+    settings = " ".join(dict.fromkeys(f"{_SETTINGS[one.name]}=1" for one in found if one.name in _SETTINGS))
+    if most > cores:
+        advice = f"{settings or 'one thread of BLAS'} in the environment of the workers"
+        return Check(name, "warn", f"{text}, and this process has {plural(cores, 'core')}", advice)
+    return Check(name, "ok", f"{text}; where many workers search: {settings or 'one thread'}")
+
+
+_SETTINGS: Final = {
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+    "flexiblas": "FLEXIBLAS_NUM_THREADS",
+}
+"""Library -> the variable of the environment that it takes its number of threads from."""
+
+
+def _cores() -> int:
+    """That this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -279,7 +318,7 @@ def _control_page(path: str) -> Check:
 def _builds(path: str) -> Check:
     from ..sharing.attach import look
     from ..storage import shared
-    from ..storage.fs import lock_name
+    from ..storage.names import lock_name
     from .doctor_directory import Check
 
     page = look(os.path.abspath(path))
@@ -305,12 +344,13 @@ def _builds(path: str) -> Check:
 
 def _leftovers(path: str) -> Check:
     from ..storage import fs, shared
+    from ..storage.names import lock_name
     from .doctor_directory import Check
 
     left = fs.leftovers(path)
     if not left:
         return Check("leftovers", "ok", "no temporary files")
-    if shared.is_held(fs.lock_name(path)):
+    if shared.is_held(lock_name(path)):
         return Check("leftovers", "ok", f"{plural(len(left), 'temporary file')}, of the build that is running")
     text = f"{plural(len(left), 'temporary file')} of builds that died: {', '.join(map(os.path.basename, left))}"
     return Check("leftovers", "warn", text, "nothing: the next build removes them")

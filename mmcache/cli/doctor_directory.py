@@ -25,8 +25,9 @@ from ..errors import (
     UnusableFileError,
 )
 from ..sharing.attach import attach
-from ..sharing.page import Page, wake_name
-from ..storage import fs, shared
+from ..sharing.page import Page
+from ..storage import buildlock, fs, shared
+from ..storage.names import control_name, lock_name, wake_name
 from ..storage.trust import VARIABLE, accepts_mode
 from ..words import bytes_of, printable, span
 
@@ -114,7 +115,7 @@ def _check_writing(directory: fs.Directory) -> Iterator[Check]:
         yield from _check_processes(directory)
     finally:
         page.close()
-        names = [of(directory.name) for of in (fs.control_name, _map_name, fs.lock_name)]
+        names = [of(directory.name) for of in (control_name, _map_name, lock_name)]
         for name in (*names, wake_name(directory.name, page.nonce)):
             with contextlib.suppress(PublishError):
                 directory.unlink(name)
@@ -280,7 +281,7 @@ def _check_lock(directory: fs.Directory, other: subprocess.Popen[bytes]) -> Chec
     if other.stdout.readline() != b"held\n":
         return Check(name, "fail", "another process could not take it", advice)
     try:
-        with directory.lock(0.0):
+        with buildlock.hold(directory, 0.0):
             return Check(name, "fail", "it was given to us while another process held it", advice)
     except LockTimeoutError:
         pass
@@ -289,7 +290,7 @@ def _check_lock(directory: fs.Directory, other: subprocess.Popen[bytes]) -> Chec
     begun = time.perf_counter()
     other.kill()
     try:
-        with directory.lock(_PATIENCE):
+        with buildlock.hold(directory, _PATIENCE):
             took = time.perf_counter() - begun
     except MmcacheError as error:
         return Check(name, "fail", f"it was not free after its holder was killed: {error.message}", advice)
@@ -320,7 +321,7 @@ def main(path: str) -> None:
     with contextlib.suppress(MissingFileError), _Probe(_map_name(path)) as probe:
         _answer(probe)
     sys.stdin.readline()
-    with fs.Directory(path) as directory, directory.lock(0.0):
+    with fs.Directory(path) as directory, buildlock.hold(directory, 0.0):
         print("held", flush=True)
         sys.stdin.readline()
 

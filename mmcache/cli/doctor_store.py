@@ -12,7 +12,7 @@ from ..words import span
 from .doctor_directory import Check
 
 if TYPE_CHECKING:
-    from ..remote.store import Store
+    from ..store import Store
 
 __all__ = ["check_store"]
 
@@ -21,7 +21,7 @@ _SKEW: Final = 30.0
 
 
 def check_store(url: str) -> Iterator[Check]:
-    from ..remote.store import Store
+    from ..store import Store
 
     try:
         store = Store(url)
@@ -32,6 +32,9 @@ def check_store(url: str) -> Iterator[Check]:
     if not store.can_list:
         yield Check("store", "ok", "is read by plain HTTP: followers can use it, publishers and operators cannot")
         yield from _releases(store)
+        return
+    if not store.is_there():
+        yield Check("store", "warn", "there is no such directory yet", "check the path; mmcache publish makes it")
         return
     name = f"doctor/{os.urandom(8).hex()}.json"
     try:

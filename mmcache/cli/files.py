@@ -9,6 +9,7 @@ from ..errors import UnusableFileError
 from ..format.header import MAGIC
 from ..format.layout import Layout, validate
 from ..storage import fs
+from ..storage.names import backup_name
 from .options import UsageError
 
 __all__ = ["described", "layout_of", "opened", "refuse_cache", "refuse_foreign"]
@@ -39,7 +40,7 @@ def described(path: str) -> Layout:
         return layout_of(path)
     except UnusableFileError as error:
         try:
-            return layout_of(fs.backup_name(path))
+            return layout_of(backup_name(path))
         except UnusableFileError:
             raise error from None
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..remote.operating import prune
-    from ..remote.store import public_url
+    from ..store import public_url
 
     if arguments.keep < 1:
         raise UsageError("--keep must be 1 or more")

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from ..remote.operating import releases
-    from ..remote.store import public_url
+    from ..store import public_url
 
     if arguments.limit < 1:
         raise UsageError("--limit must be 1 or more")
@@ -88,7 +88,7 @@ def _cells(release: Release) -> tuple[str, ...]:
 
 def report(release: Release | None, url: str, done: str, output: Output) -> int:
     """What followers adopt now. done: a sentence for people."""
-    from ..remote.store import public_url
+    from ..store import public_url
 
     url = public_url(url)
     if output.json:

@@ -17,7 +17,7 @@ from .. import native
 from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
-from ..storage.fs import backup_name
+from ..storage.names import backup_name
 from ..words import ago, bytes_of, number, plural, printable, short, source_path, span
 from . import fleet
 from .files import layout_of

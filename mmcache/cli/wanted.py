@@ -171,8 +171,11 @@ def _make_importable() -> None:
 
 def kind_at(where: str) -> str:
     """The kind of source at a path, a pattern, a directory, "-" or a URL. Raises SourceError."""
+    from ..sources.objects import is_object_url
     from ..sources.recognize import kind_of
 
+    if is_object_url(where):
+        return kind_of(where)
     scheme, is_url, rest = where.partition("://")
     if not is_url:
         return kind_of(where)

@@ -338,7 +338,7 @@ def isolating(directory: Path) -> Iterator[Isolate]:
     """A function that gives a second cache over a cache's file, below the directory, which is removed at the end."""
     import mmcache
 
-    from ..storage.fs import control_name
+    from ..storage.names import control_name
 
     caches: list[Cache[Any]] = []
 

@@ -1,4 +1,4 @@
 """Releases: a generation in an object store, published once and followed by every node.
 
-Needs the extra `remote` (obstore), which is imported by `store` alone, when a store is opened.
+Needs the extra `remote` (obstore), which is imported by `mmcache.store` alone, when a store is opened.
 """

@@ -16,9 +16,9 @@ from ..format.keys import Key
 from ..progress import unseen
 from ..storage import fs
 from ..storage.snapshot import Snapshot
+from ..store import Store, is_url
 from .download import download
 from .log import ReleaseLog, target_of
-from .store import Store, is_url
 
 if TYPE_CHECKING:
     from ..storage.collection import FileCollection

@@ -21,9 +21,10 @@ from ..format.layout import CHUNKS_NAME, leaf_count, validate
 from ..logs import log
 from ..progress import Step
 from ..storage import fs
+from ..storage.names import backup_name
+from ..store import Store
 from .delta import apply
 from .entries import File, blob_path
-from .store import Store
 
 __all__ = ["Chunk", "Transferred", "download"]
 
@@ -91,7 +92,7 @@ def download(store: Store, file: File, directory: fs.Directory, step: Step) -> t
             work.take_same_places(directory, name)
         for name in left:
             directory.unlink(name)
-        places = directory.name, fs.backup_name(directory.name)
+        places = directory.name, backup_name(directory.name)
         work.take_delta(directory, places, tree)
         for name in places:
             work.take_equal(directory, name)

@@ -113,7 +113,8 @@ class Entry:
     clock, for people. host: the committer's. nonce: drawn for each attempt, so that a committer knows its own entry.
     current: number of the release that followers adopt; None where every release was withdrawn. newest: of the last
     release that was not withdrawn; another than `current` while one is pinned. pinned: its number. withdrawn: numbers.
-    oldest: entries below it may be gone. retired: blobs that this prune removes.
+    barred: the contents that were withdrawn last, by their digest, and the number of the release that each was; they
+    outlive its entry. oldest: entries below it may be gone. retired: blobs that this prune removes.
     """
 
     number: int
@@ -125,6 +126,7 @@ class Entry:
     newest: int | None
     pinned: int | None = None
     withdrawn: frozenset[int] = frozenset()
+    barred: Mapping[str, int] = field(default_factory=dict)
     oldest: int = 1
     file: File | None = None
     of: int | None = None
@@ -140,11 +142,14 @@ class Entry:
         return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
 
 
+_HELD_ON: Final = ("current", "newest", "pinned", "withdrawn", "barred", "oldest")
+
+
 def successor(before: Entry | None, **changes: Any) -> dict[str, Any]:
     """The fields of an entry that hold on from the one before, with changes."""
     held: dict[str, Any] = {"number": 1, "current": None, "newest": None}
     if before is not None:
-        held = {name: getattr(before, name) for name in ("current", "newest", "pinned", "withdrawn", "oldest")}
+        held = {name: getattr(before, name) for name in _HELD_ON}
         held["number"] = before.number + 1
     return held | changes
 
@@ -189,6 +194,7 @@ def _entry(plain: Mapping[str, Any]) -> Entry:
         newest=_perhaps(plain["newest"]),
         pinned=_perhaps(plain["pinned"]),
         withdrawn=frozenset(map(_number, plain["withdrawn"])),
+        barred={_text(digest): _number(number) for digest, number in plain["barred"].items()},
         oldest=_number(plain["oldest"]),
         file=None if plain["file"] is None else _file(plain["file"]),
         of=_perhaps(plain["of"]),

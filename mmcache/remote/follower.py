@@ -34,19 +34,21 @@ from ..sharing.announce import Announcer
 from ..sharing.attach import attach
 from ..sharing.following import Following, following, say_polled, tell
 from ..sharing.levers import look as look_at_levers
+from ..sharing.operate import settle
 from ..sharing.page import MovedError
 from ..sources.base import Source
-from ..storage import fs
+from ..storage import buildlock, fs
 from ..storage.commit import Published, check_replaceable, commit, next_generation
 from ..storage.describe import description_in
+from ..storage.names import backup_name
 from ..storage.publish import LOCK_TIMEOUT, backed_up
 from ..storage.trust import name_owners, uids_of
+from ..store import Store, public_url
 from .arguments import at_least_one, seconds
 from .covering import covered, marked
 from .download import Transferred, download
 from .entries import Entry
 from .log import ReleaseLog, target_of
-from .store import Store, public_url
 
 __all__ = ["EVERY", "SKEW", "Follower", "follow"]
 
@@ -151,9 +153,11 @@ class Follower:
         if number is None:
             self._newest = newest
             return replace(seen, error="every release was withdrawn: the file stays as it is", behind=0.0)
-        if held := look_at_levers(self.path).held:  # and once it is not, the file is of no release
-            error = f"the file is {held}: mmcache resume lets it follow"
-            return replace(seen, error=error, release=None, behind=seen.behind or time.time())
+        levers = look_at_levers(self.path)
+        if levers.rolled_back:  # then the file is of no release
+            seen = replace(seen, release=None, behind=seen.behind or time.time())
+        if levers.held:
+            return replace(seen, error=f"the file is {levers.held}: mmcache resume lets it follow")
         if self._is_of(seen, number):
             self._newest = newest
             return replace(seen, behind=0.0)
@@ -175,11 +179,11 @@ class Follower:
     def _adopt(self, entry: Entry, said: Following, timeout: float) -> int:
         """The generation that the file has then."""
         begun = time.monotonic()
-        with fs.Directory(self.path, make=True) as directory, directory.lock(timeout):
+        with fs.Directory(self.path, make=True) as directory, buildlock.hold(directory, timeout):
             done = following(self.path)
             if done is not None and done.url == said.url and self._is_of(done, entry.number):
                 return done.generation  # Case: another process brought it while we waited
-            for name in (directory.name, fs.backup_name(directory.name)):
+            for name in (directory.name, backup_name(directory.name)):
                 check_replaceable(directory, name)
             control = Announcer(self.path)
             with contextlib.closing(control):
@@ -231,6 +235,7 @@ class Follower:
                 raise PublishError(reason, path=self.path) from None
 
     def _told(self, number: int, generation: int, what: Transferred, begun: float) -> None:
+        settle(self.path)
         took = time.monotonic() - begun
         log.info(
             "%s: release %d is generation %d (%d bytes fetched, %d by a delta, %d from this machine, in %.3f s)",

@@ -3,8 +3,8 @@
 The worker that finds no poll within some time starts a child, `python -m mmcache.remote.background`, which polls for
 as long as that worker lives. The library of object stores is loaded in the child alone: its threads are copied by no
 fork, and a server may fork its workers at any time. The other workers find the child's polls in a file's time, and its
-files by the control page. With executor="thread" or "inline" a poll runs in this process; with "external" a side-car or
-cron follows.
+files by the control page. With executor="thread" a poll runs in a thread of its own, with "inline" in the read or the
+thread that finds it due; with "external" a side-car or cron follows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,18 +23,20 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from .. import threads
 from ..errors import MissingFileError, MmcacheError
 from ..filetier import DAMAGED, FileTier
 from ..forks import in_child, on_fork
 from ..logs import DEBUG, WARNING, log
 from ..options import Options
-from ..sharing.following import following, polled_at, tell
+from ..owner import Turn
+from ..sharing.following import Following, following, polled_at, tell
 from ..sharing.job import Job
 from ..sources.base import Source
 from ..storage import fs, trust
 from ..storage.descriptors import Descriptor
+from ..store import is_usable, public_url
 from .follower import SKEW, Follower, Orders
-from .store import is_usable
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
 
@@ -43,6 +46,8 @@ _GRACE: Final = 10.0
 """Seconds for a child to start and to say that it has polled, beyond what a poll and a pause may take."""
 _ENDING: Final = 2.0
 """Seconds for a child to end when its worker closes; a download that is cut goes on where it was."""
+_POLL_ENDING: Final = 0.2
+"""Seconds for a thread that polls to end when its worker closes."""
 _LONGEST_JOB: Final = 64 * 2**10
 
 
@@ -67,8 +72,15 @@ class _Child(NamedTuple):
     heard: float
 
 
+class _Thread(NamedTuple):
+    """A thread that polls once. begun: by `time.monotonic`."""
+
+    thread: threading.Thread
+    begun: float
+
+
 class Keeper:
-    """Keeps the file of a cache at the release of a store. Its methods are called by one thread at a time.
+    """Keeps the file of a cache at the release of a store.
 
     is_ours: whether this process polls, by a child or itself.
     """
@@ -80,6 +92,7 @@ class Keeper:
         self._url, self._pin = split_pin(follow)
         self._mended = 0
         self._child: _Child | None = None
+        self._thread: _Thread | None = None
         self.begin_process()
         on_fork(self)
 
@@ -87,7 +100,8 @@ class Keeper:
         """What the parent started is the parent's."""
         if self._child is not None:
             self._child.line.close()
-        self._child = None
+        self._child = self._thread = None
+        self._turn = threading.Lock()
         self._follower: Follower | None = None
         self._failures = 0
         self._not_before = 0.0
@@ -99,10 +113,18 @@ class Keeper:
 
     def part(self) -> None:
         """Of a poller: see that the store is polled. Raises nothing."""
+        with Turn(self._turn, 0.0) as is_ours:  # Case: a read waits for the first file while a poll is due
+            if is_ours:
+                self._look()
+
+    def _look(self) -> None:
         self._reap()
         self._ask_to_mend()
         now = time.monotonic()
         if self._options.executor == "external" or self._child is not None or now < self._not_before:
+            return
+        if self._thread is not None and self._thread.thread.is_alive():
+            self._note_silence(now - self._thread.begun)
             return
         every, begun = self._options.follow_every, polled_at(self._files.path)
         patience = every if self._follower is not None else 2 * every + 1.0
@@ -111,7 +133,8 @@ class Keeper:
         wants_child = self._options.executor == "subprocess" or not is_usable()
         if wants_child and self._spawn():
             return
-        self._poll()
+        if self._options.executor == "inline" or not self._start_thread(now):
+            self._poll()
 
     def first(self, take: Callable[[], bool]) -> None:
         """There is no file: wait until one is brought, but not for ever, and not again. take: whether it is there."""
@@ -129,6 +152,9 @@ class Keeper:
         if self._files.snapshot is None and said is not None and said.error:
             missing = MissingFileError(f"no release was brought ({said.error})", path=self._files.path)
             self._files.refuse(missing)
+        elif self._files.snapshot is None and self.is_ours:
+            waited = f"the store has not answered for {time.time() - begun:.0f} s"
+            self._files.refuse(MissingFileError(f"no release was brought ({waited})", path=self._files.path))
 
     def _has_failed(self, begun: float) -> bool:
         """Whether a poll since then has ended with an error."""
@@ -152,6 +178,27 @@ class Keeper:
                 tell(files.path, replace(said, release=None))
 
     # --- in this process
+
+    def _start_thread(self, now: float) -> bool:
+        """Have a thread poll: a store may hang, and neither a read nor what else is polled waits for it."""
+        if threads.why_none():
+            return False
+        try:
+            self._thread = _Thread(threads.start("mmcache-follow", self._poll), now)
+        except RuntimeError:
+            return False
+        return True
+
+    def _note_silence(self, seconds: float) -> None:
+        """A thread cannot be ended. What it waits for may come back, a network mount for one; until then it is told."""
+        if seconds <= self._options.build_timeout + _GRACE:
+            return
+        path = self._files.path
+        said = following(path)
+        error = f"the store has not answered for {seconds:.0f} s"
+        if said is None or not said.error:
+            tell(path, replace(said or Following(public_url(self._url)), error=error))
+            log.warning("%s: not followed: %s", path, error, extra={"event": "not_followed", "path": path})
 
     def _poll(self) -> None:
         options = self._options
@@ -247,6 +294,8 @@ class Keeper:
 
     def close(self) -> None:
         """End a child of ours: another worker that follows starts one when it finds no poll."""
+        if self._thread is not None and self._thread.thread is not threading.current_thread():
+            self._thread.thread.join(_POLL_ENDING)
         child = self._child
         if child is None:
             return

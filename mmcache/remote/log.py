@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ..errors import MissingFileError, StoreError
+from ..store import Store
 from .entries import FORMAT, LONGEST_ENTRY, Entry, entry_path, number_of, parse, successor
-from .store import Store
 
 __all__ = ["ReleaseLog", "target_of"]
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from ..errors import MissingFileError, ReleaseError, StoreError
 from ..logs import log
+from ..store import Found, Store
 from .arguments import at_least_one, seconds
 from .entries import Entry, blob_path, entry_path
 from .log import ReleaseLog
 from .publishing import Release, release_of
-from .store import Found, Store
 
 __all__ = ["Pruned", "pin", "prune", "releases", "rollback", "unpin", "withdraw"]
 
 _CLOCK: Final = "clock.json"
+_BARRED: Final = 20
+"""Contents withdrawn last that are not published again."""
 _UNCLAIMED: Final = timedelta(days=1)
 """Age, by the store's clock, from which a blob that no entry names is garbage: its publisher is dead."""
 
@@ -72,23 +75,28 @@ def unpin(url: str, *, reason: str = "") -> Release | None:
 def withdraw(url: str, number: int, *, reason: str = "") -> Release | None:
     """Have every follower leave a release, pinned ones as well, for the newest that was not withdrawn; which that is.
 
-    None where none is left: then followers keep what they have. Raises MissingFileError and StoreError.
+    None where none is left: then followers keep what they have. Its content is not published again, also once the
+    release was pruned; `rollback` brings it back. Raises MissingFileError and StoreError.
     """
     operation = _Operation(url)
-    operation.release(number)
+    file = operation.release(number).file
+    assert file is not None
+    digest = file.sha256
 
     def fields(newest: Entry | None) -> dict[str, Any] | None:
         state = operation.checked(newest, number)
         if number in state.withdrawn:
             return None
         withdrawn = state.withdrawn | {number}
+        barred = {**state.barred, digest: number}
         last, pinned = state.newest, state.pinned
         if last == number:
             before = (one.number for one in operation.log.releases(number) if one.number not in withdrawn)
             last = next(before, None)
         pinned = None if pinned == number else pinned
         current = last if pinned is None else pinned
-        changes = {"withdrawn": withdrawn, "newest": last, "pinned": pinned, "current": current}
+        kept = dict(sorted(barred.items(), key=itemgetter(1))[-_BARRED:])
+        changes = {"withdrawn": withdrawn, "barred": kept, "newest": last, "pinned": pinned, "current": current}
         return {"kind": "withdraw", "of": number, "reason": reason, **changes}
 
     state = operation.committed(fields)
@@ -108,9 +116,12 @@ def rollback(url: str, *, to: int | None = None, reason: str = "") -> Release:
         number = to if to is not None else operation.before(state)
         operation.checked(state, number)
         file = operation.release(number).file
+        assert file is not None
         made = state.number + 1
         current = made if state.pinned is None else state.pinned
-        return {"kind": "rollback", "of": number, "file": file, "newest": made, "current": current, "reason": reason}
+        barred = {digest: n for digest, n in state.barred.items() if digest != file.sha256}
+        changes = {"file": file, "barred": barred, "newest": made, "current": current}
+        return {"kind": "rollback", "of": number, "reason": reason, **changes}
 
     entry = operation.committed(fields)
     return release_of(operation.store.url, entry, operation.log.newest(entry) or entry)

@@ -26,17 +26,16 @@ from ..sharing import levers
 from ..sharing.attach import look
 from ..sharing.decide import baseline_of
 from ..storage import fs
+from ..storage.names import backup_name
 from ..storage.verify import verify_bytes
+from ..store import Store, public_url
 from .arguments import ratio
 from .entries import Delta, Entry, File, blob_path
 from .log import ReleaseLog, target_of
-from .store import Store, public_url
 from .validators import RATIO, Check, check_counts, check_keys, run_checks
 
 __all__ = ["Release", "publish", "release_of"]
 
-_WITHDRAWN: Final = 20
-"""Releases that were withdrawn last, whose content is not published again."""
 
 _LONGEST_METADATA: Final = 64 * 2**10
 """Bytes of a file's metadata, as JSON, that stand in its release."""
@@ -131,9 +130,9 @@ def publish(
     ratio("min_records_ratio", min_records_ratio)
     public_url(url)
     name = os.path.abspath(os.fspath(path))
-    if held := levers.look(name).held:
+    if why := levers.look(name).rolled_back:
         raise ReleaseError(
-            f"it is {held}, and says of older records that they are of then; rebuild it, or go back in the store with "
+            f"it is {why}, and says of older records that they are of then; rebuild it, or go back in the store with "
             "mmcache rollback URL",
             path=name,
             rule="held",
@@ -184,16 +183,14 @@ def _before(releases: ReleaseLog, newest: Entry | None) -> File | None:
 
 
 def _refuse_withdrawn(releases: ReleaseLog, newest: Entry | None, header: Header, path: str) -> None:
-    """A file that was withdrawn does not come back because a cron job publishes it again."""
-    numbers = sorted(() if newest is None else newest.withdrawn, reverse=True)[:_WITHDRAWN]
-    for number in numbers:
-        entry = releases.at(number)
-        if entry is not None and entry.file is not None and entry.file.sha256 == header.sha256.hex():
-            raise ReleaseError(
-                f"its content was withdrawn as release {number}: build another, or mmcache rollback URL --to {number}",
-                path=path,
-                rule="withdrawn",
-            )
+    """A content that was withdrawn does not come back because a cron job publishes it again, also after a prune."""
+    number = None if newest is None else newest.barred.get(header.sha256.hex())
+    if number is None:
+        return
+    back = f"mmcache rollback URL --to {number}" if releases.at(number) is not None else "one with other metadata"
+    raise ReleaseError(
+        f"its content was withdrawn as release {number}: build another, or {back}", path=path, rule="withdrawn"
+    )
 
 
 def _validate(path: str, layout: Layout, before: File | None, ratio: float, checks: Iterable[Check | str]) -> None:
@@ -238,7 +235,7 @@ class _Publication:
         """Upload what makes this file of the release before, where the backup is that, and it is much smaller."""
         from .delta import make
 
-        path, layout = fs.backup_name(self._file.path), self._layout
+        path, layout = backup_name(self._file.path), self._layout
         with contextlib.suppress(UnusableFileError), contextlib.closing(fs.ReadFile(path)) as base:
             there = verify_bytes(base.read, base.size, digests=False)
             if there.header.sha256.hex() != before.sha256:

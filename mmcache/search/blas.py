@@ -11,12 +11,28 @@ How many threads BLAS has is read, by threadpoolctl, and never set: that would c
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-__all__ = ["SMALL", "may_multiply"]
+__all__ = ["SMALL", "Library", "libraries", "may_multiply"]
 
 SMALL: Final = 4 * 2**20
 """Bytes of rows in a product that one thread makes in the time in which others begin."""
+
+
+class Library(NamedTuple):
+    """name: as threadpoolctl has it, such as "openblas". threads: as many as it was told, or has cores."""
+
+    name: str
+    version: str
+    threads: int
+
+
+def libraries() -> list[Library] | None:
+    """Those of BLAS that are loaded; None without threadpoolctl."""
+    found = _libraries()
+    if found is None:
+        return None
+    return [Library(one.internal_api, one.version or "", one.get_num_threads()) for one in found]
 
 
 @cache
@@ -35,5 +51,5 @@ def may_multiply(threads: int | None) -> bool:
         return True
     if threads == 1:
         return False  # whatever BLAS says now, another thread may tell it otherwise meanwhile
-    libraries = _libraries()
-    return libraries is not None and all(one.get_num_threads() <= threads for one in libraries)
+    found = _libraries()
+    return found is not None and all(one.get_num_threads() <= threads for one in found)

@@ -19,7 +19,7 @@ from ..storage.unread import Less, Packed, Ranged
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Block", "Chunk", "Span", "chosen", "chunks", "wanted_in"]
+__all__ = ["READ", "Block", "Chunk", "Span", "chosen", "chunks", "pieces", "wanted_in"]
 
 GATHERED: Final = 1024
 """Rows gathered at a time, at most."""
@@ -57,6 +57,8 @@ class Block(Protocol):
     def part(self, begin: int, end: int) -> NDArray[np.float32]: ...
 
     def take(self, rows: NDArray[np.uint32], out: NDArray[np.float32]) -> None: ...
+
+    def placed(self, rows: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]: ...
 
 
 class Span(NamedTuple):
@@ -156,14 +158,23 @@ def chunks(vectors: Block, which: Span | NDArray[np.uint32], queries: int) -> It
     if isinstance(which, Span):
         yield from _scanned(vectors, which, bits, queries)
         return
-    size = max(1, min(GATHERED, BUFFER // vectors.stride, len(which)))
-    buffer = np.empty((size, vectors.dim), np.float32)
-    for begin in range(0, len(which), size):
-        rows = which[begin : begin + size]
-        if bits is not None:
-            rows = rows[_are_set(bits, rows)]
+    buffer = np.empty((min(gathered(vectors), len(which)), vectors.dim), np.float32)
+    for rows in pieces(vectors, which):
         vectors.take(rows, buffer[: len(rows)])
         yield Chunk(buffer[: len(rows)], rows.astype(np.int64), None)
+
+
+def gathered(vectors: Block) -> int:
+    """Rows that are gathered at a time, at most."""
+    return max(1, min(GATHERED, BUFFER // vectors.stride))
+
+
+def pieces(vectors: Block, rows: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
+    """Those of some rows that have an embedding, so many at a time as are gathered."""
+    size, bits = gathered(vectors), vectors.bitmap()
+    for begin in range(0, len(rows), size):
+        some = rows[begin : begin + size]
+        yield some if bits is None else some[_are_set(bits, some)]
 
 
 def _scanned(vectors: Block, which: Span, bits: NDArray[np.uint8] | None, queries: int) -> Iterator[Chunk]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..format.curves import WHOLE, Point, SketchLayout
+from ..storage.signing import signs_of
 from .best import Best
 from .chunks import Block, Span, wanted_in
-from .distances import Distances, Nearby
+from .distances import Nearby
 from .metrics import Query
 from .scan import is_plain, search
 
@@ -58,8 +59,7 @@ class Measuring:
         matrix = np.empty((len(self._rows), vectors.dim), np.float32)
         vectors.take(self._rows, matrix)
         self._found = [Best(Query.of(vector, metric), MEASURED[-1] + 1, None) for vector in matrix]
-        self._near = [Nearby(max(candidates_of(n)) + 1) for _ in self._rows]
-        self._distances = Distances(matrix)
+        self._near = [Nearby(signs, max(candidates_of(n)) + 1) for signs in signs_of(matrix)]
 
     @property
     def is_needed(self) -> bool:
@@ -67,10 +67,10 @@ class Measuring:
         return len(self._rows) > 0
 
     def offer(self, tile: NDArray[np.uint64], begin: int) -> None:
-        """The next tile."""
+        """The next tile: u64, (words, rows), C-contiguous."""
         wanted = wanted_in(self._everything, self._vectors.bitmap(), begin, begin + tile.shape[1])
-        for i, one in enumerate(self._near):
-            one.offer(self._distances.to(i, tile), begin, wanted)
+        for one in self._near:
+            one.offer(tile.reshape(-1), begin, wanted)
 
     def end(self) -> SketchLayout:
         """All tiles have gone by. Searches exactly for the same rows. Of a row's answer the row itself is no part."""
@@ -79,12 +79,17 @@ class Measuring:
         search(self._vectors, self._everything, self._found, threads=None, between=lambda: None)
         places = np.array(
             [
-                places_in(near.rows[near.rows != row], best.rows[best.rows != row][: MEASURED[-1]])
+                places_in(_but(near.ranked, row), _but(best.rows, row)[: MEASURED[-1]])
                 for row, near, best in zip(self._rows.tolist(), self._near, self._found, strict=True)
             ]
         )
         few = candidates_of(self._n)
         return SketchLayout(len(places), {k: points_of(places[:, :k], few) for k in MEASURED})
+
+
+def _but(rows: NDArray[Any], row: int) -> NDArray[Any]:
+    others: NDArray[Any] = rows[rows != row]
+    return others
 
 
 def _chosen(there: NDArray[np.intp], n: int) -> NDArray[np.uint32]:
@@ -93,7 +98,7 @@ def _chosen(there: NDArray[np.intp], n: int) -> NDArray[np.uint32]:
     return there[np.unique((np.arange(count) * _STEP % 1 * len(there)).astype(np.intp))].astype(np.uint32)
 
 
-def places_in(near: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.intp]:
+def places_in(near: NDArray[np.uint32], rows: NDArray[np.int64]) -> NDArray[np.intp]:
     """intp, (len(rows),): where each row is among the candidates; their number for one that is not."""
     order = np.argsort(near)
     at = np.minimum(near[order].searchsorted(rows), len(near) - 1)

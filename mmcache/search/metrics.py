@@ -7,7 +7,8 @@ A higher score is nearer in each metric:
     euclidean   the distance, negated: 0 at most
 
 A score is a sum of float64 products in the order of `np.add.reduce`, which depends on their number alone. So it is a
-function of row and query, whatever is scored beside it, and the same on all machines.
+function of row and query, whatever is scored beside it, and the same on all machines. The compiled core adds in the
+same order.
 
 The *value* of a row orders rows as its score does, up to rounding: x·q / |x| for cosine, x·q for dot, 2 x·q - |x|² for
 euclidean. BLAS sums the dim products of x·q in an order of its own. Whatever that is, the sum is wrong by at most
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import numpy as np
 
+from ..native import core
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -32,8 +35,8 @@ SMALLEST: Final = 1e-15
 LARGEST: Final = 1e15
 """Lengths of vectors between which no product or square in float32 overflows, or loses more than the bound allows."""
 
-_PIECE: Final = 2**20
-"""Bytes of float64 that are made of rows at a time."""
+_PIECE: Final = 2**16
+"""Bytes of float64 that are made of rows at a time, at most, unless one has more: memory that malloc keeps."""
 
 _U: Final = 2.0**-24
 _SAFE: Final = 1.01
@@ -42,32 +45,57 @@ _TINY: Final = 2.0**-125
 """More than a product below the range of float32 loses."""
 
 
-def exact_scores(rows: NDArray[np.float32], query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
-    """float64, (len(rows),): the score of each row, (dim,). Of a row with NaN or infinite numbers it is not finite."""
+def exact_scores(
+    vectors: NDArray[np.float32],
+    query: NDArray[np.float64],
+    metric: Metric,
+    rows: NDArray[np.uint32] | None = None,
+) -> NDArray[np.float64]:
+    """float64, (number of rows,): the score of each of some rows of a matrix, (n, dim); of all where `rows` is None.
+
+    Of a row with NaN or infinite numbers it is not finite. Other rows are not read.
+    """
+    count = len(vectors) if rows is None else len(rows)
+    sums = np.empty(count, np.float64)
+    squares = np.empty(count, np.float64) if metric == "cosine" else None
+    with np.errstate(all="ignore"):  # of embeddings with NaN, which some libraries warn of
+        if core is not None and vectors.flags.c_contiguous and vectors.flags.aligned:
+            core.sums(vectors, rows, query, sums, squares, metric == "euclidean")
+        else:
+            _sum(vectors, query, rows, (sums, squares), is_apart=metric == "euclidean")
+        if metric == "euclidean":
+            return 0.0 - np.sqrt(sums)
+        if squares is None:
+            return sums + 0.0  # so that no score is -0.0
+        # Not the product of two roots: of equal vectors the root of a square is exactly their product.
+        squares *= np.add.reduce(query * query)
+        cosines: NDArray[np.float64] = np.zeros(count)
+        np.divide(sums, np.sqrt(squares), out=cosines, where=squares != 0)
+        return np.minimum(np.maximum(cosines, -1.0), 1.0) + 0.0
+
+
+def _sum(
+    vectors: NDArray[np.float32],
+    query: NDArray[np.float64],
+    rows: NDArray[np.uint32] | None,
+    out: tuple[NDArray[np.float64], NDArray[np.float64] | None],
+    *,
+    is_apart: bool,
+) -> None:
+    """What the core does. out: of each row the sum of its products with the query, or of the squared differences; and
+    that of its squares."""
+    sums, squares = out
     size = max(1, _PIECE // (8 * len(query)))
-    scores = np.empty(len(rows), np.float64)
-    for begin in range(0, len(rows), size):
-        wide = rows[begin : begin + size].astype(np.float64, order="C")
-        scores[begin : begin + size] = _scored(wide, query, metric)
-    return scores
-
-
-def _scored(wide: NDArray[np.float64], query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
-    """wide: is overwritten."""
-    if metric == "euclidean":
-        wide -= query
-        wide *= wide
-        squares: NDArray[np.float64] = np.add.reduce(wide, axis=1)
-        return 0.0 - np.sqrt(squares)
-    dots: NDArray[np.float64] = np.add.reduce(wide * query, axis=1)
-    if metric == "dot":
-        return dots + 0.0  # so that no score is -0.0
-    wide *= wide
-    # Not the product of two roots: of equal vectors the root of a square is exactly their product.
-    squares = np.add.reduce(wide, axis=1) * np.add.reduce(query * query)
-    cosines: NDArray[np.float64] = np.zeros(len(dots))
-    np.divide(dots, np.sqrt(squares), out=cosines, where=squares != 0)
-    return np.clip(cosines, -1.0, 1.0) + 0.0
+    for begin in range(0, len(sums), size):
+        piece = slice(begin, begin + size)
+        wide = (vectors[piece] if rows is None else vectors[rows[piece]]).astype(np.float64, order="C")
+        if is_apart:
+            wide -= query
+            sums[piece] = np.add.reduce(wide * wide, axis=1)
+            continue
+        sums[piece] = np.add.reduce(wide * query, axis=1)
+        if squares is not None:
+            squares[piece] = np.add.reduce(wide * wide, axis=1)
 
 
 class Query(NamedTuple):

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast, overload
 
 import numpy as np
 
+from ..errors import UnusableFileError
 from ..format.keys import pack_key
 from ..models import M, Model
 from ..schema import R_co
 from ..sources.base import SourceRecord
+from ..storage.asked import SearchOptions
+from ..storage.mending import after, falls_back, going_on
 from ..storage.modelled import modelled
+from ..storage.record import Record
 from ..storage.rows import Given, NoFile, Rows
-from ..storage.selection import Selection, rows_in
+from ..storage.selection import Selection, or_else, rows_in
 from .asked import Search
 from .best import Best
 from .chunks import Span, chosen
@@ -47,14 +52,30 @@ class Neighbours(Selection[R_co]):
     _scores: NDArray[np.float64]
 
     @property
+    @falls_back
     def scores(self) -> NDArray[np.float64]:
         """float64, (len,), read-only, descending: of cosine and dot the value, of euclidean the negated distance."""
         return self._scores
 
     def pairs(self) -> Iterator[tuple[R_co, float]]:
         """Each record with its score."""
-        return zip(self, self._scores.tolist(), strict=True)
+        pairs: Iterator[Any] = self._pairs()
+        model = self._model
+        return pairs if model is None else ((model(record), score) for record, score in pairs)
 
+    def _pairs(self) -> Iterator[tuple[Record, float]]:
+        if self._instead is None:
+            return self._scored()
+        if not callable(self._instead):
+            return cast("Neighbours[Any]", self._instead)._pairs()
+        return going_on(
+            self._scored, lambda pair: pair[0].id, lambda error: cast("Neighbours[Any]", after(error, self))._pairs()
+        )
+
+    def _scored(self) -> Iterator[tuple[Record, float]]:
+        return zip(self._read(), self._scores.tolist(), strict=True)
+
+    @falls_back
     def of(self, model: Model[M]) -> Neighbours[M]:
         """The same, as instances of a model."""
         return neighbours(self, self._scores, model)
@@ -67,14 +88,19 @@ class Neighbours(Selection[R_co]):
     def __getitem__(self, i: int) -> R_co: ...
     @overload
     def __getitem__(self, i: slice) -> Neighbours[R_co]: ...
+    @falls_back
     def __getitem__(self, i: int | slice) -> Any:
         found: Any = super().__getitem__(i)
         if isinstance(i, slice):
-            return neighbours(found, self._scores[i], self._model)
+            return neighbours(found, self.scores[i], self._model)
         return found if self._model is None else self._model(found)
 
     def order_by(self, field: str, *, descending: bool = False) -> Selection[R_co]:
         return self._with(super().order_by(field, descending=descending))  # type: ignore[no-any-return]
+
+    def nearest_many(self, matrix: ArrayLike, k: int = 10, **options: Unpack[SearchOptions]) -> list[Neighbours[R_co]]:
+        found: list[Neighbours[Any]] = super().nearest_many(matrix, k, **options)
+        return found if self._model is None else [one.of(self._model) for one in found]
 
     def limit(self, n: int) -> Neighbours[R_co]:
         found: Any = super().limit(n)
@@ -92,13 +118,16 @@ class Neighbours(Selection[R_co]):
     def _with(self, found: Any) -> Any:
         return found if found is NotImplemented or self._model is None else modelled(found, self._model)
 
+    @falls_back
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (super().__reduce__(), self._scores.tobytes(), self._model)
+        reduced = super().__reduce__()  # which may put other records into the place of these, with scores of their own
+        return _arrived, (reduced, self.scores.tobytes(), self._model)
 
     def __repr__(self) -> str:
-        if not len(self):
+        scores = self.scores
+        if not len(scores):
             return "<Neighbours: none>"
-        return f"<Neighbours: {len(self)} records, scores {self._scores[0]:.6g} to {self._scores[-1]:.6g}>"
+        return f"<Neighbours: {len(scores)} records, scores {scores[0]:.6g} to {scores[-1]:.6g}>"
 
 
 def neighbours(
@@ -111,6 +140,7 @@ def neighbours(
     view = scores.view()
     view.flags.writeable = False
     made._scores, made._model = view, model
+    made._instead = None  # what would take its place has scores: `falls_back` says so of what makes one
     return made
 
 
@@ -155,12 +185,22 @@ def nearest_in(
             search_nearby(vectors, which, found, few, between=asked.between)
     given = selection._given
     offered = [scored(given, best, asked, file.embedding_fields) for best in found] if given is not None else None
-    model = getattr(selection, "_model", None)
     without = skipped(file, asked)
-    return [
-        joined(selection._collection, best, [] if offered is None else offered[i], asked.k, without, model=model)
+    near = [
+        joined(selection._collection, best, [] if offered is None else offered[i], asked.k, without)
         for i, best in enumerate(found)
     ]
+    if callable(selection._instead):
+        for vector, one in zip(asked.matrix.copy(), near, strict=True):
+            or_else(one, partial(_nearest_instead, selection, vector, k, options))
+    return near
+
+
+def _nearest_instead(
+    selection: Selection[Any], vector: NDArray[np.float32], k: int, options: Mapping[str, Any], error: UnusableFileError
+) -> Selection[Any]:
+    """The same of what takes the place of the selection."""
+    return after(error, selection).nearest(vector, k, **options)
 
 
 class Skipped(NamedTuple):
@@ -201,8 +241,6 @@ def joined(
     offered: Sequence[Offered],
     k: int,
     without: Skipped,
-    *,
-    model: Model[Any] | None = None,
 ) -> Neighbours[Any]:
     """The k best of the file's rows and the source's records, as one selection."""
     rows, keys = without.rows, without.keys
@@ -223,4 +261,4 @@ def joined(
             np.array([place for place, _ in chosen_ones], np.intp),
             np.array([one.order for _, one in chosen_ones], np.int64),
         )
-    return neighbours(Selection(collection, of_file, given, True), scores, model)  # noqa: FBT003
+    return neighbours(Selection(collection, of_file, given, True), scores)  # noqa: FBT003

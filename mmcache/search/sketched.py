@@ -16,23 +16,28 @@ import numpy as np
 
 from ..errors import RecallError
 from ..format.curves import WHOLE
-from ..format.sketch import TILE
+from ..format.sketch import TILE, words_in
 from ..schema import AnySchema
+from ..storage.signing import signs_of
 from .asked import Search
 from .best import Best
-from .chunks import Block, Span, wanted_in
-from .distances import Distances, Nearby
+from .chunks import READ, Block, Span, wanted_in
+from .distances import Nearby
 from .scan import is_plain, search
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Sketched", "candidates_for", "check_sketch", "nearby", "search_nearby"]
+__all__ = ["Sketched", "candidates_for", "check_sketch", "search_nearby"]
 
 TOGETHER: Final = 64
 """Queries that one reading of the sketch answers, at most."""
+_TOGETHER_BYTES: Final = 2**20
+"""Of signs that several queries read one after the other, at most, unless a tile has more: they stay in the cache."""
+_TOGETHER_ROWS: Final = 2**18
+"""Rows whose signs are read at a time, at most: what is known of each takes a byte."""
 _HELD: Final = 2**17
-"""Candidates of all of them, at most, unless one has more: some 2 MB."""
+"""Candidates of all of them, at most, unless one has more: 2 MB."""
 
 _WORTH: Final = 4
 """Where one row in so many would be a candidate, or more, all rows are scored."""
@@ -41,7 +46,7 @@ _WORTH: Final = 4
 class Sketched(Block, Protocol):
     """Embeddings with a sketch."""
 
-    def tile(self, begin: int, end: int) -> NDArray[np.uint64]: ...
+    def signs(self, begin: int, end: int) -> NDArray[np.uint64]: ...
 
 
 def check_sketch(asked: Search, schema: AnySchema) -> None:
@@ -88,25 +93,19 @@ def search_nearby(
     size = max(1, min(TOGETHER, _HELD // few))
     for begin in range(0, len(found), size):
         together = found[begin : begin + size]
-        near = [Nearby(few) for _ in together]
-        nearby(vectors, which, np.stack([best.query.wide for best in together]), near, between=between)
+        near = [Nearby(query, few) for query in signs_of(np.array([best.query.wide for best in together], np.float32))]
+        _read(vectors, which, near, between=between)
         for best, one in zip(together, near, strict=True):
-            search(vectors, np.sort(one.rows).astype(np.uint32), [best], threads=1, between=between)
+            search(vectors, one.rows, [best], threads=1, between=between)
 
 
-def nearby(
-    vectors: Sketched,
-    which: Span,
-    queries: NDArray[Any],
-    found: Sequence[Nearby],
-    *,
-    between: Callable[[], object],
-) -> None:
-    """Offer all rows of a span that have an embedding, tile by tile. queries: (len(found), dim)."""
-    distances, bits = Distances(queries), vectors.bitmap()
-    for begin in range(which.begin, which.end, TILE):
+def _read(vectors: Sketched, which: Span, found: Sequence[Nearby], *, between: Callable[[], object]) -> None:
+    """Offer all rows of a span that have an embedding, some tiles at a time."""
+    bits, most = vectors.bitmap(), READ if len(found) == 1 else _TOGETHER_BYTES
+    size = TILE * max(1, min(most // (8 * words_in(vectors.dim)), _TOGETHER_ROWS) // TILE)
+    for begin in range(which.begin, which.end, size):
         between()
-        end = min(begin + TILE, which.end)
-        tile, wanted = vectors.tile(begin, end), wanted_in(which, bits, begin, end)
-        for i, one in enumerate(found):
-            one.offer(distances.to(i, tile), begin, wanted)
+        end = min(begin + size, which.end)
+        signs, wanted = vectors.signs(begin, end), wanted_in(which, bits, begin, end)
+        for one in found:
+            one.offer(signs, begin, wanted)

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from ..errors import MmcacheError, PublishError, UntrustedPathError, UnusableFileError
 from ..storage import fs, shared
+from ..storage.names import wake_name
 from ..storage.pagefile import MODE, PageFile, create_wake, open_page_file, open_wake, page_lock
 from .head import FAR, HEAD_SIZE, PANIC, VERIFIED, Head, PageIdentity, pack_head, parse_head
 from .page import (
@@ -31,7 +32,6 @@ from .page import (
     nonce,
     page_path,
     private_page,
-    wake_name,
     wake_path,
 )
 

@@ -14,7 +14,7 @@ import sys
 import time
 from types import FrameType
 
-from ..storage import fs
+from ..storage import buildlock
 
 _GRACE = 5.0
 """Seconds for a build whose time is up to say so, unless it hangs where Python does not run."""
@@ -25,7 +25,7 @@ class TimeIsUp(BaseException):
 
 
 def main(path: str, inherited: str) -> int:
-    lock = fs.receive(int(inherited))
+    lock = buildlock.receive(int(inherited))
     from .job import Job
 
     job = Job.unpack(sys.stdin.buffer.read())

@@ -85,7 +85,7 @@ class Facts(NamedTuple):
     too long for now. building: another process builds the first file. conflict: what of the published file is not ours,
     "other schemas" or "newer format"; taken: when such a file was published in the place of another, by `monotonic`;
     0.0 for never. lacking: which index the file has not. disabled: why every read goes to the source. held: why the
-    file stays as it is; then age, fingerprint and tracking are not consulted.
+    file stays as it is; then age, fingerprint and tracking are not consulted. resumed: why it is older than it says.
     """
 
     now: float
@@ -104,6 +104,7 @@ class Facts(NamedTuple):
     building: bool = False
     disabled: str = ""
     held: str = ""
+    resumed: str = ""
     conflict: str = ""
     taken: float = 0.0
     lacking: str = ""
@@ -211,6 +212,8 @@ def _doubt(facts: Facts, baseline: Baseline) -> _Doubt:
             return _Doubt(hard=why)
         if not is_known:  # else the source tells that it has changed
             return _Doubt(soft=why)
+    if facts.resumed:
+        return _Doubt(soft=f"it was {facts.resumed}")
     return _Doubt(soft=f"it was invalidated softly ({said.soft})" if said.soft else "")
 
 

@@ -18,6 +18,7 @@ from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Tokens
 from ..storage import fs
 from ..storage.levers import put_line
+from ..storage.names import follow_name
 
 __all__ = ["RELEASES", "Following", "Mark", "following", "following_now", "polled_at", "say_polled", "tell"]
 
@@ -83,7 +84,7 @@ RELEASES: Final[Mapping[str, tuple[str, Callable[[Following, float], float]]]] =
 def following(path: str) -> Following | None:
     """What the node of a cache file follows; None where it follows nothing, or that cannot be read."""
     try:
-        with contextlib.closing(fs.ReadFile(fs.follow_name(path))) as file:
+        with contextlib.closing(fs.ReadFile(follow_name(path))) as file:
             plain = json.loads(file.read(0, _LONGEST))
         mark = plain.pop("mark")
         found = Following(**plain, mark=None if mark is None else Mark(mark["seen_ns"], Tokens(*mark["tokens"])))
@@ -114,7 +115,7 @@ def tell(path: str, said: Following) -> bool:
         plain["mark"] = {"seen_ns": said.mark.seen_ns, "tokens": list(said.mark.tokens)}
     try:
         with fs.Directory(path) as directory:
-            put_line(directory, fs.follow_name(directory.name), json.dumps(plain, separators=(",", ":")))
+            put_line(directory, follow_name(directory.name), json.dumps(plain, separators=(",", ":")))
     except MmcacheError:
         return False
     return True
@@ -123,12 +124,12 @@ def tell(path: str, said: Following) -> bool:
 def say_polled(path: str) -> None:
     """That nothing is new: the file's time says so, which costs no write."""
     with contextlib.suppress(MmcacheError), fs.Directory(path) as directory:
-        directory.touch(fs.follow_name(directory.name))
+        directory.touch(follow_name(directory.name))
 
 
 def polled_at(path: str) -> float:
     """When the node polled last, or was about to; 0.0 for never. Wall clock; one `stat`."""
-    identity = fs.identity_of(fs.follow_name(os.path.abspath(path)))
+    identity = fs.identity_of(follow_name(os.path.abspath(path)))
     return 0.0 if identity is None else identity[3] / 1e9
 
 

@@ -1,10 +1,11 @@
-"""Levers that an operator pulls for all processes of a cache: two files beside it, of one line each.
+"""Levers that an operator pulls for all processes of a cache: files beside it, of one line each.
 
 `.hold`      the published file stays: its age, its fingerprint and tracking are not consulted, and no automatic rebuild
              starts, until a person rebuilds it or says `resume`.
+`.resumed`   that was said, and the records are those of the rollback still, until a build has published others.
 `.disabled`  caches with a source are answered by it.
 
-Both stay across page loss and a new boot. They are looked at by polls; an event makes all processes look at once.
+All stay across page loss and a new boot. They are looked at by polls; an event makes all processes look at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 
 from ..errors import UntrustedPathError, UnusableFileError
 from ..storage import fs
+from ..storage.names import disabled_name, hold_name, resumed_name
 from ..words import printable
 
 __all__ = ["BY_ENVIRONMENT", "LeverFiles", "Levers", "look", "when"]
@@ -30,6 +32,12 @@ class Levers(NamedTuple):
 
     held: str = ""
     disabled: str = ""
+    resumed: str = ""
+
+    @property
+    def rolled_back(self) -> str:
+        """Why the records are older than the file says of itself, or ""."""
+        return self.held or self.resumed
 
 
 class LeverFiles:
@@ -38,12 +46,16 @@ class LeverFiles:
     def __init__(self, path: str, refused: Callable[[UnusableFileError], object] = lambda _: None) -> None:
         """refused: is told of a lever that is not to be trusted; runs under the caller's locks."""
         self._refused = refused
-        self._paths = fs.hold_name(path), fs.disabled_name(path)
+        self._paths = hold_name(path), disabled_name(path), resumed_name(path)
         self._seen: dict[str, tuple[fs.Identity | None, str]] = {}
 
     def look(self) -> Levers:
-        held, disabled = map(self._line, self._paths)
-        return Levers(held and f"held {held}", disabled and f"disabled {disabled}")
+        held, disabled, resumed = map(self._line, self._paths)
+        return Levers(
+            held and f"held {held}",
+            disabled and f"disabled {disabled}",
+            resumed and f"rolled back, and resumed {resumed}",
+        )
 
     def _line(self, path: str) -> str:
         identity = fs.identity_of(path)

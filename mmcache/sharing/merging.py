@@ -1,11 +1,13 @@
 """`mmcache.merge`: cache files into one, published as a build publishes. See `storage.merging`.
 
-All is decided under the build lock of the file that is made; the files that are merged are only read.
+The files that are merged are only read. One of them may be the file that is made. Of several merges that add to one
+file at once, each adds to what the one before it has published.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -26,10 +28,15 @@ __all__ = ["merge"]
 
 
 class _Files:
-    """The files that are merged, in the place of a source: all that a build asks of one which it does not read."""
+    """The files that are merged, in the place of a source: all that a build asks of one which it does not read.
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    own: the one among them that is the file which is made. was_overtaken: whether another has taken its place.
+    """
+
+    def __init__(self, segments: Sequence[Segment], own: Segment | None) -> None:
         self.segments = segments
+        self._own = own
+        self.was_overtaken = False
         self.schemas: tuple[AnySchema, ...] = same_schemas(segments)
 
     def spec(self) -> dict[str, Any] | None:
@@ -56,6 +63,12 @@ class _Files:
     def metadata(self) -> dict[str, Any]:
         first, *others = (segment.layout.metadata for segment in self.segments)
         return first if all(other == first for other in others) else {}
+
+    def overtaken(self) -> bool:
+        """See `build_once`."""
+        own = self._own
+        self.was_overtaken = own is not None and fs.identity_of(own.file.path) != own.file.identity
+        return self.was_overtaken
 
     def stage(
         self,
@@ -85,7 +98,8 @@ def merge(
     The file has the bytes that one build of all these records has. docs/shards.md says how that is done, and where it
     pays.
 
-    shards: paths of files with the same schemas. Each is verified whole. One of them may be the file at `path`.
+    shards: paths of files with the same schemas. Each is verified whole. One of them may be the file at `path`: then
+        the others are added to what is published there when this merge has the build lock.
     cluster_by: as of `build`. By default as the files have it, where all have it so. Files that are clustered give
         their records cluster by cluster.
     metadata: by default that of the files, where all have the same.
@@ -111,15 +125,28 @@ def merge(
     if not places:
         reason = "there is no file to merge; give one or more"
         raise BuildError(reason, reason=reason)
-    with contextlib.ExitStack() as held, shown(progress) as step:
-        files = _Files([opened(place, held) for place in places])
-        return build_once(
-            path,
-            cast("Source", files),  # of which a build with a `stage` of its own asks no more
-            cluster_by=files.clusters() if cluster_by is None else cluster_by,
-            metadata=files.metadata() if metadata is None else metadata,
-            progress=step,
-            timeout=timeout,
-            stage=files.stage,
-            read_ns=files.read_ns(),
-        )
+    while True:
+        with contextlib.ExitStack() as held, shown(progress) as step:
+            segments = [opened(place, held) for place in places]
+            own = next((segment for segment in segments if _is_at(segment.file.path, os.fspath(path))), None)
+            files = _Files(segments, own)
+            done = build_once(
+                path,
+                cast("Source", files),  # of which a build with a `stage` of its own asks no more
+                cluster_by=files.clusters() if cluster_by is None else cluster_by,
+                metadata=files.metadata() if metadata is None else metadata,
+                progress=step,
+                timeout=timeout,
+                stage=files.stage,
+                read_ns=files.read_ns(),
+                since=math.inf,  # what another merge failed with says nothing of these files
+                overtaken=files.overtaken,
+            )
+        if not files.was_overtaken:
+            return done
+        # Case: another writer published after `own` was opened, and before we had the lock.
+
+
+def _is_at(one: str, other: str) -> bool:
+    """Whether both name one place, whatever is there now."""
+    return os.path.basename(one) == os.path.basename(other) and fs.same_directory(one, other)

@@ -11,6 +11,7 @@ from ..logs import log
 from ..sources import Source, closing, from_spec
 from ..storage import fs, levers as storage
 from ..storage.describe import described
+from ..storage.names import backup_name, control_name, disabled_name, hold_name, resumed_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport
 from ..words import printable
 from .announce import Announcer
@@ -19,7 +20,7 @@ from .events import Kind
 from .levers import when
 from .page import Page
 
-__all__ = ["disable", "enable", "release", "resume", "rollback"]
+__all__ = ["disable", "enable", "release", "resume", "rollback", "settle"]
 
 
 def _since(what: str, reason: str) -> str:
@@ -36,8 +37,8 @@ def rollback(
 ) -> BuildReport:
     """See `Cache.rollback`. source: by default the one that the file names. page: in use, if the caller has one."""
     name = os.path.abspath(os.fspath(path))
-    if fs.identity_of(fs.backup_name(name)) is None:  # where there never was a cache, nothing is left behind
-        raise MissingFileError("there is no backup, so there is nothing to go back to", path=fs.backup_name(name))
+    if fs.identity_of(backup_name(name)) is None:  # where there never was a cache, nothing is left behind
+        raise MissingFileError("there is no backup, so there is nothing to go back to", path=backup_name(name))
 
     def line(left: int, back: int) -> str:
         return _since(f"rollback from generation {left} to the records of {back}", reason)
@@ -75,16 +76,31 @@ def _fingerprint(path: str, source: Source | None) -> bytes:
 
 
 def resume(path: str | os.PathLike[str], *, page: Page | None = None) -> bool:
-    """See `Cache.resume`."""
+    """See `Cache.resume`.
+
+    The file says that its records are of the time of the rollback. That they are older is said by a line beside it,
+    until they are replaced: without it a lost page would leave them fresh, and `publish` would send them to a fleet.
+    """
     name = os.path.abspath(os.fspath(path))
-    return _moved(name, "resumed", page, line=None, lever=fs.hold_name, also=Kind.SOFT)
+    if fs.identity_of(hold_name(name)) is None:
+        return False
+    with fs.Directory(name) as directory:
+        storage.put_line(directory, resumed_name(directory.name), _since("mmcache resume", ""))
+    return _moved(name, "resumed", page, line=None, lever=hold_name)
 
 
 def release(path: str, page: Page | None = None) -> bool:
-    """A person has built it anew, so that nothing is held any more; whether it was held. One `stat` if not."""
-    if fs.identity_of(fs.hold_name(path)) is None:
+    """A person has built it anew, so that nothing is held any more; whether it was held. Two `stat`s if not."""
+    settle(path, page)
+    if fs.identity_of(hold_name(path)) is None:
         return False
-    return _moved(path, "resumed", page, line=None, lever=fs.hold_name)
+    return _moved(path, "resumed", page, line=None, lever=hold_name)
+
+
+def settle(path: str, page: Page | None = None) -> None:
+    """What was rolled back and resumed has been replaced. One `stat` where it was not."""
+    if fs.identity_of(resumed_name(path)) is not None:
+        _moved(path, "settled", page, line=None, lever=resumed_name)
 
 
 def disable(path: str | os.PathLike[str], *, reason: str = "") -> bool:
@@ -93,14 +109,14 @@ def disable(path: str | os.PathLike[str], *, reason: str = "") -> bool:
     Raises MissingFileError where no process has ever had such a cache.
     """
     name = os.path.abspath(os.fspath(path))
-    if all(fs.identity_of(each) is None for each in (name, fs.backup_name(name), fs.control_name(name))):
+    if all(fs.identity_of(each) is None for each in (name, backup_name(name), control_name(name))):
         raise MissingFileError("there is no cache here to disable: check the path", path=name)
-    return _moved(name, "disabled", None, line=_since("mmcache disable", reason), lever=fs.disabled_name)
+    return _moved(name, "disabled", None, line=_since("mmcache disable", reason), lever=disabled_name)
 
 
 def enable(path: str | os.PathLike[str]) -> bool:
     """Have the file answer again; whether it was disabled."""
-    return _moved(os.path.abspath(os.fspath(path)), "enabled", None, line=None, lever=fs.disabled_name)
+    return _moved(os.path.abspath(os.fspath(path)), "enabled", None, line=None, lever=disabled_name)
 
 
 def _moved(
@@ -110,7 +126,6 @@ def _moved(
     *,
     line: str | None,
     lever: Callable[[str], str],
-    also: Kind | None = None,
 ) -> bool:
     """Put or remove a line, and have all processes look; whether that changed anything."""
     was_there = fs.identity_of(lever(path)) is not None
@@ -123,9 +138,7 @@ def _moved(
             storage.put_line(directory, lever(directory.name), line)
     control = Announcer(path, page)
     try:
-        for kind in (also, Kind.LEVER):
-            if kind is not None:
-                control.say(kind)
+        control.say(Kind.LEVER)
     finally:
         control.close()
     log.warning("%s: %s", path, event, extra={"event": "lever_moved", "path": path, "lever": event})

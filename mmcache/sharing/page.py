@@ -22,7 +22,8 @@ from ..errors import PublishError
 from ..forks import Lock
 from ..format.header import Header, Tokens
 from ..storage import shared
-from ..storage.fs import Identity, control_name, identity_of
+from ..storage.fs import Identity, identity_of
+from ..storage.names import control_name, wake_name
 from ..storage.pagefile import NO_WORD, PageFile, Wake, Word, page_lock
 from .events import MAX_APPEND, Event, Extent, decode, encode
 from .head import (
@@ -57,7 +58,6 @@ __all__ = [
     "nonce",
     "page_path",
     "private_page",
-    "wake_name",
     "wake_path",
 ]
 
@@ -362,11 +362,6 @@ def _unpacked(proof: bytes) -> tuple[Any, ...]:
 def page_path(path: str) -> str:
     """The page of the cache file at a path."""
     return control_name(path)
-
-
-def wake_name(name: str, number: int) -> str:
-    """number: the nonce of the page that names it."""
-    return f".{name}.{number:016x}.wake"
 
 
 def wake_path(path: str, number: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..additive import union
@@ -25,7 +25,7 @@ from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Serves
 from ..storage.trust import name_owners, uids_of
-from . import metrics, operate
+from . import levers, metrics, operate
 from .announce import Announcer
 from .attach import look
 from .counters import WorkerCounters, record_event, remove
@@ -74,6 +74,7 @@ def build(
         as a `ProcessPoolExecutor` or `Client.get_executor()` of Dask. The file has the same bytes. docs/shards.md says
         which sources can be cut, and where it pays. Raises SourceError where the source was written to meanwhile.
     segments: the directory where what workers made waits to be merged, the same for all; by default that of the file.
+        Where workers share no disk with this process, the URL of an object store: s3://bucket/scratch.
 
     The directory is made where it is missing. What was held by a rollback is not held any more.
     The same records give the same bytes, and then the published file stays in place and counts as built now. Workers
@@ -204,6 +205,7 @@ def build_once(
     lead_ns: int = 0,
     stage: storage.Stage | None = None,
     read_ns: int | None = None,
+    overtaken: Callable[[], bool] | None = None,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 
@@ -213,6 +215,8 @@ def build_once(
     descriptor that holds the build lock already. exact: build what is asked for here and no more; else what the
     published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if they are
     not the source's own. lead_ns: how long it took to get here. stage: how the source is read, if not here.
+    overtaken: asked under the lock, whether what is to be built was read from a file that is not the published one any
+    more; then that stays, and the caller looks again.
     """
     name = with_name(path)  # or counters would be files of the root directory
     control = Announcer(name, page)
@@ -228,7 +232,12 @@ def build_once(
             raise failure.error
         if there is None:
             return False
-        is_after = asked_ns is not None and _is_after(there, control, asked_ns) and _has(there, source, exact=exact)
+        if overtaken is not None and overtaken():
+            served.append(there)
+            return True
+        # Case: a rollback came first. Its file says that it is of then, and has older records.
+        is_after = asked_ns is not None and not levers.look(name).rolled_back and _is_after(there, control, asked_ns)
+        is_after = is_after and _has(there, source, exact=exact)
         if is_after or (serves is not None and serves(there)):
             served.append(there)
         return bool(served)
@@ -266,6 +275,7 @@ def build_once(
             raise
         if not served:
             control.succeeded()
+            operate.settle(name, page)
         if is_asked_for:
             operate.release(name, page)
         if not served:  # else by another's build, which is counted there

@@ -26,8 +26,9 @@ from ..storage import fs
 from ..storage.lane import Lane
 from ..storage.merging import Segment, joined, opened
 from ..storage.publish import Stages, lasting_fingerprint, summaries
-from ..storage.segments import Made, Task, make, moved, remove
+from ..storage.segments import Made, Sent, Task, make, moved, remove
 from ..storage.shared import boot_id
+from ..store import is_url, public_url
 
 __all__ = ["Sharded"]
 
@@ -37,7 +38,8 @@ _TICK: Final = 1.0
 
 class Sharded:
     """shards: at most so many. executor: whose workers read them; it stays the caller's. segments: the directory, which
-    all workers see, where segments wait; None for that of the file."""
+    all workers see, where segments wait; None for that of the file. Or the URL of an object store, through which they
+    travel."""
 
     def __init__(self, shards: int, executor: Executor, segments: str | os.PathLike[str] | None = None) -> None:
         if type(shards) is not int or shards < 1:
@@ -46,7 +48,11 @@ class Sharded:
             raise TypeError(f"executor must be a concurrent.futures.Executor, not {type(executor).__name__}")
         self.shards = shards
         self.executor = executor
-        self.segments = None if segments is None else os.path.abspath(os.fspath(segments))
+        where = None if segments is None else os.fspath(segments)
+        self.url = where if where is not None and is_url(where) else None
+        if self.url is not None:
+            public_url(self.url)  # which refuses what is none of a store
+        self.segments = None if where is None or self.url is not None else os.path.abspath(where)
 
     def stage(
         self,
@@ -61,24 +67,31 @@ class Sharded:
         parts = cut(source, self.shards)
         host, now = _host(), time.time()
         path = directory.path if self.segments is None else os.path.join(self.segments, directory.name)
-        tasks = [Task(i, part, path, lasting_fingerprint(part), host, now) for i, part in enumerate(parts)]
+        sent = None if self.url is None else Sent(self.url)
+        through = (None, "") if sent is None else (sent.url, sent.build)
+        tasks = [Task(i, part, path, lasting_fingerprint(part), host, now, *through) for i, part in enumerate(parts)]
         made: list[Made] = []
         held = lane.keep(contextlib.ExitStack())
-        held.callback(_remove_all, made)
-        self._run(tasks, made, progress)
+        held.callback(_remove_all, made, sent)
+        self._run(tasks, made, progress, {} if progress is None else _counts(source))
         made.sort()
         if len(made) > 1:
             _look_at_first(source, made[0])
         if fingerprint_of(source) != before:
             raise moved(source)
+        if sent is not None:
+            made[:] = [one._replace(path=sent.brought(one.path, directory, held)) for one in made]
         segments = [_opened(one, len(made), held) for one in made]
+        _check_dims(segments)
         dtypes = _dtypes(segments)
         staged = joined(segments, clusters, lambda: lane.keep(directory.scratch()))
         return Stages(staged, summaries(staged, lambda name: dtypes[name]))
 
-    def _run(self, tasks: Sequence[Task], made: list[Made], progress: Progress | None) -> None:
-        """Have all segments made. Raises the first error; then no further one is begun, and those that have begun are
-        waited for."""
+    def _run(
+        self, tasks: Sequence[Task], made: list[Made], progress: Progress | None, totals: Mapping[str, int | None]
+    ) -> None:
+        """Have all segments made. totals: records of each collection, where that is known. Raises the first error; then
+        no further one is begun, and those that have begun are waited for."""
         futures: dict[Future[Made], Task] = {}
         counts: dict[str, int] = {}
         try:
@@ -92,7 +105,8 @@ class Sharded:
                     for name, n in made[-1].records.items():
                         counts[name] = counts.get(name, 0) + n
                         if progress is not None:
-                            progress(name, counts[name], counts[name] if len(made) == len(tasks) else None)
+                            total = counts[name] if len(made) == len(tasks) else totals.get(name)
+                            progress(name, counts[name], total)
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -143,7 +157,17 @@ def _ended(futures: Mapping[Future[Made], Task], *, known: Sequence[Made]) -> It
                 yield one
 
 
-def _remove_all(made: Sequence[Made]) -> None:
+def _counts(source: Source) -> dict[str, int | None]:
+    """Records of each collection, for progress: the whole, of which the workers' shards are parts."""
+    with source.read() as reading:
+        return {schema.name: reading.count(schema.name) for schema in source.schemas}
+
+
+def _remove_all(made: Sequence[Made], sent: Sent | None) -> None:
+    if sent is not None:
+        with contextlib.suppress(MmcacheError):
+            sent.remove()
+        return
     for one in made:
         with contextlib.suppress(MmcacheError):
             remove(one.path)
@@ -153,13 +177,30 @@ def _opened(made: Made, of: int, held: contextlib.ExitStack) -> Segment:
     return opened(made.path, held, made.notes, name=f"shard {made.number} of {of}")
 
 
+def _check_dims(segments: Sequence[Segment]) -> None:
+    """Raises BuildError where shards have learned otherwise, be it from rows that were left out: one build of all would
+    have gone by the first."""
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    for segment in segments:
+        for collection, notes in segment.notes.items():
+            for field, dim in notes.learned.dims.items():
+                known, other = found.setdefault((collection, field), (dim, segment.name))
+                if known != dim:
+                    raise BuildError.of(
+                        collection,
+                        None,
+                        f"{segment.name} has embeddings {field!r} of {dim} numbers, and {other} of {known}; say how "
+                        "many with dim= in the Schema",
+                    )
+
+
 def _dtypes(segments: Sequence[Segment]) -> dict[str, dict[str, str]]:
     """Collection -> embedding -> what its bytes were read as. Raises BuildError where shards have guessed otherwise."""
     found: dict[str, dict[str, str]] = {}
     for segment in segments:
         for collection, notes in segment.notes.items():
             known = found.setdefault(collection, {})
-            for field, dtype in notes.dtypes.items():
+            for field, dtype in notes.learned.dtypes.items():
                 if known.setdefault(field, dtype) != dtype:
                     raise BuildError.of(
                         collection,

@@ -16,7 +16,8 @@ from ..format.leftout import LeftOut
 from ..freshness import Freshness, Policy
 from ..sources.base import Source
 from ..storage import shared
-from ..storage.fs import ReadFile, lock_name
+from ..storage.fs import ReadFile
+from ..storage.names import lock_name
 from .alerts import Alert, Rules, broken
 from .asking import ask
 from .attach import look
@@ -106,6 +107,7 @@ def status_of(
             failure=failure,
             disabled=BY_ENVIRONMENT if disabled else levers.disabled,
             held=levers.held,
+            resumed=levers.resumed,
         )
         decided = decide(facts, DecisionRules(policy))
     head = page.head()

@@ -267,4 +267,9 @@ def moved(spec: Mapping[str, Any], place: str) -> dict[str, Any]:
         return {**spec, "url": place}
     if "path" not in spec:
         raise SourceError(f"a source of kind {spec.get('kind')!r} is not at a path, and cannot have moved to {place!r}")
-    return {**spec, "path": os.path.abspath(place)}
+    return {**spec, "path": place if _is_object_url(place) else os.path.abspath(place)}
+
+
+def _is_object_url(place: str) -> bool:
+    found: bool = import_module("mmcache.sources.objects").is_object_url(place)
+    return found

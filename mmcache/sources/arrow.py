@@ -23,6 +23,7 @@ from .base import Where
 from .casts import is_kept
 from .columns import values_of
 from .files import FileReading, FileSource
+from .objects import raw_of
 from .parts import Part
 from .streams import decompressed
 
@@ -142,28 +143,34 @@ class ParquetReading(ArrowReading):
         super().begin()
         try:
             if self._first is not None:
-                parquet.ParquetFile(self._first)
+                parquet.ParquetFile(raw_of(self._first))
         except (OSError, pa.ArrowException) as error:
             raise self.source._error(error) from error
 
     def count(self, collection: str) -> int | None:
         super().count(collection)
         try:
-            return sum(_rows_in(parquet.ParquetFile(file), part) for file, part in self.each_file())
+            return sum(_rows_in(parquet.ParquetFile(raw_of(file)), part) for file, part in self.each_file())
         except (OSError, pa.ArrowException) as error:
             raise self.source._error(error) from error
 
     def items(self, file: io.BufferedReader, part: Part, schema: Schema) -> Iterator[Any]:
-        table = parquet.ParquetFile(file, pre_buffer=False)
+        table = parquet.ParquetFile(raw_of(file), pre_buffer=False)
         columns = _wanted(schema, table.schema_arrow.names)
         groups = None if part.piece is None else range(*part.piece)
         for batch in table.iter_batches(_BATCH_ROWS, columns=columns, row_groups=groups):
             yield from _rows(batch, schema)
 
-    def before(self, path: str, begin: int) -> int:
+    def before(self, part: Part, begin: int) -> int:
         """See `FileReading`."""
-        metadata = parquet.read_metadata(path)
+        metadata = _metadata(self.source.opened(part))
         return sum(metadata.row_group(i).num_rows for i in range(begin))
+
+
+def _metadata(file: io.BufferedReader) -> parquet.FileMetaData:
+    """From the end of a file, which is closed then. Raises OSError and ArrowException."""
+    with file:
+        return parquet.read_metadata(raw_of(file))
 
 
 def _rows_in(table: parquet.ParquetFile, part: Part) -> int:
@@ -189,7 +196,7 @@ class ParquetSource(ArrowFileSource[R_co]):
     def pieces(self, part: Part, n: int) -> list[tuple[Part, int]]:  # noqa: ARG002 (all of them are joined again)
         """See `FileSource`: row groups. Raises OSError."""
         try:
-            metadata = parquet.read_metadata(part.path)
+            metadata = _metadata(self.opened(part))
         except pa.ArrowException as error:
             raise self._error(error, part.path) from error
         groups = map(metadata.row_group, range(metadata.num_row_groups))

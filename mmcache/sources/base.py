@@ -32,6 +32,7 @@ __all__ = [
     "TrackedSource",
     "UntoldError",
     "Where",
+    "fingerprint_lately",
     "fingerprint_of",
     "flat",
     "given_by",
@@ -284,6 +285,13 @@ def fingerprint_of(source: Source) -> bytes:
         kind = type(source).__name__
         raise SourceError(f"fingerprint() of {kind} gave {found!r:.80}; expected 32 bytes, such as those of a SHA-256")
     return found
+
+
+def fingerprint_lately(source: Source) -> bytes:
+    """`Source.fingerprint`; or, of a source that is asked over a network, what it gave within the last second: for a
+    question that is asked at every miss. Raises SourceError."""
+    lately = getattr(source, "fingerprint_lately", None)
+    return fingerprint_of(source) if lately is None else lately()
 
 
 def ordered(source: Source, collection: str, ids: Sequence[Key]) -> list[Key]:

@@ -93,14 +93,21 @@ def foreign(blob: bytes) -> str | None:
     return None
 
 
-def text(blob: bytes) -> str | None:
-    """What the bytes are if all are those of printed text, which numbers of 2 bytes or more hardly ever are."""
+def text(blob: bytes, dtype: Dtype | None = None) -> str | None:
+    """What the bytes are if all are those of printed text, which numbers of 2 bytes or more hardly ever are. dtype:
+    that they should be: numbers of 4 bytes or more that are all of a usual size are no text; 0.7 is `333?`."""
     is_text = len(blob) >= _TEXT and not blob.translate(None, _PRINTED)
+    if is_text and dtype is not None and WIDTHS.get(dtype, 1) >= 4:
+        kind = _FLOATS[dtype]
+        exponents = [word >> kind.mantissa & kind.exponent for word in _words(blob, kind.code)]
+        is_text = not all(kind.bias - _SMALL <= one <= kind.bias + _LARGE for one in exponents)
     return "text, such as JSON or CSV; give a JSON list of numbers, as text" if is_text else None
 
 
 _TEXT = 16
 _PRINTED = bytes([*b"\t\n\r", *range(0x20, 0x7F)])
+_SMALL, _LARGE = 11, 16
+"""Text whose numbers of 4 bytes lie between 2**-11 and 2**17 has one of `:;<=>?@ABCDEFG` in every fourth place."""
 
 
 def prefixed(blob: bytes) -> str | None:

@@ -22,7 +22,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
@@ -35,7 +35,7 @@ from ..words import open_files
 from .fingerprint import Stamp, stamp_of
 from .opening import Connect, Opening, what_it_lacks
 
-__all__ = ["Connection", "Connections"]
+__all__ = ["BusyError", "Connection", "Connections"]
 
 MAX_IDLE = 8
 
@@ -50,6 +50,10 @@ _PATIENCE: Final = 0.02
 
 _PAUSE: Final = 0.0005
 """Seconds between two looks of whichever waits."""
+
+
+class BusyError(Exception):
+    """A writer holds the database locked."""
 
 
 class Connection:
@@ -162,6 +166,22 @@ class Connections:
         _wait_until(lambda: not _forks, _PATIENCE)
         with Within(self._inside):
             return self._take()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[Connection]:
+        """A read transaction that does not wait for a writer's lock, for a get may be waiting. Raises BusyError where
+        there is one, and SourceError."""
+        with self.take() as connection:
+            try:
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("BEGIN")
+                yield connection
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                    raise BusyError from error
+                raise self.error(error) from error
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {round(1000 * self.timeout)}")
 
     def _take(self) -> Connection:
         home, now = self._idle, self._look()

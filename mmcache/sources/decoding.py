@@ -13,7 +13,7 @@ from typing import Any
 
 from .base import Invalid, SourceRecord, refused
 from .rowkeys import SCALARS, Shape, bad_key, is_key
-from .vectors import Decoders, Vector
+from .vectors import Decoders, Vector, any_doubtful, is_doubtful
 
 __all__ = ["source_records"]
 
@@ -57,7 +57,7 @@ def _alike(
         return None
     if len(columns) > width:
         vectors = columns[-1]
-        if set(map(type, vectors)) != {bytes} or set(map(len, vectors)) != {decode.size}:
+        if set(map(type, vectors)) != {bytes} or set(map(len, vectors)) != {decode.size} or any_doubtful(vectors):
             return None
     for position, column in together.items():
         if column is None:
@@ -91,7 +91,7 @@ def _one_by_one(
         try:
             if len(row) > width:
                 vector = row[-1]
-                if type(vector) is not bytes or len(vector) != size:
+                if type(vector) is not bytes or len(vector) != size or is_doubtful(vector):
                     vector = decode(row[width:])
                     size = decode.size
             for position, column in together.items():

@@ -28,21 +28,25 @@ from .casts import Adapter
 from .catalog import Catalog
 from .fingerprint import lasting, stamp_of
 from .mappings import LOOKED_AT, Keyed, Sought, Unread, shape_records, unknown_to, without
+from .objects import Objects, fingerprint_of_objects, is_object_url
 from .parts import Part, absolute, joined, parts_of
 from .slices import balanced
 from .streams import STDIN, is_pipe, open_file
-from .vectors import Decoders, Vector
+from .vectors import Decoders, Learned, Vector
 
 __all__ = ["FileReading", "FileSource"]
 
 _REMEMBERED = 1024
 """Lines that are known of the last items: more than are taken together."""
+_LATELY = 1.0
+"""Seconds for which misses believe the fingerprint of objects that was asked for last."""
 
 
 class FileSource(Generic[R_co]):
     """A file of records without an index; or several: a pattern such as `logs/*.jsonl`, or a directory.
 
-    path: made absolute at once. "-" is standard input, which no other process can read again.
+    path: made absolute at once. "-" is standard input, which no other process can read again. A URL of an object store
+        names an object, a pattern of them, or all below a prefix: see `objects`. Needs the extra `remote`.
     embeddings: the path of a .npy file whose row i is the embedding of record i, in place of embeddings in the records.
 
     Lookups are from a dict of all records, read anew when a file has changed. Pickles to its arguments.
@@ -64,7 +68,9 @@ class FileSource(Generic[R_co]):
     """Of a part of a source: which it is, and its files."""
 
     def __init__(self, path: Where, schema: Schema[R_co], *, embeddings: Where | None = None) -> None:
-        self.path = absolute(os.fsdecode(os.fspath(path)))
+        where = os.fsdecode(os.fspath(path))
+        self._objects = Objects(where) if is_object_url(where) else None
+        self.path = where if self._objects is not None else absolute(where)
         if "\0" in self.path:
             raise ValueError(f"a path cannot hold a NUL character: {self.path!r}")
         self._catalog = Catalog([schema], key="id")
@@ -81,11 +87,12 @@ class FileSource(Generic[R_co]):
                 "fields; name one: Schema(embedding=...)"
             )
         self._lookup: tuple[bytes, Keyed] | None = None
+        self._lately: tuple[float, bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         if self.path == STDIN:
             raise TypeError("standard input cannot be sent to another process; write it to a file first")
-        return self.__dict__ | {"_lookup": None}
+        return self.__dict__ | {"_lookup": None, "_lately": None}  # and see `Objects`
 
     @property
     def schemas(self) -> tuple[AnySchema, ...]:
@@ -114,6 +121,8 @@ class FileSource(Generic[R_co]):
         """The files, as they are now. Raises SourceError where there is none."""
         if self._shard is not None:
             return self._shard[1]
+        if self._objects is not None:
+            return self._objects.parts(self.suffixes)
         return parts_of(self.path, self.suffixes)
 
     def shards(self, n: int) -> list[Self]:
@@ -137,7 +146,17 @@ class FileSource(Generic[R_co]):
 
     def pieces(self, part: Part, n: int) -> list[tuple[Part, int]]:  # noqa: ARG002 (for formats that can be cut)
         """A file, as a whole or cut n times at most, and how much work each is. Raises OSError."""
-        return [(part, os.stat(part.path).st_size)]
+        return [(part, self.size_of(part))]
+
+    def size_of(self, part: Part) -> int:
+        """Bytes of a file. Raises OSError."""
+        return os.stat(part.path).st_size if part.found is None else part.found.size
+
+    def opened(self, part: Part) -> io.BufferedReader:
+        """A file, seekable. Raises OSError."""
+        if self._objects is None or part.found is None:
+            return open_file(part.path)
+        return self._objects.open(part)
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -159,8 +178,8 @@ class FileSource(Generic[R_co]):
         return self._by_key(collection).find(query)
 
     def fingerprint(self) -> bytes:
-        """Of the identity, size and times of all files, and their names if they are several. Raises SourceError where
-        there is none.
+        """Of the identity, size and times of all files, and their names if they are several; of objects, of their
+        names, sizes and tags. Raises SourceError where there is none.
 
         Of files that were written within the last 20 ms, whose times cannot tell of another write, it is one that is
         never given again. Ask again a moment later for one that lasts.
@@ -169,16 +188,28 @@ class FileSource(Generic[R_co]):
             return bytes(32)
         begun_ns = time.time_ns()
         parts = self.parts()
+        files = [part.path for part in parts if part.found is None]
         others = [self.embeddings] if self.embeddings is not None else []
         try:
-            stamps = [stamp_of(os.stat(path)) for path in (*(part.path for part in parts), *others)]
+            stamps = [stamp_of(os.stat(path)) for path in (*files, *others)]
         except OSError as error:
             raise self._error(error) from error
         found = lasting(begun_ns, *stamps)
+        if self._objects is not None:
+            return blake2b(found + fingerprint_of_objects(parts), digest_size=32).digest()
         if [part.path for part in parts] == [self.path]:
             return found
         names = "\0".join(part.path for part in parts)
         return blake2b(found + os.fsencode(names), digest_size=32).digest()
+
+    def fingerprint_lately(self) -> bytes:
+        """See `base.fingerprint_lately`. A file costs no more than a look at it."""
+        if self._objects is None:
+            return self.fingerprint()
+        begun, known = time.monotonic(), self._lately
+        if known is None or begun - known[0] > _LATELY:
+            self._lately = known = begun, self.fingerprint()
+        return known[1]
 
     def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. A file has one collection; its first records say which fields it has."""
@@ -273,6 +304,10 @@ class FileReading:
         """See `IterableSource.dtypes`."""
         return self._decoders[collection].dtypes
 
+    def learned(self, collection: str) -> Learned:
+        """See `IterableSource.learned`."""
+        return self._decoders[collection].learned
+
     def count(self, collection: str) -> int | None:
         """None: only reading would tell."""
         self.source._catalog[collection]
@@ -307,6 +342,9 @@ class FileReading:
             with ExitStack() as held:
                 file = self._first or self._open(part, held)
                 file.seek(0)
+                if part.found is not None:
+                    yield file, part  # whose every range is of the object that was listed
+                    continue
                 before = os.fstat(file.fileno())
                 yield file, part
                 after = os.fstat(file.fileno())
@@ -315,7 +353,7 @@ class FileReading:
 
     def _open(self, part: Part, held: ExitStack) -> io.BufferedReader:
         try:
-            return held.enter_context(open_file(part.path))
+            return held.enter_context(self.source.opened(part))
         except OSError as error:
             raise self.source._error(error, part.path) from error
 
@@ -345,10 +383,10 @@ class FileReading:
         if part.piece is None or not part.piece[0]:
             return 0
         if part.path not in self._before:
-            self._before[part.path] = self.before(part.path, part.piece[0])
+            self._before[part.path] = self.before(part, part.piece[0])
         return self._before[part.path]
 
-    def before(self, path: str, begin: int) -> int:
+    def before(self, part: Part, begin: int) -> int:
         """How many lines, or rows, a file has before the piece that begins there. Raises one of `failures`."""
         raise NotImplementedError
 

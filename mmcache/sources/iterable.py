@@ -16,7 +16,7 @@ from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
 from .mappings import Keyed, shape_records
 from .slices import first_of, slice_of, slice_of_arrays
-from .vectors import Decoders, Vector, float32_bytes
+from .vectors import NOTHING_LEARNED, Decoders, Learned, Vector, float32_bytes
 
 __all__ = ["Embeddings", "IterableSource", "Records"]
 
@@ -215,6 +215,10 @@ class IterableSource(Generic[R_co]):
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """Embedding -> what its bytes were read as, in the last read; of those that were bytes."""
         return self._decoders[collection].dtypes if collection in self._decoders else {}
+
+    def learned(self, collection: str) -> Learned:
+        """What the last read has learned besides its records."""
+        return self._decoders[collection].learned if collection in self._decoders else NOTHING_LEARNED
 
     def _arrow_rows(self, stream: Any, schema: Schema) -> Iterator[Mapping[str, Any]]:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
@@ -19,7 +18,7 @@ from ..schema import R_co, Schema
 from .files import FileReading, FileSource
 from .mappings import Unread
 from .parts import Part
-from .streams import decompressed, encoding_of, open_file
+from .streams import decompressed, encoding_of
 
 __all__ = ["JSONLinesSource", "JSONSource"]
 
@@ -48,10 +47,10 @@ class JSONLinesReading(FileReading):
             self.lines.append(number)
             yield item
 
-    def before(self, path: str, begin: int) -> int:
+    def before(self, part: Part, begin: int) -> int:
         """See `FileReading`."""
         count = 1  # the line that `_begun_in` skips
-        with open_file(path) as file:
+        with self.source.opened(part) as file:
             remaining = begin - 1
             while remaining and (data := file.read(min(_CHUNK, remaining))):
                 count += data.count(b"\n")
@@ -92,8 +91,8 @@ class JSONLinesSource(FileSource[R_co]):
 
     def pieces(self, part: Part, n: int) -> list[tuple[Part, int]]:
         """See `FileSource`: ranges of bytes, of files that are UTF-8 and not compressed. Raises OSError."""
-        size = os.stat(part.path).st_size
-        with open(part.path, "rb") as file:
+        size = self.size_of(part)
+        with self.opened(part) as file:
             data = decompressed(file)
             if data is not file or encoding_of(data.peek(4)) not in (None, "utf-8-sig"):
                 return [(part, size)]

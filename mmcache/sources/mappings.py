@@ -20,7 +20,7 @@ from ..schema import Schema
 from ..values import Values, all_plain
 from .base import Invalid, Key, SourceRecord, refused
 from .casts import Adapter, adapter_of
-from .vectors import Decoders, Vector
+from .vectors import Decoders, Vector, any_doubtful
 
 __all__ = ["LOOKED_AT", "Keyed", "Sought", "Unread", "replaces", "shape_records", "unknown_to", "with_paths", "without"]
 
@@ -100,7 +100,7 @@ class _Shaper:
         self.decode = decode
         self.values_by = values_by
         self.adapter = adapter
-        self.layouts = _Layouts(schema)
+        self.layouts = _Layouts(schema, decode.orders)
         self.sought = Sought(schema, schema.index, schema.json, schema.embeddings if vectors is None else ())
         self.sought.declare(schema)
         self.ordinal = 0
@@ -206,7 +206,7 @@ class _Shaper:
             return repeat(None)
         if len(wanted) == 1:
             column: list[Any] = [item.get(wanted[0]) for item in run]
-            if set(map(type, column)) == {bytes} and set(map(len, column)) == {size}:
+            if set(map(type, column)) == {bytes} and set(map(len, column)) == {size} and not any_doubtful(column):
                 return column
         return [self.decode([item.get(field) for field in wanted]) for item in run]
 
@@ -302,12 +302,13 @@ def _reaches(names: tuple[Any, ...], values: Sequence[Any], path: str) -> bool:
 class _Layouts(dict[tuple[Any, ...], Layout]):
     """The fields of a mapping in its own order -> the names of the record, and a function that gives their values.
 
-    Bounded, as every record may have fields of its own.
+    Bounded, as every record may have fields of its own. orders: see `Learned`; gets what is learned.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, orders: dict[frozenset[Any], tuple[Any, ...]]) -> None:
         super().__init__()
         self._schema = schema
+        self._orders = orders
         self._by_fields: dict[frozenset[Any], Layout] = {}
         kept = {*schema.key_fields, *(schema.columns or schema.index)}
         if absent := [field for field in schema.index if field not in kept and path_of(field)[0] not in kept]:
@@ -327,10 +328,14 @@ class _Layouts(dict[tuple[Any, ...], Layout]):
             raise ValueError(f"field names must be str, not {odd[0]!r}")
         if len(self) >= _MAX_LAYOUTS:
             self.clear()
+        if len(self._by_fields) >= _MAX_LAYOUTS:
             self._by_fields.clear()
+            self._orders.clear()
         columns = self._schema.columns
         names = (key, *(name for name in fields if name not in apart and (columns is None or name in columns)))
-        layout = self[fields] = self._by_fields.setdefault(frozenset(names), (names, _getter(names)))
+        same = frozenset(names)
+        names = self._orders.setdefault(same, names)
+        layout = self[fields] = self._by_fields.setdefault(same, (names, _getter(names)))
         return layout
 
 
@@ -411,3 +416,20 @@ def replaces(schema: Schema, before: SourceRecord | Invalid | None) -> bool:
         return True
     # Where a key may stand once only, a row that is left out counts for nothing.
     return schema.on_duplicate == "raise" and isinstance(before, Invalid)
+
+
+def only_chosen(
+    schema: Schema,
+    matches: Iterable[SourceRecord],
+    look_up: Callable[[list[Key]], Mapping[Key, SourceRecord | Invalid]],
+) -> Iterable[SourceRecord]:
+    """Of what matches a query, the records that a lookup of their key gives. All are held."""
+    found = list(matches)
+    chosen = look_up([record.values[0] for record in found])
+    kept: dict[Key, SourceRecord] = {}
+    for record in found:
+        key = record.values[0]
+        if record == chosen.get(key) and replaces(schema, kept.get(key)):
+            kept.pop(key, None)  # the last of several comes at its own place
+            kept[key] = record
+    return kept.values()

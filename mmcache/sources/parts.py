@@ -15,9 +15,10 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ..errors import SourceError
+from ..store import Found
 from .streams import STDIN, is_pipe
 
-__all__ = ["COMPRESSED", "Part", "absolute", "is_pattern", "joined", "parts_of"]
+__all__ = ["COMPRESSED", "Part", "absolute", "is_pattern", "joined", "parts_of", "typed"]
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _NOTHING = "__HIVE_DEFAULT_PARTITION__"
@@ -26,11 +27,12 @@ _NUMBER = re.compile(r"-?[0-9]{1,10}")
 
 class Part(NamedTuple):
     """One file. fields: what its directories say of all its records. piece: what is read of it, in units of its format
-    from the first on to before the last; None for all."""
+    from the first on to before the last; None for all. found: the object of a store that it is; None for a file."""
 
     path: str
     fields: Mapping[str, int | str | None] = {}
     piece: tuple[int, int] | None = None
+    found: Found | None = None
 
 
 def absolute(path: str) -> str:
@@ -63,7 +65,8 @@ def parts_of(path: str, suffixes: tuple[str, ...]) -> list[Part]:
         return [Part(path)]  # which opening it says all about
     if not found:
         raise SourceError(f"{what}; check the path", path=path)
-    return _typed(base, found)
+    names = [os.path.relpath(name, base) for name in found]
+    return [Part(name, fields) for name, fields in zip(found, typed(names), strict=True)]
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:
@@ -101,22 +104,20 @@ def _fixed(pattern: str) -> str:
     return pattern
 
 
-def _typed(base: str, found: list[str]) -> list[Part]:
-    told = [dict(_said(os.path.relpath(path, base))) for path in found]
+def typed(names: list[str]) -> list[dict[str, int | str | None]]:
+    """What the directories of each of these relative paths say of its records."""
+    told = [dict(_said(name)) for name in names]
     values: dict[str, set[str]] = {}
     for fields in told:
         for name, value in fields.items():
             values.setdefault(name, set()).add(value)
     numbers = {name for name, texts in values.items() if _are_numbers(texts - {_NOTHING})}
     return [
-        Part(
-            path,
-            {
-                name: None if value == _NOTHING else int(value) if name in numbers else value
-                for name, value in fields.items()
-            },
-        )
-        for path, fields in zip(found, told, strict=True)
+        {
+            name: None if value == _NOTHING else int(value) if name in numbers else value
+            for name, value in fields.items()
+        }
+        for fields in told
     ]
 
 

@@ -7,6 +7,7 @@ connections to it. What cannot be read raises a SourceError that says what it is
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import SourceError
 from ..schema import AnySchema
+from .objects import Objects, is_object_url
 from .parts import absolute, is_pattern, parts_of
 from .streams import compression_of, decompressed, encoding_of, is_pipe, open_file
 from .unreadable import foreign_directory, foreign_file, foreign_text
@@ -25,7 +27,7 @@ __all__ = ["KINDS", "content_of", "is_url", "kind_of", "source_at"]
 _HEAD = 1 << 16
 _SQLITE_PAGE = 512
 _URL = re.compile(r"([a-z][a-z0-9.]*(?:\+[a-z0-9_]+)?)://", re.IGNORECASE)
-_REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "ftp", "hdfs")
+_REMOTE = ("gcs", "ftp", "sftp", "hdfs", "webhdfs")
 _STREAMED = ("csv", "json", "jsonl", "arrow")
 _SINGLE = ("sqlite", "duckdb", "npy")
 """Of which several files are no one source."""
@@ -60,9 +62,12 @@ def is_url(where: str) -> bool:
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """The kind of source at a path, a pattern, a directory, or "-": a key of `KINDS`. Raises SourceError.
+    """The kind of source at a path, a pattern, a directory, "-", or a URL of an object store: a key of `KINDS`. Raises
+    SourceError.
 
     A file that is not there is of the kind that its name says, if it does."""
+    if is_object_url(os.fsdecode(os.fspath(path))):
+        return _kind_of_objects(os.fsdecode(os.fspath(path)))
     path = absolute(os.fsdecode(os.fspath(path)))
     if not is_pipe(path) and (is_pattern(path) or os.path.isdir(path)):
         return _kind_of_several(path)
@@ -82,14 +87,15 @@ def content_of(path: str, kind: str) -> str:
 
 
 def source_at(where: str | os.PathLike[str], *schemas: AnySchema, **options: Any) -> Any:
-    """The source at a path, a pattern of paths, a directory, "-" for standard input, or a URL of a database.
+    """The source at a path, a pattern of paths, a directory, "-" for standard input, a URL of a database, or one of
+    files in an object store.
 
     options: those of the class, such as `delimiter` of CSV. `sqlite:///shop.db` is the path `shop.db`; any other URL is
     one of SQLAlchemy. Raises SourceError for what cannot be read, ValueError or TypeError for options and schemas that
     do not fit.
     """
     where = os.fsdecode(os.fspath(where))
-    if is_url(where):
+    if is_url(where) and not is_object_url(where):
         scheme = where.partition(":")[0].lower()
         if scheme == "file":
             where = unquote(urlsplit(where).path)
@@ -192,6 +198,30 @@ def _kind_of_several(path: str) -> str:
     return kind
 
 
+def _kind_of_objects(url: str) -> str:
+    """That of the first object, by its name, or else by its content; of several, all names must say the same."""
+    objects = Objects(url)
+    found = foreign_directory(objects.steps())
+    if found is not None:
+        raise _refusal(found, url)
+    parts = objects.parts(())
+    named = {by_name[0] for part in parts if (by_name := _by_name(part.path)) is not None}
+    if len(named) > 1:
+        kinds = " and ".join(sorted(KINDS[kind][1][0] for kind in named))
+        raise SourceError(f"objects of several kinds, {kinds}; name those of one by a pattern", path=url)
+    if named:
+        (kind,) = named
+    else:
+        try:
+            with objects.open(parts[0]) as file:
+                kind = _kind_of_open(file, parts[0].path, None)
+        except OSError as error:
+            raise SourceError(f"cannot read the object: {error}", path=parts[0].path) from error
+    if kind in _SINGLE:
+        raise SourceError(f"this is {_NAMES[kind]}, which is not read from an object store; download it", path=url)
+    return kind
+
+
 def _holds(path: str, suffixes: tuple[str, ...]) -> bool:
     try:
         return bool(parts_of(path, suffixes))
@@ -219,15 +249,19 @@ def _kind_of_file(path: str) -> str:
             )
         if found.st_size % _SQLITE_PAGE == 0 and _is_sqlite(path):
             return "sqlite"
-    inner = b""
     try:
         with open_file(path) as file:
-            head = file.read(_HEAD)
-            if (compressed := compression_of(head)) is not None:
-                data = decompressed(file)
-                inner = data.read(_HEAD)
+            return _kind_of_open(file, path, by_name)
     except OSError as error:
         raise SourceError(f"cannot read the file: {error}", path=path) from error
+
+
+def _kind_of_open(file: io.BufferedReader, path: str, by_name: tuple[str, bool] | None) -> str:
+    """By what it begins with. Raises OSError and SourceError."""
+    inner = b""
+    head = file.read(_HEAD)
+    if (compressed := compression_of(head)) is not None:
+        inner = decompressed(file).read(_HEAD)
     if compressed is None:
         return _told(head, path, by_name)
     if not inner:

@@ -7,37 +7,32 @@ by type and value), so that collations and types of a database never make the tw
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, ClassVar, Generic, Self, overload
 
 from sqlalchemy.engine import URL, Engine
 
 from ..errors import BuildError, SourceError
-from ..query import Query, matcher, path_of
+from ..query import Query, matcher
 from ..schema import AnySchema, R_co, Schema
 from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat
 from .casts import check_unmapped
 from .catalog import Catalog
-from .mappings import replaces, with_paths
+from .mappings import only_chosen, replaces, with_paths
 from .sql_databases import database_of
 from .sql_links import Link, Links
-from .sql_plans import SQLPlan, make_plan
-from .sql_tracking import changes_since, is_installed, track, tracked, untrack
+from .sql_planned import SQLPlans
+from .sql_plans import SQLPlan, reduced
 from .sql_urls import has_secrets, path_of_sqlite, shown
+from .sql_writes import SQLWrites
 from .tracking import LIMIT, Tracking
-from .vectors import MAX_DOUBTS, Decoders
 
 __all__ = ["SQLAlchemySource"]
 
 MAX_IDS = 512
 """Keys that are looked up by one statement."""
-
-_PLAN_SECONDS = 10.0
-"""For so long lookups rely on the columns that a table had."""
 
 
 class SQLAlchemySource(Generic[R_co]):
@@ -97,12 +92,11 @@ class SQLAlchemySource(Generic[R_co]):
             raise ValueError(f"Schema {tracking[0]!r}: tracks= is for SQLite; by URL only tables are tracked")
         self._links = Links(engine_or_url, timeout)
         self._database = database_of(self._links.url.get_backend_name())
-        self._fingerprint = fingerprint
-        # Each is replaced whole, so that threads need no lock.
-        self._plans: dict[str, tuple[float, SQLPlan]] = {}
-        self._resolved: dict[str, Schema] = {}
-        self._learned: dict[str, Decoders] = {}
-        self._local: Any = None
+        self._plan_by(fingerprint)
+
+    def _plan_by(self, fingerprint: str | None) -> None:
+        self._plans = SQLPlans(self._database, self._links.name)
+        self._writes = SQLWrites(self._links, self._database, self._catalog, self._plans, fingerprint)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._links.name!r}, {', '.join(self._catalog)})"
@@ -113,7 +107,7 @@ class SQLAlchemySource(Generic[R_co]):
             raise TypeError("a database in memory is of one process; its source cannot be pickled")
         url = self._links.url.render_as_string(hide_password=False)
         schemas, timeout = tuple(self._catalog.values()), self._links.timeout
-        return {"url": url, "schemas": schemas, "fingerprint": self._fingerprint, "timeout": timeout}
+        return {"url": url, "schemas": schemas, "fingerprint": self._writes.asked, "timeout": timeout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options = {"fingerprint": state["fingerprint"], "timeout": state["timeout"]}
@@ -127,12 +121,12 @@ class SQLAlchemySource(Generic[R_co]):
     @property
     def schemas(self) -> tuple[AnySchema, ...]:
         """With their keys, and names as the database spells them; as given while it cannot be asked."""
-        if len(self._resolved) < len(self._catalog):
+        if len(self._plans.resolved) < len(self._catalog):
             with suppress(SourceError, BuildError), self._taken() as link:
                 for schema in self._catalog.values():
                     with suppress(BuildError):  # no such table yet
-                        self._plan(link, schema)
-        return tuple(self._resolved.get(name, schema) for name, schema in self._catalog.items())
+                        self._plans.of(link, schema)
+        return tuple(self._plans.resolved.get(name, schema) for name, schema in self._catalog.items())
 
     @property
     def schema(self) -> Schema[R_co]:
@@ -143,7 +137,7 @@ class SQLAlchemySource(Generic[R_co]):
     def read(self) -> Iterator[Reading]:
         """One consistent read, begun here. Raises SourceError, or BuildError for a schema the database cannot meet."""
         with self._taken() as link:
-            plans = {name: self._make_plan(link, schema) for name, schema in self._catalog.items()}
+            plans = {name: self._plans.made(link, schema) for name, schema in self._catalog.items()}
             if any(plan.has_moments for plan in plans.values()):
                 self._database.settle(link)
             reading = SQLReading(link, self._catalog, plans)
@@ -164,14 +158,14 @@ class SQLAlchemySource(Generic[R_co]):
         schema = self._catalog[collection]
         try:
             with self._taken() as link:
-                plan = self._plan(link, schema)
+                plan = self._plans.of(link, schema)
                 if plan.has_moments:
                     self._database.settle(link)
                 yield link, plan
         except BuildError as error:
             raise SourceError(error.message, path=self.url) from error
         except SourceError:
-            self._plans = {}  # a column may be gone
+            self._plans.forget()
             raise
 
     def with_rules(self, **rules: Any) -> Self:
@@ -179,14 +173,13 @@ class SQLAlchemySource(Generic[R_co]):
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._catalog = Catalog(replace(schema, **rules) for schema in self._catalog.values())
-        other._plans, other._resolved, other._learned = {}, {}, {}
+        other._plan_by(self._writes.asked)
         return other
 
     def scans(self, collection: str) -> bool:
         """Whether a lookup there may cost a read of the whole collection: that of a query. Not where nothing tells of
         changes: then only a lookup finds what the file lacks."""
-        tells = self._fingerprint is not None or self._database.tells or path_of_sqlite(self._links.url) is not None
-        return tells and self._catalog[collection].query is not None
+        return self._writes.tells and self._catalog[collection].query is not None
 
     def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
         """Looked up by the key's columns, `MAX_IDS` at a time, in one consistent read."""
@@ -199,7 +192,7 @@ class SQLAlchemySource(Generic[R_co]):
         lookable = plan.lookable(ids)
         if not lookable:
             return found
-        wanted, decoders = list(lookable), self._decoders(link, plan)
+        wanted, decoders = list(lookable), self._plans.decoders(link, plan)
         # Of several rows with one key the first or last in the order of a query: only the query itself has that.
         is_whole = not plan.order and plan.schema.on_duplicate != "raise"
         for start in range(0, len(wanted), len(wanted) if is_whole else MAX_IDS):
@@ -241,7 +234,10 @@ class SQLAlchemySource(Generic[R_co]):
         """A query is run whole. Streams, and holds a connection until it is exhausted or closed."""
         with self._asked(collection) as (link, plan):
             matches = self._matches(link, plan, query)
-            yield from matches if plan.schema.on_duplicate == "raise" else self._only_chosen(link, plan, matches)
+            if plan.schema.on_duplicate == "raise":
+                yield from matches
+            else:
+                yield from only_chosen(plan.schema, matches, lambda keys: self._looked_up(link, plan, keys))
 
     def _matches(self, link: Link, plan: SQLPlan, query: Query) -> Iterator[SourceRecord]:
         where = plan.condition(query)
@@ -251,61 +247,20 @@ class SQLAlchemySource(Generic[R_co]):
         if plan.order:
             rows = link.rows(f"{plan.looking} WHERE {where[0]} {plan.order}", where[1])
         answers = matcher(query)
-        for record in plan.records(rows, self._decoders(link, plan)):
+        for record in plan.records(rows, self._plans.decoders(link, plan)):
             if not isinstance(record, Invalid) and answers(record.names, record.values):
                 yield record
-
-    def _only_chosen(self, link: Link, plan: SQLPlan, matches: Iterator[SourceRecord]) -> Iterable[SourceRecord]:
-        """Those that are what a lookup of their key gives. All are held."""
-        found = list(matches)
-        chosen = self._looked_up(link, plan, [record.values[0] for record in found])
-        kept: dict[Key, SourceRecord] = {}
-        for record in found:
-            key = record.values[0]
-            if record == chosen.get(key) and replaces(plan.schema, kept.get(key)):
-                kept.pop(key, None)  # the last of several comes at its own place
-                kept[key] = record
-        return kept.values()
 
     def fingerprint(self) -> bytes:
         """Of the rows of `fingerprint=`, where that was given. Else of PostgreSQL: differs when any transaction that
         wrote to the server has ended since; where it is tracked, only when one wrote to a table of these collections,
         or was the last of those that were older. Of SQLite: as of `SQLiteSource`. Of any other database 32 zeros, which
         say that it cannot tell. Raises SourceError."""
-        if self._fingerprint is None and (source := self._as_sqlite()) is not None:
-            found: bytes = source.fingerprint()
-            return found
-        with self._links.take() as link:
-            if self._fingerprint is None:
-                self._database.begin(link)
-                plans = self._tracked_plans(link)
-                position = None if plans is None else tracked(link, plans)
-                return self._database.state(link) or bytes(32) if position is None else position.fingerprint
-            rows = [tuple(row) for row in link.execute(self._fingerprint).fetchall()]
-        return blake2b(repr(rows).encode("utf-8", "surrogatepass"), digest_size=32).digest()
+        return self._writes.fingerprint()
 
     def changes(self, since: bytes) -> Changes | None:
         """See `TrackedSource`. Of a PostgreSQL or SQLite database that is tracked (`track`); None of any other."""
-        if self._fingerprint is not None:
-            return None
-        if (source := self._as_sqlite()) is not None:
-            local: Changes | None = source.changes(since)
-            return local
-        if not self._database.can_track:
-            return None
-        with self._taken() as link:
-            self._plans = {}  # the type of a key may be another one
-            plans = self._tracked_plans(link)
-            return None if plans is None else changes_since(link, plans, since)
-
-    def _tracked_plans(self, link: Link) -> list[SQLPlan] | None:
-        """Of all collections, where there may be a log; None where there is none, or a collection is not there."""
-        if not self._database.can_track or not is_installed(link):
-            return None
-        try:
-            return [self._plan(link, schema) for schema in self._catalog.values()]
-        except BuildError:
-            return None
+        return self._writes.changes(since)
 
     def track(self, *, limit: int = LIMIT) -> Tracking:
         """Install in a PostgreSQL or SQLite database what tells which records any writer changes; docs/tracking.md says
@@ -315,38 +270,11 @@ class SQLAlchemySource(Generic[R_co]):
         Raises SourceError for a view or query, for any other database, and where it cannot write; ValueError where
         `fingerprint=` tells of changes.
         """
-        if self._fingerprint is not None:
-            raise ValueError("fingerprint= tells of changes by itself; leave it out of a source that is tracked")
-        if (source := self._as_sqlite()) is not None:
-            local: Tracking = source.track(limit=limit)
-            return local
-        self._check_trackable()
-        self._plans = {}
-        return track(
-            self._links, self._database, tuple(self._catalog.values()), limit=limit, timeout=self._links.timeout
-        )
+        return self._writes.track(limit)
 
     def untrack(self) -> tuple[str, ...]:
         """Remove all that `track` installed, for whichever tables; the names. Raises SourceError."""
-        if (source := self._as_sqlite()) is not None:
-            local: tuple[str, ...] = source.untrack()
-            return local
-        self._check_trackable()
-        return untrack(self._links, timeout=self._links.timeout)
-
-    def _check_trackable(self) -> None:
-        if not self._database.can_track:
-            reason = "only PostgreSQL and SQLite can be tracked; name a query that tells of changes by fingerprint="
-            raise SourceError(reason, path=self.url)
-
-    def _as_sqlite(self) -> Any:
-        """What looks at the files of a SQLite database; None for any other."""
-        path = path_of_sqlite(self._links.url)
-        if path is not None and self._local is None:
-            from .sqlite import SQLiteSource
-
-            self._local = SQLiteSource(path, *self._catalog.values())
-        return self._local
+        return self._writes.untrack()
 
     def spec(self) -> dict[str, Any] | None:
         """The URL without its password, and the SELECT of `fingerprint=`; None for a database in memory."""
@@ -354,7 +282,8 @@ class SQLAlchemySource(Generic[R_co]):
         if url.get_backend_name() == "sqlite" and path_of_sqlite(url) is None:
             return None
         found = {"kind": self.kind, "url": shown(url)}
-        return found if self._fingerprint is None else {**found, "fingerprint": self._fingerprint}
+        asked = self._writes.asked
+        return found if asked is None else {**found, "fingerprint": asked}
 
     def given(self) -> dict[str, Any]:
         """What a process hands to another one besides: the URL with its password, if it has one."""
@@ -375,59 +304,13 @@ class SQLAlchemySource(Generic[R_co]):
     def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """See `EvolvingSource`. Asks the database for its columns, and reads no row. Raises SourceError."""
         with self._taken() as link:
-            found = [self._reduced(link, schema) for schema in schemas]
+            found = [reduced(link, self._database, schema) for schema in schemas]
         return tuple(schema for schema in found if schema is not None)
-
-    def _reduced(self, link: Link, schema: Schema) -> Schema | None:
-        try:
-            plan = make_plan(link, self._database, replace(schema, index=(), json=(), columns=None))
-        except ValueError:
-            return None
-
-        def kept(names: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(name for name in names if name in plan.columns or path_of(name)[0] in plan.columns)
-
-        columns = None if schema.columns is None else kept(schema.columns)
-        return replace(plan.schema, index=kept(schema.index), json=kept(schema.json), columns=columns)
 
     def close(self) -> None:
         """Close the connections of an engine of its own. Not final: a later call makes new ones."""
         self._links.close()
-        if self._local is not None:
-            self._local.close()
-
-    def _make_plan(self, link: Link, schema: Schema) -> SQLPlan:
-        try:
-            plan = make_plan(link, self._database, schema)
-        except ValueError as error:
-            failure = BuildError.of(schema.name, None, str(error))
-            failure.path = self.url
-            raise failure from error
-        self._resolved = self._resolved | {schema.name: plan.schema}
-        return plan
-
-    def _plan(self, link: Link, schema: Schema) -> SQLPlan:
-        known = self._plans.get(schema.name)
-        if known is not None and time.monotonic() - known[0] < _PLAN_SECONDS:
-            return known[1]
-        plan = self._make_plan(link, schema)
-        self._plans = self._plans | {schema.name: (time.monotonic(), plan)}
-        return plan
-
-    def _decoders(self, link: Link, plan: SQLPlan) -> Decoders:
-        """Those that have learned from the first embeddings, as those of a build do, so that both tiers read alike."""
-        name = plan.schema.name
-        known = self._learned.get(name)
-        if known is not None:
-            return known.like()
-        decoders = plan.decoders()
-        if not decoders.is_settled and self._database.has_limit:
-            for row in list(link.rows(f"{plan.looking} {plan.order} LIMIT {MAX_DOUBTS}")):
-                with suppress(ValueError):  # a build refuses it
-                    list(plan.records(iter([row]), decoders))
-        if decoders.is_settled:
-            self._learned = self._learned | {name: decoders}
-        return decoders.like()
+        self._writes.close()
 
 
 class SQLReading:

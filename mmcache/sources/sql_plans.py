@@ -27,7 +27,7 @@ from .sql_databases import Database
 from .sql_links import RUN, Link
 from .vectors import Decoders
 
-__all__ = ["SQLPlan", "make_plan"]
+__all__ = ["SQLPlan", "make_plan", "reduced"]
 
 _VALUES = Values()
 _DATED = frozenset({"date", "timestamp", "timestamptz", "opaque"})
@@ -271,6 +271,20 @@ def make_plan(link: Link, database: Database, schema: Schema) -> SQLPlan:
         ),
         is_binary=database.is_binary and all(_is_exact(columns[name]) for name in (*keys, *fields)),
     )
+
+
+def reduced(link: Link, database: Database, schema: Schema) -> Schema | None:
+    """A schema without the indexes and columns that the database does not have; None without the table or the key."""
+    try:
+        plan = make_plan(link, database, replace(schema, index=(), json=(), columns=None))
+    except ValueError:
+        return None
+
+    def kept(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in plan.columns or path_of(name)[0] in plan.columns)
+
+    columns = None if schema.columns is None else kept(schema.columns)
+    return replace(plan.schema, index=kept(schema.index), json=kept(schema.json), columns=columns)
 
 
 def _is_exact(column: SQLColumn) -> bool:

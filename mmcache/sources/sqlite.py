@@ -10,16 +10,13 @@ process that has connections to it would drop their locks.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, Self, Unpack, overload
 
 from ..errors import BuildError, SourceError
-from ..logs import log
 from ..query import Query, matcher
 from ..schema import AnySchema, R_co, Schema
 from .base import Changes, Invalid, Key, Reading, Row, Source, SourceRecord, Where, path_in, plain_path, told
@@ -27,25 +24,20 @@ from .casts import check_unmapped
 from .catalog import Catalog
 from .connections import Connection, Connections
 from .decoding import source_records
-from .fingerprint import once_only
-from .mappings import replaces
-from .names import NoKeyError, attached_names, keys_of_view, origin_of, quoted, reduced, resolved
+from .mappings import only_chosen, replaces
+from .names import attached_names, quoted, reduced
 from .opening import Connect, Hook, SQLiteOptions, path_of_database
-from .outside import Look, look_at
+from .planned import Plans
 from .rowkeys import lookable, of_keys
-from .statements import Plan, by_key, condition, keys_in_order, make_plan
+from .statements import Plan, by_key, condition, keys_in_order
 from .tables import TableReading
 from .tolerant import tolerant
-from .tracking import LIMIT, Tracking, changes_since, track, tracked, untrack
-from .vectors import MAX_DOUBTS, Decoders
+from .tracking import LIMIT, Tracking
+from .writes import Writes
 
 __all__ = ["SQLiteSource"]
 
 MAX_IDS = 512
-
-
-class _BusyError(Exception):
-    """A writer holds the database locked."""
 
 
 class SQLiteSource(Generic[R_co]):
@@ -103,14 +95,8 @@ class SQLiteSource(Generic[R_co]):
         check_unmapped(self._catalog.values(), "SQLite")
         self._hook = Hook.of(connect)
         self._connections = Connections(self.path, timeout, connect=self._hook.function, immutable=immutable)
-        self._plans: dict[str, tuple[tuple[int, ...], Plan]] = {}
-        # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
-        self._resolved: dict[str, Schema] = {}
-        self._learned: dict[str, tuple[Plan, Decoders]] = {}
-        self._look: Look | None = None
-        self._identity: tuple[object, ...] | None = None
-        self._tracked = False
-        self._told: frozenset[str] = frozenset()
+        self._plans = Plans(self._connections, self._catalog)
+        self._writes = Writes(self._connections, self._catalog)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, {', '.join(self._catalog)})"
@@ -132,22 +118,12 @@ class SQLiteSource(Generic[R_co]):
     def schemas(self) -> tuple[AnySchema, ...]:
         """With their keys, and names as the database spells them. The database is asked for that when it is first
         needed, waiting for no writer, and again when its tables have changed; as given while it cannot be asked."""
-        if len(self._resolved) < len(self._catalog):
-            self._resolve()
-        return tuple(self._resolved.get(name, schema) for name, schema in self._catalog.items())
+        return self._plans.schemas
 
     @property
     def schema(self) -> Schema[R_co]:
         """Of the default collection."""
         return self.schemas[0]
-
-    def _resolve(self) -> None:
-        found = {}
-        with contextlib.suppress(SourceError, _BusyError), self._at_once() as connection:
-            for name, schema in self._catalog.items():
-                with contextlib.suppress(ValueError):  # no such table yet
-                    found[name] = resolved(connection, schema)
-        self._resolved = self._resolved | found
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -158,10 +134,9 @@ class SQLiteSource(Generic[R_co]):
                 if self._connections.attached:
                     for name in attached_names(connection):  # each is as of this moment, too
                         connection.execute(f"SELECT 1 FROM {quoted(name)}.sqlite_master LIMIT 1").close()
-                plans = {name: self._make_plan(connection, schema, look=True) for name, schema in self._catalog.items()}
+                plans = self._plans.of_all(connection)
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
-            self._tell_collations(plans)
             reading = TableReading(self._connections, connection, self._catalog, plans, self._shard)
             try:
                 yield reading
@@ -176,8 +151,8 @@ class SQLiteSource(Generic[R_co]):
 
     def with_rules(self, **rules: Any) -> Self:
         """See `sources.with_rules`. With connections of its own."""
-        other = copy(self)
-        other._catalog = Catalog(replace(schema, **rules) for schema in self._catalog.values())
+        other = self.__class__.__new__(self.__class__)
+        other.__setstate__(self.__getstate__() | {"schemas": [replace(one, **rules) for one in self._catalog.values()]})
         return other
 
     def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
@@ -189,7 +164,7 @@ class SQLiteSource(Generic[R_co]):
             try:
                 if len(ids) > MAX_IDS or schema.on_invalid == "skip":
                     connection.execute("BEGIN")
-                found = self._looked_up(connection, self._plan(connection, schema), ids)
+                found = self._looked_up(connection, self._plans.of(connection, schema), ids)
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
             except BuildError as error:
@@ -198,7 +173,7 @@ class SQLiteSource(Generic[R_co]):
 
     def _looked_up(self, connection: Connection, plan: Plan, ids: Iterable[Key]) -> dict[Key, SourceRecord | Invalid]:
         found: dict[Key, SourceRecord | Invalid] = {}
-        wanted, decoders = lookable(ids, plan.width), self._decoders(connection, plan)
+        wanted, decoders = lookable(ids, plan.width), self._plans.decoders(connection, plan)
         for start in range(0, len(wanted), MAX_IDS):
             some = wanted[start : start + MAX_IDS]
             rows = tolerant(connection, plan, *by_key(plan, some, MAX_IDS * plan.width))
@@ -216,7 +191,7 @@ class SQLiteSource(Generic[R_co]):
         found: dict[Key, None] = {}
         with self._connections.take() as connection:
             try:
-                plan = self._plan(connection, schema)
+                plan = self._plans.of(connection, schema)
                 wanted = lookable(ids, plan.width)
                 if not wanted:
                     return []
@@ -236,12 +211,7 @@ class SQLiteSource(Generic[R_co]):
     def scans(self, collection: str) -> bool:
         """See `ScanningSource`: of a query or view into which SQLite cannot push the key down, such as one that casts
         it, and of a table without an index on the key. As of the last look at the database; no, before the first."""
-        schema = self._catalog[collection]
-        known = self._plans.get(schema.name)
-        if known is None:
-            with contextlib.suppress(SourceError, BuildError, _BusyError), self._at_once() as connection:
-                return self._plan(connection, schema).scans
-        return known is not None and known[1].scans
+        return self._plans.scans(collection)
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
         """Streams, and holds a connection until it is exhausted or closed."""
@@ -250,9 +220,12 @@ class SQLiteSource(Generic[R_co]):
             try:
                 if schema.on_invalid == "skip" or schema.on_duplicate != "raise":
                     connection.execute("BEGIN")
-                plan = self._plan(connection, schema)
+                plan = self._plans.of(connection, schema)
                 matches = self._matches(connection, plan, query)
-                yield from matches if schema.on_duplicate == "raise" else self._only_chosen(connection, plan, matches)
+                if schema.on_duplicate == "raise":
+                    yield from matches
+                else:
+                    yield from only_chosen(schema, matches, lambda keys: self._looked_up(connection, plan, keys))
             except sqlite3.Error as error:
                 raise self._connections.error(error) from error
             except BuildError as error:
@@ -265,23 +238,9 @@ class SQLiteSource(Generic[R_co]):
         sql, parameters = where
         rows = tolerant(connection, plan, f"{plan.select} {plan.stable} WHERE {sql} {plan.order}", parameters)
         answers = matcher(query)
-        for record in source_records(plan, of_keys(plan, rows), self._decoders(connection, plan)):
+        for record in source_records(plan, of_keys(plan, rows), self._plans.decoders(connection, plan)):
             if not isinstance(record, Invalid) and answers(record.names, record.values):
                 yield record
-
-    def _only_chosen(
-        self, connection: Connection, plan: Plan, matches: Iterator[SourceRecord]
-    ) -> Iterable[SourceRecord]:
-        """Those that are what a lookup of their key gives. All are held."""
-        found = list(matches)
-        chosen = self._looked_up(connection, plan, [record.values[0] for record in found])
-        kept: dict[Key, SourceRecord] = {}
-        for record in found:
-            key = record.values[0]
-            if record == chosen.get(key) and replaces(plan.schema, kept.get(key)):
-                kept.pop(key, None)  # the last of several comes at its own place
-                kept[key] = record
-        return kept.values()
 
     def fingerprint(self) -> bytes:
         """Exact where the tables of all collections are tracked (`track`): it moves when a tracked table of the
@@ -298,33 +257,14 @@ class SQLiteSource(Generic[R_co]):
 
         Raises SourceError when there is no database, and when a tracked one cannot be asked.
         """
-        outside, wait = self._outside()
-        look = self._look
-        if look is not None and look.outside == outside and not wait:
-            return look.answer
-        # Looked at from outside first: a write in between makes the next look ask again, and never goes unseen.
-        try:
-            exact = self._exact()
-        except _BusyError:
-            return once_only(outside)
-        if exact is None and wait:
-            return once_only(outside)
-        answer = outside if exact is None else exact
-        if not wait:
-            self._look = Look(outside, answer)
-        return answer
+        return self._writes.fingerprint()
 
     def changes(self, since: bytes) -> Changes | None:
         """See `TrackedSource`. None for a database that is not tracked, or not all along, or another one; for a
         `since` that the log no longer reaches back to, or from another history (a backup was put back); and after
         its schema changed or a VACUUM; and while a writer holds the database locked. Reads the log from `since` on.
         Raises SourceError."""
-        self._outside()
-        try:
-            with self._at_once() as connection:
-                return changes_since(connection, tuple(self._catalog.values()), since)
-        except _BusyError:
-            return None
+        return self._writes.changes(since)
 
     def track(self, *, limit: int = LIMIT) -> Tracking:
         """Install in the database what tells which records any writer changes; docs/tracking.md says what and at what
@@ -332,17 +272,11 @@ class SQLiteSource(Generic[R_co]):
 
         Raises SourceError for a view, a query, a virtual table or an odd unique index, and where it cannot write.
         """
-        opening = self._connections.opening
-        if opening.immutable:
-            raise SourceError("tracking writes into the database, which immutable=True rules out", path=self.path)
-        return track(
-            self.path, tuple(self._catalog.values()), limit=limit, timeout=opening.timeout, connect=opening.connect
-        )
+        return self._writes.track(limit)
 
     def untrack(self) -> tuple[str, ...]:
         """Remove all that `track` installed, for whichever tables; the names. Raises SourceError."""
-        opening = self._connections.opening
-        return untrack(self.path, timeout=opening.timeout, connect=opening.connect)
+        return self._writes.untrack()
 
     def spec(self) -> dict[str, Any] | None:
         spec: dict[str, Any] = {"kind": self.kind, "path": plain_path(self.path)}
@@ -378,118 +312,3 @@ class SQLiteSource(Generic[R_co]):
     def close(self) -> None:
         """Close the connections. Not final: a later call opens new ones."""
         self._connections.close()
-
-    def _outside(self) -> tuple[bytes, float]:
-        """What the database and its -wal look like, and `unsettled`. Closes connections to a file that was replaced."""
-        try:
-            outside = look_at(self.path, self._attached())
-        except OSError as error:
-            self._connections.close()  # or they would go on reading a database that is gone
-            self._identity = None
-            raise SourceError(f"cannot look at the database: {error.strerror}", path=self.path) from error
-        if outside.identity != self._identity:
-            self._connections.close()
-            self._identity = outside.identity
-        return outside.fingerprint, outside.wait
-
-    def _attached(self) -> tuple[str, ...]:
-        """The files of databases that `connect` attaches. Raises SourceError."""
-        if self._connections.attached is None:
-            with self._connections.take():
-                pass
-        return self._connections.attached or ()
-
-    def _exact(self) -> bytes | None:
-        """The fingerprint of a tracked database; None for another, or one that cannot be read and never was tracked."""
-        try:
-            with self._at_once() as connection:
-                position = tracked(connection, tuple(self._catalog.values()))
-        except SourceError:
-            if self._tracked:
-                raise
-            return None
-        if position is None and self._tracked:
-            text = "%s: is not tracked any more: a table was altered or made anew; `mmcache track` repairs that"
-            log.warning(text, self.path, extra={"event": "untracked", "path": self.path})
-        self._tracked = position is not None
-        return position.fingerprint if position is not None else None
-
-    @contextmanager
-    def _at_once(self) -> Iterator[Connection]:
-        """A read transaction that does not wait for a writer's lock, for a get may be waiting. Raises _BusyError."""
-        with self._connections.take() as connection:
-            try:
-                connection.execute("PRAGMA busy_timeout = 0")
-                connection.execute("BEGIN")
-                yield connection
-            except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-                    raise _BusyError from error
-                raise self._connections.error(error) from error
-            finally:
-                connection.execute(f"PRAGMA busy_timeout = {round(1000 * self._connections.timeout)}")
-
-    def _make_plan(self, connection: Connection, schema: Schema, *, look: bool = False) -> Plan:
-        """look: at the rows of a view without a key, to name columns that could be it. Raises BuildError."""
-        try:
-            plan = make_plan(connection, schema)
-        except ValueError as error:
-            reason = str(error)
-            if look and isinstance(error, NoKeyError):
-                reason += f"; {keys_of_view(connection, origin_of(connection, schema))}"
-            failure = BuildError.of(schema.name, None, reason)
-            failure.path = self.path
-            raise failure from error
-        self._resolved = self._resolved | {schema.name: plan.schema}
-        return plan
-
-    def _tell_collations(self, plans: dict[str, Plan]) -> None:
-        """Once for each collection, as it is what a database was made with."""
-        for name, plan in plans.items():
-            if plan.collations and name not in self._told:
-                self._told |= {name}
-                log.warning(
-                    "%s: collection %r: the key %s has the collation %s in the database; here keys are equal only as "
-                    "BINARY has it",
-                    self.path,
-                    name,
-                    ", ".join(plan.schema.key_fields),
-                    ", ".join(plan.collations),
-                    extra={"event": "collation", "path": self.path},
-                )
-
-    def _plan(self, connection: Connection, schema: Schema) -> Plan:
-        """The plan for lookups: kept for as long as the database's own schema stays as it is."""
-        names = attached_names(connection) if self._connections.attached else ()
-        versions = [f"PRAGMA {quoted(name)}.schema_version" for name in ("main", *names)]
-        version = connection.epoch, *(connection.execute(sql).fetchone()[0] for sql in versions)
-        known = self._plans.get(schema.name)
-        if known is not None and known[0] == version:
-            return known[1]
-        plan = self._make_plan(connection, schema)
-        self._plans[schema.name] = version, plan
-        return plan
-
-    def _decoders(self, connection: Connection, plan: Plan) -> Decoders:
-        """Those that have learned from the first embeddings, as those of a build do, so that both tiers read alike."""
-        if not plan.schema.embeddings:
-            return Decoders(plan.schema)
-        name = plan.schema.name
-        known = self._learned.get(name)
-        if known is not None and known[0] is plan:
-            return known[1].like()
-        version = connection.execute("PRAGMA data_version").fetchone()[0]
-        unsettled: tuple[Plan, int, Decoders] | None = connection.notes.get(name)
-        if unsettled is not None and unsettled[0] is plan and unsettled[1] == version:
-            return unsettled[2].like()
-        decoders = Decoders(plan.schema)
-        if not decoders.is_settled:
-            width = len(plan.schema.embeddings)
-            for row in connection.execute(f"{plan.all} LIMIT {MAX_DOUBTS}"):
-                with contextlib.suppress(ValueError):  # a build refuses it
-                    decoders(row[-width:])
-        if decoders.is_settled:
-            self._learned = self._learned | {name: (plan, decoders)}
-        else:
-            connection.notes[name] = plan, version, decoders
-        return decoders.like()

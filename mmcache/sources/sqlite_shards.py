@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -16,8 +15,8 @@ from ..errors import SourceError
 from ..schema import R_co, Schema
 from .connections import Connection
 from .names import origin_of, rowid_of
+from .planned import Plans
 from .sqlite import SQLiteSource
-from .statements import Plan
 
 __all__ = ["SQLiteShard", "shards_of"]
 
@@ -45,12 +44,7 @@ class SQLiteShard(SQLiteSource[R_co]):
         super().__setstate__(state)
         self._shard = state["shard"]
         self._within: dict[str, str] = state["within"]
-
-    def _make_plan(self, connection: Connection, schema: Schema, *, look: bool = False) -> Plan:
-        plan = super()._make_plan(connection, schema, look=look)
-        within = self._within[schema.name]
-        count = None if plan.count is None else f"{plan.count} AS s WHERE {within}"
-        return replace(plan, within=within, count=count)
+        self._plans = Plans(self._connections, self._catalog, self._within)
 
 
 def shards_of(source: SQLiteSource[R_co], n: int) -> list[SQLiteShard[R_co]]:

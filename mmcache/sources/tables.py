@@ -15,7 +15,7 @@ from .mappings import with_paths
 from .rowkeys import key_of, keyed
 from .statements import Plan
 from .tolerant import tolerant
-from .vectors import Decoders
+from .vectors import Decoders, Learned
 
 __all__ = ["TableReading"]
 
@@ -41,6 +41,10 @@ class TableReading:
     def dtypes(self, collection: str) -> Mapping[str, str]:
         """See `IterableSource.dtypes`."""
         return self._decoders[self._catalog[collection].name].dtypes
+
+    def learned(self, collection: str) -> Learned:
+        """See `IterableSource.learned`."""
+        return self._decoders[self._catalog[collection].name].learned
 
     def close(self) -> None:
         """The connection is another reader's from now on."""

@@ -11,14 +11,27 @@ import json
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeGuard
 
 from ..schema import DTYPES, Dtype, Schema
 from .blobs import WIDTHS, described, foreign, prefixed, probable, scattered, sensible, text
 
-__all__ = ["MAX_DOUBTS", "Decoders", "Vector", "VectorDecoder", "float32_bytes", "vector_bytes"]
+__all__ = [
+    "MAX_DOUBTS",
+    "NOTHING_LEARNED",
+    "Decoders",
+    "Learned",
+    "Vector",
+    "VectorDecoder",
+    "any_doubtful",
+    "float32_bytes",
+    "is_doubtful",
+    "is_finite",
+    "vector_bytes",
+]
 
 Vector = bytes | tuple[bytes | None, ...] | None
 """What a `SourceRecord` holds as `vector`: a tuple where the schema has several embeddings."""
@@ -29,25 +42,39 @@ MAX_DOUBTS = 16
 """So many embeddings are looked at for what their bytes are, before they count as float32."""
 
 
+def is_doubtful(blob: bytes) -> bool:
+    """Whether bytes of the right length may be no float32 all the same, but text, or a .npy file. Quick, as numbers
+    that are not all of a few digits have bytes that are no ASCII."""
+    return blob.isascii() or blob.startswith(_NPY)
+
+
+def any_doubtful(blobs: Sequence[bytes]) -> bool:
+    """`is_doubtful` of many, in C."""
+    return any(map(bytes.isascii, blobs)) or _NPY in map(_FIRST, blobs)
+
+
+_FIRST = itemgetter(slice(len(_NPY)))
+
+
 def vector_bytes(value: object, *, dim: int | None, dtype: Dtype | None) -> bytes | None:
     """The embedding as `4 * dim` bytes, or None for none.
 
-    value: None, a BLOB (bytes, bytearray, memoryview of bytes) of `dtype` numbers, or of a .npy file, or of JSON; JSON
-        text of a list, as pgvector's text is; a sequence of numbers, or a 1-D array of any integer or floating dtype.
-        `bytes` that need no conversion are returned as they are, without a copy.
+    value: None, a BLOB (bytes, bytearray, memoryview of format B or c) of `dtype` numbers, or of a .npy file, or of
+        JSON; JSON text of a list, as pgvector's text is; a sequence of numbers, or a 1-D array of any integer or
+        floating dtype. `bytes` that need no conversion are returned as they are, without a copy.
     dim: how many numbers there must be; with None any number.
     dtype: of a BLOB's numbers. Where it or `dim` is not given, see `read_as`.
 
     Raises ValueError with the reason alone; the caller adds collection and key.
     """
-    if type(value) is bytes and dtype == "f4" and dim is not None and len(value) == 4 * dim:
+    if type(value) is bytes and dtype == "f4" and dim is not None and len(value) == 4 * dim and not is_doubtful(value):
         return value
     if value is None:
         return None
-    if isinstance(value, memoryview) and value.format not in ("B", "b", "c"):
-        return _from_array(value, dim)
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if _is_blob(value):
         return _from_blob(bytes(value), dim, dtype)
+    if isinstance(value, memoryview):
+        return _from_array(value, dim)
     if isinstance(value, str):
         value = _from_json(value)
         if value is None:
@@ -66,27 +93,35 @@ class VectorDecoder:
     """`vector_bytes` for the embeddings of one field in turn: what the first leave no doubt of holds for the rest.
 
     dim: as the first one has it where the schema says nothing. dtype: what BLOBs are read as; None before the first.
-    size: bytes of a BLOB that is taken as it is, or -1.
+    size: bytes of a BLOB that is taken as it is, unless it `is_doubtful`; or -1. allow_nan: an embedding with NaN or
+    infinite numbers is one; else it says nothing of the others, as the build refuses it.
     """
 
-    __slots__ = ("_doubts", "_given", "dim", "dtype", "size")
+    __slots__ = ("_allow_nan", "_doubts", "_given", "dim", "dtype", "size")
 
-    def __init__(self, dim: int | None, dtype: Dtype | None) -> None:
+    def __init__(self, dim: int | None, dtype: Dtype | None, *, allow_nan: bool = False) -> None:
         self.dim = dim
         self.dtype = dtype
+        self._allow_nan = allow_nan
         self._given = dim, dtype
         self._doubts = MAX_DOUBTS if dim is None or dtype is None else 0
         self.size = -1
         self._settle()
 
     def __call__(self, value: object) -> bytes | None:
-        if self._doubts and isinstance(value, (bytes, bytearray, memoryview)):
+        if self._doubts and _is_blob(value):
             self._look(bytes(value))
         vector = vector_bytes(value, dim=self.dim, dtype=self.dtype)
         if vector is not None and self.size < 0:
-            self.dim = self.dim or len(vector) // 4
+            if self.dim is None and (self._allow_nan or is_finite(vector)):
+                self.dim = len(vector) // 4
             self._settle()
         return vector
+
+    @property
+    def taken_as(self) -> Dtype | None:
+        """What BLOBs are read as, or were where only few told little; None before the first."""
+        return self.dtype or ("f4" if 0 < self._doubts < MAX_DOUBTS else None)
 
     @property
     def is_settled(self) -> bool:
@@ -109,14 +144,36 @@ class VectorDecoder:
             self.dtype = self.dtype or (None if self._doubts else "f4")
 
 
-class Decoders:
-    """The embeddings of one collection, whichever the form of its records."""
+class Learned(NamedTuple):
+    """What a read has learned from its rows, those among them that no record is made of, and their records do not say.
 
-    __slots__ = ("fields", "of")
+    dims, dtypes: embedding -> how many numbers it has; what its bytes were read as, where some were bytes. orders:
+    fields -> in which order every mapping with these gives them.
+    """
+
+    dims: Mapping[str, int]
+    dtypes: Mapping[str, str]
+    orders: Mapping[frozenset[Any], tuple[Any, ...]]
+
+
+NOTHING_LEARNED = Learned({}, {}, {})
+
+
+class Decoders:
+    """The embeddings of one collection, whichever the form of its records; and what else is learned as they are read.
+
+    orders: see `Learned`.
+    """
+
+    __slots__ = ("fields", "of", "orders")
 
     def __init__(self, schema: Schema) -> None:
         self.fields = schema.embeddings
-        self.of = tuple(VectorDecoder(schema.dim_of(field), schema.dtype_of(field)) for field in self.fields)
+        self.orders: dict[frozenset[Any], tuple[Any, ...]] = {}
+        self.of = tuple(
+            VectorDecoder(schema.dim_of(field), schema.dtype_of(field), allow_nan=schema.allow_nan)
+            for field in self.fields
+        )
 
     def __call__(self, values: Sequence[Any]) -> Vector:
         """The vector of a `SourceRecord` from the values of these fields. Raises ValueError."""
@@ -147,9 +204,27 @@ class Decoders:
         return self.of[0].size if len(self.of) == 1 else -1
 
     @property
+    def learned(self) -> Learned:
+        """So far."""
+        dims = {field: decode.dim for field, decode in zip(self.fields, self.of, strict=True) if decode.dim}
+        return Learned(dims, self.dtypes, dict(self.orders))
+
+    @property
     def dtypes(self) -> dict[str, str]:
         """What the BLOBs of each field were read as; only of fields that had some."""
-        return {field: decode.dtype for field, decode in zip(self.fields, self.of, strict=True) if decode.dtype}
+        return {field: decode.taken_as for field, decode in zip(self.fields, self.of, strict=True) if decode.taken_as}
+
+
+def is_finite(vector: bytes) -> bool:
+    """Whether all numbers of float32 are."""
+    return all(map(math.isfinite, struct.unpack(f"<{len(vector) // 4}f", vector)))
+
+
+def _is_blob(value: object) -> TypeGuard[bytes | bytearray | memoryview]:
+    """Bytes; not the buffer of an array, of which the format says what its numbers are."""
+    if isinstance(value, memoryview):
+        return value.format in ("B", "c") and value.ndim == 1
+    return isinstance(value, (bytes, bytearray))
 
 
 def _check_count(count: int, dim: int | None) -> None:
@@ -190,6 +265,10 @@ def read_as(blob: bytes, dim: int | None, dtype: Dtype | None) -> Dtype:
     kind: Dtype = dtype or "f4"
     expected = (dim + 7) // 8 if kind == "bits" else WIDTHS[kind] * dim
     if size == expected:
+        if WIDTHS.get(kind, 1) >= 4 and (found := text(blob, kind)):
+            raise ValueError(
+                f"the embedding BLOB of {size} bytes is no dim={dim} numbers of {DTYPES[kind]}: it is {found}"
+            )
         return kind
     found = described(blob, dim)
     raise ValueError(
@@ -200,7 +279,7 @@ def read_as(blob: bytes, dim: int | None, dtype: Dtype | None) -> Dtype:
 
 def _without_dim(blob: bytes, kind: Dtype) -> Dtype:
     size, width = len(blob), WIDTHS.get(kind, 1)
-    found = foreign(blob) or prefixed(blob) or (text(blob) if width > 1 else None)
+    found = foreign(blob) or prefixed(blob) or (text(blob, kind) if width > 1 else None)
     if found is not None:
         raise ValueError(f"the embedding BLOB of {size} bytes is not plain numbers of {DTYPES[kind]}: it is {found}")
     if size % width:

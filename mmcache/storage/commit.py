@@ -22,6 +22,7 @@ from ..format.layout import Layout, left_out_of
 from ..format.leftout import LeftOut
 from ..logs import log
 from . import fs
+from .names import backup_name
 from .verify import verify_bytes
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def _next_of_files(directory: fs.Directory) -> int:
     of the generation before the lost one. A file that is there and that the system does not let us read now could be
     of any generation: raises PublishError.
     """
-    for name, step in ((directory.name, 1), (fs.backup_name(directory.name), 2)):
+    for name, step in ((directory.name, 1), (backup_name(directory.name), 2)):
         try:
             file = directory.read(name)
             try:

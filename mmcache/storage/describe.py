@@ -7,6 +7,7 @@ import contextlib
 from ..errors import UnusableFileError
 from ..format.layout import Layout, validate
 from . import fs
+from .names import backup_name
 
 __all__ = ["described", "description_in"]
 
@@ -20,14 +21,14 @@ def described(path: str) -> Layout:
         return _layout(fs.ReadFile(path))
     except UnusableFileError as error:
         try:
-            return _layout(fs.ReadFile(fs.backup_name(path)))
+            return _layout(fs.ReadFile(backup_name(path)))
         except UnusableFileError:
             raise error from None
 
 
 def description_in(directory: fs.Directory) -> Layout | None:
     """The same under the lock; None where nothing says anything."""
-    for name in (directory.name, fs.backup_name(directory.name)):
+    for name in (directory.name, backup_name(directory.name)):
         with contextlib.suppress(UnusableFileError):
             return _layout(directory.read(name))
     return None

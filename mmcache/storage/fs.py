@@ -16,13 +16,14 @@ import mmap
 import os
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any, Self
 
-from ..errors import LockTimeoutError, MissingFileError, PublishError, UntrustedPathError, UnusableFileError
+from ..errors import MissingFileError, PublishError, UntrustedPathError, UnusableFileError
 from ..words import open_files
-from .descriptors import RANGES, Descriptor, is_locked, lock_byte
+from .descriptors import Descriptor
+from .failures import failed, kind_of, mounted
+from .names import is_leftover, temp_name
 from .trust import check_directory, check_file, check_readable
 
 Identity = tuple[int, int, int, int]
@@ -38,53 +39,6 @@ _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_HARD_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
-_TEMP_SUFFIX = ".tmp"
-
-
-def lock_name(name: str) -> str:
-    return f"{name}.lock"
-
-
-def control_name(name: str) -> str:
-    return f"{name}.ctl"
-
-
-def backup_name(name: str) -> str:
-    return f"{name}.bak"
-
-
-def hold_name(name: str) -> str:
-    return f"{name}.hold"
-
-
-def disabled_name(name: str) -> str:
-    return f"{name}.disabled"
-
-
-def follow_name(name: str) -> str:
-    return f"{name}.follow"
-
-
-def _temp_name(name: str) -> str:
-    return f".{name}.{os.urandom(8).hex()}{_TEMP_SUFFIX}"
-
-
-def _own_page_names(candidate: str, name: str) -> tuple[str, ...]:
-    """The page of one boot that this may be a temporary file of: see `sharing.attach`."""
-    begin = f"..{name}."
-    tag = candidate[len(begin) : len(begin) + 4]
-    return (f".{name}.{tag}.ctl",) if candidate.startswith(begin) and set(tag) <= set("0123456789abcdef") else ()
-
-
-def _is_leftover(candidate: str, name: str) -> bool:
-    """Whether this is a temporary file of `name` that a dead writer left."""
-    if candidate == f"{backup_name(name)}.new":
-        return True
-    token = candidate[-len(_TEMP_SUFFIX) - 16 : -len(_TEMP_SUFFIX)]
-    owners = (name, control_name(name), *_own_page_names(candidate, name))
-    return set(token) <= set("0123456789abcdef") and any(
-        candidate == f".{owner}.{token}{_TEMP_SUFFIX}" for owner in owners
-    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -105,7 +59,7 @@ class ReadFile:
         try:
             status = self._descriptor.open(path, os.O_RDONLY | _FLAGS, directory=directory)
             if not stat.S_ISREG(status.st_mode):
-                raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}", path=path)
+                raise UntrustedPathError(f"expected a regular file, found {kind_of(status.st_mode)}", path=path)
             if directory is None:
                 check_readable(path, status, system.stat(os.path.dirname(path) or "."))
         except OSError as error:
@@ -160,6 +114,13 @@ def open_to_write(descriptor: Descriptor, path: str) -> tuple[os.stat_result, bo
     return descriptor.open(path, os.O_RDONLY | _FLAGS), False
 
 
+def copied(fd: int) -> Descriptor:
+    """Another descriptor of what is open, which a forked child closes. Raises OSError."""
+    copy = Descriptor(system, is_lock=True)
+    copy.copy(fd)
+    return copy
+
+
 def identity_of(path: str) -> Identity | None:
     """Of what is at a path now; None if there is nothing to be seen there."""
     try:
@@ -169,6 +130,15 @@ def identity_of(path: str) -> Identity | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def same_directory(one: str, other: str) -> bool:
+    """Whether two paths lead into one directory, which is there."""
+    try:
+        both = [system.stat(os.path.dirname(path) or ".") for path in (one, other)]
+    except OSError:
+        return False
+    return (both[0].st_dev, both[0].st_ino) == (both[1].st_dev, both[1].st_ino)
+
+
 def check_owner(path: str) -> None:
     """By its status alone. Raises UntrustedPathError for what is no regular file, or of an owner not not trusted."""
     try:
@@ -176,7 +146,7 @@ def check_owner(path: str) -> None:
     except OSError as error:
         raise unusable(error, path) from None
     if not stat.S_ISREG(status.st_mode):
-        raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}", path=path)
+        raise UntrustedPathError(f"expected a regular file, found {kind_of(status.st_mode)}", path=path)
     check_readable(path, status, directory)
 
 
@@ -193,23 +163,9 @@ def leftovers(path: str) -> list[str]:
     """The temporary files of writers of a path, dead or not; nothing where the directory cannot be read."""
     parent, name = os.path.split(os.path.abspath(path))
     try:
-        return [os.path.join(parent, there) for there in system.listdir(parent) if _is_leftover(there, name)]
+        return [os.path.join(parent, there) for there in system.listdir(parent) if is_leftover(there, name)]
     except OSError:
         return []
-
-
-def _kind(mode: int) -> str:
-    for name, test in (
-        ("a directory", stat.S_ISDIR),
-        ("a symbolic link", stat.S_ISLNK),
-        ("a named pipe", stat.S_ISFIFO),
-        ("a socket", stat.S_ISSOCK),
-        ("a block device", stat.S_ISBLK),
-        ("a character device", stat.S_ISCHR),
-    ):
-        if test(mode):
-            return name
-    return "something else"
 
 
 def unusable(error: OSError, path: str, directory: int | None = None) -> UnusableFileError:
@@ -321,12 +277,13 @@ class Directory:
         """Refuse to touch what stands under a name unless it is a regular file of an owner we trust, or nothing."""
         status = self._stat(name)
         if status is not None:
-            self._check(name, status)
+            self.check(name, status)
 
-    def _check(self, name: str, status: os.stat_result) -> None:
+    def check(self, name: str, status: os.stat_result) -> None:
+        """Raises UntrustedPathError unless a status is that of a regular file of an owner we trust. name: its own."""
         path = os.path.join(os.path.dirname(self.path), name)
         if not stat.S_ISREG(status.st_mode):
-            raise UntrustedPathError(f"expected a regular file, found {_kind(status.st_mode)}: remove it", path=path)
+            raise UntrustedPathError(f"expected a regular file, found {kind_of(status.st_mode)}: remove it", path=path)
         check_file(path, status, self._status)
 
     def _stat(self, name: str) -> os.stat_result | None:
@@ -341,7 +298,7 @@ class Directory:
         """A new temporary file, which no reader looks at. mode: less the umask."""
         for _ in range(100):
             try:
-                return self.make(_temp_name(self.name), mode)
+                return self.make(temp_name(self.name), mode)
             except FileExistsError:
                 continue
             except OSError as error:
@@ -379,7 +336,7 @@ class Directory:
         except OSError as error:
             raise failed(error, self.path, "list the directory") from None
         for name in names:
-            if _is_leftover(name, self.name):
+            if is_leftover(name, self.name):
                 status = self._stat(name)
                 if status is not None and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                     self.unlink(name)
@@ -402,7 +359,7 @@ class Directory:
             system.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError as error:
             if error.errno == errno.EBUSY:
-                raise PublishError(_mounted(self.path, new), path=self.path, errno=error.errno) from None
+                raise PublishError(mounted(self.path, new), path=self.path, errno=error.errno) from None
             raise failed(error, self.path, f"rename {old!r} to {new!r}") from None
 
     def link(self, old: str, new: str) -> bool:
@@ -422,71 +379,8 @@ class Directory:
         except OSError as error:
             raise failed(error, self.path, "sync the directory") from None
 
-    @contextlib.contextmanager
-    def lock(self, timeout: float, held: Descriptor | None = None) -> Iterator[None]:
-        """Hold the build lock: one writer at a time, over all processes and threads. Freed when we die.
-
-        timeout: seconds to wait for another holder; 0 tries once. held: a descriptor that holds it already, and that
-        stays the caller's. Raises LockTimeoutError, which names the holder.
-        """
-        if held is not None:
-            self.check_lock(held)
-            _sign(held.fd)
-            yield
-            return
-        lock = self.take_lock(timeout)
-        try:
-            yield
-        finally:
-            free(lock)
-
-    def take_lock(self, timeout: float) -> Descriptor:
-        """A descriptor that holds the build lock until it is closed, or is handed to a child process to `lock` with."""
-        return self._locked_descriptor(time.monotonic() + timeout)
-
-    def check_lock(self, held: Descriptor) -> None:
-        """Raises PublishError unless this descriptor is of the lock file that is there."""
-        try:
-            is_ours = self._names(lock_name(self.name), held.identify())
-        except OSError as error:
-            raise failed(error, self.path, "take over the lock") from None
-        if not is_ours:
-            raise PublishError("the lock that was handed over is not that of this file", path=self.path)
-
-    def _locked_descriptor(self, deadline: float) -> Descriptor:
-        from filelock import lock_descriptor
-
-        name = lock_name(self.name)
-        flags = os.O_RDWR | os.O_CREAT | _FLAGS
-        pause = 0.001
-        while True:
-            lock = Descriptor(system, is_lock=True)
-            try:
-                status = lock.open(name, flags, 0o660, self.fd)
-                self._check(name, status)
-                if status.st_nlink > 1:
-                    raise UntrustedPathError(f"the lock file has {status.st_nlink} names: remove it", path=self.path)
-                # Someone may have replaced the file between our open and our lock: only the lock on the file that
-                # stands under the name excludes the others.
-                if lock_descriptor(lock.fd, blocking=False) and not _is_built_elsewhere(lock):
-                    if self._names(name, status):
-                        _sign(lock.fd)
-                        return lock
-                    free(lock)
-                    continue
-                holder = _signature(lock.fd)
-            except OSError as error:
-                free(lock)
-                if isinstance(error, UntrustedPathError):
-                    raise
-                raise failed(error, self.path, f"take the lock {name!r}") from None
-            free(lock)
-            if (left := deadline - time.monotonic()) <= 0:
-                raise LockTimeoutError(f"another build holds {name!r}{holder}: try later", path=self.path)
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, 0.05)
-
-    def _names(self, name: str, status: os.stat_result) -> bool:
+    def is_at(self, name: str, status: os.stat_result) -> bool:
+        """Whether it is the file of this status that stands under a name now."""
         current = self._stat(name)
         return current is not None and os.path.samestat(current, status)
 
@@ -593,31 +487,6 @@ class WriteFile:
         return failed(error, self.directory.path, doing)
 
 
-def _mounted(path: str, name: str) -> str:
-    where = os.path.dirname(path)
-    return (
-        f"could not rename a file to {name!r} (Device or resource busy): that file is a mount point of its own, as by "
-        f"a bind mount of this one file; mount its whole directory at {where} in its place; what is published stays"
-    )
-
-
-def failed(error: OSError, path: str, doing: str) -> PublishError:
-    hint = open_files(error.errno) or {
-        errno.ENOSPC: ": free some space",
-        errno.EDQUOT: ": the quota is used up",
-        errno.EACCES: ": this user may not write here",
-        errno.EROFS: ": the file system is read-only",
-        errno.ENOENT: ": create the directory first",
-        errno.ENOTDIR: ": a part of the path is a file",
-        errno.EEXIST: ": what is there is no directory",
-    }.get(error.errno or 0, "")
-    return PublishError(
-        f"could not {doing} ({os.strerror(error.errno or 0)}){hint}; what is published stays",
-        path=path,
-        errno=error.errno,
-    )
-
-
 def _fsync(fd: int) -> None:
     if sys.platform == "darwin":
         import fcntl
@@ -625,81 +494,3 @@ def _fsync(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         system.fsync(fd)
-
-
-# --- the lock's descriptor --------------------------------------------------------------------------------------------
-
-_BUILD_BYTE = 2
-"""Of the lock file. A process that builds for another holds it by an open file of its own: see `receive`."""
-
-
-def receive(fd: int) -> Descriptor:
-    """The build lock, from the process that started this one and gave it the descriptor. Raises PublishError.
-
-    A host that forks in C may have forked the parent when it had the open file: then other processes have it, too, and
-    keep the lock though this one dies. So it is held by an open file that no process but this one has.
-    """
-    given, lock = Descriptor(system, is_lock=True), Descriptor(system, is_lock=True)
-    try:
-        given.receive(fd)
-        system.set_inheritable(fd, False)  # noqa: FBT003 (the system's own signature)
-        with contextlib.suppress(FileNotFoundError):  # without /proc the one that was given must do
-            lock.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not RANGES or lock.identity != given.identity:
-            return given
-        free(given)  # first: else one that is killed between leaves it to those that C code forked
-        while not _take(lock.fd):  # others have it for as long as it takes them to see the byte, or build
-            time.sleep(0.001)
-    except OSError as error:
-        raise failed(error, f"descriptor {fd}", "take over the lock") from None
-    return lock
-
-
-def copied(fd: int) -> Descriptor:
-    """Another descriptor of what is open, which a forked child closes. Raises OSError."""
-    copy = Descriptor(system, is_lock=True)
-    copy.copy(fd)
-    return copy
-
-
-def free(lock: Descriptor) -> None:
-    """Free the build lock, also where a process that C code forked has the open file, too."""
-    import fcntl
-
-    if lock.is_ours():
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock.fd, fcntl.LOCK_UN)
-    lock.close()
-
-
-def _take(fd: int) -> bool:
-    """The byte, if this file system has such locks, and the lock."""
-    return (lock_byte(fd, _BUILD_BYTE) or not is_locked(fd, _BUILD_BYTE)) and _try_flock(fd)
-
-
-def _try_flock(fd: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_built_elsewhere(lock: Descriptor) -> bool:
-    return RANGES and is_locked(lock.fd, _BUILD_BYTE)
-
-
-def _sign(fd: int) -> None:
-    """Write into the file which process holds the lock, for the error message of a process that waits in vain."""
-    with contextlib.suppress(OSError):
-        system.pwrite(fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".ljust(64).encode(), 0)
-
-
-def _signature(fd: int) -> str:
-    try:
-        text = system.pread(fd, 64, 0).decode("ascii", "replace").strip()
-    except OSError:
-        text = ""
-    return f" ({text})" if text.isprintable() and text else ""

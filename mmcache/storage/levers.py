@@ -20,7 +20,9 @@ from ..errors import MissingFileError, PublishError, UnusableFileError
 from ..format.header import HEADER_SIZE
 from ..format.layout import Layout
 from . import fs
+from .buildlock import hold
 from .commit import MODE, BuildReport, Control, Published, check_replaceable, commit, next_generation
+from .names import backup_name, hold_name
 from .verify import verify_bytes
 
 __all__ = ["put_line", "remove_line", "roll_back"]
@@ -70,7 +72,7 @@ def roll_back(
     """
     begun = time.monotonic()
     seen = fs.identity_of(path)
-    with fs.Directory(path) as directory, directory.lock(timeout), directory.create() as file:
+    with fs.Directory(path) as directory, hold(directory, timeout), directory.create() as file:
         if fs.identity_of(path) != seen:
             raise PublishError("another file was published meanwhile, so the backup is another, too: look", path=path)
         check_replaceable(directory, directory.name)
@@ -103,8 +105,8 @@ def _has_its_name(directory: fs.Directory, file: fs.WriteFile, new: fs.Identity)
 @contextlib.contextmanager
 def _held(directory: fs.Directory, file: fs.WriteFile, line: str) -> Iterator[None]:
     """Hold what is published from now on; if nothing is, nothing is held that was not before."""
-    name, new = fs.hold_name(directory.name), file.identity()
-    was_held = fs.identity_of(fs.hold_name(directory.path)) is not None
+    name, new = hold_name(directory.name), file.identity()
+    was_held = fs.identity_of(hold_name(directory.path)) is not None
     try:
         put_line(directory, name, line)
         yield
@@ -120,7 +122,7 @@ def _kept(directory: fs.Directory, file: fs.WriteFile, *, there: bool) -> Iterat
     if not there:  # or damaged: then the backup is the better one
         yield
         return
-    fresh, new = f"{fs.backup_name(directory.name)}.new", file.identity()
+    fresh, new = f"{backup_name(directory.name)}.new", file.identity()
     directory.unlink(fresh)
     try:
         if not directory.link(directory.name, fresh):
@@ -133,14 +135,14 @@ def _kept(directory: fs.Directory, file: fs.WriteFile, *, there: bool) -> Iterat
     finally:
         try:
             if _has_its_name(directory, file, new):
-                directory.rename(fresh, fs.backup_name(directory.name))
+                directory.rename(fresh, backup_name(directory.name))
         finally:
             directory.unlink(fresh)
 
 
 def _copy_backup(directory: fs.Directory, file: fs.WriteFile) -> Layout:
     """All but its header. Raises UnusableFileError."""
-    name = fs.backup_name(directory.name)
+    name = backup_name(directory.name)
     try:
         backup = directory.read(name)
     except MissingFileError as error:

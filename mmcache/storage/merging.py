@@ -32,6 +32,7 @@ from ..format.slots import EMPTY
 from ..format.terms import PackedTerms, terms_end_to_end
 from ..progress import Progress
 from ..schema import Schema
+from ..sources.vectors import Learned
 from . import fs
 from .admission import settle
 from .pieces import Pieces
@@ -51,12 +52,12 @@ _PIECE: Final = 2**16
 class Notes(NamedTuple):
     """What a build knows of a collection and a file does not say.
 
-    refused: see `Staged`. maps_at: see `Encoder.maps_at`. dtypes: embedding -> what its bytes were read as.
+    refused: see `Staged`. maps_at: see `Encoder.maps_at`. learned: what its source says of that.
     """
 
     refused: list[tuple[int, Key]]
     maps_at: Mapping[Names, tuple[int, ...]]
-    dtypes: Mapping[str, str]
+    learned: Learned
 
 
 class Segment(NamedTuple):
@@ -367,9 +368,12 @@ class _Joining:
     def _other_orders(self, part: _Part) -> dict[Names, Names]:
         """Fields as the part has them -> in the order of the first file that has this set of fields, where it differs.
 
-        A source of mappings gives all records with one set of fields in the order of the first of them. Where a file
-        has a set in several orders, its source does not.
+        A source of mappings gives all records with one set of fields in the order of the first of them, though that be
+        a row that was left out. Where a file has a set in several orders, its source does not.
         """
+        if part.notes is not None:
+            for known, order in part.notes.learned.orders.items():
+                self._orders.setdefault(known, order)
         found: dict[frozenset[Any], dict[Names, None]] = {}
         for shape in part.layout.shapes:
             found.setdefault(frozenset(shape.fields), {})[shape.fields] = None

@@ -1,22 +1,47 @@
-"""Arrays of records of a file and of a source together: the embeddings, and an Arrow table, of a `Selection`."""
+"""Records of a file and of a source in one sequence, as a `Selection` has them; arrays and Arrow tables of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
+from operator import index
 from typing import TYPE_CHECKING
 
 from ..arrays import np
 from ..format.records import Shape
+from .record import Record, copied
 from .rows import File, Given, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from .record import Record
+__all__ = ["interleaved", "mixed_embeddings", "mixed_table", "place_among"]
 
-__all__ = ["mixed_embeddings", "mixed_table"]
+
+def place_among(i: int, n: int) -> int:
+    """The place of record i, or of n + i where that is negative. Raises IndexError; TypeError for what is no int."""
+    try:
+        at = index(i)
+    except TypeError:
+        raise TypeError(
+            f"a Selection takes an int or a slice, not {type(i).__name__}: index its arrays (rows, embeddings) by "
+            "arrays"
+        ) from None
+    if not -n <= at < n:
+        raise IndexError(f"record {at} of a Selection of {n}")
+    return at % n
+
+
+def interleaved(of_file: Iterator[Record], given: Given, fields: Sequence[str]) -> Iterator[Record]:
+    """The records of the file, with those of the source at their places. fields: of the embeddings of these."""
+    here = 0
+    for at, record in zip(given.at.tolist(), given.records, strict=True):
+        yield from islice(of_file, at - here)
+        yield copied(*record, fields)
+        here = at + 1
+    yield from of_file
 
 
 def mixed_embeddings(

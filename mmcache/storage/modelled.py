@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..models import Model
 from ..schema import R_co
+from .asked import SearchOptions
 from .selection import Selection
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["ModelSelection", "modelled"]
 
@@ -30,6 +34,9 @@ class ModelSelection(Selection[R_co]):
 
     def limit(self, n: int) -> Selection[R_co]:
         return modelled(super().limit(n), self._model)
+
+    def nearest_many(self, matrix: ArrayLike, k: int = 10, **options: Unpack[SearchOptions]) -> list[Any]:
+        return [one.of(self._model) for one in super().nearest_many(matrix, k, **options)]
 
     def __or__(self, other: Any) -> Any:
         return self._with(super().__or__(other))

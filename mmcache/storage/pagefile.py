@@ -25,6 +25,8 @@ from typing import Any, Final
 from ..errors import UntrustedPathError, UnusableFileError
 from . import fs, shared
 from .descriptors import RANGES, Descriptor, lock_byte, unlock_byte
+from .failures import failed
+from .names import lock_name
 from .trust import check_readable
 
 __all__ = ["NO_WORD", "PageFile", "Wake", "Word", "create_wake", "open_page_file", "open_wake", "page_lock"]
@@ -72,7 +74,7 @@ class PageFile:
                     raise OSError(errno.EIO, "nothing was written")
                 done += moved
         except OSError as error:
-            raise fs.failed(error, self.path, "write the control page") from None
+            raise failed(error, self.path, "write the control page") from None
 
     def is_current(self) -> bool:
         """Whether the path still names this file, and it has no other name. One `stat`."""
@@ -173,7 +175,7 @@ def create_wake(directory: fs.Directory, name: str, value: int) -> int:
     try:
         made = directory.make(name, MODE)
     except OSError as error:
-        raise fs.failed(error, directory.path, f"create {name!r}") from None
+        raise failed(error, directory.path, f"create {name!r}") from None
     with made as file:
         file.write(0, struct.pack("=Q", value))
         inode = file.identity()[1]
@@ -211,7 +213,7 @@ def page_lock(page: str, path: str, timeout: float) -> Iterator[bool]:
 
     page: path of the page. timeout: seconds. Raises PublishError where the lock file cannot be opened or trusted.
     """
-    lock = _lock_file(path, fs.lock_name(path) if RANGES else page)
+    lock = _lock_file(path, lock_name(path) if RANGES else page)
     try:
         deadline, pause = time.monotonic() + timeout, 0.00005
         while not (is_held := _try_lock(lock.fd)) and time.monotonic() < deadline:
@@ -244,7 +246,7 @@ def _lock_file(cache: str, path: str) -> Descriptor:
         lock.close()
         if isinstance(error, UntrustedPathError):
             raise
-        raise fs.failed(error, path, "open the lock file") from None
+        raise failed(error, path, "open the lock file") from None
     return lock
 
 

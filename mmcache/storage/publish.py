@@ -24,7 +24,8 @@ from ..schema import Schema
 from ..sources import Source
 from ..sources.base import fingerprint_of
 from ..sources.plain import plain_rows
-from . import fs
+from ..sources.vectors import NOTHING_LEARNED, Learned
+from . import buildlock, fs
 from .admission import stage
 from .commit import (
     MODE,
@@ -40,6 +41,7 @@ from .commit import (
 from .describe import description_in
 from .descriptors import Descriptor
 from .lane import Lane
+from .names import backup_name, lock_name
 from .planning import lay_out
 from .staging import Progress, Staged, check_count
 from .writing import Digest, write
@@ -84,10 +86,12 @@ Revise = Callable[[Order, Layout | None], Order]
 
 
 class Stages(NamedTuple):
-    """What a build writes: every collection, and what was taken for its embeddings."""
+    """What a build writes: every collection, and what was taken for its embeddings. learned: by collection, where the
+    source tells."""
 
     collections: list[Staged]
     embeddings: Mapping[str, Mapping[str, EmbeddingReport]]
+    learned: Mapping[str, Learned] = {}
 
 
 Stage = Callable[
@@ -128,8 +132,8 @@ def publish(
     begun, order, wanted = time.monotonic(), Order(source, cluster_by, metadata), asked or source.schemas
     _clusters(order)  # what cannot be meant is refused at once
     opened = fs.Directory(os.fspath(path), make=True)
-    with opened as directory, directory.lock(timeout, lock), contextlib.ExitStack() as building:
-        for name in (directory.name, fs.backup_name(directory.name)):
+    with opened as directory, buildlock.hold(directory, timeout, lock), contextlib.ExitStack() as building:
+        for name in (directory.name, backup_name(directory.name)):
             check_replaceable(directory, name)
         if control is not None:
             _announce(directory, control)
@@ -223,7 +227,7 @@ def _write(
 ) -> tuple[Digest, Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Read the source, and write all but the header."""
     with Lane() as lane:
-        staged, embeddings = stage(order.source, clusters, directory, lane, progress)
+        staged, embeddings, _ = stage(order.source, clusters, directory, lane, progress)
         plan = lay_out(
             staged,
             writer=writer(),
@@ -245,11 +249,11 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     """
     whole = os.fspath(path)
     with fs.Directory(whole) as directory, contextlib.ExitStack() as held:
-        places = {directory.name: whole, fs.backup_name(directory.name): fs.backup_name(whole)}
-        if all(fs.identity_of(place) is None for place in (*places.values(), fs.lock_name(whole))):
+        places = {directory.name: whole, backup_name(directory.name): backup_name(whole)}
+        if all(fs.identity_of(place) is None for place in (*places.values(), lock_name(whole))):
             return []  # no writer was ever here: leave no lock file behind either
         if not dry_run:
-            held.enter_context(directory.lock(timeout))
+            held.enter_context(buildlock.hold(directory, timeout))
         found = [name for name in places if check_replaceable(directory, name)]
         if not dry_run:
             directory.sweep()
@@ -348,7 +352,9 @@ def stage_all(
             for schema in source.schemas
         ]
         dtypes: Callable[[str], Mapping[str, str]] = getattr(reading, "dtypes", lambda _: {})
-        return Stages(staged, summaries(staged, dtypes))
+        learned: Callable[[str], Learned] = getattr(reading, "learned", lambda _: NOTHING_LEARNED)
+        found = {one.schema.name: learned(one.schema.name) for one in staged}
+        return Stages(staged, summaries(staged, dtypes), found)
 
 
 def summaries(
@@ -371,7 +377,7 @@ def _embeddings(staged: Staged, dtypes: Mapping[str, str]) -> Mapping[str, Embed
 def backed_up(directory: fs.Directory, lock: Descriptor | None, *, there: bool) -> Iterator[None]:
     """Make the present file the backup, before another takes its place."""
     if lock is not None:
-        directory.check_lock(lock)  # whatever replaced the lock file meanwhile let another builder in
+        buildlock.check(directory, lock)  # whatever replaced the lock file meanwhile let another builder in
     if there:
         _back_up(directory)
     yield
@@ -379,7 +385,7 @@ def backed_up(directory: fs.Directory, lock: Descriptor | None, *, there: bool) 
 
 def _back_up(directory: fs.Directory) -> None:
     """Keep the published file under a second name, without a moment in which either name is missing."""
-    backup = fs.backup_name(directory.name)
+    backup = backup_name(directory.name)
     fresh = f"{backup}.new"
     directory.unlink(fresh)
     if directory.link(directory.name, fresh):

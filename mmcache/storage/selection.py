@@ -11,7 +11,7 @@ the source. The rows of one selection are distinct; unless it was ordered by a f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress, islice
+from itertools import compress
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
@@ -24,7 +24,7 @@ from ..schema import R_co
 from ..sources.base import SourceRecord, flat
 from .asked import one_of
 from .mending import Instead, after, falls_back, going_on
-from .mixing import mixed_embeddings, mixed_table
+from .mixing import interleaved, mixed_embeddings, mixed_table, place_among
 from .ordering import Ordering
 from .record import UNNAMED, Record, copied, parts_of
 from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced, merged, row_of
@@ -201,7 +201,10 @@ class Selection(Sequence[R_co]):
         return going_on(self._read, lambda record: record.id, lambda error: after(error, self)._records())
 
     def _read(self) -> Iterator[Record]:
-        return self._collection.records_at(self._unread()) if self._given is None else self._interleaved(self._given)
+        given = self._given
+        if given is None:
+            return self._collection.records_at(self._unread())
+        return interleaved(_of_file(self), given, self._fields(given))
 
     @overload
     def __getitem__(self, i: int) -> R_co: ...
@@ -217,7 +220,7 @@ class Selection(Sequence[R_co]):
                 return Selection(self._collection, rows, None, self._is_ordered)
             return self._taken(np.arange(*i.indices(len(self))))
         given = self._given
-        at = self._place_of(i)
+        at = place_among(i, len(self))
         if given is not None:
             before = int(np.searchsorted(given.at, at))
             if before < len(given.at) and given.at[before] == at:
@@ -299,17 +302,6 @@ class Selection(Sequence[R_co]):
 
     # --- with records of a source
 
-    def _place_of(self, i: int) -> int:
-        n = len(self)
-        try:
-            at = index(i)
-        except TypeError:
-            what = f"a Selection takes an int or a slice, not {type(i).__name__}"
-            raise TypeError(f"{what}: index its arrays (rows, embeddings) by arrays") from None
-        if not -n <= at < n:
-            raise IndexError(f"record {at} of a Selection of {n}")
-        return at % n
-
     def _taken(self, places: NDArray[np.intp]) -> Selection[Any]:
         """The records at these places, each below the length, in the order of the places."""
         given = self._given
@@ -324,50 +316,44 @@ class Selection(Sequence[R_co]):
         given = Given(records, at, given.order[chosen])
         return _selection(self._collection, rows, given, is_ordered=self._is_ordered)
 
-    def _of_file(self) -> Iterator[Record]:
-        """The records of the file; without any, the file is not needed."""
-        return self._collection.records_at(self._rows) if len(self._rows) else iter(())
-
-    def _interleaved(self, given: Given) -> Iterator[Record]:
-        of_file, fields = self._of_file(), self._fields(given)
-        here = 0
-        for at, record in zip(given.at.tolist(), given.records, strict=True):
-            yield from islice(of_file, at - here)
-            yield copied(*record, fields)
-            here = at + 1
-        yield from of_file
-
     def _fields(self, given: Given) -> Sequence[str]:
         """Of the embeddings, where records of the source have several."""
         several = len(given.records) and isinstance(given.records[0].vector, tuple)
         return self._file().embedding_fields if several else UNNAMED
 
-    # --- and another
+    # --- the file
 
     def _file(self) -> File:
         """The collection, also where the selection arrived from another process. Raises GenerationGoneError."""
         place = self._collection.place()
         return place.collection() if place is self._collection else cast("File", self._collection)
 
-    def _is_beside(self, other: Selection[Any]) -> bool:
-        """Whether the rows of both are of one generation."""
-        place = self._collection.place()
-        return place == other._collection.place() and not isinstance(place, NoFile)
-
-    def _order(self) -> NDArray[np.uint32] | NDArray[np.int64]:
-        """(len,): what `Given.order` is, of every record."""
-        given = self._given
-        if given is None:
-            return self._rows
-        order = np.empty(len(self), np.int64)
-        order[given.at] = given.order
-        order[given.others(len(self))] = self._rows
-        return order
-
 
 def _is_canonical(one: Selection[Any], other: Selection[Any]) -> bool:
     """Whether what an operation makes of both is in canonical order."""
-    return not one._is_ordered and one._is_beside(other)
+    return not one._is_ordered and _are_beside(one, other)
+
+
+def _are_beside(one: Selection[Any], other: Selection[Any]) -> bool:
+    """Whether the rows of both are of one generation."""
+    place = one._collection.place()
+    return place == other._collection.place() and not isinstance(place, NoFile)
+
+
+def _of_file(one: Selection[Any]) -> Iterator[Record]:
+    """The records of the file; without any, the file is not needed."""
+    return one._collection.records_at(one._rows) if len(one._rows) else iter(())
+
+
+def _order(one: Selection[Any]) -> NDArray[np.uint32] | NDArray[np.int64]:
+    """(len,): what `Given.order` is, of every record."""
+    given = one._given
+    if given is None:
+        return one._rows
+    order = np.empty(len(one), np.int64)
+    order[given.at] = given.order
+    order[given.others(len(one))] = one._rows
+    return order
 
 
 def _sorted(one: Selection[Any]) -> Selection[Any]:
@@ -444,11 +430,11 @@ def _arrived(
 
 def _shared(one: Selection[Any], other: Selection[Any]) -> NDArray[np.bool_]:
     """bool, (len(one),): whether the other has the key too."""
-    if not one._is_beside(other):
+    if not _are_beside(one, other):
         keys = set(other.ids)
         return np.fromiter((key in keys for key in one.ids), np.bool_, len(one))
-    order = one._order()
-    shared = np.isin(order, other._order())
+    order = _order(one)
+    shared = np.isin(order, _order(other))
     if one._given is not None:
         keys = set() if other._given is None else set(other._given.keys)
         is_new = one._given.order >= NO_ROW
@@ -474,7 +460,7 @@ def _appended(one: Selection[Any], rest: Selection[Any]) -> Selection[Any]:
         return rest
     if isinstance(one._collection, NoFile):
         one = _without_rows(rest._file(), _values_of(one), is_ordered=one._is_ordered)
-    elif not one._is_beside(rest):
+    elif not _are_beside(one, rest):
         rest = _without_rows(one._file(), _values_of(rest), is_ordered=False)
     rows = np.concatenate((one._rows, rest._rows))
     records: list[SourceRecord] = []
@@ -493,7 +479,7 @@ def _values_of(selection: Selection[Any]) -> list[SourceRecord]:
     given = selection._given
     names: dict[Names, Names] = {}
     values = []
-    for record in selection._of_file():
+    for record in _of_file(selection):
         shape, fields, vector = parts_of(record)
         values.append(SourceRecord(names.setdefault(shape, shape), fields, vector))
     return values if given is None else merged(values, given.records, given.at)

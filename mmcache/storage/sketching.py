@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..format.curves import SketchLayout
-from ..format.sketch import TILE, signs_of, words_in
+from ..format.sketch import TILE, words_in
 from .fs import CHUNK
+from .signing import signs_of
 from .spool import Spool
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ class Ordered:
         """Copy these rows."""
         places = rows if self._places is None else self._places[rows]
         out[:] = self._read(self._spool, "<f4", self.dim, places)
+
+    def placed(self, rows: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+        """A matrix of these rows alone, and their places in it."""
+        matrix = np.empty((len(rows), self.dim), np.float32)
+        self.take(rows, matrix)
+        return matrix, np.arange(len(rows), dtype=np.uint32)
 
     def signs(self, begin: int, end: int) -> NDArray[np.uint64]:
         """u64, (end - begin, words): the bits of consecutive rows."""

@@ -30,9 +30,10 @@ from ..words import ago, bytes_of, html_of
 from .blocks import Blocks
 from .bykey import First
 from .collection import FileCollection
-from .fs import Identity, ReadFile, backup_name
+from .fs import Identity, ReadFile
 from .lookup import DirtyError
 from .mapped import Mapped
+from .names import backup_name
 from .readable import Collection, EmbeddingRef
 from .record import Record
 from .selection import Selection

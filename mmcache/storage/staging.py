@@ -31,15 +31,17 @@ from ..format.keys import Key, check_key, key_of, type_of
 from ..format.layout import most_sections
 from ..format.leftout import NOTHING_LEFT_OUT, LeftOut
 from ..format.records import MAX_KEY_BYTES, MAX_RECORD_BYTES, Encoder
-from ..format.sketch import signs_of, words_in
+from ..format.sketch import words_in
 from ..format.slots import in_order
 from ..progress import Progress
 from ..query import terms_of
 from ..schema import MAX_DIM, Schema
 from ..sources.base import SourceRecord
+from ..sources.vectors import is_finite
 from .carriers import FieldTerms, TermsMark, column_of, renumbered
 from .lane import Lane
 from .leaves import Sums
+from .signing import signs_of
 from .spool import Scratch, Spool
 
 __all__ = ["Mark", "Progress", "Staged", "check_count"]
@@ -127,11 +129,14 @@ class _Vectors:
         self._norms: list[NDArray[np.float32]] = []
         self._allow_nan = schema.allow_nan
         self._label = f"embedding {name!r}" if len(schema.embeddings) > 1 else "embedding"
+        self._not_finite = (
+            f"the {self._label} has NaN or infinite numbers; mend it, or build with Schema(allow_nan=True)"
+        )
 
     def add(self, vectors: Sequence[bytes | None]) -> tuple[int | None, str] | None:
         """Those of the next records. Where one cannot be taken: which of them, if it is that, and why."""
-        if not self.dim and (reason := self._learn_dim(vectors)):
-            return None, reason
+        if not self.dim and (found := self._learn_dim(vectors)):
+            return found
         stride = 4 * self.dim
         if None in vectors:
             blank = bytes(stride)
@@ -153,7 +158,7 @@ class _Vectors:
         norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
         if not self._allow_nan and not np.isfinite(norms).all():
             i = int(np.flatnonzero(~np.isfinite(norms))[0])
-            return i, f"the {self._label} has NaN or infinite numbers; mend it, or build with Schema(allow_nan=True)"
+            return i, self._not_finite
         with np.errstate(over="ignore", invalid="ignore"):  # a length beyond float32 is infinite
             self._norms.append(norms.astype(np.float32))
         self.spool.append(data)
@@ -161,19 +166,23 @@ class _Vectors:
             self.signs.append(signs_of(matrix).tobytes())
         return None
 
-    def _learn_dim(self, vectors: Sequence[bytes | None]) -> str:
-        first = next((vector for vector in vectors if vector is not None), None)
+    def _learn_dim(self, vectors: Sequence[bytes | None]) -> tuple[int | None, str] | None:
+        """From the first one, unless it cannot be taken."""
+        at = next((i for i, vector in enumerate(vectors) if vector is not None), None)
+        first = None if at is None else vectors[at]
         if first is None:
-            return ""
+            return None
+        if not self._allow_nan and not is_finite(first):
+            return at, self._not_finite
         self.dim = len(first) // 4
         if not 1 <= self.dim <= MAX_DIM:
-            return f"{self._label}s of {self.dim} numbers; 1 to {MAX_DIM} are possible"
+            return None, f"{self._label}s of {self.dim} numbers; 1 to {MAX_DIM} are possible"
         blank = bytes(4 * self.dim)
         for _ in range(self.n):  # records before the first embedding
             self.spool.append(blank)
             if self.signs is not None:
                 self.signs.append(bytes(8 * words_in(self.dim)))
-        return ""
+        return None
 
     def take(self, norms: NDArray[np.float32], missing: Sequence[int], size: int) -> None:
         """Those of further rows, which lie in the scratch file already. missing: rows of these without an embedding.

@@ -82,6 +82,12 @@ class Vectors:
         self._touch(rows)
         np.take(self._whole(), rows, axis=0, out=out, mode="clip")  # which needs no buffer of its own
 
+    @careful
+    def placed(self, rows: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+        """A matrix, float32, (m, dim), and the places of these rows in it: of a file, all of it and the rows."""
+        self._touch(rows)
+        return self._whole(), rows
+
     def _touch(self, rows: NDArray[np.uint32]) -> None:
         self.file.check_open()
         if self.stride > BLOCK:
@@ -131,13 +137,14 @@ class Vectors:
         return f"sketch.{self.name}" in self.file.layout.sections
 
     @careful
-    def tile(self, begin: int, end: int) -> NDArray[np.uint64]:
-        """u64, (words, end - begin): the signs of a tile's rows, a view of the file. See `format.sketch`."""
+    def signs(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """u64, (words * (end - begin),): the signs of rows in their tiles, a view of the file. See `format.sketch`.
+        begin: the first of a tile. end: the same, or that of the file."""
         words = words_in(self.dim)
         at = self.file.layout.sections[f"sketch.{self.name}"].offset + 8 * words * begin
         self.file.check_open()
         self.file.touch(at, 8 * words * (end - begin))
-        return np.frombuffer(self.file.view, "<u8", words * (end - begin), at).reshape(words, end - begin)
+        return np.frombuffer(self.file.view, "<u8", words * (end - begin), at)
 
     def close(self) -> None:
         self.matrix = None

@@ -5,9 +5,11 @@ The source is asked by key for the dirty ids alone; counts of its calls say so, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -162,6 +164,35 @@ def test_16000_single_invalidations_leave_the_others_to_the_file(path, tmp_path,
     assert (stats.state, stats.hits, sum(stats.fallbacks.values())) == ("stale", 500, 0)
     assert newcomer(notes_of, ["k5", f"k{MANY - 1}", "k7"]) == ["new", "new", "old"]
     assert newcomer("stats").fallbacks == {"invalidated": 3}
+
+
+@pytest.mark.parametrize("dirty", [0, 1, 100, 2_000])
+def test_a_get_runs_code_of_two_files_whatever_is_dirty(path, tmp_path, dirty):
+    db = database(tmp_path / "many.db", 2_100)
+    with mmcache.open(path, SQLiteSource(db, ITEMS), executor="external", check_interval=3600.0) as cache:
+        if dirty:
+            cache.invalidate([f"k{i}" for i in range(dirty)])
+        assert notes_of(cache, ["k2099", "k2098"]) == ["old"] * 2
+        with files_that_run() as files:
+            cache.get("k2097")
+    assert len(files) <= 2, files
+    assert mmcache.implementation == "compiled" or files
+
+
+@contextmanager
+def files_that_run() -> Iterator[set[str]]:
+    """The files of the package whose functions are called."""
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith("mmcache."):
+            files.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        yield files
+    finally:
+        sys.setprofile(None)
 
 
 def test_single_invalidations_in_turn_are_all_heard(path, tmp_path, crew: Crew):

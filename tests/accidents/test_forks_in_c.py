@@ -22,12 +22,12 @@ import pytest
 
 import mmcache
 from mmcache import Cache, LockTimeoutError
-from mmcache.storage import fs
+from mmcache.storage import buildlock, fs
 from tests.accidents.stage import apart, change, database, source, until
 from tests.support import inside
 from tests.support.observe import rebuilders_of, state_of
 
-REBUILD = "rebuild.py"
+STARTS = ("rebuild.py", "storage/fs.py", "storage/buildlock.py")
 FORKS = 8
 
 
@@ -43,7 +43,7 @@ class Forker:
         self.n, self.seen, self.child = n, 0, 0
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
-        return self._line if frame.f_code.co_filename.endswith((REBUILD, "storage/fs.py")) else None
+        return self._line if frame.f_code.co_filename.endswith(STARTS) else None
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
@@ -121,7 +121,7 @@ def test_a_child_forked_in_c_closes_inherited_locks_at_its_next_poll(place):
         cache.get("k1")
         read, write = os.pipe()
         with fs.Directory(str(path)) as directory:
-            lock = directory.take_lock(0.0)
+            lock = buildlock.take(directory, 0.0)
             if not fork_in_c():
                 os.close(write)
                 os.read(read, 1)

@@ -27,7 +27,7 @@ import pytest
 import mmcache
 from mmcache import Cache, MmcacheError, Snapshot
 from mmcache.sharing import operate
-from tests.accidents.stage import PATIENCE, change, database, source, truth, until
+from tests.accidents.stage import PATIENCE, change, database, execute, source, truth, until
 from tests.support import inside, observe
 from tests.support.instructions import Interrupted, Interrupts, Place
 from tests.support.processes import Child, child
@@ -217,6 +217,58 @@ def sharded(scene: Scene) -> Operation:
 
 
 @operation
+def merge_into_itself(scene: Scene) -> Operation:
+    part = scene.path.parent / "source" / "more.mmc"
+    more = part.with_name("more.db")
+    if not more.exists():
+        execute(database(more, 3), "UPDATE items SET id = 'm' || id")
+    mmcache.build(part, source(more))
+    scene.build()
+    return lambda: mmcache.merge(scene.path, [scene.path, part])
+
+
+def _store(scene: Scene) -> str:
+    return f"file://{scene.path.parent}/store"
+
+
+def _release(scene: Scene) -> int:
+    """A release of a file that another machine built."""
+    made = scene.path.parent / "source" / "made.mmc"
+    mmcache.build(made, source(scene.db), metadata={"n": -scene.n})
+    return mmcache.publish(made, _store(scene)).number
+
+
+@operation
+def publish(scene: Scene) -> Operation:
+    _release(scene)
+    scene.build()
+    return lambda: mmcache.publish(scene.path, _store(scene))
+
+
+@operation
+def publish_a_delta(scene: Scene) -> Operation:
+    scene.build()
+    mmcache.publish(scene.path, _store(scene))
+    scene.change()
+    scene.build()
+    return lambda: mmcache.publish(scene.path, _store(scene))
+
+
+@operation
+def pin(scene: Scene) -> Operation:
+    number = _release(scene)
+    mmcache.unpin(_store(scene))
+    return lambda: mmcache.pin(_store(scene), number)
+
+
+@operation
+def follow(scene: Scene) -> Operation:
+    _release(scene)
+    mmcache.unpin(_store(scene))
+    return lambda: mmcache.follow(_store(scene), scene.path, source=source(scene.db))
+
+
+@operation
 def begin_process(scene: Scene) -> Operation:
     """In a forked child, which this process might be."""
     return inside.begin_process
@@ -285,6 +337,8 @@ def _faults(scene: Scene, watcher: Child, name: str, open_before: dict[int, str]
         scene.cache = scene.open()
     if name == "rollback":
         found += _faults_of_a_rollback(scene)
+    if (scene.path.parent / "store").exists():
+        found += _faults_of_a_store(scene)
     operate.enable(scene.path)
     scene.cache.refresh()
     found += _faults_of_use(scene, scene.cache)
@@ -310,6 +364,19 @@ def _faults_of_a_rollback(scene: Scene) -> list[str]:
             return ["the records that were rolled back are gone"]
     is_held = scene.path.with_name("items.mmc.hold").exists()
     return [f"rolled back: {is_back}, held: {is_held}"] * (is_back != is_held)
+
+
+def _faults_of_a_store(scene: Scene) -> list[str]:
+    """Its log is whole, takes the next release, and leads a node to it; what an upload left, a prune knows."""
+    url, store = _store(scene), scene.path.parent / "store"
+    mmcache.unpin(url)
+    number = _release(scene)
+    node = scene.path.parent / "source" / "node.mmc"
+    found = [f"a node follows {said.release}" for said in [mmcache.follow(url, node)] if said.release != number]
+    entries = sorted(int(name.stem) for name in (store / "generations").iterdir())
+    found += [f"entries: {entries}"] * (entries != list(range(1, len(entries) + 1)))
+    odd = [name.name for name in store.rglob("*.*") if name.suffix not in (".json", ".mmc", ".mmd")]
+    return found + [f"in the store: {odd}"] * bool(odd)
 
 
 def _is_rebuilt(scene: Scene) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mmcache
-from mmcache import Cache, CorruptFileError, IterableSource, Schema, Selection
+from mmcache import Cache, CallableSource, CorruptFileError, IterableSource, Neighbours, Schema, Selection
 from tests.support.waits import until
 
 N = 400
@@ -149,3 +149,96 @@ def test_what_is_remembered_while_ids_are_dirty_stays_that_of_the_file(cache):
     assert first.complete == cache.where(kind="a").complete
     assert len(cache.where(kind="b").rows) in (len(ODD), len(ODD) - 1)
     assert np.array_equal(cache.where(kind="a").rows, first.rows)
+
+
+# --- neighbours -------------------------------------------------------------------------------------------------------
+
+NEAREST = [f"item-{i}" for i in range(399, 319, -2)]
+"""The 40 of a kind that are nearest to UP, the damaged one among them. A search reads embeddings, and no record."""
+UP = [0.0, 1.0]
+NEAR: dict[str, Callable[[Neighbours[Any]], Any]] = {
+    "records": lambda near: [(record.id, score) for record, score in zip(near, near.scores.tolist(), strict=True)],
+    "pairs": lambda near: [(record.id, score) for record, score in near.pairs()],
+    "ids": lambda near: list(zip(near.ids, near.scores.tolist(), strict=True)),
+    "one": lambda near: [(near[i].id, near[i : i + 1].scores[0]) for i in range(len(near))],
+    "sliced": lambda near: [*NEAR["pairs"](near[:36]), *NEAR["pairs"](near[36:])],
+    "limited": lambda near: NEAR["pairs"](near.limit(40)),
+    "turned": lambda near: NEAR["pairs"](near[::-1])[::-1],
+    "searched": lambda near: NEAR["pairs"](near.nearest(UP, 40)),
+    "arrow": lambda near: list(zip(near.to_arrow(["id"]).column("id").to_pylist(), near.scores.tolist(), strict=True)),
+    "pickled": lambda near: (near.ids, NEAR["pairs"](pickle.loads(pickle.dumps(near))))[1],
+}
+
+
+def cosine(record: Any) -> float:
+    """To UP."""
+    one, other = record.embedding.astype(float).tolist()
+    return float(np.clip(other / np.sqrt(one * one + other * other), -1, 1))
+
+
+@pytest.mark.parametrize("name", NEAR)
+@pytest.mark.parametrize("how", ["cache", "selection"])
+def test_neighbours_that_are_read_over_damage_are_those_of_the_source(cache, name, how):
+    near = cache.nearest(UP, 40, {"kind": "b"}) if how == "cache" else cache.where(kind="b").nearest(UP, 40)
+    expected = near.scores.tolist()
+    assert near.complete
+    assert NEAR[name](near) == list(zip(NEAREST, expected, strict=True))
+    assert cache.stats().corruptions == 1
+    assert isinstance(near[1:], Neighbours)
+    if name != "arrow":
+        assert [cosine(record) for record in near] == pytest.approx(expected)
+
+
+def test_neighbours_have_the_scores_of_the_records_that_take_their_place(tmp_path):
+    """The source has moved on: each record is given with its own score, and those already given are not given again."""
+    path, rows = tmp_path / "items.mmc", list(ROWS)
+    source = CallableSource(lambda: rows, SCHEMA)
+    mmcache.build(path, source)
+    damage(path)
+    with mmcache.open(path, source, verify="lazy", executor="external", check_interval=3600.0) as cache:
+        near, other = cache.nearest_many([UP, UP], 40, {"kind": "b"})
+        rows[:] = [{**row, "vector": [1.0, 400 - i]} for i, row in enumerate(ROWS)]
+        pairs = [(record.id, score, cosine(record)) for record, score in near.pairs()]
+        assert [key for key, *_ in pairs[:10]] == NEAREST[:10]
+        assert "item-1" in [key for key, *_ in pairs], "the nearest one of the source"
+        assert len({key for key, *_ in pairs}) == len(pairs)
+        assert all(score == pytest.approx(right) for _, score, right in pairs)
+        for one in (near, other[2:], other.limit(5), pickle.loads(pickle.dumps(near))):
+            assert one.ids, "from here on they are the source's"
+            assert [score for _, score in one.pairs()] == pytest.approx([cosine(record) for record in one])
+            assert one.scores.tolist() == [score for _, score in one.pairs()]
+        assert near.ids[:3] == ["item-1", "item-3", "item-5"]
+        assert repr(near) == repr(cache.where(kind="b").nearest(UP, 40)), "as the source has them"
+
+
+def test_a_vector_that_changes_after_the_search_changes_no_neighbours(cache):
+    query = np.array(UP, np.float32)
+    near = cache.nearest(query, 80, {"n": range(325, 400)}, skip=iter(["item-399"]))
+    query[:] = 1.0, 0.0
+    assert near.ids == [f"item-{i}" for i in range(398, 324, -1)]
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_neighbours_without_a_source_raise_over_damage(tmp_path, name):
+    path = tmp_path / "items.mmc"
+    mmcache.build(path, ROWS, SCHEMA)
+    damage(path)
+    with mmcache.open(path, verify="lazy") as cache:
+        with pytest.raises(CorruptFileError):
+            NEAR[name](cache.nearest(UP, 40, {"kind": "b"}))
+        assert cache.stats().corruptions == 1
+
+
+def test_neighbours_of_a_model_stay_instances_of_it_over_damage(tmp_path):
+    path = tmp_path / "items.mmc"
+    schema = Schema("items", index=("kind", "n"), embedding="vector", model=Item)
+    source = IterableSource(ROWS, schema)
+    mmcache.build(path, source)
+    damage(path)
+    with mmcache.open(path, source, verify="lazy", executor="external") as cache:
+        for near in (cache.nearest(UP, 40, {"kind": "b"}), cache.where(kind="b").nearest(UP, 40)):
+            assert [(type(one), one.id) for one, _ in near.pairs()] == [(Item, key) for key in NEAREST]
+            assert [type(one) for one in (*near, near[0], *near[34:36])] == [Item] * 43
+        fallen = cache.where(kind="b")
+        assert fallen.ids == ODD
+        assert [type(one) for one in fallen.nearest(UP, 3)] == [Item] * 3

@@ -24,8 +24,8 @@ from tests.support.faults import FailName, faults
 from tests.support.waits import until
 
 OF_A_DIRECTORY = (
-    *("python", "dependencies", "compiled core", "directory", "write access", "hard links", "fsync", "file system"),
-    *("shared map", "build lock", "disk space"),
+    *("python", "dependencies", "compiled core", "BLAS threads", "directory", "write access", "hard links", "fsync"),
+    *("file system", "shared map", "build lock", "disk space"),
 )
 OF_A_FILE = (*OF_A_DIRECTORY, "file", "clock", "source", "freshness", "control page", "builds", "leftovers")
 
@@ -93,6 +93,39 @@ def test_another_file_system_is_named(diagnosed):
         assert diagnosed(directory)["file system"]["text"].startswith("tmpfs: ")
     finally:
         os.rmdir(directory)
+
+
+# the machine ---------------------------------------------------------------------------------------------------------
+
+
+def test_threads_of_blas_are_counted_where_threadpoolctl_is_installed(tmp_path, diagnosed):
+    check: dict[str, str] = {}
+    for threads, level, text in (
+        (None, "ok", "not known without threadpoolctl"),
+        (1, "ok", "has 1 thread: a search has the thread that calls"),
+        (
+            2,
+            "ok",
+            "has 2 threads: nearest has the thread that calls, nearest_many all of these for large products; where",
+        ),
+        (9, "warn", "and this process has 4 cores"),
+    ):
+        with inside.blas_with(threads=threads), inside.cores(4):
+            check = diagnosed(tmp_path)["BLAS threads"]
+        assert check["level"] == level
+        assert text in check["text"]
+    assert check["advice"] == "OPENBLAS_NUM_THREADS=1 in the environment of the workers"
+
+
+def test_threads_of_blas_are_those_that_the_environment_asks_for(tmp_path):
+    pytest.importorskip("threadpoolctl")
+    for threads in ("1", "2"):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads}
+        command = [sys.executable, "-m", "mmcache", "doctor", str(tmp_path), "--json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+        (text,) = [check["text"] for check in json.loads(done.stdout)["checks"] if check["name"] == "BLAS threads"]
+        if "openblas" in text:
+            assert f"has {threads} thread" in text
 
 
 # directories ---------------------------------------------------------------------------------------------------------

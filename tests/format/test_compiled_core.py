@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import random
 import struct
@@ -18,7 +19,8 @@ from xxhash import xxh3_64_intdigest
 
 import mmcache
 from mmcache import Schema, Snapshot, native
-from mmcache.search import distances
+from mmcache.format import sketch
+from mmcache.search import distances, metrics
 from mmcache.storage.bykey import PureByKey
 from tests.support import inside
 
@@ -344,39 +346,180 @@ print(_interpreters.exec(one, "import mmcache._core"))
     assert "sub-interpreters run pure Python" in found.stdout + found.stderr
 
 
-# --- distances --------------------------------------------------------------------------------------------------------
+# --- signs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [1, 2, 3, 12, 13, 1024])
+def tiled(bits: Any, tile: int) -> Any:
+    """u64, (rows, words), as a section has them."""
+    return np.concatenate([bits[begin : begin + tile].T.ravel() for begin in range(0, len(bits), tile)])
+
+
+def nearest_by(find: Any, bits: Any, query: Any, few: int, way: tuple[Any, int, int]) -> list[tuple[int, int]]:
+    """Distance and row of the few that are found; the first row is 7000. way: which rows are wanted, the rows of a
+    tile, and in how many steps."""
+    wanted, tile, steps = way
+    entries, size, limit = np.empty(2 * few, np.uint64), 0, 2**64 - 1
+    step = tile * max(1, len(bits) // tile // steps)
+    for begin in range(0, len(bits), step):
+        mask = None if wanted is None else wanted[begin : begin + step]
+        signs = tiled(bits[begin : begin + step], tile)
+        size, limit = find(signs, query, mask, entries, (tile, 7000 + begin, size, limit))
+    return sorted(divmod(entry, 2**32) for entry in entries[:size].tolist())
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 13])
 @pytest.mark.parametrize("rows", [1, 7, 511, 512, 513, 1300])
-def test_bits_that_differ_are_counted_as_numpy_counts_them(words, rows):
-    random = np.random.default_rng(words * rows)
-    tile = random.integers(0, 2**64, (words, rows), np.uint64)
+@pytest.mark.parametrize("few", [1, 5, 64, 650, 2000])
+def test_rows_that_differ_in_the_fewest_bits_are_found_as_numpy_finds_them(words, rows, few):
+    """With many ties, near and far ones first, all rows or some."""
+    random = np.random.default_rng(words * rows * few)
+    bits = random.integers(0, 2**64, (rows, words), np.uint64)
+    bits[random.random(rows) < 0.7] = bits[0]
     query = random.integers(0, 2**64, words, np.uint64)
-    tile[:, 0], tile[:, -1] = ~query, query
-    found, expected = np.empty(rows, np.uint16), np.empty(rows, np.uint16)
-    core.distances(tile, query, found)
-    distances.count(tile, query, expected)
-    assert (found == expected).all()
-    right = [sum(((int(word) ^ int(q)).bit_count()) for word, q in zip(row, query, strict=True)) for row in tile.T[:20]]
-    assert found[:20].tolist() == [min(number, 65_535) for number in right]
+    bits[rows // 3], bits[-1] = ~query, query
+    right = [sum((int(word) ^ int(q)).bit_count() for word, q in zip(row, query, strict=True)) for row in bits]
+    near_first = np.argsort(right, kind="stable")
+    for order in (np.arange(rows), near_first, near_first[::-1]):
+        some = random.random(rows) < 0.5
+        for way in ((None, 512, 1), (None, 64, 3), (some, 64, 1), (some, 512, 2), (None, 8192, 1)):
+            expected = sorted(
+                (right[row], 7000 + i) for i, row in enumerate(order.tolist()) if way[0] is None or way[0][i]
+            )[:few]
+            for find in (core.nearby, distances.nearby):
+                assert nearest_by(find, bits[order], query, few, way) == expected
 
 
-def test_distances_of_what_does_not_fit_are_refused():
-    tile, query, out = np.zeros((2, 8), np.uint64), np.zeros(2, np.uint64), np.zeros(8, np.uint16)
-    core.distances(tile, query, out)
+def test_distances_of_the_longest_vectors_are_counted():
+    """65,536 bits, all of which differ."""
+    bits = np.zeros((3, 1024), np.uint64)
+    bits[1] = ~bits[1]
+    for find in (core.nearby, distances.nearby):
+        assert nearest_by(find, bits, ~bits[0], 3, (None, 8192, 1)) == [(0, 7001), (65_536, 7000), (65_536, 7002)]
+
+
+def test_signs_that_do_not_fit_are_refused():
+    signs, query, entries = np.zeros(16, np.uint64), np.zeros(2, np.uint64), np.zeros(8, np.uint64)
+    given: list[Any] = [signs, query, None, entries, 8192, 0, 0, 2**64 - 1]
+
+    def found(*given: Any) -> Any:
+        return core.nearby(*given[:4], given[4:])
+
+    assert found(*given)[0] == 4
+    wrong: list[tuple[int, Any]] = [
+        *((0, signs[:15]), (0, np.zeros(129, "u1")[1:]), (1, query[:0]), (1, np.zeros(3, "u1")), (4, 0), (4, -1)),
+        *((5, 2**32 - 7), (5, 2**64 - 1), (2, np.ones(7, np.bool_)), (2, np.ones(9, np.bool_)), (3, entries[:0])),
+        *((3, entries[:7]), (6, 9), (6, -1)),
+    ]
+    for place, value in wrong:
+        with pytest.raises(ValueError, match="do not fit"):
+            found(*given[:place], value, *given[place + 1 :])
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        found(*given[:3], entries[::2], *given[4:])
+    entries.flags.writeable = False
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        found(*given)
+
+
+def test_entries_of_any_bytes_are_bounded():
+    """What another call has left, or nothing has."""
+    random = np.random.default_rng(0)
+    signs, query = random.integers(0, 2**64, 3 * 700, np.uint64), np.zeros(3, np.uint64)
+    for size in (0, 3, 8, 10, 16):
+        entries = random.integers(0, 2**64, 16, np.uint64)
+        found, limit = core.nearby(signs, query, None, entries, (512, 0, size, 2**64 - 1))
+        assert (found, limit <= 193) == (8, True)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 63, 64, 65, 127, 128, 384, 1000])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_signs_are_those_of_numpy(dim, rows):
+    random = np.random.default_rng(dim)
+    odd = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, -1e-45, 1, -1], np.float32)
+    matrix = random.choice(odd, (rows, dim)).astype(np.float32)
+    found = np.empty((rows, -(-dim // 64)), np.uint64)
+    core.signs(matrix, dim, found)
+    assert (found == sketch.signs_of(matrix)).all()
+    bits = np.unpackbits(found.view(np.uint8), axis=1, bitorder="little")[:, :dim]
+    assert (bits == (matrix > 0)).all()
+
+
+def test_numbers_and_signs_that_do_not_fit_are_refused():
+    matrix, out = np.zeros((4, 65), np.float32), np.zeros((4, 2), np.uint64)
+    core.signs(matrix, 65, out)
     for wrong in (
-        (tile, query, out[:7]),
-        (tile[:1], query, out),
-        (tile, query[:0], out),
-        (tile, np.zeros(3, "u1"), out),
+        *((matrix, 64, out), (matrix, 0, out), (matrix, -65, out), (matrix[:3], 65, out), (matrix, 65, out[:3])),
+        *((np.zeros(1041, np.uint8)[1:], 65, out), (matrix, 2**40, out), (matrix, 2**62, out)),
     ):
         with pytest.raises(ValueError, match="do not fit"):
-            core.distances(*wrong)
-    with pytest.raises(ValueError, match="do not fit"):
-        core.distances(np.zeros(129, np.uint8)[1:], query, out)
+            core.signs(*wrong)
     with pytest.raises((BufferError, ValueError, TypeError)):
-        core.distances(tile[:, ::2], query, out[:4])
+        core.signs(matrix[:, ::2], 65, out)
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [*range(1, 20), 63, 100, 127, 128, 129, 136, 137, 255, 384, 768, 1000, 1025, 5000])
+@pytest.mark.parametrize("chosen", [None, [], [0], [8, 3, 3, 0, 1], list(range(9))])
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_scores_are_those_of_numpy_to_the_last_bit(dim, chosen, metric):
+    random = np.random.default_rng(dim)
+    matrix = (random.standard_normal((9, dim)) * 10.0 ** random.integers(-40, 38, (9, dim))).astype(np.float32)
+    matrix[3] = 0
+    query = random.standard_normal(dim).astype(np.float32).astype(np.float64)
+    rows = None if chosen is None else np.array(chosen, np.uint32)
+    found = metrics.exact_scores(matrix, query, metric, rows)
+    with inside.scored_in_python():
+        expected = metrics.exact_scores(matrix, query, metric, rows)
+    assert found.tobytes() == expected.tobytes()
+    wide = [(matrix[row] - query) ** 2 if metric == "euclidean" else matrix[row] * query for row in range(9)]
+    if metric != "cosine":
+        right = np.array([math.fsum(one.tolist()) for one in wide])[slice(None) if chosen is None else chosen]
+        scale = np.array([np.abs(one).sum() for one in wide])[slice(None) if chosen is None else chosen]
+        assert (np.abs((found**2 if metric == "euclidean" else found) - right) <= 1e-12 * scale).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_scores_of_numbers_that_are_none_are_those_of_numpy(metric):
+    matrix = np.array([[np.nan, 0], [np.inf, -np.inf], [np.inf, 1], [3e38, 3e38], [-0.0, 0]], np.float32)
+    for repeat in (1, 20, 200):
+        given = matrix.repeat(repeat, axis=1), np.array([1.0, -0.0]).repeat(repeat), metric
+        found = metrics.exact_scores(*given)
+        with inside.scored_in_python():
+            np.testing.assert_array_equal(found, metrics.exact_scores(*given))
+        assert np.signbit(found[4]) == (metric == "euclidean")
+
+
+def test_rows_beyond_the_matrix_are_clipped_to_it():
+    matrix, found = np.arange(6, dtype=np.float32).reshape(3, 2), np.empty(3)
+    core.sums(matrix, np.array([2**32 - 1, 3, 1], np.uint32), np.ones(2), found, None, False)
+    assert found.tolist() == [9, 9, 5]
+
+
+def test_sums_that_do_not_fit_are_refused():
+    matrix, rows, query = np.zeros((4, 3), np.float32), np.zeros(2, np.uint32), np.zeros(3)
+    out, two = np.zeros(2), np.zeros(2)
+
+    def found(*given: Any) -> None:
+        core.sums(*given, False)
+
+    found(matrix, rows, query, out, two)
+    found(matrix, None, query, np.zeros(4), None)
+    for wrong in (
+        *((matrix, None, query, out, None), (matrix, rows[:1], query, out, None), (matrix, rows, query[:0], out, None)),
+        *(
+            (matrix, rows, np.zeros(5), out, None),
+            (matrix[:0], rows, query, out, None),
+            (matrix, rows, query, out, two[:1]),
+        ),
+        *((np.zeros(49, "u1")[1:], rows, query, out, None), (matrix, np.zeros(7, "u1"), query, out, None)),
+        (matrix, rows, np.zeros(25, "u1")[1:], out, None),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            found(*wrong)
+    for wrong in ((matrix[:, ::2], rows, query, out, None), (matrix, rows, query, out, b"1234567812345678")):
+        with pytest.raises((BufferError, ValueError, TypeError)):
+            found(*wrong)
     out.flags.writeable = False
     with pytest.raises((BufferError, ValueError, TypeError)):
-        core.distances(tile, query, out)
+        found(matrix, rows, query, out, None)

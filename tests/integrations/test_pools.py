@@ -28,6 +28,7 @@ from mmcache import Cache, EmbeddingRef, GenerationGoneError, Schema, Selection,
 from tests.recipes import bank, recipe
 from tests.support import inside
 from tests.support.observe import totals
+from tests.support.samples import sampled
 from tests.support.waits import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("let_go")
@@ -107,7 +108,7 @@ def anonymous_bytes() -> int:
 # --- multiprocessing and concurrent.futures ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS, 2))
 def test_the_recipe(home: Path, method: str) -> None:
     (home / "main.py").write_text(
         f"import multiprocessing\n\nif __name__ == '__main__':\n    multiprocessing.set_start_method({method!r})\n"
@@ -123,7 +124,7 @@ def test_the_recipe(home: Path, method: str) -> None:
     assert counted["opens"] == 1 if method == "fork" else 1 < counted["opens"] <= 3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS, 2))
 def test_a_pool_and_its_parent_see_the_same_and_send_it_to_each_other(home: Path, method: str) -> None:
     write_all(home, 0)
     context = multiprocessing.get_context(method)

@@ -45,6 +45,7 @@ from tests.support.crew import (
 )
 from tests.support.faults import FailName, faults
 from tests.support.observe import beside, children_of, failure_of, is_building, logged, mapped_files, open_files, totals
+from tests.support.samples import sampled
 from tests.support.waits import until, until_none
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -155,7 +156,7 @@ def spoil_garbage(bank: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [spoil_gone, spoil_garbage])
-@pytest.mark.parametrize("executor", ["thread", "subprocess"])
+@pytest.mark.parametrize("executor", sampled(["thread", "subprocess"], 2))
 def test_a_source_that_is_gone_leaves_the_answers_to_the_file(
     path: Path, bank: Path, crew: Crew, spoil: Any, executor: str
 ) -> None:
@@ -258,7 +259,7 @@ def empty(_: Cache) -> None:
 _full: list[Any] = []
 
 
-@pytest.mark.parametrize("name", ["posix_fallocate", "fsync", "link"])
+@pytest.mark.parametrize("name", sampled(["posix_fallocate", "fsync", "link"], 3))
 def test_a_disk_that_is_full_keeps_the_file_and_all_pause(path: Path, bank: Path, crew: Crew, name: str) -> None:
     one, two = crew.hire(quick(path, bank), 2)
     one.opened()
@@ -408,7 +409,7 @@ def test_a_control_page_that_is_replaced_forgets_nothing(
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-@pytest.mark.parametrize("executor", ["inline", "thread"])
+@pytest.mark.parametrize("executor", sampled(["inline", "thread"], 2))
 def test_a_clock_that_jumps_by_an_hour_costs_a_rebuild_and_no_more(
     path: Path, bank: Path, crew: Crew, step: float, executor: str
 ) -> None:
@@ -505,7 +506,7 @@ def put(path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("executor", ["inline", "external"])
-@pytest.mark.parametrize("kind", ["flipped", "truncated", "empty", "foreign", "another major"])
+@pytest.mark.parametrize("kind", sampled(["flipped", "truncated", "empty", "foreign", "another major"], 2))
 def test_a_bad_file_in_the_place_of_a_good_one_is_refused_once_and_mended_if_it_is_ours(
     path: Path, bank: Path, crew: Crew, executor: str, kind: str
 ) -> None:

@@ -23,6 +23,7 @@ from tests.support.bank import NUMBERS, commit
 from tests.support.crew import number, threads
 from tests.support.hanging import PLACE, hang, hanging_source
 from tests.support.observe import failure_of, is_building
+from tests.support.samples import sampled
 from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -46,9 +47,7 @@ class Raising(SQLiteSource):
         """No other process can make it again."""
 
 
-AT_ONCE = [asyncio.CancelledError, SystemExit, KeyboardInterrupt]
-OTHERS = [GeneratorExit, MemoryError, RecursionError]
-KINDS = [*AT_ONCE, *(pytest.param(kind, marks=pytest.mark.integration) for kind in OTHERS)]
+KINDS = sampled([asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError, RecursionError], 6)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

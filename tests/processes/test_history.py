@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes.mutants import FOLLOWING, MISTAKES
+from tests.support.samples import sampled
 
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("HISTORY_SECONDS", "3600"))
@@ -66,7 +67,7 @@ def test_none_is_lost_where_the_file_is_of_releases(source, seconds):
     assert min(numbers["reads"], numbers["swaps"], numbers["kills"]) > 0, said
 
 
-@pytest.mark.parametrize("mutant", FOLLOWING)
+@pytest.mark.parametrize("mutant", sampled(FOLLOWING, 2))
 def test_a_mistake_of_followers_is_found(mutant):
     pytest.importorskip("obstore", reason="the extra remote is not installed")
     options = "--follows", "--seconds", 90, "--round", 3, "--discard"
@@ -76,9 +77,7 @@ def test_a_mistake_of_followers_is_found(mutant):
     assert "failures=0" in said, said
 
 
-@pytest.mark.parametrize(
-    "mutant", [pytest.param(name, marks=[] if i % 3 == 0 else pytest.mark.nightly) for i, name in enumerate(MISTAKES)]
-)
+@pytest.mark.parametrize("mutant", sampled(MISTAKES, 7, pytest.mark.nightly))
 def test_a_mistake_in_mmcache_is_found(mutant):
     """In the first two seconds many times; on a machine so busy that these go by with few reads, later."""
     options = "--seconds", 90, "--round", 2, "--discard"

@@ -26,7 +26,7 @@ import pytest
 import mmcache
 from mmcache import Cache, JSONLinesSource, Snapshot, SQLiteSource
 from mmcache.sharing.publishing import rebuild
-from mmcache.storage.fs import backup_name
+from mmcache.storage.names import backup_name
 from tests.support import inside
 from tests.support.bank import LINES, NUMBERS, commit, name_of, write_lines
 from tests.support.crew import Crew, SlowSource, look_around, noted, number, state, wait_for_generation
@@ -175,6 +175,7 @@ def test_a_rebuild_killed_at_any_call_costs_nothing_but_itself(path: Path, lines
     assert outcomes == {"old", "new"}
 
 
+@pytest.mark.integration  # it takes long
 def test_a_first_build_killed_at_any_call_costs_nothing_but_itself(tmp_path: Path, lines: Path) -> None:
     source = JSONLinesSource(lines, LINES)
     calls = calls_of(lambda: mmcache.build(tmp_path / "counted.mmc", source))
@@ -191,6 +192,7 @@ def test_a_first_build_killed_at_any_call_costs_nothing_but_itself(tmp_path: Pat
     assert outcomes == {False, True}
 
 
+@pytest.mark.integration  # it takes long
 def test_a_rebuild_that_finds_nothing_new_killed_at_any_call(path: Path, lines: Path) -> None:
     """It changes no file, and may have told that the old one is right, or not."""
     town = Town(path, lines)

@@ -16,7 +16,7 @@ import pytest
 
 import mmcache
 from mmcache import Cache, Snapshot, SQLiteSource
-from mmcache.storage.fs import lock_name
+from mmcache.storage.names import lock_name
 from tests.support.bank import NUMBERS, commit, make_bank
 from tests.support.crew import Crew, note, noted, number
 from tests.support.faults import faults

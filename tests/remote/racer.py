@@ -12,7 +12,7 @@ import sys
 from mmcache.format.header import Header
 from mmcache.remote.entries import Entry, File
 from mmcache.remote.log import ReleaseLog
-from mmcache.remote.store import Store
+from mmcache.store import Store
 
 HEADER = Header(10_000, 7, 3, 1_700_000_000_000_000_000, 5, bytes(16), bytes(range(32)))
 

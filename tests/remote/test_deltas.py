@@ -249,7 +249,7 @@ def test_a_node_without_the_base_downloads_the_file(served, tmp_path):
 
 def test_a_delta_is_named_in_its_release(served, tmp_path):
     from mmcache.remote.log import ReleaseLog
-    from mmcache.remote.store import Store
+    from mmcache.store import Store
 
     file = ReleaseLog(Store(f"file://{tmp_path}/store")).release(2).file
     assert file is not None

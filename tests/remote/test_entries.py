@@ -44,6 +44,7 @@ ENTRIES = st.builds(
     NUMBERS | st.none(),
     NUMBERS | st.none(),
     st.frozensets(NUMBERS, max_size=3),
+    st.dictionaries(st.text(max_size=9), NUMBERS, max_size=3),
     NUMBERS,
     FILES | st.none(),
     NUMBERS | st.none(),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +40,25 @@ def test_the_rollback_drill_runs(tmp_path, bank, monkeypatch, capsys):
     assert re.search(r"^ *release +1 of", capsys.readouterr().out, re.MULTILINE)
 
 
+MANIFESTS = {manifest["kind"]: manifest for manifest in map(yaml.safe_load, blocks("yaml"))}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", MANIFESTS)
+@pytest.mark.filterwarnings("ignore")  # of what it imports
+def test_the_manifests_fit_the_schemas_of_kubernetes(kind):
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="the group integration is not installed")
+    for version in ("1.28", "1.31"):
+        kubernetes.validate(MANIFESTS[kind], version, strict=True)
+        wrong = copy.deepcopy(MANIFESTS[kind])
+        wrong["spec"]["replica"] = 3
+        with pytest.raises(kubernetes.ValidationError):
+            kubernetes.validate(wrong, version, strict=True)
+
+
 @pytest.fixture
 def pod() -> Any:
-    (manifest,) = (yaml.safe_load(block) for block in blocks("yaml"))
-    assert manifest["kind"] == "Deployment"
+    manifest = MANIFESTS["Deployment"]
     assert manifest["spec"]["selector"]["matchLabels"] == manifest["spec"]["template"]["metadata"]["labels"]
     return manifest["spec"]["template"]["spec"]
 
@@ -54,6 +72,30 @@ def test_the_containers_of_the_manifest_share_the_files(pod):
     paths = {word for c in everything for word in c["command"] if word.endswith(".mmc")}
     assert len(paths) == 1, "all name one file"
     assert Path(paths.pop()).parent.parent == Path(mounts[0]["mountPath"]), "in a directory of its own below the volume"
+
+
+def test_the_commands_of_the_publisher_make_the_releases_that_pods_follow(tmp_path, pod):
+    """The job's containers, one after the other, twice: the second release has a delta."""
+    job = MANIFESTS["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    url, work = f"file://{tmp_path}/store", tmp_path / "work"
+    work.mkdir()
+    followed = {word for one in pod["initContainers"] for word in one["command"] if word.startswith("s3://")}
+    (build,), (publish,) = job["initContainers"], job["containers"]
+    assert followed == {publish["command"][-1]}
+    for number in (1, 2):
+        with closing(sqlite3.connect(tmp_path / "shop.db", isolation_level=None)) as db:
+            db.execute("BEGIN")
+            db.execute("CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, kind TEXT, text TEXT)")
+            db.executemany("INSERT INTO items (kind, text) VALUES (?, ?)", [("a", "x" * 500)] * (2000 // number**4))
+            db.execute("COMMIT")
+        for one in (build, publish):
+            places = {"s3://bucket/items": url, "/srv/": f"{tmp_path}/", "/work/": f"{work}/"}
+            words = one["command"][1:]
+            for old, new in places.items():
+                words = [word.replace(old, new) for word in words]
+            assert main(words) == 0
+    assert [release.number for release in mmcache.releases(url)] == [2, 1]
+    assert len(list((tmp_path / "store" / "deltas").iterdir())) == 1
 
 
 def test_the_commands_of_the_manifest_bring_and_follow_releases(tmp_path, pod):

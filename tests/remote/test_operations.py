@@ -13,7 +13,9 @@ import pytest
 
 import mmcache
 from mmcache import MissingFileError, ReleaseError, Schema
+from mmcache.cli import main
 from mmcache.remote.entries import blob_path, parse
+from mmcache.remote.follower import Follower, Orders
 from mmcache.sharing.following import Following, following
 from tests.remote.shop import number_of, publish, told
 
@@ -193,7 +195,7 @@ def test_no_order_of_operations_leaves_an_entry_without_its_blob(tmp_path, made,
 
 def test_a_prune_killed_at_any_removal_leaves_no_entry_without_its_blob(tmp_path, made, monkeypatch):
     """What is done after its entry is done by the next one."""
-    from mmcache.remote.store import Store
+    from mmcache.store import Store
 
     url, store = f"file://{tmp_path}/store", tmp_path / "store"
     for number in range(1, 6):
@@ -290,3 +292,33 @@ def test_a_line_of_a_node_with_a_number_that_is_none_is_no_line(url, made, node,
     line.write_text(re.sub(rf'"{field}":[^,}}]+', f'"{field}":{number}', whole))
     assert following(str(node)) is None or (field in ("polled", "behind") and number == "1.5")
     assert served(url, node) == 1
+
+
+ASKING = {
+    "releases": mmcache.releases,
+    "prune": mmcache.prune,
+    "withdraw": lambda url: mmcache.withdraw(url, 1),
+    "unpin": mmcache.unpin,
+    "rollback": mmcache.rollback,
+    "diff": lambda url: mmcache.diff(f"{url}@1", f"{url}@2"),
+    "doctor": lambda url: main(["doctor", url]),
+}
+
+
+@pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
+def test_asking_for_a_directory_that_is_not_there_makes_none(tmp_path, ask):
+    url = f"file://{tmp_path}/a%20typo"
+    with contextlib.suppress(MissingFileError):
+        ask(url)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_is_made_meanwhile_is_found(tmp_path, made, node):
+    url = f"file://{tmp_path}/a%20store"
+    follower = Follower(str(node), url, Orders())
+    with pytest.raises(MissingFileError, match="no releases here yet"):
+        follower.poll()
+    assert not (tmp_path / "a store").exists()
+    publish(made, url, 1)
+    assert (tmp_path / "a store").is_dir()
+    assert follower.poll().release == 1

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 import mmcache
 from mmcache import ReleaseError, Schema, StoreError
 from mmcache.cli import main
-from tests.remote.shop import build, number_of, publish
+from tests.remote.shop import SCHEMA, build, number_of, publish
 from tests.storage.helpers import arrays_in, build_bytes, reseal, reseal_records
 
 pytestmark = pytest.mark.usefixtures("no_leaks", "no_disk_wait")
@@ -156,6 +156,32 @@ def test_what_was_withdrawn_is_not_published_again(url, made):
     assert publish(made, url, 3).current
 
 
+def test_what_was_withdrawn_and_pruned_is_not_published_again(url, made):
+    """Else a cron job that publishes an unchanged file would bring it back, days later and by itself."""
+    publish(made, url, 1)
+    mmcache.withdraw(url, 1)
+    for number in (2, 3, 4):
+        publish(made, url, number)
+    assert mmcache.prune(url, keep=1, older_than=0).releases
+    build(made, 1)
+    with pytest.raises(ReleaseError, match=r"withdrawn as release 1: .* other metadata") as found:
+        mmcache.publish(made, url)
+    assert found.value.rule == "withdrawn"
+    with mmcache.Snapshot.open(made) as snapshot:
+        records = [record.asdict() for record in snapshot.values()]
+    mmcache.build(made, records, SCHEMA, metadata={"release": "the same, and meant"})
+    assert mmcache.publish(made, url).current
+
+
+def test_a_rollback_to_what_was_withdrawn_lets_it_be_published_again(url, made):
+    publish(made, url, 1)
+    mmcache.withdraw(url, 1)
+    publish(made, url, 2)
+    mmcache.rollback(url, to=1)
+    publish(made, url, 3)
+    assert publish(made, url, 1).current
+
+
 def test_no_url_and_an_unknown_scheme_are_refused(made):
     build(made, 1)
     for url in ("/mnt/items", "ftp://host/items", "s4://bucket"):
@@ -239,7 +265,7 @@ def test_a_secret_of_a_request_is_in_no_message(node):
 
 KILLED = """
 import os, sys
-from mmcache.remote.store import Store
+from mmcache.store import Store
 at, when = int(sys.argv[1]), sys.argv[2]
 calls = 0
 def watched(name):
@@ -342,4 +368,9 @@ def test_a_file_that_was_rolled_back_is_refused(url, made):
     with pytest.raises(ReleaseError, match=r"held .* mmcache rollback URL") as found:
         mmcache.publish(made, url)
     assert found.value.rule == "held"
+    assert main(["resume", str(made)]) == 0  # and its records are as old as before
+    with pytest.raises(ReleaseError, match=r"resumed .* mmcache rollback URL"):
+        mmcache.publish(made, url)
     assert mmcache.releases(url) == []
+    build(made, 3)
+    assert mmcache.publish(made, url).number == 1

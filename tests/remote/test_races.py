@@ -13,7 +13,7 @@ import mmcache
 from mmcache import StoreError
 from mmcache.cli import main
 from mmcache.remote.log import ReleaseLog
-from mmcache.remote.store import Store
+from mmcache.store import Store
 from tests.remote.shop import build, number_of
 from tests.support import stores
 

@@ -9,15 +9,19 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mmcache
 from mmcache import MissingFileError, Schema, SQLiteSource
+from mmcache.remote import keeper
 from tests.remote.shop import build, number_of, publish, told
+from tests.support import stores
 from tests.support.bank import NUMBERS, commit, name_of
 from tests.support.observe import children_of
 from tests.support.processes import forked, in_child
@@ -235,6 +239,45 @@ def test_an_unreachable_store_is_told_and_a_source_answers(tmp_path, bank, node)
         assert not node.exists()
         alerts = {alert.rule: alert.text for alert in cache.alerts(max_lag=0)}
     assert "there are no releases here yet" in alerts["lag"]
+
+
+def test_a_store_that_hangs_holds_up_no_read(tmp_path, local, bank, made, node):
+    """Of a cache that follows by a thread, which cannot be ended."""
+    source = SQLiteSource(bank, NUMBERS)
+    mmcache.build(made, source)
+    mmcache.publish(made, local)
+    free, waits = threading.Event(), list[bool]()
+
+    def wait(_: str) -> None:
+        waits.append(free.wait(30))
+
+    with stores.Served(tmp_path / "store") as served:
+        served.refuse = wait
+        options: dict[str, Any] = {"follow": served.url, "follow_every": EVERY, "executor": "thread", "wait": 0.2}
+        with mmcache.open(node, source, check_interval=0.02, **options) as cache:
+            assert cache[name_of(1)]["number"] == 0
+            assert "has not answered for" in cache.status().why
+            until("it is asked", lambda: served.requests)
+            holds("the source answers", lambda: cache[name_of(1)]["number"] == 0, 0.2)
+            free.set()
+            until("the release is there", lambda: cache[name_of(1)] and cache.generation)
+    source.close()
+    assert waits
+    assert all(waits), "a read waited until the server gave up"
+
+
+def test_a_thread_whose_store_is_silent_for_long_is_told(tmp_path, local, made, node, monkeypatch):
+    monkeypatch.setattr(keeper, "_GRACE", 0.1)
+    publish(made, local, 1)
+    mmcache.follow(local, node)
+    free = threading.Event()
+    with stores.Served(tmp_path / "store") as served:
+        served.refuse = lambda _: free.wait(30) and None
+        options: dict[str, Any] = {"follow": served.url, "follow_every": 0.05, "executor": "thread"}
+        with mmcache.open(node, check_interval=0.02, build_timeout=0.1, **options) as cache:
+            until("it is told", lambda: shows(cache, 1) and "has not answered for" in told(cache).error)
+            free.set()
+            until("and once it answers, no more", lambda: shows(cache, 1) and not told(cache).error)
 
 
 @pytest.mark.parametrize("follow", ["/mnt/items", 5, b"s3://bucket"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ with mmcache.Snapshot.open(path, verify="lazy") as snapshot:
     few.nearest(queries[0]), few.nearest_many(queries[:2])
     before = private()
     Vectors.part, Vectors.take = watched(Vectors.part), watched(Vectors.take)
-    Vectors.tile = watched(Vectors.tile)
+    Vectors.signs = watched(Vectors.signs)
     for where in ({}, {"tenth": 3}, {"half": 1}, {"tenth": [1, 2, 3]}, {"tenth": mmcache.excluding(4)}):
         for metric in ("cosine", "euclidean"):
             snapshot.nearest(queries[0], 20, where, metric=metric)
@@ -75,22 +76,67 @@ with mmcache.Snapshot.open(path, verify="lazy") as snapshot:
     for recall in (0.1, 0.3, curve[-1].least / 10_000):
         snapshot.nearest(queries[0], 10, recall=recall)
         snapshot.nearest_many(np.concatenate([queries] * 3), 10, recall=recall)
-    print(most - before, mapped(path))
+    print(most - before, mapped(path), flush=True)
+    sys.stdin.read()
 """
-"""Prints by how much its own memory has grown at most, and how much of the file it has mapped, in bytes."""
+"""Prints by how much its own memory has grown at most, and how much of the file it has mapped, in bytes; then waits."""
+
+needs_smaps = pytest.mark.skipif(
+    not os.path.exists("/proc/self/smaps_rollup"), reason="what is a process's own is told by Linux"
+)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="what is a process's own is told by Linux")
+def searching(path: Path, dim: int, count: int) -> tuple[list[int], list[int], int]:
+    """Of workers that search at once: what each has grown by, what each has mapped of the file, and what all have of
+    it together, as long as all of them have it."""
+    command = [sys.executable, "-W", "error", "-c", WORKER, str(path), str(dim)]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    try:
+        told = [worker.stdout.readline().split() for worker in workers if worker.stdout is not None]
+        together = sum(pss_of(path, worker.pid) for worker in workers)
+        for worker in workers:
+            worker.communicate(timeout=PATIENCE)
+            assert worker.returncode == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [int(own) for own, _ in told], [int(mapped) for _, mapped in told], together
+
+
+def pss_of(path: Path, pid: int) -> int:
+    """The share of a process in the pages of a file that it has mapped; of all processes together, these pages once."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    found = re.findall(re.escape(str(path)) + r"\n(?:[A-Z]\S*:.*\n)*?Pss: +(\d+) kB", text)
+    return 1024 * sum(map(int, found))
+
+
+@needs_smaps
 def test_a_searching_worker_has_8_mb_of_its_own_at_most(large):
     """Looked at whenever a chunk is read, so at their most."""
-    command = [sys.executable, "-W", "error", "-c", WORKER, str(large), str(DIM)]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for worker in workers:
-        out, _ = worker.communicate(timeout=PATIENCE)
-        assert worker.returncode == 0
-        own, mapped = map(int, out.split())
-        assert own <= 8 * MB, f"{own / MB:.1f} MB"
-        assert mapped >= 4 * N * DIM, "the block is read where it lies"
+    grown, mapped, _ = searching(large, DIM, 2)
+    assert max(grown) <= 8 * MB, f"{max(grown) / MB:.1f} MB"
+    assert min(mapped) >= 4 * N * DIM, "the block is read where it lies"
+
+
+@needs_smaps
+@pytest.mark.integration
+@pytest.mark.timeout(900)
+def test_eight_workers_that_search_300_mb_have_the_file_once(tmp_path):
+    """100,000 embeddings of 768 numbers: a matter of some 300 MB of disk, and of a minute."""
+    path, n, dim = tmp_path / "items.mmc", 100_000, 768
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((200, dim), dtype=np.float32)
+    vectors = centres[random.integers(0, 200, n)] + random.standard_normal((n, dim), dtype=np.float32)
+    schema = Schema("items", index=("half", "tenth"), embedding="vector", sketch=True)
+    mmcache.build(path, ({"id": i, "half": i % 2, "tenth": i % 10} for i in range(n)), schema, embeddings=vectors)
+    grown, mapped, together = searching(path, dim, 8)
+    size = path.stat().st_size
+    assert size > 4 * n * dim
+    assert min(mapped) >= 4 * n * dim, "each of them reads the block where it lies"
+    assert together <= 1.01 * size, "and all of them have it once"
+    assert max(grown) <= 8 * MB, f"{max(grown) / MB:.1f} MB"
 
 
 def test_threads_that_search_at_once_get_the_answers_of_one(large):

@@ -117,6 +117,7 @@ NOT_HERE, ASKED_FOR = "another control page", "ids were invalidated"
 SOFTLY = "invalidated softly (record_stored)"
 NOTES = frozenset({"notes"})
 HELD = "held by rollback since yesterday"
+RESUMED = "rolled back, and resumed since today"
 DISABLED = "disabled by mmcache disable since yesterday"
 
 ROWS: dict[str, Row] = {
@@ -258,6 +259,12 @@ ROWS: dict[str, Row] = {
     "held, damaged": Row(seen(repair="a record of the file is damaged", held=HELD), "held"),
     "held, slow": source_answers(seen(slow=True, held=HELD), "slow", stale_if_error=True),
     "held, alone": Row(seen(source=None, age=1600, held=HELD), "held"),
+    # --- resumed: nothing but a line beside the file tells that its records are older than it says
+    "resumed": Row(seen(resumed=RESUMED), "stale", why=RESUMED, rebuild=RESUMED),
+    "resumed, alone": Row(seen(source=None, resumed=RESUMED), "stale", why=RESUMED),
+    "resumed, gone page": Row(elsewhere(UNCHANGED, resumed=RESUMED), "stale", why=RESUMED, rebuild=RESUMED),
+    "resumed, hard": hard(seen(HARD, resumed=RESUMED)),
+    "resumed, and held again": Row(seen(resumed=RESUMED, held=HELD), "held", why=HELD),
     # --- without a source, the file is all there is
     "alone": Row(seen(source=None), "fresh"),
     "alone, hard": Row(seen(HARD, source=None), "invalidated", ids=-1),
@@ -364,6 +371,7 @@ def any_facts(draw: st.DrawFn) -> Facts:
         built_with=draw(st.sampled_from([0, PAGE])),
         disabled=draw(st.sampled_from(["", "", "", DISABLED])),
         held=draw(st.sampled_from(["", HELD])),
+        resumed=draw(st.sampled_from(["", RESUMED])),
         **flags,
     )
     return facts if draw(st.booleans()) else facts._replace(baseline=None, trouble=draw(TROUBLE))
@@ -385,6 +393,7 @@ def test_a_decision_contradicts_itself_nowhere(facts):
         assert found.serves == (found.state in ("fresh", "stale", "held"))
     if found.state == "fresh":
         assert not facts.said.hard
+        assert not facts.resumed
         assert (found.dirty, found.closed, found.ids) == ({}, frozenset(), 0)
         assert found.rebuild == ("" if facts.failure == failed(MONOTONIC + 5) or facts.source is None else facts.repair)
     if found.stale_if_error:

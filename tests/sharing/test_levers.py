@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import pytest
 import mmcache
 from mmcache import Cache, CorruptFileError, MissingFileError, MmcacheError, PublishError, Snapshot
 from mmcache.cli import main
+from mmcache.sharing import publishing
 from tests.support import inside
 from tests.support.console import make_shop, write
 from tests.support.faults import Fail, FailName, Kill, Then, faults
@@ -189,6 +191,44 @@ def test_resume_ends_a_rollback_and_a_rebuild_follows(place):
         assert cache.resume()
         until("built again", lambda: cache.generation == 4 and price(cache) == 200)
         assert not cache.resume()
+
+
+@pytest.mark.parametrize("page", ["is there", "is lost"])
+def test_a_resumed_file_is_due_until_a_build_has_replaced_it(place, page):
+    """Its header is of the time of the rollback, and its fingerprint the source's, so they do not tell that."""
+    with place.open(build=False) as cache:
+        cache.rollback()
+        assert cache.resume()
+        if page == "is lost":
+            place.beside("ctl").unlink()
+            cache.refresh()
+        until("due", lambda: price(cache) == 100 and cache.stats().state == "stale")
+        assert "resumed by mmcache resume since" in cache.status().why
+    if page == "is lost":
+        place.beside("ctl").unlink()
+    with place.open() as cache:
+        until("built again", lambda: price(cache) == 200 and cache.stats().state == "fresh")
+    assert not place.beside("resumed").exists()
+
+
+def test_a_rebuild_that_finds_resumed_records_right_settles_them(place):
+    with place.open(build=False) as cache:
+        cache.rollback()
+        place.write(100)
+        cache.resume()
+        assert not cache.rebuild().changed
+        assert (price(cache), cache.stats().state) == (100, "fresh")
+    assert not place.beside("resumed").exists()
+
+
+def test_a_rebuild_that_waited_for_a_rollback_builds(place):
+    """Case: the rebuild was asked for, the rollback took the lock first, and its file is younger than the question."""
+    asked_ns = time.time_ns()
+    with place.open(build=False) as cache:
+        cache.rollback()
+    assert publishing.rebuild(place.path, asked_ns=asked_ns).changed
+    assert file_price(place.path) == 200
+    assert not place.beside("hold").exists()
 
 
 def test_clearing_ends_a_rollback(place):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,12 +36,16 @@ from mmcache import (
     SourceError,
     SQLiteSource,
 )
+from mmcache.cli import main
 from mmcache.sources.mappings import LOOKED_AT
 from mmcache.sources.slices import balanced
 from tests.storage.test_merging import tables
+from tests.support import stores
+from tests.support.hosts import Hosts, hosts
 
 pytestmark = pytest.mark.usefixtures("no_disk_wait")
 
+ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 SCHEMA = Schema("t", index=("kind", "n"), embedding="v", dim=2)
 HIDDEN = (".tmp",)
@@ -75,16 +83,25 @@ def leftovers(at: Path) -> list[str]:
     return [name for name in os.listdir(at) if name.endswith(HIDDEN)]
 
 
-def check(at: Path, source: Source, *, shards: int = 5, executor: Executor | None = None, **options: Any) -> Any:
+def check(
+    at: Path,
+    source: Source,
+    *,
+    shards: int = 5,
+    executor: Executor | None = None,
+    segments: str | None = None,
+    **options: Any,
+) -> Any:
     """Both builds have the same bytes, report the same, and leave nothing behind."""
     whole = mmcache.build(at / "whole.mmc", source, **options)
-    built = mmcache.build(at / "cut.mmc", source, shards=shards, executor=executor or Here(), **options)
+    cut: dict[str, Any] = {"shards": shards, "executor": executor or Here(), "segments": segments}
+    built = mmcache.build(at / "cut.mmc", source, **cut, **options)
     assert content(at / "cut.mmc") == content(at / "whole.mmc")
     assert (built.build_id, built.sha256) == (whole.build_id, whole.sha256)
     assert (built.records, built.left_out, built.embeddings) == (whole.records, whole.left_out, whole.embeddings)
     assert not leftovers(at)
-    with Snapshot.open(at / "cut.mmc") as cut, Snapshot.open(at / "whole.mmc") as one:
-        assert cut.layout.header.fingerprint == one.layout.header.fingerprint
+    with Snapshot.open(at / "cut.mmc") as joined, Snapshot.open(at / "whole.mmc") as one:
+        assert joined.layout.header.fingerprint == one.layout.header.fingerprint
     return built
 
 
@@ -247,6 +264,52 @@ def test_rows_that_were_left_out_count_for_the_keys_of_other_shards(tmp_path):
         assert report.left_out["t"].duplicates == 30
 
 
+def out_of_order(path: str, at: Path) -> Source:
+    """The first record of these fields is in the first shard, and is left out there; the others have another order."""
+    bad: list[dict[str, Any]] = [{"id": [] if i else None, "b": 1, "a": 2} for i in range(2)]
+    rows = [{"id": f"k{i}", "z": i} for i in range(10)] + bad + [{"id": f"m{i}", "a": i, "b": i} for i in range(20)]
+    schema = Schema("t", on_invalid="skip")
+    if path == "lines":
+        (at / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return JSONLinesSource(at / "t.jsonl", schema)
+    return IterableSource(rows, schema)
+
+
+@pytest.mark.parametrize("path", ["lines", "list"])
+@pytest.mark.parametrize("shards", [2, 3, 7])
+def test_the_order_of_fields_is_that_of_the_first_record_though_it_is_left_out(tmp_path, path, shards):
+    check(tmp_path, out_of_order(path, tmp_path), shards=shards)
+    with Snapshot.open(tmp_path / "cut.mmc") as snapshot:
+        assert list(snapshot["m3"]) == ["id", "b", "a"]
+
+
+def test_a_key_of_several_fields_keeps_the_order_of_a_record_that_is_left_out(tmp_path):
+    rows = [{"c": 1, "k": None, "b": 1, "l": 2}] + [{"b": i, "c": i, "k": i, "l": "x"} for i in range(20)]
+    check(tmp_path, IterableSource(rows, Schema("t", key=("k", "l"), on_invalid="skip")), shards=3)
+
+
+@pytest.mark.parametrize("make", ["list", "table"])
+def test_an_embedding_of_nan_says_nothing_of_how_many_numbers_the_others_have(tmp_path, make):
+    vectors = [[float("nan")] * 3, [float("inf"), 1.0, 1.0, 1.0], *([float(i), 1.0] for i in range(30))]
+    schema = Schema("t", embedding="v", on_invalid="skip")
+    source: Source = IterableSource([{"id": i, "v": v} for i, v in enumerate(vectors)], schema)
+    if make == "table":
+        with sqlite3.connect(tmp_path / "t.db") as db:
+            db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)")
+            db.executemany("INSERT INTO t VALUES (?, ?)", [(i, np.array(v, "<f4")) for i, v in enumerate(vectors)])
+        db.close()
+        source = SQLiteSource(tmp_path / "t.db", schema)
+    for shards in (1, 2, 5):
+        report = check(tmp_path, source, shards=shards)
+        assert report.left_out["t"].invalid == 2
+        assert report.embeddings["t"]["v"].dim == 2
+    with pytest.raises(BuildError, match=r"key 0: the embedding has NaN"):
+        mmcache.build(tmp_path / "x.mmc", source, on_invalid="raise")
+    with mmcache.open(tmp_path / "cut.mmc", source, build=False) as cache:
+        cache.invalidate()
+        assert len(cache.where()) == 30  # as the source has them
+
+
 def test_what_expires_is_judged_by_one_moment(tmp_path):
     rows = [{"id": i, "end": 0 if i % 3 else None} for i in range(300)]
     report = check(tmp_path, IterableSource(rows, Schema("t", expires="end")))
@@ -333,6 +396,13 @@ def test_shards_that_guess_otherwise_are_refused_with_the_way_out(tmp_path):
     source = IterableSource(rows, Schema("t", embedding="v", on_invalid="skip"))
     with pytest.raises(BuildError, match=r"shard 1 of 2 has embeddings 'v' of 3 numbers, and shard 0 of 2 of 2.*dim="):
         mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
+    # No row of the first shard is taken, but one build of all would have gone by its embeddings.
+    bad: list[dict[str, Any]] = [
+        {"id": i, "v": [1.0] * (2 if i < 50 else 3), "kind": {} if i < 50 else 1} for i in range(100)
+    ]
+    source = IterableSource(bad, Schema("t", index=("kind",), embedding="v", on_invalid="skip"))
+    with pytest.raises(BuildError, match=r"'v' of 3 numbers, and shard 0 of 2 of 2.*dim="):
+        mmcache.build(tmp_path / "x.mmc", source, shards=2, executor=Here())
     assert not leftovers(tmp_path)
 
 
@@ -383,6 +453,7 @@ def test_progress_tells_of_all_shards(tmp_path):
         tmp_path / "x.mmc", from_list(tmp_path), shards=4, executor=Here(), progress=lambda *step: told.append(step)
     )
     assert [step[1] for step in told if step[0] == "t"] == [625, 1250, 1875, 2500]
+    assert [step[2] for step in told if step[0] == "t"] == [2500] * 4
     assert told[-1][0] == "write"
 
 
@@ -393,6 +464,71 @@ def test_segments_may_wait_in_another_directory(tmp_path):
     mmcache.build(tmp_path / "x.mmc", from_list(tmp_path), shards=3, executor=executor, segments=tmp_path / "shared")
     assert len(seen[0]) == 1
     assert not leftovers(tmp_path / "shared")
+
+
+# Segments that travel through a store ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> str:
+    pytest.importorskip("obstore", reason="the extra remote is not installed")
+    return f"file://{tmp_path}/store/scratch"
+
+
+def objects(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_segments_travel_through_a_store(tmp_path, scratch):
+    seen: list[list[str]] = []
+    executor, source = Meddling(2, lambda: seen.append(objects(tmp_path))), from_sqlite(tmp_path)
+    check(tmp_path, source, executor=executor, segments=scratch, cluster_by="kind")
+    assert [len(names) for names in seen] == [2]
+    assert not objects(tmp_path)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        check(tmp_path, source, executor=processes, segments=scratch)
+    assert not objects(tmp_path)
+
+
+def test_a_segment_that_is_damaged_or_lost_on_its_way_fails_the_build(tmp_path, scratch):
+    source = from_list(tmp_path)
+    mmcache.build(tmp_path / "x.mmc", [{"id": 0}], Schema("t"))
+
+    def flip() -> None:
+        (path,) = (tmp_path / "store").rglob("000000-*.mmc")
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def lose() -> None:
+        (path,) = (tmp_path / "store").rglob("000000-*.mmc")
+        path.unlink()
+
+    for what, kind in ((flip, mmcache.CorruptFileError), (lose, mmcache.StoreError)):
+        with pytest.raises(kind, match=r"checksum|is gone"):
+            mmcache.build(tmp_path / "x.mmc", source, shards=3, executor=Meddling(2, what), segments=scratch)
+        assert not objects(tmp_path)
+        assert not leftovers(tmp_path)
+        with Snapshot.open(tmp_path / "x.mmc") as snapshot:
+            assert (snapshot.generation, list(snapshot)) == (1, [0])
+
+
+def test_segments_of_dead_builds_go_after_a_day_and_those_of_others_stay(tmp_path, scratch):
+    directory = tmp_path / "store" / "scratch" / "segments" / "another"
+    directory.mkdir(parents=True)
+    for name, age in (("dead.mmc", 25 * 3600), ("living.mmc", 23 * 3600)):
+        (directory / name).write_bytes(b"a segment")
+        os.utime(directory / name, (time.time() - age,) * 2)
+    mmcache.build(tmp_path / "x.mmc", from_list(tmp_path), shards=3, executor=Here(), segments=scratch)
+    assert objects(tmp_path) == ["living.mmc"]
+
+
+def test_a_store_for_segments_that_is_none_is_refused_at_once(tmp_path):
+    executor = Here()
+    for url in ("ftp://host/x", "s3://"):
+        with pytest.raises(mmcache.StoreError):
+            mmcache.build(tmp_path / "x.mmc", ROWS, SCHEMA, shards=2, executor=executor, segments=url)
+    assert executor.submitted == 0
 
 
 def test_what_a_killed_build_left_is_swept_by_the_next(tmp_path):
@@ -453,11 +589,75 @@ def test_a_killed_worker_fails_the_build_and_nothing_else(tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")  # of what the cluster imports
-def test_dask_builds_shards(tmp_path):
+@pytest.mark.parametrize("segments", [None, "s3"])
+def test_dask_builds_shards(tmp_path, monkeypatch, segments):
     distributed = pytest.importorskip("distributed")
     source = from_sqlite(tmp_path)
-    with (
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        check(tmp_path, source, executor=client.get_executor(pure=False), cluster_by="kind")
+    with contextlib.ExitStack() as held:
+        url = None
+        if segments is not None:
+            for name, value in stores.environment(held.enter_context(stores.moto())).items():
+                monkeypatch.setenv(name, value)
+            url = "s3://bucket/scratch"
+        cluster = held.enter_context(distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None))
+        client = held.enter_context(distributed.Client(cluster))
+        check(tmp_path, source, executor=client.get_executor(pure=False), cluster_by="kind", segments=url)
+
+
+@contextlib.contextmanager
+def cluster_of(machines: Hosts, at: Path, hidden: Path) -> Iterator[str]:
+    """The address of a scheduler here, with a worker on each host; none of them sees what is below `hidden`."""
+    port = stores.free_port()
+    address = f"tcp://{machines.address}:{port}"
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", machines.address]
+    processes = [subprocess.Popen([*command, "--port", str(port), "--no-dashboard"], text=True, **quiet)]
+    try:
+        for i, machine in enumerate(machines.all):
+            (at / f"host-{i}").mkdir()
+            worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+            worker += ["--nthreads", "1", "--local-directory", str(at / f"host-{i}")]
+            script = f'mount -t tmpfs tmpfs "{hidden}" && exec "$@"'
+            processes.append(
+                machine.run(
+                    ["unshare", "-m", "sh", "-c", script, "sh", *worker],
+                    env=os.environ | {"TMPDIR": str(at / f"host-{i}"), "PYTHONPATH": str(ROOT)},
+                    **quiet,
+                )
+            )
+        yield address
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # of what the cluster imports
+def test_hosts_that_share_no_disk_build_from_a_store_through_a_store(tmp_path, monkeypatch, capsys):
+    """Each in namespaces of its own: network, and files. By the command."""
+    distributed = pytest.importorskip("distributed")
+    obstore = pytest.importorskip("obstore.store")
+    (tmp_path / "build").mkdir()
+    with hosts(2) as machines, stores.moto(machines.address) as endpoint:
+        for name, value in stores.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet", row_group_size=170)
+        obstore.from_url("s3://bucket").put("data/t.parquet", (tmp_path / "t.parquet").read_bytes())
+        source = ParquetSource("s3://bucket/data", SCHEMA)
+        with cluster_of(machines, tmp_path, tmp_path / "build") as address:
+            with distributed.Client(address, timeout=60) as client:
+                client.wait_for_workers(2, timeout=60)
+                executor = client.get_executor(pure=False)
+                check(tmp_path / "build", source, executor=executor, segments="s3://bucket/scratch")
+            out = tmp_path / "build" / "command.mmc"
+            words = ["s3://bucket/data", "--index", "kind,n", "--embedding", "v", "--dim", "2", "--collection", "t"]
+            words = [*words[1:], words[0]]
+            assert (
+                main(
+                    ["build", *words, "-o", str(out), "--shards", "4", "--dask", address, "--segments", "s3://bucket/x"]
+                )
+                == 0
+            )
+        assert content(out) == content(tmp_path / "build" / "whole.mmc")
+        assert [path for path in obstore.from_url("s3://bucket").list().collect() if "segments" in path["path"]] == []

@@ -113,7 +113,7 @@ def test_urls_lead_to_databases(tmp_path, monkeypatch):
         source = source_at(url, Schema("t"))
         assert isinstance(source, SQLiteSource)
         assert source.path == str(tmp_path / "t.db")
-    for url in ("s3://bucket/t.parquet", "https://example.org/t.csv", "sqlite://"):
+    for url in ("gcs://bucket/t.parquet", "ftp://example.org/t.csv", "sqlite://"):
         with pytest.raises(SourceError, match=r"download it|expected sqlite:///"):
             source_at(url, Schema("t"))
 

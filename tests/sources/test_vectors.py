@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sqlite3
 import struct
 import subprocess
 import sys
 from array import array
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from mmcache import BuildError, IterableSource, Schema, build
+from mmcache import BuildError, IterableSource, Schema, Snapshot, SQLiteSource, build
 from mmcache.sources.blobs import prefixed, scattered
 from mmcache.sources.vectors import VectorDecoder, float32_bytes, vector_bytes
 
 EXACT = [0.0, -0.0, 1.0, -2.5, 3.0, 65504.0]
 BYTES = struct.pack("<6f", *EXACT)
 F8 = struct.pack("<6d", *EXACT)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
 
 f4_numbers = st.floats(width=32, allow_nan=False)
 
@@ -165,6 +176,90 @@ def test_a_blob_of_text_is_no_number_whatever_its_length(form, spare):
     with pytest.raises(ValueError, match="it is text"):
         vector_bytes(blob, dim=384, dtype="f4")
     assert vector_bytes(blob, dim=None, dtype="u1") is not None  # numbers of one byte may well look like text
+
+
+NUMBERS = np.arange(1, 65, dtype="f2")
+OF_THE_LENGTH = {
+    "JSON": json.dumps(NUMBERS.tolist(), separators=(",", ":")).replace(".0", "").encode(),
+    "JSON after a blank": b"\n" + json.dumps([int(number) for number in NUMBERS], separators=(",", ":")).encode(),
+    "npy": npy(NUMBERS),
+}
+
+
+@pytest.mark.parametrize("form", OF_THE_LENGTH)
+@pytest.mark.parametrize("dtype", [None, "f4"])
+def test_what_says_itself_what_it_is_is_that_at_the_length_of_the_numbers_too(form, dtype):
+    said = OF_THE_LENGTH[form]
+    blob = said if form == "npy" else said[:-1].ljust(255) + b"]"
+    assert len(blob) == 4 * 64
+    good, expected = struct.pack("<64f", *[0.1] * 64), NUMBERS.astype("<f4").tobytes()
+    assert vector_bytes(blob, dim=64, dtype=dtype) == expected
+    for dim in (64, None):
+        decode = VectorDecoder(dim, dtype)
+        assert [decode(good), decode(blob), decode(good)] == [good, expected, good]
+
+
+def test_other_text_of_the_length_of_the_numbers_is_refused_by_name():
+    text = b"hello big world!"
+    pairs: list[tuple[Any, int]] = [(None, 4), ("f4", 4), ("f8", 2), (">f4", 4)]
+    for dtype, dim in pairs:
+        with pytest.raises(ValueError, match=rf"16 bytes is no dim={dim} numbers of .*: it is text"):
+            vector_bytes(text, dim=dim, dtype=dtype)
+    decode = VectorDecoder(None, None)
+    decode(struct.pack("<4f", 0.1, 0.2, 0.3, 0.4))
+    with pytest.raises(ValueError, match="it is text"):
+        decode(text)
+    assert vector_bytes(text, dim=16, dtype="i1") is not None
+
+
+@pytest.mark.parametrize("dim", [4, 5, 16, 64, None])
+@pytest.mark.parametrize("number", [0.7, 0.9, 2.8, 3.6, 0.175])
+def test_numbers_whose_bytes_are_those_of_text_are_numbers(number, dim):
+    blob = struct.pack(f"<{dim or 8}f", *[number] * (dim or 8))
+    assert blob.isascii()
+    assert vector_bytes(blob, dim=dim, dtype="f4") == blob
+    wide = struct.pack(f"<{dim or 8}d", *[19.2] * (dim or 8))
+    assert wide.isascii()
+    assert vector_bytes(wide, dim=dim, dtype="f8") == struct.pack(f"<{dim or 8}f", *[19.2] * (dim or 8))
+
+
+def test_in_a_run_of_rows_text_of_that_length_is_found(tmp_path):
+    """Rows are made records together where they are alike, and then nothing is decoded one by one."""
+    dim = 16
+    good = struct.pack(f"<{dim}f", *[0.1] * dim)
+    text = ("[" + ",".join(["2"] * dim)).encode().ljust(4 * dim - 1) + b"]"
+    rows = [(i, text if i == 77 else good) for i in range(200)]
+    with closing(sqlite3.connect(tmp_path / "t.db")) as db, db:
+        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)")
+        db.executemany("INSERT INTO t VALUES (?, ?)", rows)
+    schema = Schema("t", embedding="v")
+    for source in (
+        SQLiteSource(tmp_path / "t.db", schema),
+        IterableSource([{"id": i, "v": v} for i, v in rows], schema),
+    ):
+        build(tmp_path / "t.mmc", source)
+        with Snapshot.open(tmp_path / "t.mmc") as snapshot:
+            assert snapshot.embeddings[77].tolist() == [2.0] * dim
+            assert snapshot.embeddings[76].tobytes() == good
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 4)])
+def test_a_buffer_of_numbers_is_an_array_and_one_of_bytes_a_blob(shape):
+    numbers = np.arange(-8, 8, dtype="i1").reshape(shape)
+    if len(shape) > 1:
+        for buffer in (numbers.data, numbers.astype("u1").data):
+            with pytest.raises(ValueError, match=r"shape \(4, 4\)"):
+                vector_bytes(buffer, dim=None, dtype=None)
+        return
+    expected = numbers.astype("<f4").tobytes()
+    for dtype in (None, "f4", "i1"):
+        assert vector_bytes(numbers.data, dim=16, dtype=dtype) == expected
+        assert VectorDecoder(None, dtype)(numbers.data) == expected
+    blob = struct.pack("<4f", 1, 2, 3, 4)
+    for view in (memoryview(blob), memoryview(blob).cast("c"), memoryview(blob * 2)[:16]):
+        assert vector_bytes(view, dim=4, dtype=None) == blob
+    wide = np.random.default_rng(1).normal(size=64)
+    assert VectorDecoder(None, None)(wide.data) == wide.astype("<f4").tobytes()  # no BLOB, so nothing to doubt
 
 
 def test_a_masked_matrix_beside_the_records_is_refused(tmp_path):

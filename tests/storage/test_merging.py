@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import mmcache
 from mmcache import BuildError, BuildReport, CorruptFileError, MissingFileError, Schema, Snapshot
 from mmcache.errors import IncompatibleFormatError
 from mmcache.format.records import MAX_NESTED_SHAPES
+from mmcache.sharing import merging, publishing
 from tests.storage.helpers import Image, reseal
 from tests.support import inside
 
@@ -393,6 +395,52 @@ def test_a_merge_publishes_as_a_build_does(two):
 def test_a_file_can_be_merged_into_its_own_place(two):
     merged = mmcache.merge(two[0], two)
     assert (merged.generation, merged.records) == (2, {"t": 100})
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_merge_into_its_own_place_adds_to_what_another_published_meanwhile(tmp_path, monkeypatch, times):
+    """Another merge publishes between the look at the file and the build lock, again and again."""
+    out, part, left = tmp_path / "out.mmc", tmp_path / "part.mmc", list(range(times))
+    mmcache.build(out, [{"id": "first"}], Schema("t"))
+    mmcache.build(part, [{"id": "part"}], Schema("t"))
+    real = publishing.build_once
+
+    def overtaken(*args: Any, **options: Any) -> BuildReport:
+        if left:
+            monkeypatch.setattr(merging, "build_once", real)
+            other = tmp_path / "other.mmc"
+            mmcache.build(other, [{"id": f"other {left.pop()}"}], Schema("t"))
+            mmcache.merge(out, [out, other])
+            monkeypatch.setattr(merging, "build_once", overtaken)
+        return real(*args, **options)
+
+    monkeypatch.setattr(merging, "build_once", overtaken)
+    report = mmcache.merge(out, [out, part])
+    assert (report.changed, report.records) == (True, {"t": 2 + times})
+    with Snapshot.open(out) as snapshot:
+        assert set(snapshot) == {"first", "part", *(f"other {i}" for i in range(times))}
+
+
+def test_merges_into_one_file_at_once_lose_nothing(tmp_path):
+    """By threads: the build lock keeps those of one process apart, too. One of the files cannot be merged."""
+    out, n = tmp_path / "out.mmc", 8
+    mmcache.build(out, [{"id": -1}], Schema("t"))
+    parts = [tmp_path / f"{i}.mmc" for i in range(n)]
+    for i, part in enumerate(parts):
+        mmcache.build(part, [{"id": i}], Schema("t" if i else "u"))
+
+    def add(part: Path) -> int:
+        try:
+            return mmcache.merge(out, [out, part]).records["t"]
+        except BuildError:
+            return 0
+
+    with ThreadPoolExecutor(n) as pool:
+        sizes = sorted(pool.map(add, parts))
+    assert sizes == [0, *range(2, n + 1)]
+    with Snapshot.open(out) as snapshot:
+        assert set(snapshot) == {-1, *range(1, n)}
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 
 
 def test_metadata_and_source_stay_where_all_files_have_the_same(tmp_path):

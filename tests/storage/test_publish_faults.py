@@ -33,6 +33,7 @@ from tests.support.faults import Ends, Fail, FailName, Kill, Short, faults
 from tests.support.observe import open_files
 from tests.support.processes import in_child
 from tests.support.profile import NIGHTLY
+from tests.support.samples import sampled
 
 SCHEMA = Schema("items", index=("kind",), embedding="v", dim=4)
 ONCE = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EMFILE", "ENOMEM")
@@ -246,7 +247,7 @@ class Stage:
         assert not self.backup().exists() or content(self.backup()) in range(1, 10)
 
 
-@pytest.mark.parametrize("scenario", ALONE, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", sampled(ALONE, 3), ids=lambda scenario: scenario.__name__)
 def test_a_kill_at_any_call_leaves_the_old_or_the_new_file_whole(tmp_path, scenario):
     """A kill after a call is one before the next: nothing but memory changes between the two. Those that tell others
     are killed in `tests/processes/test_rebuild_kills.py`, with others that read."""
@@ -390,13 +391,13 @@ def check_errors(
     assert "error" in outcomes
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", sampled(SCENARIOS, 3), ids=lambda scenario: scenario.__name__)
 def test_an_error_of_any_call_is_survived_or_leaves_the_published_file_as_it_was(tmp_path, scenario):
     """By turns EPERM, of which something is made in places, and one of those that are all the same."""
     check_errors(tmp_path, scenario, ("ENOSPC", "EPERM"), persistent=False, each=False)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", sampled(SCENARIOS, 3), ids=lambda scenario: scenario.__name__)
 def test_errors_of_all_calls_from_any_one_on_leave_the_published_file_as_it_was(tmp_path, scenario):
     check_errors(tmp_path, scenario, ("EIO",), persistent=True, each=False)
 

@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 import mmcache
-from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, threads
+from mmcache import Cache, CorruptFileError, Snapshot, SQLiteSource, Status, forks, logs, native, store, threads
 from mmcache.cli import doctor, doctor_directory
 from mmcache.cli.doctor_directory import Check
 from mmcache.filetier import FileTier
@@ -29,8 +29,8 @@ from mmcache.format import keys, postings, records, terms
 from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
-from mmcache.remote import download, store
-from mmcache.search import blas, chunks, measuring, scan
+from mmcache.remote import download
+from mmcache.search import blas, chunks, measuring, metrics, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -39,6 +39,7 @@ from mmcache.sharing.status import status_of
 from mmcache.sources import connections, statements
 from mmcache.storage import (
     batches,
+    buildlock,
     bykey,
     carriers,
     fs,
@@ -85,7 +86,7 @@ def is_telling(path: str | os.PathLike[str]) -> bool:
 @contextlib.contextmanager
 def build_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator[None]:
     """Hold it, as a build does."""
-    with fs.Directory(os.fspath(path)) as directory, directory.lock(timeout):
+    with fs.Directory(os.fspath(path)) as directory, buildlock.hold(directory, timeout):
         yield
 
 
@@ -101,7 +102,7 @@ def no_fsync() -> Iterator[None]:
 @contextlib.contextmanager
 def temp_names(names: Iterable[str]) -> Iterator[None]:
     """Temporary files get these names, in turn."""
-    with mock.patch.object(fs, "_temp_name", side_effect=names):
+    with mock.patch.object(fs, "temp_name", side_effect=names):
         yield
 
 
@@ -171,7 +172,7 @@ def plan_of_find(source: Any, query: Any) -> list[str]:
     """What EXPLAIN QUERY PLAN says of the statement with which a SQLite source answers a query."""
     (schema,) = source.schemas
     with source._connections.take() as connection:
-        plan = source._plan(connection, schema)
+        plan = source._plans.of(connection, schema)
         condition = statements.condition(plan, query)
         assert condition is not None
         sql, parameters = condition
@@ -217,6 +218,11 @@ DOCTORS_PATIENCE = doctor_directory._PATIENCE
 def impatient_doctor() -> contextlib.AbstractContextManager[Any]:
     """It waits for another process for 0.2 s."""
     return mock.patch.object(doctor_directory, "_PATIENCE", 0.2)
+
+
+def cores(count: int) -> contextlib.AbstractContextManager[Any]:
+    """To the doctor, this process has so many."""
+    return mock.patch.object(doctor, "_cores", return_value=count)
 
 
 def any_build_is_long() -> contextlib.AbstractContextManager[Any]:
@@ -468,7 +474,8 @@ def no_connections(source: SQLiteSource) -> Iterator[None]:
 
 def remembered_fingerprint(source: SQLiteSource, found: bytes) -> bytes | None:
     """`found`, if the source will give it again without a look into files that look the same."""
-    return found if source._look is not None and source._look.answer == found else None
+    look = source._writes.look
+    return found if look is not None and look.answer == found else None
 
 
 def connection(source: SQLiteSource) -> contextlib.AbstractContextManager[Any]:
@@ -584,11 +591,18 @@ def measured_from(rows: int) -> contextlib.AbstractContextManager[Any]:
 class _Library:
     """Of BLAS, with so many threads."""
 
+    internal_api, version = "openblas", "0.3"
+
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
     def get_num_threads(self) -> int:
         return self._threads
+
+
+def scored_in_python() -> contextlib.AbstractContextManager[Any]:
+    """Scores are made as without the compiled core."""
+    return mock.patch.object(metrics, "core", None)
 
 
 def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:

@@ -231,25 +231,25 @@ def answer_in_turn(environ, begin):
     with turn:
         return [b"".join(answer(environ, begin))]
 
-run_simple("127.0.0.1", int(sys.argv[1]), answer_in_turn, threaded=True)
+run_simple(sys.argv[1], int(sys.argv[2]), answer_in_turn, threaded=True)
 """
 """moto looks whether an object is there, and makes it, in two steps, between which another thread may do the same: then
 two creates succeed, as in no store with that condition. So one request at a time writes."""
 
 
 @contextlib.contextmanager
-def moto() -> Iterator[str]:
+def moto(address: str = "127.0.0.1") -> Iterator[str]:
     """The endpoint of moto's server, with a bucket `bucket`; all of it in memory."""
     pytest.importorskip("moto", reason="moto is not installed: pip install --group integration")
     port = free_port()
     nothing = subprocess.DEVNULL
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _MOTO, str(port)],
+        [sys.executable, "-W", "ignore", "-c", _MOTO, address, str(port)],
         stdout=nothing,
         stderr=nothing,
     )
     try:
-        endpoint = f"http://127.0.0.1:{port}"
+        endpoint = f"http://{address}:{port}"
         _await(process, f"{endpoint}/moto-api/")
         with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"), timeout=30):
             pass

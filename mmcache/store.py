@@ -10,16 +10,17 @@ child of a process that has used it must not, and is told so.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import import_module
-from typing import Any, Final, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple, Self, TypeVar
+from urllib.parse import unquote, urlsplit
 
-from ..errors import StoreError
+from .errors import StoreError
 
 __all__ = ["PIECE", "Found", "Store", "is_url", "is_usable", "public_url", "without_secrets"]
 
@@ -40,11 +41,24 @@ _memories: Final[dict[str, Any]] = {}
 
 
 class Found(NamedTuple):
-    """An object. modified: by the store's clock."""
+    """An object. modified: by the store's clock. tag: differs between two contents of one name; None where the store
+    gives none."""
 
     name: str
     size: int
     modified: datetime
+    tag: str | None = None
+
+    @classmethod
+    def of(cls, meta: Any, name: str | None = None) -> Self:
+        """From what the library says of an object. name: where another is meant than its path."""
+        return cls(name or meta["path"], meta["size"], meta["last_modified"], meta["e_tag"])
+
+    def is_still(self, now: Found) -> bool:
+        """Whether the object of this name is this one still. Times of a list and of an answer differ in precision."""
+        if self.tag is None or now.tag is None:
+            return self.size == now.size and abs(self.modified - now.modified) < timedelta(seconds=1)
+        return (self.size, self.tag) == (now.size, now.tag)
 
 
 def is_usable() -> bool:
@@ -94,10 +108,7 @@ class Store:
         self.url = public_url(url)
         scheme = urlsplit(url).scheme
         self.can_list = scheme not in ("http", "https")
-        if not is_usable():
-            raise StoreError(
-                "the process was forked from one that used object stores, and cannot use them", path=self.url
-            )
+        self.check_process()
         try:
             import obstore
         except ImportError:
@@ -106,7 +117,30 @@ class Store:
             ) from None
         _used_by = os.getpid()
         self._library = obstore
-        self._store = self._done("open the store", lambda: _opened(url, scheme))
+        self._open = partial(_opened, url, scheme)
+        self._store: Any = None
+        if scheme != "file":
+            self._done("open the store", self._objects)
+
+    def _objects(self, *, make: bool = False) -> Any:
+        """The library's store. A directory is made for what is written into it, so that a typo leaves none; raises
+        FileNotFoundError where one is to be read that is not there."""
+        if self._store is None:
+            self._store = self._open(make=make)
+        return self._store
+
+    def is_there(self) -> bool:
+        """False for a directory that is yet to be made; other stores are not asked."""
+        return self._there("open the store", self._objects) is not None
+
+    def check_process(self) -> None:
+        """Raises StoreError in a process that was forked from one that used the library."""
+        if not is_usable():
+            raise StoreError(
+                "the process was forked from one that used object stores, and cannot use them: start it by spawn or "
+                "forkserver, or use none before",
+                path=self.url,
+            )
 
     # --- reading
 
@@ -114,18 +148,20 @@ class Store:
         """A small object; None where there is none. Raises StoreError for one of more than `limit` bytes."""
 
         def get() -> bytes:
-            found = self._library.get(self._store, name)
+            found = self._library.get(self._objects(), name)
             if found.meta["size"] > limit:
                 raise StoreError(f"{name} has {found.meta['size']} bytes; at most {limit} are read", path=self.url)
             return bytes(found.bytes())
 
         return self._there(f"read {name}", get)
 
-    def pieces(self, name: str, begin: int, end: int) -> Iterator[bytes]:
-        """The bytes of an extent, in requests of at most PIECE. Raises StoreError where there are fewer, or none."""
+    def pieces(self, name: str, begin: int, end: int, expected: Found | None = None) -> Iterator[bytes]:
+        """The bytes of an extent, in requests of at most PIECE. expected: what the object must be still.
+
+        Raises StoreError where there are fewer bytes, or none, and where another object has the name now."""
         while begin < end:
             until = min(begin + PIECE, end)
-            stream = self._done(f"read {name}", partial(self._stream, name, begin, until))
+            stream = self._done(f"read {name}", partial(self._stream, name, begin, until, expected))
             while begin < until:
                 data = bytes(self._done(f"read {name}", partial(next, stream, b"")))
                 if not data:
@@ -135,8 +171,10 @@ class Store:
                 yield data
                 begin += len(data)
 
-    def _stream(self, name: str, begin: int, end: int) -> Iterator[Any]:
-        found = self._library.get(self._store, name, options={"range": (begin, end)})
+    def _stream(self, name: str, begin: int, end: int, expected: Found | None) -> Iterator[Any]:
+        found = self._library.get(self._objects(), name, options={"range": (begin, end)})
+        if expected is not None and not expected.is_still(Found.of(found.meta, name)):
+            raise StoreError(f"{name} was replaced by another object while it was read; read it again", path=self.url)
         first, _ = found.range
         if first != begin:
             raise StoreError(f"{name}: the server does not answer range requests", path=self.url)
@@ -144,18 +182,18 @@ class Store:
 
     def look(self, name: str) -> Found | None:
         """An object, without its bytes; None where there is none."""
-        found = self._there(f"look at {name}", lambda: self._library.head(self._store, name))
-        return None if found is None else Found(name, found["size"], found["last_modified"])
+        found = self._there(f"look at {name}", lambda: self._library.head(self._objects(), name))
+        return None if found is None else Found.of(found, name)
 
     def listed(self, directory: str, after: str = "") -> list[Found]:
-        """The objects below a directory, in the order of their names, behind one of them."""
+        """The objects below a directory, in the order of their names, behind one of them. directory: "" for all."""
 
         def listed() -> list[Found]:
-            stream = self._library.list(self._store, directory, offset=after or None, chunk_size=1000)
-            found = [Found(one["path"], one["size"], one["last_modified"]) for part in stream for one in part]
+            stream = self._library.list(self._objects(), directory or None, offset=after or None, chunk_size=1000)
+            found = [Found.of(one) for part in stream for one in part]
             return sorted(one for one in found if one.name > after)
 
-        return self._done(f"list {directory}", listed)
+        return self._done(f"list {directory}", listed) if self.is_there() else []
 
     # --- writing
 
@@ -165,7 +203,7 @@ class Store:
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._done(f"create {name}", lambda: self._library.put(self._store, name, data, mode="create"))
+            self._done(f"create {name}", lambda: self._put(name, data, mode="create"))
         except StoreError as error:
             if isinstance(error.__cause__, AlreadyExistsError):
                 return False
@@ -174,7 +212,7 @@ class Store:
 
     def upload(self, name: str, pieces: Iterable[bytes], size: int) -> None:
         """A new object under a name of its own. Raises StoreError, too, where the store has another size afterwards."""
-        self._done(f"write {name}", lambda: self._library.put(self._store, name, iter(pieces), chunk_size=PIECE))
+        self._done(f"write {name}", lambda: self._put(name, iter(pieces), chunk_size=PIECE))
         found = self.look(name)
         if found is None or found.size != size:
             there = "is absent" if found is None else f"has {found.size} bytes"
@@ -183,11 +221,14 @@ class Store:
     def hint(self, name: str, data: bytes) -> None:
         """Overwrite what is no truth; may fail."""
         with contextlib.suppress(StoreError):
-            self._done(f"write {name}", lambda: self._library.put(self._store, name, data))
+            self._done(f"write {name}", lambda: self._put(name, data))
+
+    def _put(self, name: str, data: Any, **options: Any) -> None:
+        self._library.put(self._objects(make=True), name, data, **options)
 
     def remove(self, name: str) -> None:
         """No error where it is absent."""
-        self._there(f"remove {name}", lambda: self._library.delete(self._store, name))
+        self._there(f"remove {name}", lambda: self._library.delete(self._objects(), name))
 
     # --- errors
 
@@ -210,12 +251,15 @@ class Store:
             raise StoreError(f"could not {doing} ({_cause(error)})", path=self.url) from error
 
 
-def _opened(url: str, scheme: str) -> Any:
+def _opened(url: str, scheme: str, *, make: bool = False) -> Any:
     stores: Any = import_module("obstore.store")
     if scheme == "memory":
         return _memories.setdefault(url.rstrip("/"), stores.MemoryStore())
     if scheme == "file":
-        return stores.from_url(url, mkdir=True)
+        place = unquote(urlsplit(url).path)
+        if not make and not os.path.isdir(place):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+        return stores.from_url(url, mkdir=make)
     if scheme in ("http", "https"):
         options = {**_TIMEOUTS, "allow_http": scheme == "http"}
         return stores.from_url(url, client_options=options, retry_config=_RETRIES)
