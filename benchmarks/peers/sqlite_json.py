@@ -101,7 +101,8 @@ class SqliteJson(Peer):
         return [record["domain"] for record in records]
 
     def everything(self, batches: Sequence[list[str]]) -> list[Any]:
-        read, loads, decoded = [], json.loads, self.decoded
+        read: list[Any] = []
+        loads, decoded = json.loads, self.decoded
         for ids in batches:
             found = {id_: (record, embedding) for id_, record, embedding in self._those("record, embedding", ids)}
             read = []
