@@ -9,6 +9,8 @@ All of them pickle, fields included, so that they survive a process boundary.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .shown import internal
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "StoreError",
     "UntrustedPathError",
     "UnusableFileError",
+    "wrong_checksum",
 ]
 
 
@@ -84,6 +87,9 @@ class MissingFileError(UnusableFileError, FileNotFoundError):
 class CorruptFileError(UnusableFileError, ValueError):
     """The bytes are not what a writer wrote. `section` names the part, where it is known.
 
+    Of a checksum that does not match, `expected` is what the file has and `found` what its bytes give, hexadecimal.
+    Both are None where the structure is wrong: then the checksums were right, or were not reached.
+
     >>> mmcache.Snapshot.open("broken.mmc")
     Traceback (most recent call last):
     mmcache.errors.CorruptFileError: broken.mmc: ...checksum...
@@ -91,6 +97,13 @@ class CorruptFileError(UnusableFileError, ValueError):
 
     cause = "corrupt"
     section: str | None = None
+    expected: str | None = None
+    found: str | None = None
+
+    @property
+    def kind(self) -> Literal["checksum", "structure"]:
+        """What is wrong."""
+        return "structure" if self.expected is None else "checksum"
 
 
 class IncompatibleFormatError(UnusableFileError, ValueError):
@@ -267,3 +280,14 @@ class ClosedError(MmcacheError, ValueError):
     Traceback (most recent call last):
     mmcache.errors.ClosedError: ...
     """
+
+
+def wrong_checksum(section: str, expected: int | bytes, found: int | bytes, what: str = "") -> CorruptFileError:
+    """For bytes that do not match their checksum. what: other words than that the section's does not match."""
+    sums = {"expected": _digits(expected), "found": _digits(found)}
+    text = what or "section {!r}: checksum does not match: expected {expected}, found {found}".format(section, **sums)
+    return CorruptFileError(text, section=section, **sums)
+
+
+def _digits(checksum: int | bytes) -> str:
+    return checksum.hex() if isinstance(checksum, bytes) else f"{checksum:016x}"

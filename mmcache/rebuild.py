@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import logging
 import os
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
 from .forks import in_child, on_fork
 from .lines import Lines
+from .logs import WARNING, log
 from .options import Options
 from .progress import shown
 from .sharing import levers, metrics
@@ -34,11 +34,9 @@ from .sharing.publishing import build_once
 from .sources.base import Source
 from .storage import buildlock, fs, trust
 from .storage.descriptors import Descriptor
-from .storage.publish import BuildReport
+from .storage.publish import BuildReport, Order
 
 __all__ = ["Rebuilder", "last_build"]
-
-log = logging.getLogger("mmcache")
 
 
 _GRACE: Final = 10.0
@@ -89,11 +87,9 @@ class Rebuilder:
         with shown(self.options.progress if first else None) as step:
             return build_once(
                 self.files.path,
-                self.source,
+                Order(self.source, self.options.cluster_by, self.options.metadata),
                 page=page,
                 counters=self._counting.counters,
-                cluster_by=self.options.cluster_by,
-                metadata=self.options.metadata,
                 progress=step,
                 timeout=timeout,
                 serves=self.files.serves if first else None,
@@ -117,7 +113,7 @@ class Rebuilder:
             failure = page.failure if page is not None else None
             if failure is not None and (failure.at > begun or begun < failure.until):
                 path = self.files.path
-                lines.note(logging.WARNING, "build_failed", "%s: %s", path, str(failure.error))
+                lines.note(WARNING, "build_failed", "%s: %s", path, str(failure.error))
                 return
             try:
                 self.build(page, timeout=0.0, first=True, since=begun)

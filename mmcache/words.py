@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
 __all__ = ["ago", "bytes_of", "html_of", "number", "open_files", "plural", "printable", "short", "source_path", "span"]
 
@@ -63,7 +62,9 @@ def source_path(spec: Mapping[str, object]) -> str:
     if isinstance(parts, (list, tuple)):
         return ", ".join(f"{printable(str(part.get('kind')))} {source_path(part)}" for part in parts)
     path = next((spec[name] for name in ("path", "url", "load") if name in spec), None)
-    return printable(os.fsdecode(path) if isinstance(path, bytes) else str(path))
+    return printable(
+        path.decode(sys.getfilesystemencoding(), "surrogateescape") if isinstance(path, bytes) else str(path)
+    )
 
 
 def short(text: str, limit: int) -> str:
@@ -85,6 +86,8 @@ def open_files(number: int | None) -> str:
 
 def html_of(title: str, facts: Mapping[str, str], header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """What a notebook shows: a title, a line of facts, and a table. Text that is given stays text."""
+    from html import escape  # of a notebook alone
+
     told = ", ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in facts.items())
     lines = [f"<p><code>{escape(title)}</code><br>{told}</p>"]
     if header:
@@ -93,4 +96,6 @@ def html_of(title: str, facts: Mapping[str, str], header: Sequence[str], rows: I
 
 
 def _row(cell: str, texts: Iterable[str]) -> str:
+    from html import escape
+
     return "<tr>" + "".join(f"<{cell}>{escape(text)}</{cell}>" for text in texts) + "</tr>"

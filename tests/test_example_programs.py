@@ -121,5 +121,5 @@ def test_the_search_finds_what_a_question_is_about(tmp_path):
 def test_every_example_has_a_row_and_a_test():
     rows = set(re.findall(r"^\| \[(\w+)\]", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE))
     assert rows == {path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    test = Path(__file__).read_text("utf-8")
-    assert all(f'EXAMPLES / "{name}"' in test for name in rows)
+    tests = "".join(path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("test_example_*.py")))
+    assert all(f'EXAMPLES / "{name}"' in tests or f"examples.{name}" in tests for name in rows)

@@ -218,11 +218,12 @@ class CacheFactory:
         from ..errors import LockTimeoutError, MmcacheError
         from ..sharing.attach import attach
         from ..sharing.publishing import build_once
+        from ..storage.publish import Order
 
         begun, pause = time.monotonic(), 0.002
         while not _is_there(path, source):
             try:
-                report = build_once(path, source, timeout=0.0, serves=bool, since=self._run.begun)
+                report = build_once(path, Order(source), timeout=0.0, serves=bool, since=self._run.begun)
             except LockTimeoutError as error:
                 if time.monotonic() - begun > self._wait:
                     raise LockTimeoutError(f"waited {self._wait:g} s: {error.message}", path=str(path)) from None

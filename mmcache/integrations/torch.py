@@ -43,8 +43,8 @@ class MmcacheDataset(Dataset[Any]):
     It keeps to the generation that it was made from, whatever is published or invalidated meanwhile, so that what a
     sampler counted stays as it was. For a newer one make a dataset anew, and a DataLoader of it, between two epochs.
 
-    A forked worker inherits the map. Any other gets the path, what tells the generation, and the rows, 4 bytes each,
-    and maps it at its first item, from the path or from the backup; GenerationGoneError if it is neither by then.
+    A forked worker inherits the map. Any other gets the path, what tells the generation, and the rows, 4 bytes each.
+    It maps it at its first item, from the path or from the backup; GenerationGoneError if it is neither by then.
     Nothing is held for a record but its row, so that the memory of workers does not grow from epoch to epoch.
 
     >>> from mmcache.integrations.torch import MmcacheDataset

@@ -1,7 +1,7 @@
 """A bank of test patterns and of agent configurations in SQLite.
 
-The two schemas, what makes a record valid, and `PatternsSource`, which reads such a bank and refuses invalid records.
-The DDL and the made-up banks (`generate`, `write_bank`) come from `bank`.
+The tables, the two schemas, what makes a record valid, and `PatternsSource`, which reads a bank and refuses invalid
+records. A made-up one is written by `examples/demo/bank.py` of the repository.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ..schema import Schema
 from ..sources.base import Invalid, Key, Reading, Row, SourceRecord, refused
 from ..sources.opening import Connect
 from ..sources.sqlite import SQLiteSource
-from .bank import DDL, generate, generate_agents, write_bank
 
 __all__ = [
     "AGENT_CONFIGS",
@@ -28,10 +27,30 @@ __all__ = [
     "PatternsSource",
     "check_agent_config",
     "check_pattern",
-    "generate",
-    "generate_agents",
-    "write_bank",
 ]
+
+DDL = """\
+CREATE TABLE patterns (
+    id        TEXT NOT NULL PRIMARY KEY,
+    type      TEXT NOT NULL,  -- of test: 'unit-test', 'integration-test', ...
+    domain    TEXT NOT NULL,  -- of the code under test: 'api', 'database', ...
+    framework TEXT NOT NULL,  -- 'pytest', 'jest', ...
+    content   TEXT NOT NULL,
+    metadata  TEXT NOT NULL,  -- JSON: coverage, flakiness_score, verdict, created_at, last_used, usage_count, ...
+    embedding BLOB            -- little-endian float32; last, so that reading the others does not read it
+);
+CREATE TABLE agent_configs (
+    agent_id    TEXT NOT NULL PRIMARY KEY,
+    type        TEXT NOT NULL,
+    config_json TEXT NOT NULL,
+    version     TEXT NOT NULL,
+    updated_at  TEXT NOT NULL  -- ISO 8601, UTC
+);
+CREATE INDEX patterns_domain ON patterns (domain);
+CREATE INDEX patterns_type ON patterns (type);
+CREATE INDEX patterns_framework ON patterns (framework);
+CREATE INDEX agent_configs_type ON agent_configs (type);
+"""
 
 VERDICTS = ("success", "failure", "flaky", "unknown")
 

@@ -10,15 +10,15 @@ died, and a chunk that this machine has already is not transferred.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
-from ..errors import CorruptFileError, MmcacheError, StoreError, UnusableFileError
+from ..errors import CorruptFileError, MmcacheError, StoreError, UnusableFileError, wrong_checksum
 from ..format.header import DIGEST, HEADER_SIZE, LEAF, Section, parse_header, parse_table, sha256_of
 from ..format.layout import CHUNKS_NAME, leaf_count, validate
+from ..logs import log
 from ..progress import Step
 from ..storage import fs
 from ..storage.names import backup_name
@@ -27,8 +27,6 @@ from .delta import apply
 from .entries import File, blob_path
 
 __all__ = ["Chunk", "Transferred", "download"]
-
-log = logging.getLogger("mmcache")
 
 _TRIES: Final = 4
 """Attempts in a row that bring nothing new."""
@@ -122,8 +120,9 @@ def _tree(store: Store, file: File) -> _Tree:
         if chunks.length != DIGEST * leaf_count(lengths):
             raise CorruptFileError("it has not a digest for each chunk", section=CHUNKS_NAME)
         digests = _small(store, name, chunks.offset, chunks.end)
-        if sha256_of(table, digests) != header.sha256:
-            raise CorruptFileError("its digests are not those of the release", section=CHUNKS_NAME)
+        if (found := sha256_of(table, digests)) != header.sha256:
+            text = "its digests are not those of the release"
+            raise wrong_checksum(CHUNKS_NAME, header.sha256, found, text)
     except UnusableFileError as error:
         error.path = where
         raise
@@ -247,6 +246,7 @@ class _Download:
                 raise CorruptFileError(
                     f"the {found.length} bytes from {found.offset} on are not those of the release, twice in a row",
                     path=f"{self.store.url}/{blob_path(self.file.blob)}",
+                    expected=found.digest.hex(),
                 )
             damaged = found
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from .. import threads
 from ..errors import MissingFileError, MmcacheError
 from ..filetier import DAMAGED, FileTier
 from ..forks import in_child, on_fork
+from ..logs import DEBUG, WARNING, log
 from ..options import Options
 from ..owner import Turn
 from ..sharing.following import Following, following, polled_at, tell
@@ -39,8 +39,6 @@ from ..store import is_usable, public_url
 from .follower import SKEW, Follower, Orders
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
-
-log = logging.getLogger("mmcache")
 
 _SLOWEST: Final = 60.0
 """Seconds between two attempts that fail."""
@@ -91,7 +89,7 @@ class Keeper:
         self._files = files
         self._source = source
         self._options = options
-        self._url, self._pin = split_pin(follow)
+        self._store = split_pin(follow)  # its URL, and the release it stays with
         self._mended = 0
         self._child: _Child | None = None
         self._thread: _Thread | None = None
@@ -199,15 +197,15 @@ class Keeper:
         said = following(path)
         error = f"the store has not answered for {seconds:.0f} s"
         if said is None or not said.error:
-            tell(path, replace(said or Following(public_url(self._url)), error=error))
+            tell(path, replace(said or Following(public_url(self._store[0])), error=error))
             log.warning("%s: not followed: %s", path, error, extra={"event": "not_followed", "path": path})
 
     def _poll(self) -> None:
         options = self._options
         try:
             if self._follower is None:
-                orders = Orders(self._pin, SKEW, self._source is not None, self._source)
-                self._follower = Follower(self._files.path, self._url, orders)
+                orders = Orders(self._store[1], SKEW, self._source is not None, self._source)
+                self._follower = Follower(self._files.path, self._store[0], orders)
             self._follower.poll()
             self._failures, self._not_before = 0, time.monotonic() + options.follow_every
         except MmcacheError as error:
@@ -220,7 +218,7 @@ class Keeper:
         pause = min(self._options.follow_every * 2 ** min(self._failures, 6), _SLOWEST)
         self._not_before = time.monotonic() + pause
         path = self._files.path
-        level = logging.WARNING if self._failures == 1 else logging.DEBUG
+        level = WARNING if self._failures == 1 else DEBUG
         log.log(level, "%s: not followed: %s", path, str(error), extra={"event": "not_followed", "path": path})
 
     # --- in a child
@@ -261,7 +259,7 @@ class Keeper:
         """What a child needs, length first; without a source that it cannot make again, it goes by time alone."""
         options, source = self._options, self._source
         job = None if source is None else Job.of(source, cluster_by=None, metadata=None, asked_ns=0, limit=0.0)
-        orders: list[Any] = [self._url, self._pin, options.follow_every, SKEW, source is not None]
+        orders: list[Any] = [*self._store, options.follow_every, SKEW, source is not None]
         try:
             body: bytes = msgpack.packb([*orders, None if job is None else job.pack()])
         except (TypeError, ValueError, OverflowError):

@@ -54,7 +54,7 @@ class CallableSource(BaseSource[R_co]):
     load: gives the records as `IterableSource` takes them: an iterable of mappings, such as a list or a generator; for
         several schemas, {collection: iterable}.
     fetch: gives the records of a list of keys, in the order of `load`; without those that are not there. For several
-        schemas, {collection: function}. Without it, a lookup that the file may not answer calls `load`, and an id that
+        schemas, {collection: function}. Without it, a lookup that the file may not answer calls `load`; an id that
         the file lacks is not looked for, until something is invalidated or the fingerprint has changed.
     fingerprint: gives a number, text, datetime or tuple that differs when the records may have changed, such as
         `SELECT max(updated_at), count(*)`: cheap, as it is asked once a second. Without it, or where it is None, only

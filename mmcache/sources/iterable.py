@@ -81,7 +81,7 @@ class IterableSource(Generic[R_co]):
 
     records: the records of the one schema; or, for several collections, a mapping {collection: records}. A mapping is
         always taken for the latter, so pass `records.values()` of a dict of records.
-    embeddings: an (n, dim) array of any integer or floating dtype whose row i is the embedding of record i, in place of
+    embeddings: an (n, dim) array of any integer or floating dtype: row i is the embedding of record i, in place of
         embeddings inside the records; or, for several collections, {collection: array}; or, for a collection of several
         embeddings, {collection: {field: array}}.
     default: makes of a value that the rule of `values` does not know one that it does, and of a record that is no

@@ -1,7 +1,7 @@
 """Any database that SQLAlchemy reaches as the source of truth. Needs the extra `sqlalchemy`, and a driver.
 
 A build is one read of one state of the database, streamed by a cursor of the server's. Lookups use the same columns
-with a condition, and every row that they give is checked by the same rules as the file's (`query.terms_of`, keys equal
+with a condition. Every row that they give is checked by the same rules as the file's (`query.terms_of`, keys equal
 by type and value), so that collations and types of a database never make the two tiers differ.
 """
 

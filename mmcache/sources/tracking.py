@@ -12,7 +12,6 @@ docs/tracking.md shows the SQL, the cost and the limits. What the rest relies on
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,10 +21,10 @@ from itertools import product
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import SourceError
-from ..logs import escape_paths
+from ..logs import log
 from ..schema import Schema
 from .base import Changes, Key
-from .bases import bases_of
+from .bases import bases_of, check_keys, spellings
 from .connections import Connections
 from .names import quoted
 from .opening import Connect
@@ -71,9 +70,6 @@ END"""
 
 _KEYS = frozenset({str, int, bytes})
 """Types of logged values that the key of a record can have."""
-
-escape_paths()
-_log = logging.getLogger("mmcache")
 
 
 class _Executes(Protocol):
@@ -182,18 +178,9 @@ def _respelled(keys: Iterable[Key]) -> Iterator[Key]:
     """These keys, and what a CAST or a concatenation may make of them."""
     for key in keys:
         if isinstance(key, tuple):
-            yield from product(*map(_spellings, key))
+            yield from product(*map(spellings, key))
         else:
-            yield from _spellings(key)
-
-
-def _spellings(value: Any) -> list[Any]:
-    if isinstance(value, int):
-        return [value, str(value)]
-    if isinstance(value, bytes):
-        return [value, value.decode("utf-8", "replace")]
-    is_number = value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20 and str(int(value)) == value
-    return [value, value.encode("utf-8", "surrogatepass"), *([int(value)] if is_number else ())]
+            yield from spellings(key)
 
 
 def _key(values: tuple[Any, ...]) -> Key | None:
@@ -266,7 +253,9 @@ def track(
         tables = []
         for schema in schemas:
             try:
-                for origin, key in bases_of(connection, master.sql, schema).tables:
+                bases = bases_of(connection, master.sql, schema)
+                check_keys(connection, schema, bases)
+                for origin, key in bases.tables:
                     triggers = triggers_of(connection, origin, key)
                     wanted |= triggers
                     tables.append(TrackedTable(origin.name or "", key if len(key) != 1 else key[0], tuple(triggers)))
@@ -275,7 +264,7 @@ def track(
         changed = _install(connection, master, wanted, limit)
     if changed:
         names = ", ".join(dict.fromkeys(found.table for found in tables))
-        _log.info("%s: changes of %s are tracked", path, names, extra={"event": "track", "path": path})
+        log.info("%s: changes of %s are tracked", path, names, extra={"event": "track", "path": path})
     return Tracking(path, tuple(dict.fromkeys(tables)), limit, changed)
 
 
@@ -291,7 +280,7 @@ def untrack(path: str | os.PathLike[str], *, timeout: float = 5.0, connect: Conn
                 connection.execute(f"DROP {kind} {quoted(name)}")
     removed = (*triggers, *tables)
     if removed:
-        _log.info("%s: changes are no longer tracked", path, extra={"event": "untrack", "path": path})
+        log.info("%s: changes are no longer tracked", path, extra={"event": "untrack", "path": path})
     return removed
 
 

@@ -130,7 +130,7 @@ def test_damage_behind_the_header_is_told_and_the_workers_too(shop, status, data
 # builders ------------------------------------------------------------------------------------------------------------
 
 
-def test_it_names_who_builds_and_does_not_wait_for_him(tmp_path, status):
+def test_it_names_the_builder_and_does_not_wait_for_it(tmp_path, status):
     path, empty = tmp_path / "f.mmc", tmp_path / "empty.db"
     make_shelf(path)
     assert (status(path)["building"], status(path)["builder"]) == (False, None)
@@ -320,7 +320,7 @@ def test_watch_without_a_terminal_prints_a_block_for_each_look(shop):
     assert "\x1b" not in out
 
 
-def test_watch_ends_in_silence_when_nobody_reads(shop):
+def test_watch_ends_in_silence_when_its_reader_ends(shop):
     with watch(shop) as watching:
         assert watching.stdout is not None
         assert watching.stderr is not None

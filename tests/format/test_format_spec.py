@@ -19,7 +19,7 @@ from mmcache import Schema, Snapshot, SourceRecord, between, excluding, schema, 
 from mmcache.format import curves, header, keys, layout, postings, records, sketch, slots
 from mmcache.format.keys import pack_key
 from mmcache.storage import planning
-from mmcache.storage.publish import publish
+from mmcache.storage.publish import Order, publish
 from tests.format import plain_reader
 from tests.format.example import example_bytes, hex_dump
 from tests.storage.helpers import SMALL, Image, build_bytes, damaged, same, same_record, small_items, vector
@@ -134,7 +134,11 @@ def test_the_byte_tables_are_those_of_the_code():
         "checksum": "<Q",
     }.items():
         assert struct.unpack_from(form, row.pack(), places[name])[0] == getattr(row, name), name
-    for dtype, heading in ((planning.ROW, "## rows"), (inside.READERS_ROW, "## rows"), (postings.ENTRY, "## index.")):
+    for dtype, heading in (
+        (planning.ROW, "## rows"),
+        (inside.row_type_of_readers(), "## rows"),
+        (postings.entry_type(), "## index."),
+    ):
         documented = [(int(offset), int(length)) for offset, length, *_ in rows_after(heading)]
         assert [(dtype.fields[name][1], dtype.fields[name][0].itemsize) for name in dtype.names] == documented
     for number, name in header.KINDS.items():
@@ -252,7 +256,7 @@ def test_a_reader_made_from_the_page_agrees_on_keys_of_every_type_and_several_em
         (Schema("t", key=("a", "b"), index=("kind",)), keyed_pairs(keys)),
         (TWO, two(20)),
     ):
-        publish(path, Held(described, held))
+        publish(path, Order(Held(described, held)))
         agrees(path.read_bytes())
 
 
