@@ -2,10 +2,8 @@
 
 A get compares the page's mapped word with the one that was heard last, and the clock with the time of the next poll. If
 the word differs, it hears: it reads the new events, under a lock that is held for microseconds. If a poll is due,
-threads poll, and the get waits for them a few milliseconds at most. A file that another process has published and that
-this machine has verified is opened at once, by the get that heard of it.
-
-No foreign code, be it a source or a handler of log lines, runs while one of our locks is held.
+threads poll, and the get waits a few milliseconds at most. A file that another process published and this machine has
+verified is opened at once, by the get that heard of it. No foreign code, source or log handler, runs under our locks.
 """
 
 from __future__ import annotations
