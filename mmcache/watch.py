@@ -353,8 +353,7 @@ class Watch(Watched):
         return True
 
     def _rebase(self, snapshot: Snapshot) -> None:
-        page = self.hearing.page
-        if page is None:  # Case: as in `_page_now`
+        if (page := self.hearing.page) is None:  # Case: as in `_page_now`
             return
         self.word, self.seen = page.word, None  # a newer one may have been published since this one was opened
         for _ in range(3):
@@ -368,8 +367,7 @@ class Watch(Watched):
         is_new = self.files.refuse(error)
         if error.cause == "corrupt":
             with self._lock:
-                if self.source is not None and self.files.drop_if_spoilt():
-                    self._decide()
+                self.files.drop_if_spoilt()
             is_new = self.counting.add_damage(self.files.there(), error.message)
         if is_new:
             self.counting.add(metrics.REFUSALS)
