@@ -92,8 +92,8 @@ class CorruptFileError(UnusableFileError, ValueError):
     >>> try:
     ...     mmcache.Snapshot.open("broken.mmc")
     ... except mmcache.CorruptFileError as error:
-    ...     error.kind, str(error)
-    ('checksum', "broken.mmc: ...checksum...")
+    ...     error.section, error.kind, error.message
+    ('table', 'checksum', "section 'table': checksum does not match: expected ..., found ...")
     """
 
     cause = "corrupt"
