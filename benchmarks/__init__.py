@@ -14,6 +14,7 @@
     python -m benchmarks.dirty          what do invalidated ids cost until the next build?
     python -m benchmarks.tracking       what does change tracking cost the writers of a database?
     python -m benchmarks.keys           do keys of every type, ranges and orders keep pace?
+    python -m benchmarks.nearest        how long does a search for neighbours take?
     python -m benchmarks.anatomy        where does the time of a look-up go?
     python -m benchmarks.guard          has anything become slower?
 
@@ -24,6 +25,6 @@
     --check              exit 1 when a goal is missed
 
 The peers are in `benchmarks/peers`, one module each. Method, and how to read the results: docs/benchmarks/README.md.
-Data sets are the made-up banks of `mmcache.presets.patterns`, made once and kept in `benchmarks/.data/`, many GB in a
+Data sets are the made-up banks of `examples.demo.bank`, made once and kept in `benchmarks/.data/`, many GB in a
 full run, which may be deleted at any time.
 """

@@ -22,7 +22,7 @@ from .summary import Told, compact, goals_of, page, summary_text
 
 QUESTIONS = (
     *("requirements", "lookup", "scan", "open", "build", "load"),
-    *("memory", "cold", "growth", "freshness", "dirty", "tracking", "keys"),
+    *("memory", "cold", "growth", "freshness", "dirty", "tracking", "keys", "nearest"),
 )
 
 

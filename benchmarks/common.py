@@ -37,6 +37,7 @@ FULL = (1_000, 100_000)
 LIBRARIES = (
     *("mmcache", "numpy", "msgpack", "xxhash"),
     *("lmdb", "diskcache", "pure-cdb", "redis", "hiredis", "pyarrow", "safetensors", "usearch"),
+    *("faiss-cpu", "sqlite-vec", "lancedb"),
 )
 """Distributions whose versions are told: what mmcache needs, and the peers, as far as they are installed."""
 
@@ -337,9 +338,12 @@ def command_text() -> str:
     words, given = ["python", "-m", name], iter(sys.argv[1:])
     for word in given:
         option, _, value = word.partition("=")
-        if option not in ("--data", "--json", "--json-dir", "--write"):
+        is_path = option in ("--data", "--json", "--json-dir", "--write", "--vectors")
+        if not is_path:
             words.append(word)
-        elif not value:
+        elif option == "--vectors":
+            words += [option, "FILE"]
+        if is_path and not value:
             next(given, None)
     return " ".join(words)
 

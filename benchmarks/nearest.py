@@ -3,67 +3,114 @@
 Each contender has a process of its own (faiss and usearch do not go together in one), with one thread of BLAS and
 OpenMP, and takes turns there with numpy: `E @ q` and `argpartition` on the same mapped block. What is compared is the
 CPU time as a multiple of numpy's in the same process, so that the noise of the machine cancels out. Answers are
-compared first. A search with a recall takes turns with the exact one, for queries that are like the records.
+compared first. Approximate searches are for queries that are like the records, each with the least effort that finds
+a share of RECALL. Two builds take turns as well, with and without a sketch, whose recall is not measured there.
 
     python -m benchmarks.nearest --quick
+    python -m benchmarks.nearest --vectors mine.npy    # and those of a file: float32, (n, dim)
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-import mmcache
-
-from .common import ROOT, Report, Settings, parser, settings_of, time_text
+from .common import ROOT, Report, parser, settings_of, time_text
+from .searching import (
+    APPROXIMATE,
+    BATCH,
+    EXACT,
+    ONE,
+    RECALL,
+    Case,
+    K,
+    Search,
+    among,
+    build,
+    of_numpy,
+    opened,
+)
 
 QUESTION = "How long does a search for neighbours take, beside what one would take instead?"
-K = 10
-BATCH = 32
-RECALL = 0.95
-SHARES = {20_000: 0.2, 100_000: 0.12}
-"""Records -> the CPU time of a search with that recall, at most, as a share of the exact one's."""
+TOGETHER = 32
 FILTERED = (10, 100, 1_000, 10_000)
-PEERS = ("mmcache", "faiss", "usearch", "sqlite-vec", "lancedb")
+QUERIES = 50
+"""That are like records, for approximate searches."""
+QUICK, FULL = (20_000,), (20_000, 100_000, 1_000_000)
+GRAPHED = 100_000
+"""Rows up to which approximate indexes of others are built, unless it is said otherwise: these take minutes, and of a
+million rows an hour."""
+BUILT = 20_000
+"""Rows up to which builds are compared."""
+JUDGED = 100_000
+"""Rows from which on exact searches have goals: of fewer, what a call costs is a good part."""
+
 GOALS = {
-    ("one", "numpy"): 1.05,
-    ("one", "faiss"): 1.1,
-    ("one", "usearch"): 0.65,
-    ("one", "sqlite-vec"): 0.25,
-    ("one", "lancedb"): 0.1,
-    ("batch", "faiss"): 0.2,
-    ("batch", "usearch"): 0.2,
-    **{(f"of {rows}", "lancedb"): 0.1 for rows in (100, 1_000, 10_000)},
+    (ONE, "numpy"): 1.05,
+    (ONE, "faiss"): 1.1,
+    (ONE, "usearch"): 0.65,
+    (ONE, "sqlite-vec"): 0.25,
+    (ONE, "lancedb"): 0.1,
+    (BATCH, "faiss"): 0.2,
+    (BATCH, "usearch"): 0.2,
+    **{(among(rows), "lancedb"): 0.1 for rows in (100, 1_000, 10_000)},
 }
 """Operation and peer -> the CPU time of mmcache, at most, as a share of the peer's."""
-
-APPROXIMATE = f"recall {RECALL}"
-
-Search = Callable[[], Any]
-"""Gives the rows that it found: (K,), or (BATCH, K)."""
+SHARES = {384: 0.2, 768: 0.12}
+"""Numbers in a vector -> the CPU time of a search with that recall, at most, as a share of the exact one's."""
+BUILD = 1.03
+"""The CPU time of a build with a sketch, at most, as a multiple of one without."""
 
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_AS_BUILDS = "builds"
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """A .npy file of vectors. are_real: whether they were not made up; then the last QUERIES are kept as queries."""
+
+    name: str
+    path: str
+    are_real: bool
+
+    def case(self, scratch: str) -> Case:
+        vectors = np.asarray(np.load(self.path, mmap_mode="r"))
+        queries = np.random.default_rng(1).standard_normal((TOGETHER, vectors.shape[1])).astype(np.float32)
+        if self.are_real:
+            queries, vectors = np.ascontiguousarray(vectors[-TOGETHER:]), vectors[:-QUERIES]
+        chosen = {n: share_of(len(vectors), n) for n in FILTERED if 2 * n <= len(vectors)}
+        return Case(self.name, vectors, queries, chosen, scratch)
+
+    def alike(self) -> Any:
+        """float32, (QUERIES, dim): rows that were kept apart, or that are somewhat like some."""
+        vectors = np.load(self.path, mmap_mode="r")
+        if self.are_real:
+            return np.ascontiguousarray(vectors[-QUERIES:])
+        random = np.random.default_rng(2)
+        rows = vectors[np.sort(random.choice(len(vectors), QUERIES, replace=False))]
+        return rows + 0.2 * random.standard_normal(rows.shape, np.float32) / np.sqrt(np.float32(rows.shape[1]))
 
 
 def dim_of(n: int) -> int:
     return 384 if n < 100_000 else 768 if n == 100_000 else 64
 
 
-def block(n: int, directory: str) -> str:
-    """A .npy file of n vectors of length 1 in 200 clusters, made once."""
+def made_up(n: int, directory: str) -> Block:
+    """n vectors of length 1 in 200 clusters, made once."""
     path = os.path.join(directory, f"nearest-{n}-{dim_of(n)}.npy")
     if not os.path.exists(path):
         os.makedirs(directory, exist_ok=True)
@@ -72,7 +119,7 @@ def block(n: int, directory: str) -> str:
         vectors = centres[random.integers(0, 200, n)] + random.standard_normal((n, dim_of(n)), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         np.save(path, vectors)
-    return path
+    return Block(f"nearest-{n}", path, are_real=False)
 
 
 def share_of(n: int, rows: int) -> Any:
@@ -82,124 +129,26 @@ def share_of(n: int, rows: int) -> Any:
     return chosen
 
 
-# --- contenders -------------------------------------------------------------------------------------------------------
-
-
-def top(scores: Any) -> Any:
-    found = np.argpartition(scores, len(scores) - K)[-K:]
-    return found[np.argsort(-scores[found])]
-
-
-def of_numpy(vectors: Any, queries: Any, chosen: dict[int, Any]) -> dict[str, Search]:
-    def batch() -> Any:
-        return [top(scores) for scores in queries @ vectors.T]
-
-    def among(rows: Any) -> Any:
-        return rows[top(vectors[rows] @ queries[0])]
-
-    searches: dict[str, Search] = {"one": lambda: top(vectors @ queries[0]), "batch": batch}
-    return searches | {f"of {n}": partial(among, np.flatnonzero(mask)) for n, mask in chosen.items()}
-
-
-def of_file(scratch: str, n: int) -> str:
-    return os.path.join(scratch, f"nearest-{n}-sketched.mmc")
-
-
-def of_mmcache(vectors: Any, queries: Any, chosen: dict[int, Any], scratch: str) -> dict[str, Search]:
-    path = of_file(scratch, len(vectors))
-    if not os.path.exists(path):
-        fields = {f"of{n}": mask.astype(int).tolist() for n, mask in chosen.items()}
-        columns = [range(len(vectors)), *fields.values()]
-        records = (dict(zip(("id", *fields), row, strict=True)) for row in zip(*columns, strict=True))
-        schema = mmcache.Schema("items", index=tuple(fields), embedding="v", metric="dot", sketch=True)
-        mmcache.build(path, records, schema, embeddings=vectors)
-    snapshot = mmcache.Snapshot.open(path)
-    searches: dict[str, Search] = {
-        "one": lambda: snapshot.nearest(queries[0], K).rows,
-        "batch": lambda: [found.rows for found in snapshot.nearest_many(queries, K)],
-    }
-
-    def among(n: int) -> Any:
-        return snapshot.nearest(queries[0], K, {f"of{n}": 1}).rows
-
-    return searches | {f"of {n}": partial(among, n) for n in chosen}
-
-
-def of_faiss(vectors: Any, queries: Any, _chosen: dict[int, Any], _scratch: str) -> dict[str, Search]:
-    import faiss
-
-    def search(asked: Any) -> Any:
-        return faiss.knn(asked, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
-
-    return {"one": lambda: search(queries[:1])[0], "batch": lambda: search(queries)}
-
-
-def of_usearch(vectors: Any, queries: Any, _chosen: dict[int, Any], _scratch: str) -> dict[str, Search]:
-    from usearch import index
-
-    module: Any = index
-
-    def found(asked: Any) -> Any:
-        return module.search(vectors, asked, K, module.MetricKind.IP, exact=True, threads=1).keys
-
-    return {"one": lambda: found(queries[0]), "batch": lambda: found(queries)}
-
-
-def of_sqlite_vec(vectors: Any, queries: Any, _chosen: dict[int, Any], _scratch: str) -> dict[str, Search]:
-    import apsw
-    import sqlite_vec
-
-    db = apsw.Connection(":memory:")
-    db.enable_load_extension(True)  # noqa: FBT003
-    db.load_extension(sqlite_vec.loadable_path())
-    db.execute(f"CREATE VIRTUAL TABLE items USING vec0(v float[{vectors.shape[1]}])")
-    with db:
-        rows = ((i, row.tobytes()) for i, row in enumerate(vectors))
-        db.executemany("INSERT INTO items (rowid, v) VALUES (?, ?)", rows)
-    asked = queries[0] / np.linalg.norm(queries[0])
-    sql = "SELECT rowid FROM items WHERE v MATCH ? AND k = ? ORDER BY distance"  # of unit vectors: the same order
-    return {"one": lambda: [row for (row,) in db.execute(sql, (asked.tobytes(), K))]}
-
-
-def of_lancedb(vectors: Any, queries: Any, chosen: dict[int, Any], scratch: str) -> dict[str, Search]:
-    import lancedb
-    import pyarrow as pa
-    from lancedb.index import Bitmap
-
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    columns = {"id": pa.array(range(len(vectors))), "vector": flat}
-    columns |= {f"of{n}": pa.array(mask.astype(np.int64)) for n, mask in chosen.items()}
-    db = lancedb.connect(os.path.join(scratch, f"nearest-{len(vectors)}.lance"))
-    table = db.create_table("items", pa.table(columns), mode="overwrite")
-    for n in chosen:
-        table.create_index(f"of{n}", config=Bitmap(), replace=True)
-
-    def search(where: str | None) -> Any:
-        asked: Any = table.search(queries[0])
-        asked = asked.distance_type("dot").limit(K).select(["id", "_distance"])
-        return (asked.where(where, prefilter=True) if where else asked).to_arrow().column("id").to_pylist()
-
-    return {"one": lambda: search(None)} | {f"of {n}": partial(search, f"of{n} = 1") for n in chosen}
-
-
-CONTENDERS = {
-    "mmcache": of_mmcache,
-    "faiss": of_faiss,
-    "usearch": of_usearch,
-    "sqlite-vec": of_sqlite_vec,
-    "lancedb": of_lancedb,
-}
-
-
 # --- one process ------------------------------------------------------------------------------------------------------
 
 
-def contend(peer: str, path: str, scratch: str, repetitions: int) -> dict[str, Any]:
-    """By operation: CPU seconds of numpy and of the peer, in turns."""
-    vectors = np.load(path, mmap_mode="r")
-    queries = np.random.default_rng(1).standard_normal((BATCH, vectors.shape[1])).astype(np.float32)
-    chosen = {n: share_of(len(vectors), n) for n in FILTERED}
-    ours, theirs = of_numpy(vectors, queries, chosen), CONTENDERS[peer](np.asarray(vectors), queries, chosen, scratch)
+def in_turns(actions: Mapping[str, Search], repetitions: int) -> dict[str, list[float]]:
+    """CPU seconds of each in each repetition."""
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repetitions):
+        for name, action in actions.items():
+            found[name].append(_cpu(action))
+    return found
+
+
+def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """Pair by pair."""
+    return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
+
+
+def contend(case: Case, peer: str, repetitions: int) -> dict[str, Any]:
+    """By operation: CPU seconds of numpy and of the peer, in turns, and their ratio."""
+    ours, theirs = of_numpy(case), EXACT[peer](case)
     told = {}
     for operation, search in theirs.items():
         expected, found = np.asarray(ours[operation]()), np.asarray(search())
@@ -207,33 +156,60 @@ def contend(peer: str, path: str, scratch: str, repetitions: int) -> dict[str, A
             len(set(one) & set(other)) for one, other in zip(np.atleast_2d(expected), np.atleast_2d(found), strict=True)
         ]
         assert min(same) >= K - 1, (peer, operation, same)  # the last one may be as near as another
-        seconds = [(_cpu(ours[operation]), _cpu(search)) for _ in range(repetitions)]
-        told[operation] = [min(one) for one in zip(*seconds, strict=True)]
-        told[operation].append(statistics.median(theirs / ours for ours, theirs in seconds))
-    if peer == "mmcache":
-        with contextlib.suppress(mmcache.RecallError):  # of vectors whose signs say too little
-            told[APPROXIMATE] = approximate(of_file(scratch, len(vectors)), np.asarray(vectors), repetitions)
+        seconds = in_turns({"numpy": ours[operation], "peer": search}, repetitions)
+        told[operation] = [min(one) for one in seconds.values()] + [ratio(seconds["peer"], seconds["numpy"])]
     return told
 
 
-def approximate(path: str, vectors: Any, repetitions: int) -> list[float]:
-    """CPU seconds of an exact search and of one with a recall, their ratio, and what that one has found.
+def approximate(case: Case, queries: Any, peer: str, repetitions: int) -> dict[str, Any]:
+    """With the least effort that finds enough, or else the greatest: CPU seconds, the same of numpy and of an exact
+    search by mmcache, and what was found."""
+    make, efforts = APPROXIMATE[peer]
+    search = make(case)
+    right = [set(of_numpy(_asking(case, query))[ONE]().tolist()) for query in queries]
+    effort, found = efforts[0], 0.0
+    for effort in efforts:
+        found = found_by(partial(search, effort), queries, right)
+        if found >= RECALL:
+            break
+    rows = []
+    for query in queries[:5]:
+        ways: dict[str, Search] = {
+            "numpy": of_numpy(_asking(case, query))[ONE],
+            "peer": partial(search, effort, query),
+        }
+        if peer.startswith("mmcache"):
+            ways["exact"] = partial(opened(case).nearest, query, K)
+        rows.append(in_turns(ways, repetitions))
+    seconds = {name: [one for row in rows for one in row[name]] for name in rows[0]}
+    told = {"effort": effort, "found": found, "seconds": min(seconds["peer"])}
+    told |= {f"of_{name}": ratio(seconds["peer"], seconds[name]) for name in seconds if name != "peer"}
+    return told
 
-    Of queries that are each like one of the records.
-    """
-    random = np.random.default_rng(2)
-    queries = vectors[np.sort(random.choice(len(vectors), 50, replace=False))]
-    queries = queries + 0.2 * random.standard_normal(queries.shape, np.float32) / np.sqrt(np.float32(queries.shape[1]))
-    seconds, found = [], 0
-    with mmcache.Snapshot.open(path) as snapshot:
-        for query in queries:
-            exact, some = snapshot.nearest(query, K), snapshot.nearest(query, K, recall=RECALL)
-            found += len(set(exact.ids) & set(some.ids))
-        for query in np.repeat(queries[:5], repetitions, axis=0):
-            exact_seconds = _cpu(partial(snapshot.nearest, query, K))
-            seconds.append((exact_seconds, _cpu(partial(snapshot.nearest, query, K, recall=RECALL))))
-    least = [min(one) for one in zip(*seconds, strict=True)]
-    return [*least, statistics.median(some / exact for exact, some in seconds), found / (K * len(queries))]
+
+def _asking(case: Case, query: Any) -> Case:
+    return Case(case.name, case.vectors, query[None], {}, case.scratch)
+
+
+def found_by(search: Callable[[Any], Any], queries: Any, right: Sequence[set[int]]) -> float:
+    """The share of the K nearest that is found."""
+    hits = [len(one & {int(row) for row in search(query)}) for query, one in zip(queries, right, strict=True)]
+    return sum(hits) / (K * len(hits))
+
+
+def builds(case: Case, repetitions: int) -> list[float]:
+    """CPU seconds of a build without a sketch, of one with it, and their ratio. The recall is not measured."""
+    from mmcache.search import measuring
+
+    ways = {
+        str(sketch): partial(build, case, os.path.join(case.scratch, f"{case.name}-{sketch}.mmc"), sketch=sketch)
+        for sketch in (False, True)
+    }
+    with mock.patch.object(measuring, "SMALL", case.n):  # of more rows it is
+        for way in ways.values():
+            way()
+        seconds = in_turns(ways, repetitions)
+    return [*map(min, seconds.values()), ratio(seconds["True"], seconds["False"])]
 
 
 def _cpu(search: Search) -> float:
@@ -247,81 +223,132 @@ def _cpu(search: Search) -> float:
     return spent / times
 
 
+def child(block: Block, scratch: str, peer: str, repetitions: int) -> Any:
+    case = block.case(scratch)
+    if peer == _AS_BUILDS:
+        return builds(case, repetitions)
+    if peer in EXACT:
+        return contend(case, peer, repetitions)
+    return approximate(case, block.alike(), peer, repetitions)
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
-def measure(n: int, settings: Settings, report: Report) -> None:
-    path = block(n, settings.data)
-    told: dict[str, dict[str, list[float]]] = {}
-    for peer in PEERS:
-        report.noise.probe()
-        command = [sys.executable, "-m", "benchmarks.nearest", "--peer", peer, path, settings.data]
-        done = subprocess.run(
-            [*command, str(settings.repeat(7))],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **_ONE_THREAD},
-            check=False,
+def asked(block: Block, peer: str, scratch: str, repetitions: int, report: Report) -> Any:
+    """What a process of its own tells; None where it has failed."""
+    report.noise.probe()
+    words = [peer, block.name, block.path, str(int(block.are_real)), scratch, str(repetitions)]
+    command = [
+        sys.executable,
+        *(f"-W{option}" for option in sys.warnoptions),
+        "-m",
+        "benchmarks.nearest",
+        "--peer",
+        *words,
+    ]
+    environment = {**os.environ, **_ONE_THREAD}
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    if done.returncode:
+        report.note(f"{peer} was not measured: it is not installed, or failed (see above)")
+        return None
+    return json.loads(done.stdout)
+
+
+def measure(block: Block, scratch: str, repetitions: int, graphed: int, report: Report) -> None:
+    n, dim = np.load(block.path, mmap_mode="r").shape
+    n -= QUERIES if block.are_real else 0
+    size = f"{n:,} {'real vectors' if block.are_real else ''} x {dim}".replace("  ", " ")
+
+    def of(peer: str) -> Any:
+        return asked(block, peer, scratch, repetitions, report)
+
+    told = {peer: found for peer in EXACT if (found := of(peer)) is not None}
+    show_exact(n, dim, size, told, report)
+    if n > graphed:
+        report.note(f"approximate indexes of others were left out at {n:,} rows")
+    peers = [peer for peer in APPROXIMATE if n <= graphed or peer.startswith("mmcache")]
+    show_approximate(n, dim, size, {peer: found for peer in peers if (found := of(peer)) is not None}, report)
+    if n <= BUILT and (found := of(_AS_BUILDS)) is not None:
+        plain, sketched, times = found
+        verdict = report.goal("build with a sketch / without", n, times, BUILD)
+        rows = [
+            ["without a sketch", time_text(plain), "1.00"],
+            ["with one", time_text(sketched), f"{times:.3f} {verdict}"],
+        ]
+        report.table(f"{size}, a build, without the measurement of recall", ("mmcache", "CPU", "ratio"), rows)
+        report.result(
+            n=n, dim=dim, operation="build", contender="mmcache, sketch", cpu_seconds=sketched, of_plain=times
         )
-        if done.returncode:
-            report.note(f"{peer} was not measured: it is not installed, or failed (see above)")
-        else:
-            told[peer] = json.loads(done.stdout)
-    ours = told["mmcache"]
+
+
+def show_exact(n: int, dim: int, size: str, told: Mapping[str, Mapping[str, list[float]]], report: Report) -> None:
     rows = []
-    show_approximate(n, ours.pop(APPROXIMATE, None), report)
-    for operation, (numpy_seconds, seconds, ratio) in ours.items():
-        rows.append(
-            [operation, "numpy", time_text(numpy_seconds), "1.00", _share(report, operation, "numpy", n, ratio)]
-        )
-        rows.append(["", "mmcache", time_text(seconds), f"{ratio:.2f}", ""])
+    for operation, (numpy_seconds, seconds, share) in told["mmcache"].items():
+        verdict = _share(report, operation, "numpy", n, share)
+        rows.append([operation, "numpy", time_text(numpy_seconds), "1.00", verdict])
+        rows.append(["", "mmcache", time_text(seconds), f"{share:.2f}", ""])
         for peer, operations in told.items():
             if peer == "mmcache" or operation not in operations:
                 continue
             _, other, times = operations[operation]
-            share = _share(report, operation, peer, n, ratio / times)
-            rows.append(["", peer, time_text(other), f"{times:.2f}", share])
-            report.result(n=n, dim=dim_of(n), operation=operation, contender=peer, cpu_seconds=other, of_numpy=times)
-        report.result(n=n, dim=dim_of(n), operation=operation, contender="mmcache", cpu_seconds=seconds, of_numpy=ratio)
-    report.table(
-        f"{n:,} x {dim_of(n)}, CPU time of one thread, the {K} nearest; batch: {BATCH} at once; of N: among N rows",
-        ("search", "", "CPU", "/ numpy", "mmcache / it"),
-        rows,
-    )
+            verdict = _share(report, operation, peer, n, share / times)
+            rows.append(["", peer, time_text(other), f"{times:.2f}", verdict])
+            report.result(n=n, dim=dim, operation=operation, contender=peer, cpu_seconds=other, of_numpy=times)
+        report.result(n=n, dim=dim, operation=operation, contender="mmcache", cpu_seconds=seconds, of_numpy=share)
+    title = f"{size}, CPU time of one thread, the {K} nearest; batch: {TOGETHER} at once; of N: among N rows"
+    report.table(title, ("search", "", "CPU", "/ numpy", "mmcache / it"), rows)
 
 
-def show_approximate(n: int, found: list[float] | None, report: Report) -> None:
-    if found is None:
-        report.note(f"a recall of {RECALL} of {n:,} x {dim_of(n)} is more than the file promises")
-        return
-    exact, seconds, share, recall = found
-    limit = SHARES.get(n)
-    verdict = "" if limit is None else f" {report.goal(f'{APPROXIMATE} / exact', n, share, limit)}"
-    rows = [
-        ["exact", time_text(exact), "1.00", "1.00"],
-        [APPROXIMATE, time_text(seconds), f"{share:.3f}{verdict}", f"{recall:.3f}"],
-    ]
-    report.result(n=n, dim=dim_of(n), operation=APPROXIMATE, contender="mmcache", cpu_seconds=seconds, of_exact=share)
-    report.table(f"{n:,} x {dim_of(n)}, one query like a record", ("mmcache", "CPU", "/ exact", "found"), rows)
+def show_approximate(n: int, dim: int, size: str, told: Mapping[str, Mapping[str, float]], report: Report) -> None:
+    rows = []
+    for peer, found in told.items():
+        verdict = ""
+        if (share := found.get("of_exact")) is not None:
+            verdict = f"{share:.3f}"
+            if found["found"] >= RECALL and dim in SHARES:
+                verdict += f" {report.goal(f'recall {RECALL} / exact', n, share, SHARES[dim])}"
+        rows.append(
+            [
+                *(peer, f"{found['found']:.3f}", str(found["effort"]), time_text(found["seconds"])),
+                *(f"{found['of_numpy']:.3f}", verdict),
+            ]
+        )
+        report.result(
+            n=n,
+            dim=dim,
+            operation="approximate",
+            contender=peer,
+            cpu_seconds=found["seconds"],
+            **{name: value for name, value in found.items() if name != "seconds"},
+        )
+    title = f"{size}, approximate: the least effort that finds {RECALL}, for queries like the records"
+    report.table(title, ("", "found", "effort", "CPU", "/ numpy", "/ exact by mmcache"), rows)
 
 
 def _share(report: Report, operation: str, peer: str, n: int, share: float) -> str:
-    limit = GOALS.get((operation, peer))
+    limit = GOALS.get((operation, peer)) if n >= JUDGED else None
     verdict = "" if limit is None else f" {report.goal(f'{operation} / {peer}', n, share, limit)}"
     return f"{share:.3f}{verdict}"
 
 
 def main() -> int:
     if "--peer" in sys.argv:
-        _, _, peer, path, scratch, repetitions = sys.argv
-        print(json.dumps(contend(peer, path, scratch, int(repetitions))))
+        _, _, peer, name, path, are_real, scratch, repetitions = sys.argv
+        print(json.dumps(child(Block(name, path, are_real == "1"), scratch, peer, int(repetitions))))
         return 0
-    arguments = parser(QUESTION).parse_args()
+    options = parser(QUESTION)
+    options.add_argument("--vectors", metavar="FILE", help="a .npy file of real ones, float32, (n, dim), of length 1")
+    options.add_argument("--graphs", type=int, metavar="N", default=GRAPHED, help="others' indexes up to so many rows")
+    arguments = options.parse_args()
     settings = settings_of(arguments)
     report = Report("nearest", QUESTION, settings)
-    for n in settings.sizes if arguments.sizes else (20_000,) if arguments.quick else (20_000, 100_000, 1_000_000):
-        measure(n, settings, report)
+    sizes = settings.sizes if arguments.sizes else QUICK if arguments.quick else FULL
+    blocks = [made_up(n, settings.data) for n in sizes if n]
+    if arguments.vectors is not None:
+        blocks.append(Block("nearest-real", os.path.abspath(arguments.vectors), are_real=True))
+    for block in blocks:
+        measure(block, settings.data, settings.repeat(7), arguments.graphs, report)
     return report.finish()
 
 

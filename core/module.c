@@ -128,6 +128,8 @@ static PyMethodDef core_methods[] = {
      "The rows that differ from a query in the fewest bits: see search/distances.py."},
     {"signs", core_signs, METH_VARARGS,
      "signs(matrix, dim, out, /)\n--\n\nThe bits of the rows of a matrix: see format/sketch.py."},
+    {"products", core_products, METH_VARARGS,
+     "products(matrix, query, out, /)\n--\n\nOf the rows of a matrix and a query, in float32."},
     {"sums", core_sums, METH_VARARGS,
      "sums(matrix, rows, query, out, squares, is_apart, /)\n--\n\nWhat scores are made of: see search/metrics.py."},
     {"select", (PyCFunction)(void (*)(void))core_select, METH_FASTCALL,

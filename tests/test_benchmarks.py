@@ -168,6 +168,15 @@ def test_tracking_tells_what_a_tracked_database_costs(data_sets, tmp_path):
     assert told["results"]
 
 
+@pytest.mark.nightly
+def test_nearest_compares_searches_indexes_and_builds(data_sets, tmp_path):
+    """Peers that are not installed are left out; mmcache and numpy are there."""
+    told = told_by("nearest", data_sets, tmp_path)
+    assert operations_of(told) == {"one", "batch", "of 10", "of 100", "approximate", "build"}
+    assert contenders_of(told) >= {"mmcache", "mmcache, sketch"}
+    assert {goal["name"] for goal in told["goals"]} == {"recall 0.95 / exact", "build with a sketch / without"}
+
+
 def test_every_question_has_a_module_and_a_line_in_the_documents():
     page = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
     for name in QUESTIONS:

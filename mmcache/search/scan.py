@@ -147,5 +147,13 @@ class _Multiplied:
         for begin in range(0, len(vectors), rows):
             part = vectors[begin : begin + rows]
             for query, own in zip(self._queries, values, strict=True):
-                np.vecdot(part, query, out=own[begin : begin + rows])
+                _multiply(part, query, own[begin : begin + rows])
         return values
+
+
+def _multiply(rows: NDArray[np.float32], query: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """The products of consecutive rows and a query, added in some order, in the thread that calls."""
+    if core is not None and rows.flags.c_contiguous and rows.flags.aligned:
+        core.products(rows, query, out)
+    else:
+        np.vecdot(rows, query, out=out)

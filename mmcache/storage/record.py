@@ -9,6 +9,7 @@ from ..format.keys import Key, key_of
 from ..format.records import Names, Shape
 from ..native import bound, core
 from ..schema import R_co
+from ..shown import made_here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,7 @@ else:
     Fields = core.Fields
 
 
+@made_here
 class Record(Fields, Mapping[str, Any]):
     """The fields of one record as they were given, the key first, the embeddings apart.
 
@@ -85,6 +87,8 @@ class Record(Fields, Mapping[str, Any]):
     >>> record = cache["a"]
     >>> record["kind"], record.id, dict(record)
     ('tool', 'a', {'id': 'a', 'kind': 'tool', 'size': 1})
+    >>> record.embedding.tolist(), record.embedding_of("vector").tolist(), record.embedding_fields
+    ([1.0, 0.0], [1.0, 0.0], ('vector',))
     """
 
     __slots__ = ()

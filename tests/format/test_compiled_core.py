@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import os
 import random
@@ -172,6 +173,24 @@ def outcome_of(method: Any, *given: Any) -> tuple[Any, ...]:
         return ("value", method(*given))
     except Exception as error:  # noqa: BLE001 (as in `outcome`)
         return (type(error), str(error))
+
+
+@pytest.mark.parametrize("verify", ["full", "lazy"])
+def test_many_keys_with_one_hash_are_found_without_the_careful_way(tmp_path, verify):
+    """So ids that were chosen to collide cost some comparisons each, and not a hundred times a look-up."""
+    keys = [b"with one hash " + SECRET + i.to_bytes(8) for i in range(1000)]
+    random.Random(1).shuffle(keys)
+    mmcache.build(tmp_path / "c.mmc", [{"id": key} for key in keys], Schema("items"))
+    with Snapshot.open(tmp_path / "c.mmc", verify=verify) as snapshot, inside.careful_lookups() as careful:
+        assert [snapshot[key]["id"] for key in keys] == keys
+        assert [record and record["id"] for record in map(snapshot.get, keys)] == keys
+        if verify == "full":
+            assert [snapshot.default.row(key) for key in keys] == list(range(1000))
+            assert all(key in snapshot for key in keys)
+        assert not careful
+        absent = b"with one hash " + SECRET + (5000).to_bytes(8)
+        assert snapshot.get(absent) is None
+        assert careful == [absent]
 
 
 def test_ids_with_one_hash_do_collide():
@@ -459,24 +478,26 @@ def test_numbers_and_signs_that_do_not_fit_are_refused():
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dim", [*range(1, 20), 63, 100, 127, 128, 129, 136, 137, 255, 384, 768, 1000, 1025, 5000])
-@pytest.mark.parametrize("chosen", [None, [], [0], [8, 3, 3, 0, 1], list(range(9))])
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
-def test_scores_are_those_of_numpy_to_the_last_bit(dim, chosen, metric):
-    random = np.random.default_rng(dim)
-    matrix = (random.standard_normal((9, dim)) * 10.0 ** random.integers(-40, 38, (9, dim))).astype(np.float32)
-    matrix[3] = 0
-    query = random.standard_normal(dim).astype(np.float32).astype(np.float64)
-    rows = None if chosen is None else np.array(chosen, np.uint32)
-    found = metrics.exact_scores(matrix, query, metric, rows)
-    with inside.scored_in_python():
-        expected = metrics.exact_scores(matrix, query, metric, rows)
-    assert found.tobytes() == expected.tobytes()
-    wide = [(matrix[row] - query) ** 2 if metric == "euclidean" else matrix[row] * query for row in range(9)]
-    if metric != "cosine":
-        right = np.array([math.fsum(one.tolist()) for one in wide])[slice(None) if chosen is None else chosen]
-        scale = np.array([np.abs(one).sum() for one in wide])[slice(None) if chosen is None else chosen]
-        assert (np.abs((found**2 if metric == "euclidean" else found) - right) <= 1e-12 * scale).all()
+def test_scores_are_those_of_numpy_to_the_last_bit(metric):
+    """Of lengths that numpy adds in one way or another, and of rows in any order."""
+    for dim in (*range(1, 20), 63, 100, 127, 128, 129, 136, 137, 255, 384, 768, 1000, 1025, 5000):
+        random = np.random.default_rng(dim)
+        matrix = (random.standard_normal((9, dim)) * 10.0 ** random.integers(-40, 38, (9, dim))).astype(np.float32)
+        matrix[3] = 0
+        query = random.standard_normal(dim).astype(np.float32).astype(np.float64)
+        for chosen in (None, [], [0], [8, 3, 3, 0, 1], list(range(9))):
+            rows = None if chosen is None else np.array(chosen, np.uint32)
+            found = metrics.exact_scores(matrix, query, metric, rows)
+            with inside.searched_in_python():
+                expected = metrics.exact_scores(matrix, query, metric, rows)
+            assert found.tobytes() == expected.tobytes(), (dim, chosen)
+        terms = [(row - query) ** 2 if metric == "euclidean" else row * query for row in matrix.astype(np.float64)]
+        found = metrics.exact_scores(matrix, query, metric)
+        if metric != "cosine":
+            right = [math.fsum(one.tolist()) for one in terms]
+            bounds = [1e-12 * np.abs(one).sum() for one in terms]
+            assert (np.abs((found**2 if metric == "euclidean" else found) - right) <= bounds).all()
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
@@ -485,7 +506,7 @@ def test_scores_of_numbers_that_are_none_are_those_of_numpy(metric):
     for repeat in (1, 20, 200):
         given = matrix.repeat(repeat, axis=1), np.array([1.0, -0.0]).repeat(repeat), metric
         found = metrics.exact_scores(*given)
-        with inside.scored_in_python():
+        with inside.searched_in_python():
             np.testing.assert_array_equal(found, metrics.exact_scores(*given))
         assert np.signbit(found[4]) == (metric == "euclidean")
 
@@ -503,6 +524,7 @@ def test_sums_that_do_not_fit_are_refused():
     def found(*given: Any) -> None:
         core.sums(*given, False)
 
+    wrong: Any
     found(matrix, rows, query, out, two)
     found(matrix, None, query, np.zeros(4), None)
     for wrong in (
@@ -523,3 +545,49 @@ def test_sums_that_do_not_fit_are_refused():
     out.flags.writeable = False
     with pytest.raises((BufferError, ValueError, TypeError)):
         found(matrix, rows, query, out, None)
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+def test_products_are_as_near_to_the_true_ones_as_any_order_of_additions_is():
+    for dim, rows in itertools.product(
+        (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 100, 384, 1025, 5000), (0, 1, 2, 3, 8, 9)
+    ):
+        random = np.random.default_rng(dim)
+        matrix = random.standard_normal((rows, dim)).astype(np.float32)
+        query = random.standard_normal(dim).astype(np.float32)
+        found = np.full(rows, np.nan, np.float32)
+        core.products(matrix, query, found)
+        wide, other = matrix.astype(np.float64), query.astype(np.float64)
+        bounds = dim * 2**-24 * np.linalg.norm(wide, axis=1) * np.linalg.norm(other)
+        assert (np.abs(found - wide @ other) <= 1.01 * bounds).all(), (dim, rows)
+
+
+def test_products_of_numbers_that_are_none_are_none():
+    matrix = np.array([[np.nan, 0], [np.inf, -np.inf], [3e38, 3e38], [1, 1]], np.float32).repeat(20, axis=1)
+    found = np.empty(4, np.float32)
+    core.products(matrix, np.ones(40, np.float32), found)
+    assert np.isnan(found[:2]).all()
+    assert found[2:].tolist() == [np.inf, 40]
+
+
+def test_products_that_do_not_fit_are_refused():
+    matrix, query, out = np.zeros((4, 3), np.float32), np.zeros(3, np.float32), np.zeros(4, np.float32)
+    core.products(matrix, query, out)
+    wrong: Any
+    for wrong in (
+        *((matrix, query, out[:3]), (matrix, query[:0], out), (matrix, query[:2], out), (matrix[:3], query, out)),
+        *(
+            (np.zeros(49, "u1")[1:], query, out),
+            (matrix, np.zeros(13, "u1")[1:], out),
+            (matrix, np.zeros(11, "u1"), out),
+        ),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            core.products(*wrong)
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        core.products(matrix[:, ::2], query, out)
+    out.flags.writeable = False
+    with pytest.raises((BufferError, ValueError, TypeError)):
+        core.products(matrix, query, out)

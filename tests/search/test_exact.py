@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 
 import mmcache
 from mmcache import Schema, Snapshot
+from mmcache.search import metrics
 from tests.search import truth
 from tests.search.truth import METRICS
 from tests.storage.helpers import Image
@@ -104,6 +105,24 @@ def test_a_row_has_one_score_whatever_batch_filter_chunk_and_threads(path, metri
             assert rows == sorted(rows, key=lambda row: (-found[rows.index(row)], row))
             worst = found[-1] + 1e-13 * scale
             assert all(right[row] <= worst for row in set(range(400)).difference(rows))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_of_many_rows_the_nearest_are_those_of_brute_force(path, metric):
+    """So many that some values of a chunk are looked at before all of them; with ties, and lengths of all kinds."""
+    random = np.random.default_rng(6)
+    vectors = (random.integers(-3, 4, (7000, 5)) * random.choice([0.01, 1, 50], (7000, 1))).astype(np.float32)
+    vectors[4000:] = vectors[:3000]
+    queries = random.standard_normal((3, 5)).astype(np.float32)
+    with built(path, list(vectors)) as snapshot:
+        for where in ({}, {"kind": ["a", "b"]}, {"size": range(900)}):
+            rows = snapshot.where(where).rows
+            for query, found in zip(queries, snapshot.nearest_many(queries, 60, where, metric=metric), strict=True):
+                scores = metrics.exact_scores(vectors, query.astype(np.float64), metric, rows)
+                right = rows[np.lexsort((rows, -scores))]
+                for k in (1, 10, 52, 60):
+                    alone = snapshot.nearest(query, k, where, metric=metric)
+                    assert alone.rows.tolist() == found.rows[:k].tolist() == right[:k].tolist()
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import mmcache
-from mmcache import CorruptFileError, IterableSource, RecallError, Schema, Snapshot
+from mmcache import CorruptFileError, IterableSource, RecallError, Schema, Snapshot, native
 from tests.search import truth
 from tests.search.test_exact import FILTERS, banks, built
 from tests.search.truth import METRICS
@@ -109,6 +110,29 @@ def test_the_share_that_is_found_is_what_was_asked_for(snapshot, vectors, recall
     hits = [len(set(snapshot.nearest(id=key, recall=recall).ids) & set(snapshot.nearest(id=key).ids)) for key in keys]
     assert sum(hits) / (10 * len(keys)) >= recall
     assert any(hit < 10 for hit in hits), "else the search was exact, and nothing is shown"
+
+
+@pytest.mark.skipif(native.core is None, reason="there is no compiled core, or pure Python is asked for")
+def test_the_compiled_core_finds_what_python_finds_and_builds_the_same_file(tmp_path, file, snapshot, vectors):
+    queries = near(vectors, 6)
+    asked: list[dict[str, Any]] = [{}, {"few": [3, 5, 8]}, {"half": 1}, {"few": 7}]
+
+    def found() -> list[Any]:
+        alone = [
+            told(snapshot.nearest(query, k, where, metric=metric))
+            for query, where, k, metric in itertools.product(queries[:2], asked, (1, 30), METRICS)
+        ]
+        some = [
+            told(snapshot.nearest(query, k, recall=recall)) for query in queries for k, recall in ((10, 0.9), (50, 0.6))
+        ]
+        many = [told(one) for one in snapshot.nearest_many(queries, 20, recall=0.8)]
+        return [alone, some, many, [told(one) for one in snapshot.nearest_many(queries, 20, {"half": 0})]]
+
+    by_core = found()
+    with inside.searched_in_python():
+        assert found() == by_core
+        mmcache.build(tmp_path / "pure.mmc", records(vectors), SKETCHED)
+    assert content(tmp_path / "pure.mmc") == content(file)
 
 
 def test_a_recall_of_1_is_an_exact_search(snapshot, vectors):

@@ -30,7 +30,7 @@ from mmcache.freshness import policy
 from mmcache.options import Options
 from mmcache.poller import Poller
 from mmcache.remote import download
-from mmcache.search import blas, chunks, measuring, metrics, scan
+from mmcache.search import blas, chunks, distances, measuring, metrics, scan
 from mmcache.sharing import attach, page, publishing
 from mmcache.sharing.announce import Announcer
 from mmcache.sharing.counters import read_fleet
@@ -50,6 +50,7 @@ from mmcache.storage import (
     pagefile,
     publish,
     shared,
+    signing,
     snapshot,
     staging,
 )
@@ -61,6 +62,20 @@ LOOKS_AT_THE_FILE = FileTier.other.__code__
 HAS_MOVED = FileTier.take.__code__
 """Called by the thread that moves to it; then it replaces the view, for which it reads the page."""
 READS_THE_HEAD = page.Page.head.__code__
+
+
+@contextlib.contextmanager
+def careful_lookups() -> Iterator[list[Any]]:
+    """The keys that are looked up the careful way meanwhile."""
+    asked: list[Any] = []
+    locate = lookup.Lookup.locate
+
+    def located(self: lookup.Lookup, key: Any) -> int:
+        asked.append(key)
+        return locate(self, key)
+
+    with mock.patch.object(lookup.Lookup, "locate", located):
+        yield asked
 
 
 # --- files beside a cache ---------------------------------------------------------------------------------------------
@@ -424,7 +439,7 @@ def invalidate_killed_at_store(cache: Cache, ids: Iterable[str], at: int = NEVER
 def build_killed_at_store(path: Any, source: Any, at: int = NEVER, *, after: bool = False) -> int:
     """Build, and die at a store into the control page; how many stores there were."""
     with _Stores(at, after=after) as stores:
-        publishing.build_once(path, source)
+        publishing.build_once(path, publish.Order(source))
     return stores.count
 
 
@@ -600,9 +615,13 @@ class _Library:
         return self._threads
 
 
-def scored_in_python() -> contextlib.AbstractContextManager[Any]:
-    """Scores are made as without the compiled core."""
-    return mock.patch.object(metrics, "core", None)
+@contextlib.contextmanager
+def searched_in_python() -> Iterator[None]:
+    """As without the compiled core; the sketch of a build, too."""
+    with contextlib.ExitStack() as patches:
+        for module in (distances, metrics, scan, signing):
+            patches.enter_context(mock.patch.object(module, "core", None))
+        yield
 
 
 def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
