@@ -122,6 +122,12 @@ def made_up(n: int, directory: str) -> Block:
     return Block(f"nearest-{n}", path, are_real=False)
 
 
+def given(path: str) -> Block:
+    """The vectors of a file, under a name that other ones do not have."""
+    stem, _ = os.path.splitext(os.path.basename(path))
+    return Block(f"nearest-{stem}-{os.stat(path).st_mtime_ns:x}", path, are_real=True)
+
+
 def share_of(n: int, rows: int) -> Any:
     """bool, (n,): which rows have the value 1 in the field that selects so many, scattered."""
     chosen = np.zeros(n, np.bool_)
@@ -346,7 +352,7 @@ def main() -> int:
     sizes = settings.sizes if arguments.sizes else QUICK if arguments.quick else FULL
     blocks = [made_up(n, settings.data) for n in sizes if n]
     if arguments.vectors is not None:
-        blocks.append(Block("nearest-real", os.path.abspath(arguments.vectors), are_real=True))
+        blocks.append(given(os.path.abspath(arguments.vectors)))
     for block in blocks:
         measure(block, settings.data, settings.repeat(7), arguments.graphs, report)
     return report.finish()
