@@ -3,6 +3,7 @@
 #   make test PYTHON=python3.13 VENV=.venv-3.13     another interpreter, in an environment of its own
 #   make bench BENCHMARKS="lookup open"             some of the questions
 #   make bench-full BENCHMARKS=memory               one of a long run again; the others' results are kept
+#   make demo DIR=play                              in a directory that stays
 #
 # Works with GNU Make 3.81 (macOS) and later.
 
@@ -11,6 +12,7 @@ VENV       ?= .venv
 JOBS       ?= 2
 BENCHMARKS ?=
 BENCH_ARGS ?= --quick
+DIR        ?=
 
 # What `make test` runs over both implementations; `make integration` does so with all of format, storage and cache.
 TWICE := tests/format tests/cache/test_mapping_contract.py tests/cache/test_cache_tiers.py tests/cache/test_cache_counts.py \
@@ -36,7 +38,7 @@ help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## see it work: a bank of test patterns, four workers, one file
-	@$(BIN)/mmcache demo
+	@$(BIN)/python -m examples.demo $(if $(DIR),--dir "$(DIR)")
 
 test: check  ## check, then the tests: what continuous integration runs, with the guard
 	@echo "==> tests"

@@ -25,6 +25,6 @@
     --check              exit 1 when a goal is missed
 
 The peers are in `benchmarks/peers`, one module each. Method, and how to read the results: docs/benchmarks/README.md.
-Data sets are the made-up banks of `mmcache.presets.patterns`, made once and kept in `benchmarks/.data/`, many GB in a
+Data sets are the made-up banks of `examples.demo.bank`, made once and kept in `benchmarks/.data/`, many GB in a
 full run, which may be deleted at any time.
 """

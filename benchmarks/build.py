@@ -72,7 +72,7 @@ def checked(data: DataSet, path: str, _size: int) -> None:
 
 
 def read(data: DataSet, _path: str, _size: int) -> None:
-    """In the order and with the columns of a build; looked at by nobody."""
+    """In the order and with the columns of a build; which is not looked at."""
     collections.deque(read_bank(data.bank), maxlen=0)
 
 

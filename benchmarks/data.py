@@ -18,9 +18,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from examples.demo import bank
 from mmcache import Schema
-from mmcache.presets import bank
-from mmcache.presets.patterns import PATTERNS, write_bank
+from mmcache.presets.patterns import PATTERNS
 
 from .common import ROOT
 from .peers.base import Peer
@@ -54,7 +54,7 @@ class DataSet:
         """SQLite: tables and indexes of the preset, and covering indexes beside them."""
 
         def write(path: str) -> None:
-            write_bank(path, self.n, dim=self.dim)
+            bank.write_bank(path, self.n, dim=self.dim)
             db = sqlite3.connect(path)
             db.executescript(_INDEXES)
             db.close()

@@ -55,7 +55,7 @@ QUESTION = "What does it cost to stay true, and how soon does a worker hear what
 
 IDS = 400
 NEVER = 1e6
-"""Seconds between two looks at what nobody tells: none falls into a measurement."""
+"""Seconds between two looks at what is not notified: none falls into a measurement."""
 
 ITEMS = mmcache.Schema("items")
 
@@ -64,7 +64,7 @@ ITEMS = mmcache.Schema("items")
 
 
 class _WithoutCheck(ast.NodeTransformer):
-    """No clock is read, nothing compared, and so nobody looks."""
+    """No clock is read, nothing compared, and so none polls."""
 
     def visit_If(self, node: ast.If) -> ast.If | None:
         return None if _calls(node, "look") else node

@@ -81,7 +81,7 @@ _AS_BUILDS = "builds"
 
 @dataclass(frozen=True)
 class Block:
-    """A .npy file of vectors. are_real: whether nobody has made them up; then the last QUERIES are kept as queries."""
+    """A .npy file of vectors. are_real: whether they were not made up; then the last QUERIES are kept as queries."""
 
     name: str
     path: str

@@ -26,7 +26,7 @@ LEGEND = (
 
 
 FLOORS = frozenset(("copy bandwidth", "read the rows", "write the bytes, sync", "the slower of both"))
-"""What nobody can do without is no peer: contenders of `lookup` and `build` that have no column."""
+"""What all need is no peer: contenders of `lookup` and `build` that have no column."""
 
 WORKERS = 8
 WIDTH = 120

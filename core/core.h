@@ -1,8 +1,8 @@
 /* The compiled core of mmcache's reads: what its parts share.
  *
  * It answers only what it can prove, and is a twin of the quick paths in Python, not of the careful ones. Whatever is
- * unusual (damage, a key of a strange type, two keys with one hash, a part that is not verified yet) is UNUSUAL here, and
- * the caller goes the careful way, which is Python in both implementations. So errors, log lines and counts are the same.
+ * unusual (damage, a key of a strange type, the absence of a key whose hash another one has, a part that is not verified
+ * yet) is UNUSUAL here, and the caller goes the careful way, which is Python in both implementations. So errors, log lines and counts are the same.
  *
  * Memory safety. The map is hostile: its bytes may be anything, and may change while they are read. `reach` is the only
  * way to it; it checks every extent against the length of the map, and gives NULL after a close. Bytes are copied, once,

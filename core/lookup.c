@@ -207,21 +207,63 @@ static outcome begin(ByKey *self, Table *table, PyObject *object, key_bytes *key
     return is_part ? UNUSUAL : ABSENT; /* the careful way says what is wrong with a part of a key */
 }
 
+/* The row of a slot, and how its key's bytes compare with those of a key: below 0, 0 or above. Returns 0 where they cannot
+ * be read. */
+static int row_compare(const Table *table, uint64_t slot, const key_bytes *key, uint32_t *row, int *order)
+{
+    row_entry entry;
+    if (slot >= table->slots || !map_read(table, row, table->row_at + 4 * slot, 4) || !entry_read(table, *row, &entry) ||
+        entry.offset > UINT64_MAX - MAX_RECORD_BYTES)
+        return 0;
+    const uint8_t *there = reach(table, entry.offset + table->shapes[entry.shape].prefix, entry.key_length);
+    if (there == NULL)
+        return 0;
+    size_t both = entry.key_length < key->length ? entry.key_length : key->length;
+    *order = memcmp(there, key->bytes, both);
+    if (*order == 0)
+        *order = (entry.key_length > key->length) - (entry.key_length < key->length);
+    return 1;
+}
+
+/* The row of a key among several with its hash, the first of which is at `slot`: they lie in the order of their keys'
+ * bytes. Some 2 * log2(slots) steps. FOUND, or UNUSUAL also where it is not there. */
+static outcome row_among(const Table *table, const key_bytes *key, uint64_t slot, uint32_t *row)
+{
+    uint64_t low = slot, high = table->slots, found;
+    int order = -1;
+    while (low < high) { /* the end of the run; most have one slot, or some */
+        uint64_t middle = low - slot < STEPS ? low : low + (high - low) / 2;
+        if (!hash_read(table, middle, &found))
+            return UNUSUAL;
+        if (found <= key->hash)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (low = slot; low < high;) {
+        uint64_t middle = low + (high - low) / 2;
+        if (!row_compare(table, middle, key, row, &order))
+            return UNUSUAL;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return row_compare(table, low, key, row, &order) && order == 0 ? FOUND : UNUSUAL;
+}
+
 static outcome row_of(ByKey *self, Table *table, PyObject *object, key_bytes *key, uint32_t *row)
 {
     uint64_t slot;
-    row_entry entry;
+    int order;
     outcome found = begin(self, table, object, key, &slot);
     if (found != FOUND)
         return found;
-    if (!map_read(table, row, table->row_at + 4 * slot, 4) || !entry_read(table, *row, &entry))
+    if (!row_compare(table, slot, key, row, &order) || (order != 0 && row_among(table, key, slot, row) != FOUND))
         return UNUSUAL;
     if (!table->ids_verified && !is_verified(table, table->rows_at + ROW_SIZE * (uint64_t)*row, ROW_SIZE))
         return UNUSUAL;
-    if (entry.key_length != key->length || entry.offset > UINT64_MAX - MAX_RECORD_BYTES)
-        return UNUSUAL;
-    const uint8_t *there = reach(table, entry.offset + table->shapes[entry.shape].prefix, key->length);
-    return there != NULL && memcmp(there, key->bytes, key->length) == 0 ? FOUND : UNUSUAL;
+    return FOUND;
 }
 
 /* The row of a key, proved by the key's bytes. */
@@ -318,7 +360,13 @@ static outcome record_of(ByKey *self, Table *table, PyObject *object, key_bytes 
         return result;
     if (!map_read(table, &row, table->row_at + 4 * slot, 4))
         return UNUSUAL;
-    return record_at(table, row, object, key, (PyObject *)self, found);
+    result = record_at(table, row, object, key, (PyObject *)self, found);
+    if (result == UNUSUAL) { /* damage, or the record of another key with this hash */
+        uint32_t first = row;
+        if (row_among(table, key, slot, &row) == FOUND && row != first)
+            result = record_at(table, row, object, key, (PyObject *)self, found);
+    }
+    return result;
 }
 
 outcome record_find(ByKey *self, PyObject *object, PyObject **found)

@@ -3,7 +3,7 @@
 Two schemas of a collection are *additive* if they differ in indexes, sketches and columns alone, or in what is tracked.
 Two sets of schemas are additive if those of each collection that both know are. Then one file serves both versions,
 while a deploy rolls: a builder keeps what the file has, and adds what it needs itself. What becomes of bad rows is each
-builder's own choice, and a file in which some were left out answers only for those that chose so. A schema that leaves
+builder's own choice. A file in which some were left out answers only for those that chose so. A schema that leaves
 its key to a source which cannot be asked now agrees with any key. Pure.
 """
 

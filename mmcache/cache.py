@@ -53,6 +53,12 @@ class Stats:
     invalidations: said here. slow_lookups: beyond `slow_after`. invalid: rows that the file left out, as they could not
     be taken. generation: of the file; None while there is none.
     state: as in `Status`; "starting" before the first read. counters: each counter by its name in the table of metrics.
+
+    >>> cache["a"]["kind"], cache.get("nope")
+    ('tool', None)
+    >>> stats = cache.stats()
+    >>> stats.hits, stats.misses, stats.hit_rate, stats.state, stats.generation
+    (1, 1, 0.5, 'fresh', 1)
     """
 
     hits: int
@@ -129,6 +135,9 @@ class Cache(CachedCollection[R_co]):
 
         model: what it gives for a record: see `Schema`, whose own it is by default. It tells a type checker, which
         cannot know what a name stands for.
+
+        >>> cache.collection("items", model=Item)["a"]
+        Item(id='a', kind='tool', size=1)
         """
         source, name = self._watch.source, self._tiers.known(name)
         schema = None if source is None else next(one for one in source.schemas if one.name == name)
@@ -136,12 +145,20 @@ class Cache(CachedCollection[R_co]):
 
     @property
     def path(self) -> str:
-        """Absolute."""
+        """Absolute.
+
+        >>> os.path.basename(cache.path)
+        'cache.mmc'
+        """
         return self._watch.path
 
     @property
     def source(self) -> Source | None:
-        """As it was given, or with other rules about bad rows where these were given."""
+        """As it was given, or with other rules about bad rows where these were given.
+
+        >>> type(cache.source).__name__
+        'IterableSource'
+        """
         return self._watch.source
 
     @property
@@ -149,6 +166,9 @@ class Cache(CachedCollection[R_co]):
         """The file of now; None while there is none that can be used.
 
         Whether it may answer is another question: see `Stats.state`.
+
+        >>> cache.snapshot.generation == cache.generation == 1
+        True
         """
         return self._watch.current().snapshot
 
@@ -163,6 +183,10 @@ class Cache(CachedCollection[R_co]):
         """One generation for a whole block, whatever is published meanwhile.
 
         Raises UnusableFileError where there is no file: the source has no generations.
+
+        >>> with cache.pinned() as snapshot:
+        ...     snapshot["a"]["size"] + snapshot["b"]["size"]
+        3
         """
         snapshot = self.snapshot
         if snapshot is None:
@@ -173,6 +197,9 @@ class Cache(CachedCollection[R_co]):
         """Look now at everything that is otherwise looked at once in `check_interval`; whether there was a newer file.
 
         A newer file is noticed without it, within one get where there is a control page.
+
+        >>> cache.refresh()
+        False
         """
         return self._watch.refresh()
 
@@ -183,6 +210,10 @@ class Cache(CachedCollection[R_co]):
 
         Single-flight: if another process built, while we waited for it, from what the source held after this call
         began, that is the result. Raises what `mmcache.build` raises; SourceError without a source.
+
+        >>> report = cache.rebuild()
+        >>> report.generation, report.changed  # nothing has changed, so the file stays, and counts as built now
+        (1, False)
         """
         if self._watch.source is None:
             raise SourceError("a cache without a source cannot be rebuilt; open it with one", path=self._watch.path)
@@ -199,6 +230,13 @@ class Cache(CachedCollection[R_co]):
         always. `rebuild`, `mmcache build`, `mmcache rebuild` or `resume` ends it. reason: is shown by `status`.
 
         Raises MissingFileError without a backup, and what `mmcache.build` raises; then all is as it was.
+
+        >>> for size in (1, 2):
+        ...     _ = mmcache.build("prices.mmc", [{"id": "a", "size": size}], Schema("prices"))
+        >>> with mmcache.open("prices.mmc") as prices:
+        ...     _ = prices.rollback(reason="a size is wrong")
+        ...     prices["a"]["size"], prices.stats().state, prices.resume()
+        (1, 'held', True)
         """
         report = self._watch.rollback(timeout=timeout, reason=reason)
         self.refresh()
@@ -214,7 +252,11 @@ class Cache(CachedCollection[R_co]):
         return was_held
 
     def stats(self) -> Stats:
-        """What this process has seen."""
+        """What this process has seen. Costs some microseconds: see `Stats`.
+
+        >>> cache["a"]["kind"], cache.stats().hits
+        ('tool', 1)
+        """
         watch = self._watch
         watch.counting.settle()
         counters, snapshot = watch.counting.counters, watch.files.snapshot
@@ -225,7 +267,14 @@ class Cache(CachedCollection[R_co]):
         )
 
     def status(self) -> Status:
-        """What all processes of this machine that have the cache open see of it, and what the file lacks and why."""
+        """What all processes of this machine that have the cache open see of it, and what the file lacks and why.
+
+        Reads headers and the counter files of all workers: some milliseconds, so not for each request.
+
+        >>> status = cache.status()
+        >>> status.state, status.generation, len(status.fleet.workers)
+        ('fresh', 1, 1)
+        """
         watch = self._watch
         with contextlib.suppress(UnusableFileError, SourceError):
             watch.current()
@@ -247,6 +296,9 @@ class Cache(CachedCollection[R_co]):
         an hour. max_load: seconds, of the last opening of each worker. max_corruptions: damaged places in a day.
         max_rebuilds: in an hour. max_lag: seconds for which the file may be of another release than it should.
         Reads what others have flushed; waits for no process.
+
+        >>> [alert.rule for alert in cache.alerts(max_load=0.0)]
+        ['load']
         """
         rules = Rules(min_hit_rate, max_load, max_corruptions, max_rebuilds, window, max_lag)
         return check(self.status(), rules, time.time())
@@ -267,6 +319,11 @@ class Cache(CachedCollection[R_co]):
         """Let go of the file. Views and pinned snapshots stay valid, and keep it mapped, until they are dropped.
 
         The source is the caller's, and stays as it is.
+
+        >>> vectors = cache.embeddings
+        >>> cache.close()
+        >>> vectors.shape
+        (3, 2)
         """
         self._watch.close()
         with closing(self._made):
@@ -350,47 +407,50 @@ def open(
     on_duplicate: OnDuplicate | None = None,
     progress: Shown = None,
 ) -> Cache[Any]:
-    """Open a cache: the file at `path`, and the source that answers for whatever the file cannot.
+    """Open a cache: the file at `path`, and the source that answers whatever the file cannot.
 
-    Where the file is missing or damaged it is built now, by one process; the others wait for it. Times in seconds.
+    Start here: a path and a source are enough; `ttl` comes next. Where the file is missing or damaged, one process
+    builds it now, and the others wait. Times are in seconds.
 
+    Where records come from:
     source: a source, or the path or URL of one, with `schema`. Without one, the cache is read-only over the file, and
         raises where the file cannot answer.
-    load: in place of a source, a function that gives the records, with `schema`. fetch, changed_since, fingerprint:
+    load: in place of a source, a function that gives the records, with `schema`. fetch, fingerprint, changed_since:
         what makes it cheaper. See `CallableSource`.
-
-            cache = mmcache.open("items.mmc", load=fetch_all, schema=Schema("items", index=("kind",)))
-
     model: what the cache gives for a record: see `Schema`, whose own it is by default.
+    How long a file is good:
     ttl: age at which a file expires, and the source answers until it is built again; math.inf: never. By default that
         of `profile`: development 600, staging 3600, production 86,400.
     refresh_at: share of the ttl from which on one process builds it again in the background, 0.8; earlier, where builds
         take long. max_stale: how long beyond the ttl it may still answer if the source fails, a day.
-    build: False never builds: the source answers until someone else publishes a file. By default True, but with follow.
+    check_interval: how often to look for what is not announced: another file at the path, a source that was written to.
+    rebuild_after: age before which neither ids that were invalidated nor a source that has changed make it be built
+        again; until then the source answers these ids.
+    What it follows:
     follow: the URL of a store whose releases the file has: see `mmcache.follow`. "URL@41" stays with release 41. One
         process of the machine polls it every `follow_every` seconds, and downloads each release once for all.
+    How it is built:
+    build: False never builds: the source answers until another process publishes. By default True, but with follow.
     executor: how it is built again: "subprocess"; "thread", for sources that no other process can read, and in place of
-        a subprocess where none can be had; "inline", in the get that finds it due; "external": not by us, but by cron.
-    rebuild_after: age before which neither ids that were invalidated nor a source that has changed make it be built
-        again; until then the source answers these ids. build_timeout: after that a subprocess that builds ends itself.
-    wait: for another process that builds the first file; after that the source answers.
-    check_interval: how often to look for what is not announced: another file at the path, a source that was written to.
-    slow_after: count look-ups in the file that took longer; with fallback_on_slow, some in a row send reads to the
-        source for half a minute. Off, for a look-up that waits for the disk once leaves the page in memory.
-    verify, access: see `Snapshot.open`; "auto" checksums nothing that was verified on this machine since it started.
-    cluster_by, metadata: see `mmcache.build`. label: what `mmcache status` calls this worker.
-    rollout: share of the processes that use the file, 0.1 for a tenth; the others are answered by the source. Each
-        process draws once for its life, a forked one anew.
-    trust: owners, by name or uid, who are trusted with the directory besides this user and root; more are named by
-        MMCACHE_TRUST. One that anyone may write is accepted only if its owner is named, and every file in it is ours or
-        a named owner's.
-    on_event: is called with a `CacheEvent` for what happens to the cache, in this process or heard from another: as
-        soon as a read or a poll notices, in its thread, which should not be kept. No lock is held, so it may use the
-        cache. An exception is logged, and changes nothing. It pickles with the cache.
-    on_invalid, max_invalid, on_duplicate: which rows of the source are left out, of the file and of every answer but
-        `get`: see `Schema`. For all collections; None leaves it as the source's schemas have it.
+        a subprocess where none can be had; "inline", in the get that finds it due; "external": by cron, not here.
+    build_timeout: after that a subprocess that builds ends itself. wait: for another process that builds the first
+        file; after that the source answers. cluster_by, metadata: see `mmcache.build`.
     progress: True shows on stderr how far the first build is, where that is a terminal; "lines" prints lines of text
         wherever it goes; a function is called as progress(stage, done, total).
+    on_invalid, max_invalid, on_duplicate: which rows of the source are left out, of the file and of every answer but
+        `get`: see `Schema`. For all collections; None leaves it as the source's schemas have it.
+    How it is read:
+    verify, access: see `Snapshot.open`; "auto" checksums nothing that was verified on this machine since it started.
+    slow_after: count look-ups in the file that took longer; with fallback_on_slow, some in a row send reads to the
+        source for half a minute. Off, for a look-up that waits for the disk once leaves the page in memory.
+    How it is operated:
+    on_event: is called with a `CacheEvent` for what happens to the cache, in this process or another: as soon as a read
+        or a poll notices, in its thread, which should not be kept. No lock is held, so it may use the cache. An
+        exception is logged, and changes nothing. It pickles with the cache.
+    label: what `mmcache status` calls this worker. rollout: share of the processes that use the file, 0.1 for a tenth;
+        the others are answered by the source. Each process draws once for its life, a forked one anew.
+    trust: owners, by name or uid, trusted with the directory besides this user, root and those of MMCACHE_TRUST. One
+        that anyone may write is accepted only if its owner is named, and each file is this user's or such a one's.
 
     The directory is made where it is missing, unless the cache builds nothing; PublishError where it cannot be.
     Raises UnusableFileError (missing, corrupt, incompatible, unreadable, untrusted) only without a source.

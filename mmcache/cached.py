@@ -23,6 +23,7 @@ from .query import Term, parse_query
 from .schema import R_co, Schema
 from .sharing import metrics
 from .sharing.invalidation import Kind, Reason
+from .shown import internal, made_here
 from .sources.base import Source
 from .storage.asked import SearchOptions, one_of
 from .storage.modelled import modelled
@@ -47,6 +48,8 @@ __all__ = ["CachedCollection", "Reason"]
 T = TypeVar("T")
 
 
+@made_here
+@internal("all_records")
 class CachedCollection(Front[R_co], Collection[R_co]):
     """One collection of a cache: a read-only mapping over both tiers. Made by `Cache.collection`.
 
@@ -69,7 +72,11 @@ class CachedCollection(Front[R_co], Collection[R_co]):
 
     @property
     def model(self) -> type[R_co] | None:
-        """What it gives for a record, instances of this class; None: a `Record`."""
+        """What it gives for a record, instances of this class; None: a `Record`.
+
+        >>> cache.model is None
+        True
+        """
         return None if self._model is None else self._model.kind
 
     # --- lookups by key: what `Front` does not find in the file
@@ -345,6 +352,9 @@ class CachedCollection(Front[R_co], Collection[R_co]):
         cannot be told, since nothing may be written beside the file or they would not see it: see `mmcache doctor`.
         Raises TypeError for what is no key of the collection, such as a part of one, and SourceError for ids for which
         no source is known: neither to this cache nor to its file.
+
+        >>> cache.invalidate(["a"], reason="record_stored"), cache["a"]["size"], cache.stats().fallbacks["invalidated"]
+        ('ids', 1, 1)
         """
         if collection is None:
             collection = self.schema.name if ids is not None or self._name is not None else None

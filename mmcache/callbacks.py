@@ -22,6 +22,12 @@ class CacheEvent:
     "adopted": this process has moved to `generation`; "rebuilt": a file was published, or by a rebuild found unchanged;
     "refused": the file at the path was not right, see `error`; "failed": a build has failed, see `error`.
     ids: those that changed; an invalidation of many ids is several events. A key above 1 KiB is not among them.
+
+    >>> seen = []
+    >>> with mmcache.open("cache.mmc", cache.source, on_event=seen.append) as items:
+    ...     _ = items["a"], items.invalidate(["b"], reason="record_stored"), items["a"]
+    >>> [(event.kind, event.ids, event.reason) for event in seen]
+    [('invalidated', ('b',), 'record_stored')]
     """
 
     kind: Literal["invalidated", "adopted", "rebuilt", "refused", "failed"]

@@ -163,6 +163,17 @@ class FileTier:
                 raise
         raise UnverifiedError
 
+    def drop_if_spoilt(self) -> bool:
+        """Whether the file that is open was written to in place, and is damaged: its bytes are those that were refused.
+
+        Indexes are verified once, so another answer of theirs would be believed. It answers no more; readers that took
+        it before finish with it."""
+        ours, there = self.snapshot, identity_of(self.path)
+        if ours is None or there is None or ours.identity[:2] != there[:2]:
+            return False
+        self.snapshot = None
+        return True
+
     def there(self) -> Identity | None:
         """What is at the path now."""
         return identity_of(self.path)

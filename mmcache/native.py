@@ -22,6 +22,7 @@ __all__ = [
     "described",
     "implementation",
     "msgpack_implementation",
+    "plain",
     "reason",
 ]
 
@@ -83,5 +84,11 @@ def msgpack_implementation() -> Implementation:
 
 
 def described() -> str:
-    """For a person: "compiled core", or "pure Python (why)"."""
-    return "compiled core" if core is not None else f"pure Python ({reason})"
+    """For a person: "compiled core", or "pure Python (why)"; and the same of msgpack where that is pure Python."""
+    ours = "compiled core" if core is not None else f"pure Python ({reason})"
+    return ours if msgpack_implementation() == "compiled" else f"{ours}; of msgpack: pure Python"
+
+
+def plain() -> dict[str, str | None]:
+    """For a program: which runs here, why it is not the core, and which one of msgpack's own runs."""
+    return {"mmcache": implementation, "reason": reason or None, "msgpack": msgpack_implementation()}

@@ -34,7 +34,7 @@ from .sharing.publishing import build_once
 from .sources.base import Source
 from .storage import buildlock, fs, trust
 from .storage.descriptors import Descriptor
-from .storage.publish import BuildReport
+from .storage.publish import BuildReport, Order
 
 __all__ = ["Rebuilder", "last_build"]
 
@@ -89,11 +89,9 @@ class Rebuilder:
         with shown(self.options.progress if first else None) as step:
             return build_once(
                 self.files.path,
-                self.source,
+                Order(self.source, self.options.cluster_by, self.options.metadata),
                 page=page,
                 counters=self._counting.counters,
-                cluster_by=self.options.cluster_by,
-                metadata=self.options.metadata,
                 progress=step,
                 timeout=timeout,
                 serves=self.files.serves if first else None,

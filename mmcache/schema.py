@@ -106,6 +106,9 @@ class Schema(Generic[R_co]):
     'sku'
     >>> Schema("items", model=Item).model.__name__
     'Item'
+    >>> both = Schema("items", embedding=("title", "text"), dim=(384, 768), metric="dot")
+    >>> both.embeddings, both.first_embedding, both.first_dim, both.dim_of("text"), both.metric_of("text")
+    (('title', 'text'), 'title', 384, 768, 'dot')
     """
 
     name: str
@@ -234,14 +237,22 @@ class Schema(Generic[R_co]):
 
     @property
     def key_fields(self) -> tuple[str, ...]:
-        """The fields of the key, one or more. Raises ValueError for a schema that is not resolved."""
+        """The fields of the key, one or more. Raises ValueError for a schema that is not resolved.
+
+        >>> Schema("codes", key=("auth", "code")).key_fields
+        ('auth', 'code')
+        """
         if self.key is None:
             raise ValueError(f"Schema {self.name!r}: only the source knows its key, and has not been asked")
         return (self.key,) if isinstance(self.key, str) else self.key
 
     @property
     def tracked_tables(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """What `tracks` names: tables, each with its columns."""
+        """What `tracks` names: tables, each with its columns.
+
+        >>> Schema("items", query="SELECT * FROM a JOIN b USING (id)", tracks={"a": "id", "b": "id"}).tracked_tables
+        (('a', ('id',)), ('b', ('id',)))
+        """
         pairs = self.tracks.items() if isinstance(self.tracks, Mapping) else self.tracks
         return tuple((table, (columns,) if isinstance(columns, str) else columns) for table, columns in pairs)
 
@@ -255,7 +266,11 @@ class Schema(Generic[R_co]):
     def from_model(cls, mapped: Any, /, name: str | None = None, **fields: Any) -> Schema[Any]:
         """Of an ORM model of SQLAlchemy, or of a `Table`: its table, primary key, columns, and those of JSON.
 
-            Schema.from_model(Item, index=("kind",), embedding="vector", dim=384)
+        >>> from sqlalchemy import JSON, Column, MetaData, String, Table
+        >>> table = Table("items", MetaData(), Column("sku", String, primary_key=True), Column("tags", JSON))
+        >>> schema = Schema.from_model(table, index=("tags[*]",))
+        >>> schema.name, schema.key, schema.json
+        ('items', 'sku', ('tags',))
 
         name: of the collection, by default the table's. fields: all others of a schema, and those that are to differ;
         `model` among them, as what a cache gives for a record is no ORM model.
@@ -295,7 +310,11 @@ class Schema(Generic[R_co]):
         return cls(name or table.name, **(derived | fields))
 
     def resolved(self, key: str | tuple[str, ...] = "id") -> Schema[R_co]:
-        """With this key, if it has none of its own."""
+        """With this key, if it has none of its own.
+
+        >>> Schema("items").resolved("sku").key, Schema("items", key="id").resolved("sku").key
+        ('sku', 'id')
+        """
         return self if self.key is not None else replace(self, key=key)
 
     @property
@@ -320,7 +339,11 @@ class Schema(Generic[R_co]):
         return self._of_embedding(field, self.dim)  # type: ignore[no-any-return]
 
     def dtype_of(self, field: str) -> Dtype | None:
-        """`dtype` of one embedding. Raises ValueError for another field."""
+        """`dtype` of one embedding. Raises ValueError for another field.
+
+        >>> Schema("items", embedding="vector", dtype="f2").dtype_of("vector")
+        'f2'
+        """
         return self._of_embedding(field, self.dtype)  # type: ignore[no-any-return]
 
     def metric_of(self, field: str) -> Metric:
@@ -334,7 +357,11 @@ class Schema(Generic[R_co]):
         return value[self.embeddings.index(field)] if isinstance(value, tuple) else value
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data from which `from_dict` makes the same schema; defaults are left out."""
+        """Plain data from which `from_dict` makes the same schema; defaults are left out.
+
+        >>> Schema("items", index=("kind",)).to_dict()
+        {'name': 'items', 'index': ['kind']}
+        """
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -346,6 +373,9 @@ class Schema(Generic[R_co]):
         """The schema that `to_dict` described. Names it does not know (a newer writer's) are ignored.
 
         Raises TypeError or ValueError when a value is not what the field takes.
+
+        >>> Schema.from_dict({"name": "items", "index": ["kind"]}) == Schema("items", index=("kind",))
+        True
         """
         return cls(**{name: value for name, value in data.items() if name in _DEFAULTS})
 

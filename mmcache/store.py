@@ -26,6 +26,9 @@ __all__ = ["PIECE", "Found", "Store", "is_url", "is_usable", "public_url", "with
 
 PIECE: Final = 4 * 2**20
 """Bytes of one ranged request: what a cut connection loses at most."""
+_PART: Final = 8 * 2**20
+_MOST_PARTS: Final = 9_000
+"""An upload is of parts of one size. S3 takes 10,000 at most, and none below 5 MiB but the last."""
 _SCHEMES: Final = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
 _TIMEOUTS: Final = {"timeout": "60s", "connect_timeout": "5s"}
 _RETRIES: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
@@ -212,7 +215,8 @@ class Store:
 
     def upload(self, name: str, pieces: Iterable[bytes], size: int) -> None:
         """A new object under a name of its own. Raises StoreError, too, where the store has another size afterwards."""
-        self._done(f"write {name}", lambda: self._put(name, iter(pieces), chunk_size=PIECE))
+        part = max(_PART, -(-size // _MOST_PARTS))
+        self._done(f"write {name}", lambda: self._put(name, iter(pieces), chunk_size=part))
         found = self.look(name)
         if found is None or found.size != size:
             there = "is absent" if found is None else f"has {found.size} bytes"

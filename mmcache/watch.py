@@ -354,7 +354,8 @@ class Watch(Watched):
 
     def _rebase(self, snapshot: Snapshot) -> None:
         page = self.hearing.page
-        assert page is not None
+        if page is None:  # Case: as in `_page_now`
+            return
         self.word, self.seen = page.word, None  # a newer one may have been published since this one was opened
         for _ in range(3):
             try:
@@ -366,6 +367,9 @@ class Watch(Watched):
     def _refuse(self, error: UnusableFileError) -> None:
         is_new = self.files.refuse(error)
         if error.cause == "corrupt":
+            with self._lock:
+                if self.source is not None and self.files.drop_if_spoilt():
+                    self._decide()
             is_new = self.counting.add_damage(self.files.there(), error.message)
         if is_new:
             self.counting.add(metrics.REFUSALS)
@@ -472,7 +476,8 @@ class Watch(Watched):
         renew_if_forked()
         with self._lock:
             self._renew_page()
-            assert self.hearing.page is not None
+            if self.hearing.page is None:  # Case: another thread has closed the cache since this one looked
+                raise closed(self.path)
             return self.hearing.page
 
     # --- the end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -63,7 +63,9 @@ def source_path(spec: Mapping[str, object]) -> str:
     if isinstance(parts, (list, tuple)):
         return ", ".join(f"{printable(str(part.get('kind')))} {source_path(part)}" for part in parts)
     path = next((spec[name] for name in ("path", "url", "load") if name in spec), None)
-    return printable(os.fsdecode(path) if isinstance(path, bytes) else str(path))
+    return printable(
+        path.decode(sys.getfilesystemencoding(), "surrogateescape") if isinstance(path, bytes) else str(path)
+    )
 
 
 def short(text: str, limit: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mmcache.presets.bank import write_bank
+from examples.demo.bank import write_bank
 
 _PAGE = (Path(__file__).parent.parent / "docs" / "workers.md").read_text()
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)

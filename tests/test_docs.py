@@ -40,7 +40,7 @@ def test_every_command_is_documented_and_every_documented_command_exists() -> No
         [sys.executable, "-m", "mmcache", "--help"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     commands = set(re.findall(r"^ {4}([a-z]+)\b", shown, re.MULTILINE))
-    assert {"build", "rebuild", "status", "verify", "get", "find", "inspect", "clear", "demo"} <= commands
+    assert {"build", "rebuild", "status", "verify", "get", "find", "inspect", "clear"} <= commands
     documented = set(
         re.findall(r"\bmmcache ([a-z]+)\b", "\n".join(re.findall(r"`[^`\n]+`", DOCS)) + "".join(blocks("sh")))
     )

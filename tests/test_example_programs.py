@@ -48,7 +48,7 @@ def service(tmp_path):
             started = text.count("Application startup complete") == WORKERS
             return started and re.search(r"http://127\.0\.0\.1:(\d+)", text)
 
-        yield int(until("all workers have begun", listening)[1])
+        yield int(until("all workers have begun", listening, timeout=120)[1])
     finally:
         server.terminate()
         server.wait(60)
@@ -104,8 +104,22 @@ def test_the_fleet_follows_and_leaves_a_bad_release():
     assert re.search(r"^  5  rollback  adopted    the prices of yesterday, too$", done.stdout, re.MULTILINE)
 
 
+def test_the_search_finds_what_a_question_is_about(tmp_path):
+    def asked(*words: str) -> list[str]:
+        """The topics that are found, the nearest first."""
+        command = [sys.executable, "-W", "error", str(EXAMPLES / "search" / "topics.py"), *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return re.findall(r"^\d\.\d{3}  (\S+)", done.stdout, re.MULTILINE)
+
+    assert {"try", "exceptions", "raise", "compound"} & set(asked("when is an exception handler executed")[:3])
+    assert set(asked("--topic", "with,while", "-k", "3", "the else clause of a loop")) <= {"with", "while"}
+
+
 def test_every_example_has_a_row_and_a_test():
     rows = set(re.findall(r"^\| \[(\w+)\]", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE))
     assert rows == {path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    test = Path(__file__).read_text("utf-8")
-    assert all(f'EXAMPLES / "{name}"' in test for name in rows)
+    tests = "".join(path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("test_example_*.py")))
+    assert all(f'EXAMPLES / "{name}"' in tests or f"examples.{name}" in tests for name in rows)

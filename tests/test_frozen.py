@@ -32,6 +32,7 @@ from mmcache.cli.main import COMMANDS, make_parser
 from mmcache.cli.options import SETTINGS
 from mmcache.front import PureFront
 from mmcache.integrations.prometheus import text_of
+from mmcache.shown import internals_of
 from mmcache.storage.bykey import PureByKey, PureFirst
 from mmcache.storage.record import PureFields
 from tests.support.console import endless_build
@@ -47,7 +48,6 @@ REGENERATE = "python -m tests.test_frozen --write"
 MODULES = (
     "mmcache",
     "mmcache.cache",  # its other classes are what the methods of a Cache return
-    "mmcache.presets.bank",
     "mmcache.presets.llm",
     "mmcache.presets.patterns",
     "mmcache.integrations.prometheus",
@@ -123,7 +123,7 @@ def _members(kind: type) -> set[str]:
     found = {name for base in _ours(kind) for name in vars(base) if callable(getattr(base, name, None))}
     found |= {name for base in _ours(kind) for name, value in vars(base).items() if isinstance(value, property)}
     special = {name for name in found if name.startswith("__") and not NO_PROMISE.fullmatch(name)}
-    return {name for name in found if not name.startswith("_")} | special
+    return {name for name in found - internals_of(kind) if not name.startswith("_")} | special
 
 
 def _member(name: str, value: Any) -> Iterator[str]:
@@ -147,7 +147,7 @@ def _attributes(kind: type) -> set[str]:
         found |= set(inspect.get_annotations(base))
         with contextlib.suppress(OSError):
             found |= _assigned(inspect.getsource(base))
-    return {name for name in found if not name.startswith("_")} - _members(kind)
+    return {name for name in found if not name.startswith("_")} - _members(kind) - internals_of(kind)
 
 
 def _assigned(source: str) -> set[str]:

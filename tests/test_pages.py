@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 import mmcache
-from mmcache.presets.bank import write_bank
+from examples.demo.bank import write_bank
 from tests.support.pages import LANGUAGES, ROOT, Block, blocks, run
 
 PAGES = sorted(page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if blocks(page))
@@ -40,7 +40,7 @@ REPLACED = {
     "docs/databases.md": {"postgresql://app@db/shop": "sqlite:///shop.db"},
     "docs/tracking.md": {"mmcache track postgresql://owner@db/shop --table items\n": ""},
     "docs/monitoring.md": {" | jq .state": "", "patterns.mmc": "bank.mmc"},
-    "docs/commands.md": {" --watch": "", "mmcache demo ": ": "},  # tests/cli/test_cli_demo.py runs it
+    "docs/commands.md": {" --watch": ""},
     "docs/containers.md": {"/var/cache/shop": "cache"},
     "docs/lookups.md": {"jq -c '.items[]' dump.json": "cat items.jsonl"},
     "docs/files.md": {  # tests/sources/test_objects.py has a bucket
@@ -57,6 +57,7 @@ REPLACED = {
         "/tmp/node/": "drilled/",
         "/var/cache/shop/": "node/",
     },
+    "docs/scale.md": {"benchmarks.fleet ": "benchmarks.fleet --help "},  # tests/test_fleet_model.py runs it
     "docs/shards.md": {
         "ProcessPoolExecutor(8)": "ProcessPoolExecutor(2)",
         "shards=32": "shards=3",

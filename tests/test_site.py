@@ -17,9 +17,10 @@ import yaml
 import mmcache
 from mmcache.cli.main import COMMANDS, make_parser
 from mmcache.cli.options import SETTINGS
+from mmcache.shown import internals_of
 from tests.test_frozen import log_events
 from tools import picture, site
-from tools.site_docstrings import markdown
+from tools.site_docstrings import markdown, unshown
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -135,6 +136,9 @@ def test_the_site_is_built_strictly_and_every_link_of_it_leads_somewhere(tmp_pat
     api = (tmp_path / "site" / "api.html").read_text("utf-8")
     for name in set(mmcache.__all__) - {"__version__"}:
         assert f'id="mmcache.{name}"' in api, name
+    assert 'id="mmcache.Snapshot.verify"' in api
+    for kind in (mmcache.Snapshot, mmcache.FileCollection, mmcache.Selection, mmcache.SQLiteSource):
+        assert [name for name in internals_of(kind) if f'id="mmcache.{kind.__name__}.{name}"' in api] == []
 
 
 def test_a_dead_link_of_a_built_site_is_found(tmp_path):
@@ -161,6 +165,18 @@ def test_the_page_of_open_has_every_option_with_its_default():
         (row,) = re.findall(rf"^\| `{option.name}` \| ([^|]+) \|", page, re.MULTILINE)
         default = str(option.default) if not isinstance(option.default, str) else f'"{option.default}"'
         assert row.strip() in (default, "that of `profile`", "a day", "0.8"), option.name
+
+
+def test_the_page_and_the_docstring_of_open_have_the_same_groups():
+    page = (DOCS / "open.md").read_text("utf-8").split("\n## ")[1:]
+    text = str(mmcache.open.__doc__)
+    headings = [f"\n    {section.partition(chr(10))[0]}:\n" for section in page]
+    places = [text.find(heading) for heading in headings]
+    assert -1 not in places
+    assert places == sorted(places)
+    for section, begin, end in zip(page, places, [*places[1:], len(text)], strict=True):
+        for option in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE):
+            assert re.search(rf"\b{option}\b", text[begin:end]), f"{option} is in another group of the docstring"
 
 
 def test_every_command_and_option_is_on_the_page_of_commands():
@@ -226,11 +242,17 @@ def test_a_page_names_components_not_people(page):
     assert found == []
 
 
+def test_what_a_class_does_not_show_is_not_on_its_page():
+    assert unshown(["made_here", "internal('attach', 'layout')", "dataclass(frozen=True)"]) == [
+        *("__init__", "attach", "layout"),
+    ]
+
+
 def test_a_docstring_becomes_lists_and_blocks():
     text = "Opens it.\n\na: one thing\n    and more. b: another\n\n>>> f()\n1\n\nThe end."
     lines = markdown(text).split("\n")
     assert [line for line in lines if line] == [
-        *("Opens it.", "- `a`: one thing", "    and more. b: another"),
+        *("Opens it.", "- `a`: one thing", "    and more. `b`: another"),
         *("```pycon", ">>> f()", "1", "```", "The end."),
     ]
     assert lines[lines.index("```pycon") - 1] == lines[lines.index("The end.") - 1] == ""

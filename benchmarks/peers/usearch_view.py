@@ -1,7 +1,7 @@
 """usearch: an index restored as a view of its file, asked for vectors by key.
 
 As its documentation has it for serving from disk (`view=True`), in float32, with an integer for each id in a pickled
-dict beside it. Keys are looked up and vectors copied; what it is made for, the nearest neighbours, nobody else here
+dict beside it. Keys are looked up and vectors copied; what it is made for, the nearest neighbours, no other here
 answers. The graph for that is built with the usual settings.
 """
 

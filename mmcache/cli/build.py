@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .groups import add_collections, allow_missing, asked_for, assigned, flags
@@ -28,8 +29,9 @@ is, its content says. The file remembers how it was built: after changes, `mmcac
 One collection:
   mmcache build shop.db --table items --key sku --index kind,tags --json-columns tags --embedding vector -o items.mmc
   mmcache build "$(llm collections path)" --preset llm -o notes.mmc
+  mmcache build bank.db --preset patterns --dim 384 -o bank.mmc
 
-By several processes, where records are slow to make (docs/shards.md):
+By several processes, where records are slow to make:
   mmcache build "s3://bucket/items/*.parquet" --key sku --shards 16 -o items.mmc
 
 Several, each begun by --collection; options before the first are for all of them:
@@ -127,15 +129,20 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 def _preset(arguments: argparse.Namespace) -> _Order | None:
     if arguments.preset is None:
         return None
-    _refuse_others(arguments, "--preset", but="cluster_by")
+    is_patterns = arguments.preset == "patterns"
+    _refuse_others(arguments, "--preset", but=("cluster_by", "dim") if is_patterns else ("cluster_by",))
     if arguments.config is not None:
         raise UsageError("give --preset or --config, not both")
     (group,) = asked_for(arguments)
     source: Source
-    if arguments.preset == "patterns":
-        from ..presets.patterns import PatternsSource
+    if is_patterns:
+        from ..presets.patterns import AGENT_CONFIGS, PATTERNS, PatternsSource
 
-        source = PatternsSource(arguments.source)
+        try:
+            patterns = replace(PATTERNS, dim=group.get("dim", PATTERNS.dim))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        source = PatternsSource(arguments.source, patterns, AGENT_CONFIGS)
     else:
         from ..presets.llm import llm_source
 
@@ -184,7 +191,7 @@ def _wanted(source: str | None, group: dict[str, Any], *, one_of: int) -> Wanted
     return Wanted(name, where, schema, options, place)
 
 
-def _refuse_others(arguments: argparse.Namespace, flag: str, but: str = "") -> None:
-    given = [name for group in arguments.groups or () for name in group if name != but]
+def _refuse_others(arguments: argparse.Namespace, flag: str, but: Sequence[str] = ()) -> None:
+    given = [name for group in arguments.groups or () for name in group if name not in but]
     if given:
         raise UsageError(f"{flag} says it all; leave out {flags(given)}")

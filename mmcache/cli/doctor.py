@@ -38,7 +38,7 @@ With the URL of a store it checks that objects are created once, read and listed
   mmcache doctor s3://bucket/items
 """
 
-DEPENDENCIES: Final = {"filelock": "3.30", "msgpack": "1.2.4", "numpy": "2.0", "xxhash": "3.5"}
+DEPENDENCIES: Final = {"filelock": "3.30", "msgpack": "1.1", "numpy": "2.0", "xxhash": "3.5"}
 """Name -> the first version that will do."""
 
 _LONG_BUILD: Final = 900.0
@@ -197,7 +197,7 @@ def _cores() -> int:
     """That this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # of macOS
+    except AttributeError:  # macOS has none
         return os.cpu_count() or 1
 
 

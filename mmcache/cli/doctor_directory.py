@@ -161,7 +161,7 @@ def _check_file_system(directory: fs.Directory, page: Page) -> Check:
 
 class _Probe:
     """A file as workers use it: a process writes it by `pwrite`, the others see a word of it change in a map which they
-    only read, and read the rest by `pread`. A context manager."""
+    only read. They read the rest by `pread`. A context manager."""
 
     def __init__(self, path: str) -> None:
         """Raises UnusableFileError."""

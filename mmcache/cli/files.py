@@ -9,10 +9,9 @@ from ..errors import UnusableFileError
 from ..format.header import MAGIC
 from ..format.layout import Layout, validate
 from ..storage import fs
-from ..storage.names import backup_name
 from .options import UsageError
 
-__all__ = ["described", "layout_of", "opened", "refuse_cache", "refuse_foreign"]
+__all__ = ["layout_of", "opened", "refuse_cache", "refuse_foreign"]
 
 
 @contextlib.contextmanager
@@ -32,17 +31,6 @@ def layout_of(path: str) -> Layout:
     """Raises UnusableFileError."""
     with opened(path) as file:
         return validate(file.read, file.size)
-
-
-def described(path: str) -> Layout:
-    """The same, of the backup where the file itself cannot be read."""
-    try:
-        return layout_of(path)
-    except UnusableFileError as error:
-        try:
-            return layout_of(backup_name(path))
-        except UnusableFileError:
-            raise error from None
 
 
 def refuse_foreign(path: str) -> None:

@@ -12,7 +12,7 @@ from ..sharing.metrics import FAMILIES, Family, Metric
 from ..words import ago, bytes_of, number, plural, printable, short, span
 from .output import Output
 
-__all__ = ["draw", "draw_workers", "plain"]
+__all__ = ["render", "render_workers", "to_json"]
 
 _EVENTS_SHOWN: Final = 5
 _EVENTS_TOLD: Final = 20
@@ -22,12 +22,12 @@ _COLUMNS: Final = (
 )
 
 
-def plain(fleet: Fleet, window: float) -> dict[str, Any]:
+def to_json(fleet: Fleet, window: float) -> dict[str, Any]:
     """What JSON shows of it: every counter and histogram of the table, and what follows from them."""
     now = time.time()
     recent = fleet.recent(window, now)
     found: dict[str, Any] = {
-        "workers": [_plain_worker(worker, now) for worker in fleet.workers],
+        "workers": [_worker_to_json(worker, now) for worker in fleet.workers],
         "hit_rate": fleet.hit_rate,
         "hit_rate_target": TARGET,
         "recent": {
@@ -40,18 +40,18 @@ def plain(fleet: Fleet, window: float) -> dict[str, Any]:
     }
     for name, (family, members) in FAMILIES.items():
         if family.kind == "histogram":
-            found[name] = _plain_histogram(fleet.histograms[members[0].name])
+            found[name] = _histogram_to_json(fleet.histograms[members[0].name])
         elif family.kind == "counter":
-            found[name] = _plain_counters(family, members, fleet.totals)
+            found[name] = _counters_to_json(family, members, fleet.totals)
     return found | {
         "damaged_places": fleet.damaged_places(DAY, now),
         "lives": fleet.lives,
         "since": fleet.since or None,
-        "events": [_plain_event(event) for event in fleet.events[-_EVENTS_TOLD:]],
+        "events": [_event_to_json(event) for event in fleet.events[-_EVENTS_TOLD:]],
     }
 
 
-def _plain_counters(family: Family, members: Sequence[Metric], counters: Mapping[str, int]) -> Any:
+def _counters_to_json(family: Family, members: Sequence[Metric], counters: Mapping[str, int]) -> Any:
     if family.unit == "ns":
         return sum(counters[metric.name] for metric in members) / 1e9
     if family.as_sum or not family.label:
@@ -61,15 +61,15 @@ def _plain_counters(family: Family, members: Sequence[Metric], counters: Mapping
     return {value: n for value, n in found.items() if n} if family.name == "fallbacks" else found
 
 
-def _plain_histogram(histogram: Histogram) -> dict[str, Any]:
+def _histogram_to_json(histogram: Histogram) -> dict[str, Any]:
     return {"p50": histogram.quantile(0.5), "p99": histogram.quantile(0.99), "samples": histogram.count}
 
 
-def _plain_event(event: Event) -> dict[str, Any]:
+def _event_to_json(event: Event) -> dict[str, Any]:
     return {"time": event.time, "kind": event.kind, "value": event.value}
 
 
-def _plain_worker(worker: Worker, now: float) -> dict[str, Any]:
+def _worker_to_json(worker: Worker, now: float) -> dict[str, Any]:
     return {
         "pid": worker.pid,
         "label": worker.label,
@@ -79,7 +79,7 @@ def _plain_worker(worker: Worker, now: float) -> dict[str, Any]:
         "seen_seconds": round(now - worker.seen, 3),
         "hits": answers_of(worker.counters)[0],
         "misses": worker.counters["misses"],
-        "fallbacks": _plain_counters(*FAMILIES["fallbacks"], worker.counters),
+        "fallbacks": _counters_to_json(*FAMILIES["fallbacks"], worker.counters),
         "hit_rate": _hit_rate(worker.counters),
         "corruptions": worker.counters["corruptions"],
         "pinned": worker.pinned,
@@ -99,10 +99,10 @@ def _hit_rate(counters: Mapping[str, int]) -> float:
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-def draw(fleet: Fleet, window: float, output: Output) -> None:
+def render(fleet: Fleet, window: float, output: Output) -> None:
     """All of it: workers, totals, the last events. window: seconds over which the recent hit rate is taken."""
     output.heading(plural(len(fleet.workers), "worker") if fleet.workers else "no worker has it open")
-    draw_workers(fleet, output)
+    render_workers(fleet, output)
     if not (fleet.workers or fleet.lives or fleet.events):
         return
     since = f", since {ago(time.time() - fleet.since)}" if fleet.since else ""
@@ -112,7 +112,7 @@ def draw(fleet: Fleet, window: float, output: Output) -> None:
         output.say(f"  {ago(max(0.0, time.time() - event.time))}: {_sentence(event)}")
 
 
-def draw_workers(fleet: Fleet, output: Output) -> None:
+def render_workers(fleet: Fleet, output: Output) -> None:
     if fleet.workers:
         now = time.time()
         rows = [_row(worker, now) for worker in fleet.workers]

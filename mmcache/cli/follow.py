@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..sharing.following import Following
     from ..sources.base import Source
 
-__all__ = ["HELP", "add_arguments", "line_of", "plain", "run"]
+__all__ = ["HELP", "add_arguments", "line_of", "run", "to_json"]
 
 HELP: Final = """\
 Keep a cache file at the release that a store has for it, until Ctrl-C or SIGTERM; with --once bring it there, and end.
@@ -128,7 +128,7 @@ def _loop(follower: Any, arguments: argparse.Namespace, output: Output) -> int:
         time.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 (so that a fleet does not poll at one moment)
 
 
-def plain(said: Following) -> dict[str, Any]:
+def to_json(said: Following) -> dict[str, Any]:
     """For JSON."""
     now = time.time()
     return {
@@ -163,7 +163,7 @@ def line_of(said: Following) -> str:
 
 def _say(said: Following, path: str, output: Output) -> None:
     if output.json:
-        output.row({"path": path, **plain(said)})
+        output.row({"path": path, **to_json(said)})
         return
     pinned = f", pinned; the newest is {said.newest}" if said.pinned is not None else ""
     release = "no release" if said.release is None else f"release {said.release}"

@@ -27,6 +27,7 @@ written to the source. A file that is there is not overwritten.
 
   mmcache init shop.db                     writes cache.toml here
   mmcache init shop.db -o -                prints it
+  mmcache init postgresql://app@db/shop    looks at a server
   mmcache build --config cache.toml        makes shop.mmc
 """
 
@@ -36,7 +37,7 @@ _MAX_CALLED: Final = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    file_argument(parser, "source", "a SQLite database, or a file that `mmcache build` takes")
+    file_argument(parser, "source", "a SQLite database, the URL of another one, or a file that `mmcache build` takes")
     out = parser.add_argument(
         "-o", "--output", metavar="TOML", default="cache.toml", help="the file to write (default: cache.toml); - prints"
     )
@@ -46,9 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     target: str = arguments.output
     surveys, left_out = _surveys(arguments.source)
+    shown = _shown(arguments.source)
     if not surveys:
-        raise UsageError(f"{arguments.source} has no tables")
-    text = "\n".join(_document(arguments.source, target, surveys, left_out))
+        raise UsageError(f"{shown} has no tables")
+    if shown != arguments.source:
+        left_out.append("the password; give the whole URL as SOURCE of `mmcache build`, which wins")
+    text = "\n".join(_document(shown, target, surveys, left_out))
     if target == "-":
         print(text)
         return OK
@@ -59,6 +63,17 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     chosen = plural(sum(survey.is_on for survey in surveys), "collection")
     output.say(f"{printable(target)}: {chosen}; read it, change it, then: mmcache build --config {printable(target)}")
     return OK
+
+
+def _shown(where: str) -> str:
+    """A URL without its password, which is not to be written down."""
+    if "://" not in where:
+        return where
+    try:
+        from ..sources.sql_urls import without_secrets
+    except ImportError:
+        return where.partition("://")[0] + "://..."
+    return without_secrets(where)
 
 
 def _write(target: str, text: str) -> None:
@@ -81,6 +96,13 @@ def _surveys(where: str) -> tuple[list[Survey], list[str]]:
         from .survey_sqlite import survey_database
 
         return survey_database(path_of_database(where))
+    if kind == "sqlalchemy":
+        try:
+            from .survey_sql import survey_url
+        except ImportError as error:
+            raise UsageError(f"{_shown(where)} needs a package that is not installed: {error}") from None
+
+        return survey_url(where)
     from .survey_files import survey_file
 
     return [survey_file(where, stem_of(where) or "records", kind)], []

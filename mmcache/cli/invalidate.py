@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import CorruptFileError
 from ..presets.reasons import ALIASES
+from ..storage.describe import layout_from_file_or_backup
 from ..words import plural, printable
-from .files import described, layout_of
+from .files import layout_of
 from .keys import keys_of, types_in
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, one_of
 from .output import Output
@@ -100,7 +101,7 @@ def _layout(path: str) -> Layout:
     try:
         return layout_of(path)
     except CorruptFileError:
-        return described(path)
+        return layout_from_file_or_backup(path)
 
 
 def _words(arguments: argparse.Namespace) -> list[str] | None:

@@ -59,7 +59,6 @@ COMMANDS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "prune": ("prune", (), "remove old releases from a store"),
     "diff": ("diff", (), "say what two releases or files differ in"),
     "doctor": ("doctor", (), "check that a directory, a file, a store and this machine can do what caches need"),
-    "demo": ("demo", (), "see it work: SQLite, one file, a fleet of four worker processes"),
     "completion": ("completion", (), "print a completion script for a shell"),
 }
 """Name -> module, other names, what it does."""

@@ -53,7 +53,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             raise UsageError(f"--queries {arguments.queries}: {error.strerror or error}") from None
         except (TypeError, ValueError) as error:
             raise UsageError(f"--queries {arguments.queries}: {error}") from None
-        output.document(_plain(collection.name, found, arguments)) if output.json else _print(found, arguments, output)
+        if output.json:
+            output.document(_to_json(collection.name, found, arguments))
+        else:
+            _print(found, arguments, output)
     return OK
 
 
@@ -61,7 +64,7 @@ _MOST: Final = 2**28
 """Numbers of all queries, at most: 1 GB of float32."""
 
 
-def _plain(collection: str, found: Comparison, arguments: argparse.Namespace) -> dict[str, Any]:
+def _to_json(collection: str, found: Comparison, arguments: argparse.Namespace) -> dict[str, Any]:
     points = [
         {
             "candidates": one.point.candidates,

@@ -75,11 +75,11 @@ def _print_json(path: str, output: Output) -> int:
     from ..sharing.alerts import WINDOW
     from ..sharing.counters import read_fleet
     from ..sharing.following import following_now
-    from .fleet import plain
-    from .follow import plain as plain_following
+    from .fleet import to_json
+    from .follow import to_json as following_to_json
 
     _check_exists(path)
     said = following_now(path)
-    releases = None if said is None else plain_following(said)
-    output.document({"path": path, **plain(read_fleet(path), WINDOW), "following": releases})
+    releases = None if said is None else following_to_json(said)
+    output.document({"path": path, **to_json(read_fleet(path), WINDOW), "following": releases})
     return OK

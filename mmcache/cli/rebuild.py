@@ -15,7 +15,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from ..storage.publish import BuildReport
-    from .status import Seen
+    from .status import StatusReport
 
 __all__ = ["HELP", "add_arguments", "add_rules", "add_timeout", "report", "rules_of", "run"]
 
@@ -91,11 +91,11 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     timeout: float = setting(arguments, "timeout")
-    moved: str | None = arguments.source
+    source_override: str | None = arguments.source
     asked_ns = None
     if arguments.if_stale:
         asked_ns = time.time_ns()  # what another process builds from now on will do
-        seen = _seen(arguments, moved)
+        seen = _seen(arguments, source_override)
         if seen.status.state in ("fresh", "held"):
             _report_fresh(seen, output)
             return OK
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             progress=progress,
             timeout=timeout,
             asked_ns=asked_ns,
-            source=moved,
+            source=source_override,
             given=_given(arguments),
             exact=arguments.exact,
             **rules_of(arguments),
@@ -126,13 +126,13 @@ def _given(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: value for name in _FUNCTIONS if (value := getattr(arguments, name)) is not None}
 
 
-def _seen(arguments: argparse.Namespace, moved: str | None) -> Seen:
+def _seen(arguments: argparse.Namespace, source_override: str | None) -> StatusReport:
     from .status import look
 
-    return look(arguments.file, policy_of(arguments), moved, _given(arguments))
+    return look(arguments.file, policy_of(arguments), source_override, _given(arguments))
 
 
-def _report_fresh(seen: Seen, output: Output) -> None:
+def _report_fresh(seen: StatusReport, output: Output) -> None:
     """Nothing to do, or nothing that cron may do."""
     status = seen.status
     if output.json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from ..errors import CorruptFileError
+from ..errors import wrong_checksum
 from ..format import header as h
 from .files import opened
 
@@ -112,8 +112,10 @@ def _rows(snapshot: Snapshot, name: str) -> dict[str, Any]:
     section = snapshot.layout.sections[name]
     with opened(snapshot.path) as file:
         raw = file.read(section.offset, section.length)
-    if len(raw) != section.length or xxh3_64_intdigest(raw) != section.checksum:
-        raise CorruptFileError(f"section {name!r}: checksum does not match", path=snapshot.path, section=name)
+    if (found := xxh3_64_intdigest(raw)) != section.checksum:
+        error = wrong_checksum(name, section.checksum, found)
+        error.path = snapshot.path
+        raise error
     rows = np.frombuffer(raw, _ROW)
     shapes, uses = np.unique(rows["shape"], return_counts=True)
     return {

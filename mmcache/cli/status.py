@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..sharing.status import Status
     from ..sources.base import Source
 
-__all__ = ["HELP", "Seen", "add_arguments", "look", "run", "source_of"]
+__all__ = ["HELP", "StatusReport", "add_arguments", "look", "run", "source_of"]
 
 HELP: Final = """\
 Say what a cache file is, whether it is fresh, and what the workers that have it open are doing.
@@ -121,14 +121,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         _watch(arguments, path, policy, output)
     seen = look(path, policy)._replace(window=setting(arguments, "window"))
     if output.json:
-        output.document(_plain(seen))
+        output.document(_to_json(seen))
     if seen.error is not None:
         raise seen.error
     _print(seen, output)
     return OK
 
 
-class Seen(NamedTuple):
+class StatusReport(NamedTuple):
     """One look. layout: of a file that can be used; else error: why it cannot. trouble: why no source can be asked.
     window: seconds over which the hit rate is shown."""
 
@@ -140,23 +140,25 @@ class Seen(NamedTuple):
     window: float = 600.0
 
 
-def look(path: str, policy: Policy, moved: str | None = None, given: Mapping[str, Any] | None = None) -> Seen:
-    """At everything; changes nothing. moved: where the source is now. given: as of `from_spec`."""
-    seen = _look(path, policy, moved, given)
+def look(
+    path: str, policy: Policy, source_override: str | None = None, given: Mapping[str, Any] | None = None
+) -> StatusReport:
+    """At everything; changes nothing. source_override: where the source is now. given: as of `from_spec`."""
+    seen = _look(path, policy, source_override, given)
     for _ in range(3):
         if _is_of_one_file(seen):
             break
-        seen = _look(path, policy, moved, given)  # another file was published between the two looks
+        seen = _look(path, policy, source_override, given)  # another file was published between the two looks
     return seen
 
 
-def _is_of_one_file(seen: Seen) -> bool:
+def _is_of_one_file(seen: StatusReport) -> bool:
     if seen.layout is not None:
         return seen.status.header == seen.layout.header
     return seen.error is None or seen.status.state in (seen.error.cause, "disabled")
 
 
-def _look(path: str, policy: Policy, moved: str | None, given: Mapping[str, Any] | None) -> Seen:
+def _look(path: str, policy: Policy, source_override: str | None, given: Mapping[str, Any] | None) -> StatusReport:
     from ..options import is_disabled
     from ..sharing.status import status_of
     from ..sources import closing
@@ -166,24 +168,26 @@ def _look(path: str, policy: Policy, moved: str | None, given: Mapping[str, Any]
         layout = layout_of(path)
     except UnusableFileError as found:
         error = found
-    source, trouble = _asked(layout, moved, given)
+    source, trouble = _asked(layout, source_override, given)
     with closing(source):
         status = status_of(path, policy, source, disabled=is_disabled())
-    return Seen(path, layout, error, trouble, status)
+    return StatusReport(path, layout, error, trouble, status)
 
 
-def source_of(layout: Layout, moved: str | None = None, given: Mapping[str, Any] | None = None) -> Source | None:
+def source_of(
+    layout: Layout, source_override: str | None = None, given: Mapping[str, Any] | None = None
+) -> Source | None:
     """The source that a file names, or the same kind of source in another place. Raises SourceError."""
     if layout.source is None:
         return None
-    from ..sources import from_spec, moved as moved_to
+    from ..sources import from_spec, moved
 
-    spec = layout.source if moved is None else moved_to(layout.source, moved)
+    spec = layout.source if source_override is None else moved(layout.source, source_override)
     return from_spec(spec, [collection.schema for collection in layout.collections.values()], given)
 
 
 def _asked(
-    layout: Layout | None, moved: str | None, given: Mapping[str, Any] | None
+    layout: Layout | None, source_override: str | None, given: Mapping[str, Any] | None
 ) -> tuple[Source | None, str | None]:
     """The source of a file, if it answers; else why not. One that is not told enough of is none."""
     from ..sources.base import UntoldError
@@ -191,7 +195,7 @@ def _asked(
     if layout is None:
         return None, None
     try:
-        source = source_of(layout, moved, given)
+        source = source_of(layout, source_override, given)
         if source is not None:
             source.fingerprint()
     except UntoldError:
@@ -224,7 +228,7 @@ def _check(path: str, policy: Policy, rules: Rules, output: Output) -> int:
     alerts: list[Alert] = check(seen.status, rules, time.time())
     if output.json:
         broken = [dataclasses.asdict(alert) for alert in alerts]
-        output.document({**_plain(seen), "broken": broken})
+        output.document({**_to_json(seen), "broken": broken})
     for alert in alerts:
         output.say(f"{printable(path)}: {alert.rule}: {printable(alert.text)}")
     if seen.error is not None:
@@ -251,14 +255,14 @@ def _watch(arguments: argparse.Namespace, path: str, policy: Policy, output: Out
 
 
 @contextmanager
-def _screen(output: Output) -> Iterator[Callable[[Seen], None]]:
+def _screen(output: Output) -> Iterator[Callable[[StatusReport], None]]:
     """What shows a look: on a terminal in the place of the one before, elsewhere after it."""
     if output.json:
-        yield lambda seen: output.row(_plain(seen))
+        yield lambda seen: output.row(_to_json(seen))
         return
     if not output.is_terminal or not output.colour:  # what moves a cursor is an escape sequence
 
-        def append(seen: Seen) -> None:
+        def append(seen: StatusReport) -> None:
             _print_brief(seen, output)
             output.say()
 
@@ -268,10 +272,10 @@ def _screen(output: Output) -> Iterator[Callable[[Seen], None]]:
         from rich.live import Live
         from rich.text import Text
     except ImportError:
-        yield lambda seen: print(f"\x1b[H\x1b[2J{_drawn(seen, output)}", end="")
+        yield lambda seen: print(f"\x1b[H\x1b[2J{_rendered(seen, output)}", end="")
         return
     with Live(auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-        yield lambda seen: live.update(Text.from_ansi(_drawn(seen, output)), refresh=True)
+        yield lambda seen: live.update(Text.from_ansi(_rendered(seen, output)), refresh=True)
 
 
 class _Page(io.TextIOWrapper):
@@ -281,7 +285,7 @@ class _Page(io.TextIOWrapper):
         return True
 
 
-def _drawn(seen: Seen, output: Output) -> str:
+def _rendered(seen: StatusReport, output: Output) -> str:
     with _Page(io.BytesIO(), encoding=sys.stdout.encoding) as page:
         with redirect_stdout(page):
             _print_brief(seen, output)
@@ -303,9 +307,9 @@ def _created(header: Header) -> datetime | None:
         return None
 
 
-def _plain(seen: Seen) -> dict[str, Any]:
+def _to_json(seen: StatusReport) -> dict[str, Any]:
     from ..sharing.levers import look as look_at_levers
-    from .follow import plain as plain_following
+    from .follow import to_json as following_to_json
 
     status = seen.status
     now = time.monotonic()
@@ -316,7 +320,7 @@ def _plain(seen: Seen) -> dict[str, Any]:
     if seen.error is not None:
         found["error"] = seen.error.message
     if seen.layout is not None:
-        found |= _plain_file(seen.layout)
+        found |= _file_to_json(seen.layout)
         found |= {"revalidated": status.revalidated, "dirty": status.dirty, "source_error": seen.trouble}
     return found | {
         "backup": _backup(seen.path),
@@ -333,12 +337,13 @@ def _plain(seen: Seen) -> dict[str, Any]:
             "age_seconds": round(now - failure.at, 3),
             "retry_seconds": round(max(0.0, failure.until - now), 3),
         },
-        "following": None if status.following is None else plain_following(status.following),
-        "fleet": fleet.plain(status.fleet, seen.window),
+        "following": None if status.following is None else following_to_json(status.following),
+        "implementation": native.plain(),
+        "fleet": fleet.to_json(status.fleet, seen.window),
     }
 
 
-def _plain_file(layout: Layout) -> dict[str, Any]:
+def _file_to_json(layout: Layout) -> dict[str, Any]:
     header = layout.header
     created = _created(header)
     return {
@@ -355,11 +360,11 @@ def _plain_file(layout: Layout) -> dict[str, Any]:
         "writer": layout.writer,
         "source": layout.source,
         "metadata": layout.metadata,
-        "collections": {name: _plain_collection(c) for name, c in layout.collections.items()},
+        "collections": {name: _collection_to_json(c) for name, c in layout.collections.items()},
     }
 
 
-def _plain_collection(collection: CollectionLayout) -> dict[str, Any]:
+def _collection_to_json(collection: CollectionLayout) -> dict[str, Any]:
     schema = collection.schema
     return {
         "records": collection.n,
@@ -384,24 +389,24 @@ def _backup(path: str) -> dict[str, Any] | None:
     return {"state": "ok", "generation": header.generation, "size": header.file_size, "age_seconds": _age(header)}
 
 
-def _print(seen: Seen, output: Output) -> None:
+def _print(seen: StatusReport, output: Output) -> None:
     output.heading(printable(seen.path))
     output.pairs(_rows(seen))
     if seen.layout is not None:
         for name, collection in seen.layout.collections.items():
             output.heading(f"{printable(name)}: {plural(collection.n, 'record')}")
             output.pairs(_collection(collection))
-    fleet.draw(seen.status.fleet, seen.window, output)
+    fleet.render(seen.status.fleet, seen.window, output)
 
 
-def _print_brief(seen: Seen, output: Output) -> None:
+def _print_brief(seen: StatusReport, output: Output) -> None:
     """What changes from one look to the next."""
     output.heading(printable(seen.path))
     output.pairs(_live_rows(seen))
-    fleet.draw(seen.status.fleet, seen.window, output)
+    fleet.render(seen.status.fleet, seen.window, output)
 
 
-def _rows(seen: Seen) -> list[tuple[str, str]]:
+def _rows(seen: StatusReport) -> list[tuple[str, str]]:
     rows = _live_rows(seen)
     if seen.layout is not None:
         rows += _file_rows(seen.layout)
@@ -415,7 +420,7 @@ def _rows(seen: Seen) -> list[tuple[str, str]]:
     return rows
 
 
-def _live_rows(seen: Seen) -> list[tuple[str, str]]:
+def _live_rows(seen: StatusReport) -> list[tuple[str, str]]:
     status = seen.status
     rows = [("state", f"{status.state}: {printable(status.why)}")]
     if seen.layout is not None:

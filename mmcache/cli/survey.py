@@ -1,6 +1,6 @@
 """What a table or file holds, from a sample of its rows, and what of a collection follows from that.
 
-A choice comes with its reason. Embeddings are recognised by name and content, JSON by content, and an index is proposed
+A choice comes with its reason. Embeddings are recognised by name and content, JSON by content. An index is proposed
 for what the database has one for, and for columns of few distinct values. All of it can be wrong: it is a sample.
 """
 

@@ -155,9 +155,9 @@ def _from_file(arguments: argparse.Namespace) -> tuple[str, Sequence[Schema]]:
     """The database and the schemas that a cache file names. Raises UnusableFileError."""
     if arguments.tables or arguments.key is not None or arguments.preset is not None:
         raise UsageError("--like says what to track; leave out --table, --key and --preset")
-    from .files import described
+    from ..storage.describe import layout_from_file_or_backup
 
-    layout = described(arguments.like)
+    layout = layout_from_file_or_backup(arguments.like)
     source = layout.source or {}
     path = arguments.database or source.get("path") or source.get("url")
     path = os.fsdecode(path) if isinstance(path, bytes) else path

@@ -40,10 +40,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             found = _deep(path, progress) if arguments.deep else _bytes(path, progress)
     except UnusableFileError as error:
         if output.json:
-            section = getattr(error, "section", None)
-            output.document(
-                {"path": path, "ok": False, "state": error.cause, "section": section, "error": error.message}
-            )
+            told = {name: getattr(error, name, None) for name in ("section", "kind", "expected", "found")}
+            output.document({"path": path, "ok": False, "state": error.cause, **told, "error": error.message})
         raise
     seconds = time.perf_counter() - begun
     if output.json:

@@ -20,14 +20,14 @@ MAX_ARRAY = 2**32 - 1
 """What a msgpack `bin 32` can hold, in bytes."""
 
 
-class Places(NamedTuple):
+class ArrayOffsets(NamedTuple):
     """Where the arrays of a framed section are, from its start, and how long it is."""
 
     offsets: dict[str, int]
     length: int
 
 
-def place_arrays(sizes: Mapping[str, int]) -> Places:
+def place_arrays(sizes: Mapping[str, int]) -> ArrayOffsets:
     """Where arrays of these names (at most 7, of at most 31 bytes) and sizes in bytes go. Pure arithmetic."""
     offsets = {}
     at = 1  # the map's header
@@ -36,10 +36,10 @@ def place_arrays(sizes: Mapping[str, int]) -> Places:
         begin = (at + 11 + len(name) + ALIGN - 1) & -ALIGN
         offsets[name] = begin
         at = begin + size
-    return Places(offsets, at)
+    return ArrayOffsets(offsets, at)
 
 
-def glue(sizes: Mapping[str, int]) -> dict[str, bytes]:
+def array_headers(sizes: Mapping[str, int]) -> dict[str, bytes]:
     """The msgpack bytes that stand before each array. Raises ValueError for one that msgpack cannot hold."""
     parts = {}
     before = bytes([0x80 | 2 * len(sizes)])

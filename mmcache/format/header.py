@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from ..errors import CorruptFileError, IncompatibleFormatError
+from ..errors import CorruptFileError, IncompatibleFormatError, wrong_checksum
 
 MAGIC: Final = b"\x89MMC\r\n\x1a\n"
 """As PNG's: a high bit, CR LF, end-of-file and LF, so that a text-mode transfer or a 7-bit channel shows at once."""
@@ -37,8 +37,6 @@ LEAF: Final = 131_072
 DIGEST: Final = 32
 """Bytes of a SHA-256."""
 MAX_SECTIONS: Final = 4096
-MAX_SECTION_NAME: Final = 32
-"""Bytes; `4095/embeddings.4095` has 20."""
 
 MAX_GENERATION: Final = 2**63 - 1
 
@@ -171,8 +169,8 @@ def parse_header(data: bytes, actual_size: int, *, older: bool = False) -> Heade
             found=f"{major}.{minor}.{patch}",
             supported=".".join(map(str, VERSION)),
         )
-    if xxh3_64_intdigest(data[:_CHECKED]) != checksum:
-        raise _corrupt("header", "checksum does not match")
+    if (found := xxh3_64_intdigest(data[:_CHECKED])) != checksum:
+        raise wrong_checksum("header", checksum, found)
     if flags:
         raise IncompatibleFormatError(
             f"features {flags:#x} that a reader must understand are unknown to this version: upgrade mmcache",
@@ -247,8 +245,8 @@ def parse_table(header: Header, data: bytes) -> dict[str, Section]:
     """
     if len(data) != header.table_size:
         raise _corrupt("table", f"expected {header.table_size} bytes, found {len(data)}")
-    if build_id_of(data) != header.build_id:
-        raise _corrupt("table", "checksum does not match the build id")
+    if (found := build_id_of(data)) != header.build_id:
+        raise wrong_checksum("table", header.build_id, found)
     sections: dict[str, Section] = {}
     end = HEADER_SIZE + len(data)
     is_ours = header.version[:2] <= VERSION[:2]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import msgpack
 from xxhash import xxh3_64_intdigest
 
-from ..errors import CorruptFileError
+from ..errors import CorruptFileError, wrong_checksum
 from ..schema import MAX_DIM, Schema
 from .curves import SketchLayout
 from .frame import place_arrays
@@ -249,8 +249,8 @@ def validate(read: Read, size: int, *, older: bool = False) -> Layout:
         raise _corrupt(META_NAME, f"{meta.length} bytes; at most {MAX_META_BYTES} are read")
     _check_ends(sections)
     raw = head[meta.offset : meta.end] if meta.end <= len(head) else read(meta.offset, meta.length)
-    if len(raw) != meta.length or xxh3_64_intdigest(raw) != meta.checksum:
-        raise _corrupt(META_NAME, "checksum does not match")
+    if (found := xxh3_64_intdigest(raw)) != meta.checksum:
+        raise wrong_checksum(META_NAME, meta.checksum, found)
     return _described(header, sections, raw, _collection)
 
 

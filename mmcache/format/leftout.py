@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..shown import internal
+
 __all__ = ["MAX_NAMED", "NOTHING_LEFT_OUT", "LeftOut", "may_have", "named"]
 
 MAX_NAMED = 20
@@ -12,10 +14,20 @@ _MAX_TEXT = 200
 """Characters of a key and of a reason."""
 
 
+@internal("from_plain", "to_plain")
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """invalid: rows that could not be taken. duplicates: rows whose key another row has, too. rows: the first of the
-    invalid ones, as (key, reason); the key as `repr` has it, or "" where it is not known."""
+    """What a build left out of a collection. False where that is nothing.
+
+    invalid: rows that could not be taken. duplicates: rows whose key another row has, too. rows: the first 20 of the
+    invalid ones, as (key, reason); the key as `repr` has it, or "" where it is not known.
+
+    >>> rows = [{"id": "a"}, {"id": None}, {"id": "a"}]
+    >>> report = mmcache.build("rows.mmc", rows, Schema("rows", on_invalid="skip", on_duplicate="first"))
+    >>> left_out = report.left_out["rows"]
+    >>> left_out.invalid, left_out.duplicates, left_out.rows[0][1]
+    (1, 1, "record 1: the key 'id': a key cannot be None of type NoneType; ...")
+    """
 
     invalid: int = 0
     duplicates: int = 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from ..errors import CorruptFileError, IncompatibleFormatError
+from ..errors import CorruptFileError, IncompatibleFormatError, wrong_checksum
 from .header import HEADER_SIZE, VERSION, Header
 
 _ROW = struct.Struct("<72s II 5Q 8x")
@@ -26,15 +26,17 @@ def meta_of(header: Header, read: Callable[[int, int], bytes]) -> bytes:
             supported=".".join(map(str, VERSION)),
         )
     table = read(HEADER_SIZE, _ROW.size * header.section_count)
-    if len(table) != _ROW.size * header.section_count or xxh3_128_digest(table) != header.build_id:
-        raise _corrupt("table", "checksum does not match the build id")
+    if len(table) != _ROW.size * header.section_count:
+        raise _corrupt("table", f"expected {_ROW.size * header.section_count} bytes, found {len(table)}")
+    if (found := xxh3_128_digest(table)) != header.build_id:
+        raise wrong_checksum("table", header.build_id, found)
     for name, _, _, offset, length, _, _, checksum in _ROW.iter_unpack(table):
         if name.rstrip(b"\0") == b"meta":
             if length > _MAX_META_BYTES or offset > header.file_size - length:
                 raise _corrupt("meta", f"{length} bytes at {offset}")
             raw = read(offset, length)
-            if len(raw) != length or xxh3_64_intdigest(raw) != checksum:
-                raise _corrupt("meta", "checksum does not match")
+            if (found_sum := xxh3_64_intdigest(raw)) != checksum:
+                raise wrong_checksum("meta", checksum, found_sum)
             return raw
     raise _corrupt("meta", "is missing")
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Unpack, overload
 
+from ..shown import internal
 from ..words import bytes_of, number, plural, printable, span
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Run:
         return found
 
 
+@internal("close", "directory")
 class CacheFactory:
     """Makes the caches of a run: the type of the fixture `mmcache_factory`."""
 
@@ -216,11 +218,12 @@ class CacheFactory:
         from ..errors import LockTimeoutError, MmcacheError
         from ..sharing.attach import attach
         from ..sharing.publishing import build_once
+        from ..storage.publish import Order
 
         begun, pause = time.monotonic(), 0.002
         while not _is_there(path, source):
             try:
-                report = build_once(path, source, timeout=0.0, serves=bool, since=self._run.begun)
+                report = build_once(path, Order(source), timeout=0.0, serves=bool, since=self._run.begun)
             except LockTimeoutError as error:
                 if time.monotonic() - begun > self._wait:
                     raise LockTimeoutError(f"waited {self._wait:g} s: {error.message}", path=str(path)) from None

@@ -43,9 +43,14 @@ class MmcacheDataset(Dataset[Any]):
     It keeps to the generation that it was made from, whatever is published or invalidated meanwhile, so that what a
     sampler counted stays as it was. For a newer one make a dataset anew, and a DataLoader of it, between two epochs.
 
-    A forked worker inherits the map. Any other gets the path, what tells the generation, and the rows, 4 bytes each,
-    and maps it at its first item, from the path or from the backup; GenerationGoneError if it is neither by then.
+    A forked worker inherits the map. Any other gets the path, what tells the generation, and the rows, 4 bytes each.
+    It maps it at its first item, from the path or from the backup; GenerationGoneError if it is neither by then.
     Nothing is held for a record but its row, so that the memory of workers does not grow from epoch to epoch.
+
+    >>> from mmcache.integrations.torch import MmcacheDataset
+    >>> dataset = MmcacheDataset(snapshot.where(kind="tool"), columns=("vector", "size"))
+    >>> len(dataset), dataset.rows.tolist(), dataset[1]
+    (2, [0, 1], (tensor([0., 1.]), 2))
     """
 
     def __init__(
@@ -180,6 +185,12 @@ def as_tensor(array: NDArray[Any]) -> ReadOnlyTensor:
     """The memory of an array that mmcache handed out, as a tensor: no copy, and no warning.
 
     Keeps the file mapped while it or a view of it is referenced.
+
+    >>> import torch
+    >>> from mmcache.integrations.torch import as_tensor
+    >>> bank = as_tensor(cache.embeddings)
+    >>> (bank @ torch.tensor([1.0, 2.0])).tolist()
+    [1.0, 2.0, 3.0]
     """
     return _guarded(from_dlpack(array))
 
@@ -196,6 +207,12 @@ class ReadOnlyTensor(torch.Tensor):
     more of torch, which takes a second. A write without an operation is not seen, and does end in SIGSEGV: one of an
     extension that takes the address (`data_ptr()`, the storage), or one after `other.data = tensor`, which makes
     `other` an ordinary tensor over the same memory.
+
+    >>> from mmcache.integrations.torch import as_tensor
+    >>> bank = as_tensor(cache.embeddings)
+    >>> bank.mul_(2)
+    Traceback (most recent call last):
+    RuntimeError: aten.mul_.Tensor writes to a tensor over memory that is mapped read-only...
     """
 
     _plain: torch.Tensor

@@ -33,6 +33,22 @@ def llm_source(path: str | os.PathLike[str], collections: Iterable[str] | None =
     collection that is made later, once the source is made again.
 
     Raises SourceError for a file that is not such a database, that has nothing embedded, or lacks one of `collections`.
+
+    >>> with contextlib.closing(sqlite3.connect("llm.db")) as db, db:
+    ...     _ = db.execute("CREATE TABLE collections (id INTEGER PRIMARY KEY, name TEXT, model TEXT)")
+    ...     _ = db.execute(
+    ...         "CREATE TABLE embeddings (collection_id INTEGER, id TEXT, embedding BLOB, content TEXT,"
+    ...         " content_blob BLOB, content_hash BLOB, metadata TEXT, updated INTEGER,"
+    ...         " PRIMARY KEY (collection_id, id))"
+    ...     )
+    ...     _ = db.execute("INSERT INTO collections VALUES (1, 'notes', 'some-model')")
+    ...     _ = db.execute(
+    ...         "INSERT INTO embeddings VALUES (1, 'first', ?, 'a note', NULL, NULL, NULL, 0)",
+    ...         [np.ones(2, "<f4").tobytes()],
+    ...     )
+    >>> with mmcache.open("notes.mmc", mmcache.presets.llm.llm_source("llm.db")) as notes:
+    ...     notes.schema.name, notes["first"]["content"], notes.embeddings.shape
+    ('notes', 'a note', (1, 2))
     """
     path = os.path.abspath(os.fspath(path))
     found = _collections(path)

@@ -1,7 +1,7 @@
 """A bank of test patterns and of agent configurations in SQLite.
 
-The two schemas, what makes a record valid, and `PatternsSource`, which reads such a bank and refuses invalid records.
-The DDL and the made-up banks (`generate`, `write_bank`) come from `bank`.
+The tables, the two schemas, what makes a record valid, and `PatternsSource`, which reads a bank and refuses invalid
+records. A made-up one is written by `examples/demo/bank.py` of the repository.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ..schema import Schema
 from ..sources.base import Invalid, Key, Reading, Row, SourceRecord, refused
 from ..sources.opening import Connect
 from ..sources.sqlite import SQLiteSource
-from .bank import DDL, generate, generate_agents, write_bank
 
 __all__ = [
     "AGENT_CONFIGS",
@@ -28,10 +27,30 @@ __all__ = [
     "PatternsSource",
     "check_agent_config",
     "check_pattern",
-    "generate",
-    "generate_agents",
-    "write_bank",
 ]
+
+DDL = """\
+CREATE TABLE patterns (
+    id        TEXT NOT NULL PRIMARY KEY,
+    type      TEXT NOT NULL,  -- of test: 'unit-test', 'integration-test', ...
+    domain    TEXT NOT NULL,  -- of the code under test: 'api', 'database', ...
+    framework TEXT NOT NULL,  -- 'pytest', 'jest', ...
+    content   TEXT NOT NULL,
+    metadata  TEXT NOT NULL,  -- JSON: coverage, flakiness_score, verdict, created_at, last_used, usage_count, ...
+    embedding BLOB            -- little-endian float32; last, so that reading the others does not read it
+);
+CREATE TABLE agent_configs (
+    agent_id    TEXT NOT NULL PRIMARY KEY,
+    type        TEXT NOT NULL,
+    config_json TEXT NOT NULL,
+    version     TEXT NOT NULL,
+    updated_at  TEXT NOT NULL  -- ISO 8601, UTC
+);
+CREATE INDEX patterns_domain ON patterns (domain);
+CREATE INDEX patterns_type ON patterns (type);
+CREATE INDEX patterns_framework ON patterns (framework);
+CREATE INDEX agent_configs_type ON agent_configs (type);
+"""
 
 VERDICTS = ("success", "failure", "flaky", "unknown")
 
@@ -54,6 +73,11 @@ def check_pattern(pattern: Mapping[str, Any]) -> None:
 
     id, type, domain, framework and content must be non-empty text. In the metadata the verdict must be one of four
     ('unknown' is there for when it is); coverage and flakiness_score must be in 0..1, or absent or None: not measured.
+
+    >>> texts = dict.fromkeys(("id", "type", "domain", "framework", "content"), "x")
+    >>> mmcache.presets.patterns.check_pattern({**texts, "metadata": {"verdict": "success", "coverage": 2}})
+    Traceback (most recent call last):
+    ValueError: metadata.coverage must be a number in 0..1, found 2
     """
     _check_texts(pattern, _PATTERN_TEXTS)
     metadata = pattern.get("metadata")
@@ -74,6 +98,9 @@ def check_agent_config(config: Mapping[str, Any]) -> None:
     """Raises ValueError with the reason why the agent configuration is not valid.
 
     agent_id, type, config_json and updated_at must be non-empty text, config_json of JSON; version, text or a number.
+
+    >>> texts = dict.fromkeys(("agent_id", "type", "updated_at"), "x")
+    >>> mmcache.presets.patterns.check_agent_config({**texts, "config_json": "{}", "version": 1})
     """
     _check_texts(config, _AGENT_TEXTS)
     version = config.get("version")
@@ -106,6 +133,12 @@ class PatternsSource(SQLiteSource):
 
     Lookups (`fetch`, `find`) give what is there, unchecked; where invalid records are to be left out, `find` leaves
     them out, too.
+
+    >>> with contextlib.closing(sqlite3.connect("patterns.db")) as db:
+    ...     _ = db.executescript(mmcache.presets.patterns.DDL)
+    >>> with mmcache.open("patterns.mmc", mmcache.presets.patterns.PatternsSource("patterns.db")) as cache:
+    ...     len(cache), cache.schema.index
+    (0, ('domain', 'type', 'framework'))
     """
 
     kind: ClassVar[str] = "patterns"

@@ -21,7 +21,7 @@ import msgpack
 import numpy as np
 
 from ..errors import CorruptFileError
-from ..format.frame import glue, place_arrays
+from ..format.frame import array_headers, place_arrays
 from ..format.header import Section
 from ..format.layout import CHUNKS_NAME, CollectionLayout, Layout, Read, ids_sizes
 from ..format.slots import EMPTY, build_slots
@@ -226,7 +226,7 @@ def _blocks(one: _File, base: Section | None, other: _File, section: Section) ->
 def _table_of(hashes: NDArray[np.uint64]) -> bytes:
     """The section `ids` of keys whose hashes, all different, these are by row."""
     slots = build_slots(hashes, np.argsort(hashes, kind="stable").astype(np.uint32))
-    before = glue(ids_sizes(len(slots.hash)))
+    before = array_headers(ids_sizes(len(slots.hash)))
     arrays = {"hash": slots.hash.astype("<u8").tobytes(), "row": slots.ordinal.astype("<u4").tobytes()}
     return b"".join(before[name] + array for name, array in arrays.items())
 

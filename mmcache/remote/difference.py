@@ -33,7 +33,13 @@ _SHOWN: Final = 20
 @dataclass(frozen=True, slots=True)
 class Difference:
     """Of one collection. added, removed, changed, same: numbers of records. fields: how many differ in each of them, an
-    embedding included. examples: "added", "removed" and "changed", the first keys of each."""
+    embedding included. examples: "added", "removed" and "changed", the first 20 keys of each.
+
+    >>> _ = mmcache.build("later.mmc", [{"id": "a", "size": 9}, {"id": "d", "size": 1}], Schema("items"))
+    >>> found = mmcache.diff("cache.mmc", "later.mmc")["items"]
+    >>> found.added, found.removed, found.changed, found.same, found.examples["added"]
+    (1, 2, 1, 0, ['d'])
+    """
 
     added: int
     removed: int

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
-from ..errors import CorruptFileError, MmcacheError, StoreError, UnusableFileError
+from ..errors import CorruptFileError, MmcacheError, StoreError, UnusableFileError, wrong_checksum
 from ..format.header import DIGEST, HEADER_SIZE, LEAF, Section, parse_header, parse_table, sha256_of
 from ..format.layout import CHUNKS_NAME, leaf_count, validate
 from ..progress import Step
@@ -122,8 +122,9 @@ def _tree(store: Store, file: File) -> _Tree:
         if chunks.length != DIGEST * leaf_count(lengths):
             raise CorruptFileError("it has not a digest for each chunk", section=CHUNKS_NAME)
         digests = _small(store, name, chunks.offset, chunks.end)
-        if sha256_of(table, digests) != header.sha256:
-            raise CorruptFileError("its digests are not those of the release", section=CHUNKS_NAME)
+        if (found := sha256_of(table, digests)) != header.sha256:
+            text = "its digests are not those of the release"
+            raise wrong_checksum(CHUNKS_NAME, header.sha256, found, text)
     except UnusableFileError as error:
         error.path = where
         raise
@@ -247,6 +248,7 @@ class _Download:
                 raise CorruptFileError(
                     f"the {found.length} bytes from {found.offset} on are not those of the release, twice in a row",
                     path=f"{self.store.url}/{blob_path(self.file.blob)}",
+                    expected=found.digest.hex(),
                 )
             damaged = found
 

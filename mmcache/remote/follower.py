@@ -50,12 +50,9 @@ from .download import Transferred, download
 from .entries import Entry
 from .log import ReleaseLog, target_of
 
-__all__ = ["EVERY", "SKEW", "Follower", "follow"]
+__all__ = ["SKEW", "Follower", "follow"]
 
 log = logging.getLogger("mmcache")
-
-EVERY: Final = 5.0
-"""Seconds between two polls of a node."""
 
 _PATIENCE: Final = 1.0
 """Seconds to wait for the page lock, where a page has to be made."""
@@ -136,7 +133,7 @@ class Follower:
             tell(self.path, now)
 
     def _polled(self, before: Following, timeout: float) -> Following:
-        newest = self._log.newest(self._newest)
+        newest = self._log.polled(self._newest)
         if newest is None:
             raise MissingFileError("there are no releases here yet", path=self._log.store.url)
         pin = self.orders.pin if self.orders.pin not in newest.withdrawn else None

@@ -91,7 +91,7 @@ class Keeper:
         self._files = files
         self._source = source
         self._options = options
-        self._url, self._pin = split_pin(follow)
+        self._store = split_pin(follow)  # its URL, and the release it stays with
         self._mended = 0
         self._child: _Child | None = None
         self._thread: _Thread | None = None
@@ -199,15 +199,15 @@ class Keeper:
         said = following(path)
         error = f"the store has not answered for {seconds:.0f} s"
         if said is None or not said.error:
-            tell(path, replace(said or Following(public_url(self._url)), error=error))
+            tell(path, replace(said or Following(public_url(self._store[0])), error=error))
             log.warning("%s: not followed: %s", path, error, extra={"event": "not_followed", "path": path})
 
     def _poll(self) -> None:
         options = self._options
         try:
             if self._follower is None:
-                orders = Orders(self._pin, SKEW, self._source is not None, self._source)
-                self._follower = Follower(self._files.path, self._url, orders)
+                orders = Orders(self._store[1], SKEW, self._source is not None, self._source)
+                self._follower = Follower(self._files.path, self._store[0], orders)
             self._follower.poll()
             self._failures, self._not_before = 0, time.monotonic() + options.follow_every
         except MmcacheError as error:
@@ -261,7 +261,7 @@ class Keeper:
         """What a child needs, length first; without a source that it cannot make again, it goes by time alone."""
         options, source = self._options, self._source
         job = None if source is None else Job.of(source, cluster_by=None, metadata=None, asked_ns=0, limit=0.0)
-        orders: list[Any] = [self._url, self._pin, options.follow_every, SKEW, source is not None]
+        orders: list[Any] = [*self._store, options.follow_every, SKEW, source is not None]
         try:
             body: bytes = msgpack.packb([*orders, None if job is None else job.pack()])
         except (TypeError, ValueError, OverflowError):

@@ -7,6 +7,7 @@ read before the next one is tried. So a committer has seen every entry before it
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -17,10 +18,12 @@ from ..errors import MissingFileError, StoreError
 from ..store import Store
 from .entries import FORMAT, LONGEST_ENTRY, Entry, entry_path, number_of, parse, successor
 
-__all__ = ["ReleaseLog", "target_of"]
+__all__ = ["LIST_EVERY", "ReleaseLog", "target_of"]
 
 _MARK: Final = "mmcache.json"
 _HINT: Final = "newest.json"
+LIST_EVERY: Final = 60.0
+"""Seconds for which a poll may look for the next entry alone, which costs a tenth of a list, or less."""
 _ABSENT: Final = 3
 """Numbers in a row that a server which cannot list lacks, before its log is taken to end."""
 
@@ -30,6 +33,7 @@ class ReleaseLog:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._listed = -math.inf
 
     # --- reading
 
@@ -53,6 +57,18 @@ class ReleaseLog:
         if known is not None and number <= known.number:
             return known
         return None if not number else self._read(number)
+
+    def polled(self, known: Entry | None) -> Entry | None:
+        """As `newest`, for one that asks again and again: where the entry after the known one is absent, that is the
+        newest. But a prune may have removed that entry and left a later one: so a list is asked for every LIST_EVERY
+        seconds."""
+        is_due = time.monotonic() - self._listed >= LIST_EVERY
+        if known is None or is_due or not self.store.can_list:
+            begun = time.monotonic()
+            found = self.newest(known)
+            self._listed = begun
+            return found
+        return known if self.store.look(entry_path(known.number + 1)) is None else self.newest(known)
 
     def numbers(self) -> list[int]:
         """Of all entries, ascending."""

@@ -26,7 +26,14 @@ _UNCLAIMED: Final = timedelta(days=1)
 
 
 def releases(url: str, *, limit: int | None = None) -> list[Release]:
-    """The releases of a store, the newest first; at most `limit` of them. Raises StoreError."""
+    """The releases of a store, the newest first; at most `limit` of them. Raises StoreError.
+
+    >>> for reason in ("monday", "tuesday"):
+    ...     _ = mmcache.build("cache.mmc", [{"id": reason}], Schema("items"))
+    ...     _ = mmcache.publish("cache.mmc", "memory://listed/items", reason=reason, min_records_ratio=0)
+    >>> [(release.number, release.reason) for release in mmcache.releases("memory://listed/items")]
+    [(2, 'tuesday'), (1, 'monday')]
+    """
     if limit is not None:
         at_least_one("limit", limit)
     store = Store(url)
@@ -45,6 +52,14 @@ def pin(url: str, number: int, *, reason: str = "") -> Release:
     """Have every follower adopt this release, and stay with it whatever is published, until `unpin`.
 
     Raises MissingFileError where there is no such release, ReleaseError for one that was withdrawn, and StoreError.
+
+    >>> for n in (1, 2):
+    ...     _ = mmcache.build("cache.mmc", [{"id": n}], Schema("items"))
+    ...     _ = mmcache.publish("cache.mmc", "memory://pinned/items", min_records_ratio=0)
+    >>> mmcache.pin("memory://pinned/items", 1, reason="2 is slow").number
+    1
+    >>> mmcache.follow("memory://pinned/items", "node.mmc").release
+    1
     """
     operation = _Operation(url)
     entry = operation.release(number)
@@ -61,7 +76,14 @@ def pin(url: str, number: int, *, reason: str = "") -> Release:
 
 
 def unpin(url: str, *, reason: str = "") -> Release | None:
-    """Have every follower adopt the newest release again; which that is, None where every one was withdrawn."""
+    """Have every follower adopt the newest release again; which that is, None where every one was withdrawn.
+
+    >>> for n in (1, 2):
+    ...     _ = mmcache.build("cache.mmc", [{"id": n}], Schema("items"))
+    ...     _ = mmcache.publish("cache.mmc", "memory://unpinned/items", min_records_ratio=0)
+    >>> mmcache.pin("memory://unpinned/items", 1).number, mmcache.unpin("memory://unpinned/items").number
+    (1, 2)
+    """
     operation = _Operation(url)
 
     def fields(newest: Entry | None) -> dict[str, Any] | None:
@@ -79,6 +101,12 @@ def withdraw(url: str, number: int, *, reason: str = "") -> Release | None:
 
     None where none is left: then followers keep what they have. Its content is not published again, also once the
     release was pruned; `rollback` brings it back. Raises MissingFileError and StoreError.
+
+    >>> for n in (1, 2):
+    ...     _ = mmcache.build("cache.mmc", [{"id": n}], Schema("items"))
+    ...     _ = mmcache.publish("cache.mmc", "memory://withdrawn/items", min_records_ratio=0)
+    >>> mmcache.withdraw("memory://withdrawn/items", 2, reason="prices of yesterday").number
+    1
     """
     operation = _Operation(url)
     file = operation.release(number).file
@@ -110,6 +138,13 @@ def rollback(url: str, *, to: int | None = None, reason: str = "") -> Release:
 
     Needs none of its bytes, here or in the store. What was withdrawn may come back so. Raises MissingFileError where
     there is no such release, and StoreError.
+
+    >>> for n in (1, 2):
+    ...     _ = mmcache.build("cache.mmc", [{"id": n}], Schema("items"))
+    ...     _ = mmcache.publish("cache.mmc", "memory://back/items", min_records_ratio=0)
+    >>> release = mmcache.rollback("memory://back/items", reason="2 lacks items")
+    >>> release.number, release.kind, release.of
+    (3, 'rollback', 1)
     """
     operation = _Operation(url)
 
@@ -130,8 +165,13 @@ def rollback(url: str, *, to: int | None = None, reason: str = "") -> Release:
 
 
 class Pruned(NamedTuple):
-    """releases: whose entries and blobs were removed, or would be. blobs, bytes: removed from the store, those of dead
-    publishers included."""
+    """What a prune removed. releases: whose entries and blobs were removed, or would be. blobs, bytes: removed from the
+    store, those of dead publishers included.
+
+    >>> _ = mmcache.publish("cache.mmc", "memory://pruned/items")
+    >>> mmcache.prune("memory://pruned/items", dry_run=True)
+    Pruned(releases=[], blobs=[], bytes=0)
+    """
 
     releases: list[int]
     blobs: list[str]
@@ -144,6 +184,12 @@ def prune(url: str, *, keep: int = 5, older_than: float = 7 * 86_400.0, dry_run:
     Kept are the newest `keep` that were not withdrawn, those that are pinned or adopted, and those younger than
     `older_than` seconds, by the store's clock. Blobs older than a day that no entry names go, too. A follower that
     needs a release which is gone keeps its file and says so. dry_run: only look. Raises StoreError.
+
+    >>> for n in range(3):
+    ...     _ = mmcache.build("cache.mmc", [{"id": n}], Schema("items"))
+    ...     _ = mmcache.publish("cache.mmc", "memory://kept/items", min_records_ratio=0)
+    >>> mmcache.prune("memory://kept/items", keep=1, older_than=0).releases
+    [1, 2]
     """
     keep, age = at_least_one("keep", keep), timedelta(seconds=seconds("older_than", older_than))
     pruning = _Pruning(Store(url), keep, age)

@@ -50,6 +50,10 @@ class Release:
     number is `of`. created, published: wall clock of the publisher: when its source was read, and when the release was
     made. sha256: of the content. records: of each collection. current: whether followers adopt it.
     changed: False where `publish` found it published already.
+
+    >>> release = mmcache.publish("cache.mmc", "memory://releases/items", reason="first")
+    >>> release.number, release.kind, dict(release.records), release.current, release.changed
+    (1, 'publish', {'items': 3}, True, True)
     """
 
     url: str

@@ -7,5 +7,5 @@ float64 decides among them. So a row has one score, whatever the batch, filter, 
 `best` keeps the k best; `scan` puts these together for a file; `neighbours` searches a selection, `streamed` a source.
 
 A search with a recall scores fewer rows: `distances` says which are near by their signs, `sketched` how many are
-enough, `measuring` what a build finds about that, and `comparing` what queries of a user's own do.
+enough, `measuring` what a build finds about that; `comparing` what queries of a user's own do.
 """

@@ -1,6 +1,6 @@
 """Whether a product may be left to BLAS, which multiplies with threads of its own, as many as it was told.
 
-Threads of BLAS are of the whole process. A small product is slower on several of them, and where other processes keep
+Threads of BLAS are of the whole process. A small product is slower on several of them. Where other processes keep
 the machine busy slower by far, since each waits for a thread that does not run. So one vector is never multiplied by a
 matrix in BLAS: the compiled core, or `np.vecdot`, takes one row after the other, in the thread that calls, and in less
 time for rows that are read from memory. Nor are small matrices. What is left to BLAS are several vectors at once over

@@ -16,6 +16,7 @@ from ..errors import UnusableFileError
 from ..format.keys import pack_key
 from ..models import M, Model
 from ..schema import R_co
+from ..shown import internal, made_here
 from ..sources.base import SourceRecord
 from ..storage.asked import SearchOptions
 from ..storage.mending import after, falls_back, going_on
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Neighbours", "Offered", "joined", "nearest_in", "neighbours", "scored", "skipped"]
 
 
+@made_here
+@internal("of")
 class Neighbours(Selection[R_co]):
     """The records that are nearest to a vector, the nearest first: a `Selection`, with their scores.
 

@@ -40,7 +40,12 @@ class Rules:
 class Alert:
     """A rule that is broken. rule: "file" for one that cannot be used, "state" for one that may not answer, else
     "hit_rate", "load", "corruptions", "rebuilds" or "lag". text: a sentence. value, limit: found and allowed; None for
-    "file" and "state"."""
+    "file" and "state".
+
+    >>> (alert,) = cache.alerts(max_load=0.0)
+    >>> alert.rule, alert.value > alert.limit, alert.text
+    ('load', True, 'a worker opened the file in ... ms, expected 0 ms')
+    """
 
     rule: str
     text: str

@@ -2,7 +2,7 @@
 
 A page is where it was made: its file's device and inode stand in it. One whose own differ, or that has a second name,
 is a copy, made by `cp -a`, an image's layer or a restored backup; one of an earlier boot has outlived its readers. In
-both cases a new page takes over the events, under the page lock, and headers of the old page count up to the count at
+both cases a new page takes over the events, under the page lock. Headers of the old page count up to the count at
 take-over.
 
 Where the page at the path is of another boot although ours was there a moment ago, another machine uses the directory.

@@ -1,6 +1,6 @@
 """A process that rebuilds one file for a worker, and ends: `python -m mmcache.sharing.background FILE LOCK`.
 
-The worker found the file due, took the build lock, and hands over its descriptor, and on standard input all that the
+The worker found the file due, took the build lock, and hands over its descriptor; on standard input all that the
 build needs (see `job`). Nothing is read from the file but what other versions need of it. The process gives way to the
 workers, and ends itself when its time is up, whatever it is waiting for. What came of it, others read from the page.
 """
@@ -31,23 +31,16 @@ def main(path: str, inherited: str) -> int:
     job = Job.unpack(sys.stdin.buffer.read())
     os.nice(5)
     from ..sources import closing
+    from ..storage.publish import Order
     from .publishing import build_once
 
     try:
         _limit(job.limit)
         with closing(job.source()) as source:
             assert source is not None
-            build_once(
-                path,
-                source,
-                cluster_by=job.cluster_by,
-                metadata=job.metadata,
-                timeout=0.0,
-                asked_ns=job.asked_ns,
-                lock=lock,
-                exact=False,
-                lead_ns=min(max(0, time.time_ns() - job.asked_ns), int(job.limit * 1e9)),
-            )
+            lead_ns = min(max(0, time.time_ns() - job.asked_ns), int(job.limit * 1e9))
+            order = Order(source, job.cluster_by, job.metadata, lead_ns=lead_ns)
+            build_once(path, order, timeout=0.0, asked_ns=job.asked_ns, lock=lock, exact=False)
     except (Exception, TimeIsUp):  # noqa: BLE001 (recorded on the control page; stderr is read by no one)
         return 1
     return 0

@@ -203,7 +203,7 @@ class CounterFile:
     Every method but `close` raises OSError as the system; nothing that was written before is lost then.
     """
 
-    def __init__(self, held: shared.Holding, path: str, nonce: int, found: Found) -> None:
+    def __init__(self, held: shared.HeldLock, path: str, nonce: int, found: Found) -> None:
         self.path = path
         self.nonce = nonce
         self._held = held

@@ -1,7 +1,7 @@
 """What a file covers that holds what its source held at a time of the past: a merge of shards, a release.
 
 The log is walked from a place before which everything is covered, up to the first event of that time or later. Where
-there is no such place, the tokens are those of a page that is not here, and a cache with a source believes the file no
+there is no such place, the tokens are those of a page that is not here; a cache with a source believes the file no
 more than one that came from elsewhere.
 """
 

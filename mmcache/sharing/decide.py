@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, cast
 from ..format.header import Header, Tokens, is_telling
 from ..format.keys import Key, hash_key
 from ..freshness import Freshness, Policy, freshness, may_answer
+from ..words import plural
 from .events import Dirty, Said, add_dirty
 from .fleet import STATES, State
 from .head import Coverage, Failure
@@ -246,18 +247,23 @@ def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bo
     if facts.conflict:
         return "stale", f"the published file has {facts.conflict}, and cannot be used here"
     if facts.held:
-        return "held", facts.held + (f"; {ids} ids were invalidated since, and are answered by the source" * bool(ids))
+        return "held", f"{facts.held}; {_said(ids, 'since')}" if ids else facts.held
     if doubt.soft:
         return "stale", doubt.soft
     if facts.said.closed:
         return "stale", f"all of {', '.join(map(repr, sorted(facts.said.closed)))} was invalidated since it was built"
     if ids:
-        return "stale", f"{ids} ids were invalidated since it was built, and are answered by the source"
+        return "stale", _said(ids, "since it was built")
     trouble = "" if facts.source is None else facts.source.error
     if changed:
         unnamed = f", and cannot name the keys ({trouble})" if trouble else ""
         return "stale", f"the source was written to since it was built{unnamed}"
     return age.state, f"the source cannot be read ({trouble})" if trouble else age.reason
+
+
+def _said(ids: int, since: str) -> str:
+    was, is_ = ("was", "is") if ids == 1 else ("were", "are")
+    return f"{plural(ids, 'id')} {was} invalidated {since}, and {is_} answered by the source"
 
 
 def _why_rebuild(facts: Facts, rules: Rules, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> str:

@@ -1,7 +1,7 @@
 """Events: what was said to all processes of a cache, as values and as bytes. Pure: no file, no clock, no lock.
 
 The page keeps a log of events, a ring of bytes. An event's position is the number of bytes that were logged before it
-since the page's beginning, so positions only grow, and "everything after position p" is one extent of the log. A record
+since the page's beginning. So positions only grow, and "everything after position p" is one extent of the log. A record
 carries its own position and a checksum: one that was overwritten, or stored in part, is recognised. The checksum is
 seeded with that of the record before it, the chain, so a log that was put back to an earlier state and written on is
 recognised, too.

@@ -43,6 +43,11 @@ class Following:
     the node is to have, by the store and its pin. newest: the last that was not withdrawn. pinned: to which one, by the
     store or by this node; None if not. polled, published: wall clock: of the last poll that the store answered, and of
     the target. behind: since when the file is not of the target; 0.0 where it is. error: of the last poll; "" for none.
+
+    >>> _ = mmcache.publish("cache.mmc", "memory://followed/items")
+    >>> found = mmcache.follow("memory://followed/items", "node.mmc")
+    >>> found.release, found.target, found.lag, found.lag_seconds(time.time()), found.error
+    (1, 1, 0, 0.0, '')
     """
 
     url: str

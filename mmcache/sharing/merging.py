@@ -20,7 +20,7 @@ from ..sources.base import Where
 from ..storage import fs
 from ..storage.lane import Lane
 from ..storage.merging import Segment, joined, opened, same_schemas
-from ..storage.publish import LOCK_TIMEOUT, BuildReport, Stages, summaries
+from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Stages, summaries
 from ..storage.trust import name_owners, uids_of
 from .publishing import build_once
 
@@ -130,18 +130,15 @@ def merge(
             segments = [opened(place, held) for place in places]
             own = next((segment for segment in segments if _is_at(segment.file.path, os.fspath(path))), None)
             files = _Files(segments, own)
-            done = build_once(
-                path,
+            order = Order(
                 cast("Source", files),  # of which a build with a `stage` of its own asks no more
-                cluster_by=files.clusters() if cluster_by is None else cluster_by,
-                metadata=files.metadata() if metadata is None else metadata,
-                progress=step,
-                timeout=timeout,
+                files.clusters() if cluster_by is None else cluster_by,
+                files.metadata() if metadata is None else metadata,
                 stage=files.stage,
                 read_ns=files.read_ns(),
-                since=math.inf,  # what another merge failed with says nothing of these files
-                overtaken=files.overtaken,
             )
+            # What another merge failed with says nothing of these files.
+            done = build_once(path, order, progress=step, timeout=timeout, since=math.inf, overtaken=files.overtaken)
         if not files.was_overtaken:
             return done
         # Case: another writer published after `own` was opened, and before we had the lock.

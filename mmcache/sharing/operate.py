@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..errors import MissingFileError
 from ..sources import Source, closing, from_spec
 from ..storage import fs, levers as storage
-from ..storage.describe import described
+from ..storage.describe import layout_from_file_or_backup
 from ..storage.names import backup_name, control_name, disabled_name, hold_name, resumed_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport
 from ..words import printable
@@ -67,7 +67,7 @@ def _fingerprint(path: str, source: Source | None) -> bytes:
     try:
         if source is not None:
             return source.fingerprint()
-        layout = described(path)
+        layout = layout_from_file_or_backup(path, older=True)
         if layout.source is None:
             return NO_FINGERPRINT
         with closing(from_spec(layout.source, [one.schema for one in layout.collections.values()])) as named:

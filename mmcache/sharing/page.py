@@ -1,7 +1,7 @@
 """The control page: `<name>.ctl`, a head and a log of events, through which the processes of a machine tell each other.
 
 Say      under the page lock: the events, then the count; then the word of the wake file. A process that is killed in
-         between has said nothing, or has said it without waking the others, who then hear it at their next poll.
+         between has said nothing, or has said it without waking the others, which then read it at their next poll.
 Hear     compare the mapped word; if it differs, read the head, and the events after the position that was heard last.
 Nothing is undone: a builder captures the count before it reads the source, and its file lacks what is logged behind.
 

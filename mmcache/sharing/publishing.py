@@ -10,17 +10,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
 from ..progress import Progress, Shown, shown
-from ..schema import AnySchema, OnDuplicate, OnInvalid, Schema
+from ..schema import AnySchema, OnDuplicate, OnInvalid
 from ..sources import Source, as_source, closing, from_spec, moved, with_rules
 from ..sources.base import Where
 from ..sources.iterable import Embeddings, Records
-from ..storage import describe, publish as storage
+from ..storage import publish as storage
+from ..storage.describe import layout_from_file_or_backup
 from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Serves
@@ -94,9 +96,8 @@ def build(
     source = with_rules(given, on_invalid=on_invalid, max_invalid=max_invalid, on_duplicate=on_duplicate)
     stage = _sharded(shards, executor, segments)
     with closing(None if source is given else source), shown(progress) as step:
-        return build_once(
-            path, source, cluster_by=cluster_by, metadata=metadata, progress=step, timeout=timeout, stage=stage
-        )
+        order = Order(source, cluster_by, metadata, stage=stage)
+        return build_once(path, order, progress=step, timeout=timeout)
 
 
 def _sharded(
@@ -147,7 +148,7 @@ def rebuild(
 def _described(path: str) -> Layout:
     """What the file, or its backup, says of itself, with a source. Raises UnusableFileError and SourceError."""
     try:
-        layout = describe.described(path)
+        layout = layout_from_file_or_backup(path, older=True)
     except MissingFileError:
         raise MissingFileError(
             "neither this file nor a backup is there to say how it was built: mmcache build SOURCE -o FILE, or open it "
@@ -183,19 +184,16 @@ def _build_as(
     with closing(from_spec(spec, schemas, given)) as again:
         assert again is not None
         again = with_rules(again, **(rules or {}))
-        order = as_found(Order(again), layout)
-        asked = () if exact else layout.asked
-        return build_once(path, again, cluster_by=order.cluster_by, metadata=order.metadata, asked=asked, **options)
+        order = as_found(Order(again, asked=() if exact else layout.asked), layout)
+        return build_once(path, order, **options)
 
 
 def build_once(
     path: str | os.PathLike[str],
-    source: Source,
+    order: Order,
     *,
     page: Page | None = None,
     counters: WorkerCounters | None = None,
-    cluster_by: str | Mapping[str, str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     serves: Serves | None = None,
@@ -203,84 +201,47 @@ def build_once(
     since: float | None = None,
     lock: Descriptor | None = None,
     exact: bool = True,
-    asked: tuple[Schema, ...] = (),
-    lead_ns: int = 0,
-    stage: storage.Stage | None = None,
-    read_ns: int | None = None,
     overtaken: Callable[[], bool] | None = None,
 ) -> BuildReport:
     """Build from a source, unless another process did while we waited for the lock.
 
     serves: whether the file that is there will do. asked_ns: one that was built, or found to be right, after that does.
     A build that failed while we waited is not tried again: its error is raised here too. since: from when on, by
-    time.monotonic(), for a caller who waited before. page, counters: those to use, if the caller has them. lock: a
+    time.monotonic(), for a caller that waited before. page, counters: those to use, if the caller has them. lock: a
     descriptor that holds the build lock already. exact: build what is asked for here and no more; else what the
-    published file has for other versions stays: see `widening`. asked: the schemas that were asked for, if they are
-    not the source's own. lead_ns: how long it took to get here. stage: how the source is read, if not here.
-    overtaken: asked under the lock, whether what is to be built was read from a file that is not the published one any
-    more; then that stays, and the caller looks again.
+    published file has for other versions stays: see `widening`. overtaken: asked under the lock, whether what is to be
+    built was read from a file that is not the published one any more; then that stays, and the caller looks again.
     """
     name = with_name(path)  # or counters would be files of the root directory
-    control = Announcer(name, page)
     begun = time.monotonic()
     is_asked_for = lock is None and serves is None  # by a person, and not because a worker found it due
-    told: list[MmcacheError] = []
-    served: list[Layout] = []
-
-    def unless(there: Layout | None) -> bool:
-        failure = control.failure
-        if failure is not None and failure.at > (begun if since is None else since):
-            told.append(failure.error)
-            raise failure.error
-        if there is None:
-            return False
-        if overtaken is not None and overtaken():
-            served.append(there)
-            return True
-        # Case: a rollback came first. Its file says that it is of then, and has older records.
-        is_after = asked_ns is not None and not levers.look(name).rolled_back and _is_after(there, control, asked_ns)
-        is_after = is_after and _has(there, source, exact=exact)
-        if is_after or (serves is not None and serves(there)):
-            served.append(there)
-        return bool(served)
-
-    with _counted(name, counters) as counts, contextlib.ExitStack() as ending:
-        ending.callback(control.close)
+    with _counted(name, counters) as counts, contextlib.closing(Announcer(name, page)) as control:
+        need = _Need(name, control, order.source, exact, serves, asked_ns, begun if since is None else since, overtaken)
+        revise = None if exact else widened
         try:
             report = storage.publish(
                 name,
-                source,
-                cluster_by=cluster_by,
-                metadata=metadata,
-                revise=None if exact else widened,
-                asked=asked,
+                order,
+                revise=revise,
                 progress=progress,
                 timeout=timeout,
-                unless=unless,
+                unless=need.is_met,
                 control=control,
                 lock=lock,
-                lead_ns=lead_ns,
-                stage=stage,
-                read_ns=read_ns,
             )
         except LockTimeoutError:
             raise
         except Exception as error:
-            # A person gets the exception; from a build that upkeep started, none but the log tells.
-            level = logging.INFO if is_asked_for else logging.WARNING
-            extra = {"event": "build_failed", "path": name}
-            if error not in told:
+            if error is not need.failure:
                 _count_failure(name, error, control, counts, begun)
-                log.log(level, "%s: build failed: %s", name, str(error), extra=extra)
-            else:
-                log.log(level, "%s: not built: %s", name, str(error), extra=extra)
+            _log_failure(name, error, is_asked_for=is_asked_for, is_new=error is not need.failure)
             raise
-        if not served:
+        if not need.served:
             control.succeeded()
             operate.settle(name, page)
         if is_asked_for:
             operate.release(name, page)
-        if not served:  # else by another's build, which is counted there
+        if not need.served:  # else by another's build, which is counted there
             _count(name, report, counts, begun)
             if counters is None:  # else a cache says so, as it moves to the file
                 _tell_left_out(name, report)
@@ -289,15 +250,58 @@ def build_once(
     return report
 
 
+@dataclass
+class _Need:
+    """Whether a build is still needed when it has the lock.
+
+    serves, asked_ns, since, exact, overtaken: as of `build_once`. served: the file that is there will do. failure: the
+    error of a build that failed meanwhile.
+    """
+
+    path: str
+    control: Announcer
+    source: Source
+    exact: bool
+    serves: Serves | None
+    asked_ns: int | None
+    since: float
+    overtaken: Callable[[], bool] | None
+    served: bool = False
+    failure: MmcacheError | None = None
+
+    def is_met(self, there: Layout | None) -> bool:
+        """there: the published file, if it is whole. Raises the error of a build that failed meanwhile."""
+        failed = self.control.failure
+        if failed is not None and failed.at > self.since:
+            self.failure = error = failed.error
+            raise error
+        if there is not None:
+            was_overtaken = self.overtaken is not None and self.overtaken()
+            self.served = was_overtaken or self._is_after(there) or (self.serves is not None and self.serves(there))
+        return self.served
+
+    def _is_after(self, there: Layout) -> bool:
+        """Whether it was built, or found to be right, after it was asked for, and has the schemas that are needed."""
+        # Case: a rollback came first. Its file says that it is of then, and has older records.
+        if self.asked_ns is None or levers.look(self.path).rolled_back:
+            return False
+        # What is ahead of the clock, which then went back since, may be from any time.
+        is_later = self.asked_ns < self.control.covered_ns(there.header) <= time.time_ns()
+        return is_later and _has(there, self.source, exact=self.exact)
+
+
 def _has(layout: Layout, source: Source, *, exact: bool) -> bool:
     """Whether a file has the schemas that are asked for."""
     found = schemas_of(layout)
     return found == source.schemas or (not exact and union(found, source.schemas) == found)
 
 
-def _is_after(layout: Layout, control: Announcer, asked_ns: int) -> bool:
-    # What is ahead of the clock, which then went back since, may be from any time.
-    return asked_ns < control.covered_ns(layout.header) <= time.time_ns()
+def _log_failure(path: str, error: Exception, *, is_asked_for: bool, is_new: bool) -> None:
+    """A person gets the exception; from a build that upkeep started, none but the log tells. is_new: it is of this
+    build."""
+    text = "%s: build failed: %s" if is_new else "%s: not built: %s"
+    level = logging.INFO if is_asked_for else logging.WARNING
+    log.log(level, text, path, str(error), extra={"event": "build_failed", "path": path})
 
 
 @contextlib.contextmanager

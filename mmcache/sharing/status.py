@@ -28,7 +28,7 @@ from .following import Following, following_now
 from .head import Builder, Failure
 from .hearing import Hearing
 from .levers import BY_ENVIRONMENT, look as look_at_levers
-from .page import MovedError, private_page
+from .page import MovedError, Page, private_page
 from .widening import promised_by, still_there
 
 __all__ = ["Status", "check", "status_of"]
@@ -45,7 +45,12 @@ class Status:
     more than can. control: None where workers share a control page, else why they cannot. building: whether a process
     holds the build lock, and builder: who said so. failure: of the last build, if it failed. fleet: the workers, and
     what they counted. left_out: of each collection of which the file leaves rows out, how many, and the first ones.
-    following: the releases that it follows; None for a file that follows none."""
+    following: the releases that it follows; None for a file that follows none.
+
+    >>> status = cache.status()
+    >>> status.state, status.why, status.generation, status.dirty, status.building
+    ('fresh', '...', 1, 0, False)
+    """
 
     path: str
     state: State
@@ -84,35 +89,16 @@ def status_of(
     path = os.path.abspath(path)
     found = look(path)
     control = None if found is not None else "there is no control page: no worker has made one, or none can"
-    page = found or private_page(path, control)
-    hearing = Hearing(path, page)
     header, layout, trouble = _header(path, source)
-    with contextlib.suppress(MovedError):
-        hearing.rebase(header)
-    monotonic = time.monotonic()
-    failure = hearing.failure(monotonic)
-    if decided is None:
-        levers = look_at_levers(path)
-        facts = Facts(
-            now=time.time(),
-            monotonic=monotonic,
-            said=hearing.said,
-            baseline=None if trouble is not None else hearing.baseline,
-            trouble=trouble,
-            page=page.shared,
-            foreign=hearing.foreign,
-            distrusted=hearing.distrusted,
-            panicked=hearing.panicked,
-            source=None if source is None else ask(source, hearing.baseline),
-            failure=failure,
-            disabled=BY_ENVIRONMENT if disabled else levers.disabled,
-            held=levers.held,
-            resumed=levers.resumed,
-        )
-        decided = decide(facts, DecisionRules(policy))
-    head = page.head()
-    builder = None if head is None else head.builder
-    page.close()
+    with contextlib.closing(found or private_page(path, control)) as page:
+        hearing = Hearing(path, page)
+        with contextlib.suppress(MovedError):
+            hearing.rebase(header)
+        failure = hearing.failure(time.monotonic())
+        if decided is None:
+            facts = _facts(hearing, page, source, trouble, failure, disabled=disabled)
+            decided = decide(facts, DecisionRules(policy))
+        head = page.head()
     return Status(
         path=path,
         state=decided.state,
@@ -123,11 +109,40 @@ def status_of(
         dirty=decided.ids,
         control=control,
         building=shared.is_held(lock_name(path)),
-        builder=builder,
+        builder=None if head is None else head.builder,
         failure=failure,
         fleet=read_fleet(path),
         left_out={} if layout is None else left_out_of(layout),
         following=following_now(path),
+    )
+
+
+def _facts(
+    hearing: Hearing,
+    page: Page,
+    source: Source | None,
+    trouble: Trouble | None,
+    failure: Failure | None,
+    *,
+    disabled: bool,
+) -> Facts:
+    """What a cache that opened the file now would decide by. Asks the source."""
+    levers = look_at_levers(hearing.path)
+    return Facts(
+        now=time.time(),
+        monotonic=time.monotonic(),
+        said=hearing.said,
+        baseline=None if trouble is not None else hearing.baseline,
+        trouble=trouble,
+        page=page.shared,
+        foreign=hearing.foreign,
+        distrusted=hearing.distrusted,
+        panicked=hearing.panicked,
+        source=None if source is None else ask(source, hearing.baseline),
+        failure=failure,
+        disabled=BY_ENVIRONMENT if disabled else levers.disabled,
+        held=levers.held,
+        resumed=levers.resumed,
     )
 
 

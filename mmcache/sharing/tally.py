@@ -4,7 +4,7 @@
 A second caller leaves at once, also one that interrupts the first; its entries are left to the first, or to the next.
 
 A signal is handled after a call or a jump back, and its handler may raise there. So what must not be done in part is
-one call into C or one store, and the turn to fold is taken by a `del`, after which no signal is handled.
+one call into C or one store. The turn to fold is taken by a `del`, after which no signal is handled.
 """
 
 from __future__ import annotations

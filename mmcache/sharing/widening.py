@@ -1,6 +1,6 @@
 """What a build makes where several versions of a program share a path: see `additive`.
 
-A builder keeps what the published file has for other versions, so far as the source still has it, and the clustering
+A builder keeps what the published file has for other versions, so far as the source still has it; also the clustering
 and metadata about which its caller said nothing. It does so under the build lock, when it knows what is published.
 """
 

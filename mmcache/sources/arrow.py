@@ -18,6 +18,7 @@ from pyarrow import compute, parquet
 
 from ..errors import BuildError, SourceError
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from ..values import Default, Unimported, Values, importable
 from .base import Where
 from .casts import is_kept
@@ -85,6 +86,7 @@ def _wanted(schema: Schema, names: Iterable[str]) -> list[str] | None:
     return [name for name in names if is_kept(schema, renames.get(name, name))]
 
 
+@internal("default", "given")
 class ArrowFileSource(FileSource[R_co]):
     """What the sources of Arrow's formats have in common."""
 
@@ -185,6 +187,13 @@ class ParquetSource(ArrowFileSource[R_co]):
     default: as of `IterableSource`; of a value that has no text, such as a date beyond the year 9999, it is given the
         scalar of pyarrow. What is built with a function that cannot be imported by name is not rebuilt by other
         processes; by name, `mmcache rebuild` must be told it again, as nothing that a file names is imported.
+
+    >>> from pyarrow import parquet
+    >>> parquet.write_table(cache.to_arrow(["id", "size"]), "items.parquet")
+    >>> source = mmcache.ParquetSource("items.parquet", Schema("items", index=("size",)))
+    >>> with mmcache.open("items.mmc", source) as items:
+    ...     items.where(size=2).ids
+    ['b']
     """
 
     kind = "parquet"
@@ -225,7 +234,12 @@ class ArrowSource(ArrowFileSource[R_co]):
     """Arrow IPC files (Feather) and streams, one record a row; streams may be compressed as a whole. See `FileSource`.
     Needs the extra `arrow`.
 
-    default: as of `ParquetSource`. `ArrowSource("items.feather", Schema("items"))`
+    default: as of `ParquetSource`.
+
+    >>> from pyarrow import feather
+    >>> feather.write_feather(cache.to_arrow(["id", "size"]), "items.feather")
+    >>> dict(mmcache.build("items.mmc", mmcache.ArrowSource("items.feather", Schema("items"))).records)
+    {'items': 3}
     """
 
     kind = "arrow"

@@ -98,6 +98,9 @@ class SourceRecord(NamedTuple):
     vector: the embedding as little-endian float32 bytes, checked to be whole numbers of 4 bytes and, where the
         schema gives `dim`, of that length; or None. Of several embeddings a tuple of these, in the schema's order. A
         source of one's own may give lists and arrays. The builder checks that all have one length and are finite.
+
+    >>> mmcache.SourceRecord(("id", "kind"), ("a", "tool"), np.array([1, 0], "<f4").tobytes()).values
+    ('a', 'tool')
     """
 
     names: tuple[Any, ...]
@@ -110,6 +113,9 @@ class Invalid(NamedTuple):
 
     key: if it has a valid one; else raw_key says what there is instead, for messages. record: what a lookup of the key
     gives all the same, as far as the source can read it; None where it cannot.
+
+    >>> mmcache.Invalid(None, "", "the key is empty").reason
+    'the key is empty'
     """
 
     key: Key | None
@@ -142,6 +148,9 @@ class Changes(NamedTuple):
 
     fingerprint: the later one, what `Source.fingerprint` said at that moment.
     keys: collection -> the keys of records that were inserted, updated or deleted; one entry for each collection.
+
+    >>> mmcache.Changes(bytes(31) + b"2", {"items": frozenset({"a", "b"})}).keys["items"] == {"a", "b"}
+    True
     """
 
     fingerprint: bytes
@@ -149,7 +158,12 @@ class Changes(NamedTuple):
 
 
 class Reading(Protocol):
-    """One consistent view of all collections of a source; valid inside `with source.read()`."""
+    """One consistent view of all collections of a source; valid inside `with source.read()`.
+
+    >>> with SQLiteSource("items.db", Schema("items")).read() as reading:
+    ...     reading.count("items"), [record.values[0] for record in reading.records("items")]
+    (3, ['a', 'b', 'c'])
+    """
 
     def count(self, collection: str) -> int | None:
         """How many records there are, or None where only reading them would tell. For progress, not for layout."""
@@ -171,6 +185,17 @@ class Source(Protocol):
     `given() -> dict[str, Any] | None`, what a process hands on besides the spec: plain data, passwords and names of
     functions, "module:function"; None if no other process can make the source. And a class method `remade(spec,
     schemas, given)`, which raises SourceError; what `given` does not hold of functions is not imported: see `told`.
+
+    >>> source = SQLiteSource("items.db", Schema("items", index=("kind",)))
+    >>> isinstance(source, mmcache.Source), source.schemas[0].key, source.spec()["kind"], len(source.fingerprint())
+    (True, 'id', 'sqlite', 32)
+    >>> with source.read() as reading:
+    ...     reading.count("items")
+    3
+    >>> [row and row.values[2] for row in source.fetch("items", ["b", "nope"])]
+    [2, None]
+    >>> [row.values[0] for row in source.find("items", {"kind": ("tool",)})]
+    ['a', 'b']
     """
 
     @property
@@ -211,7 +236,11 @@ class SourceOf(Source, Protocol[R_co]):
 
     @property
     def schema(self) -> Schema[R_co]:
-        """Of the default collection."""
+        """Of the default collection.
+
+        >>> SQLiteSource("items.db", Schema("items")).schema.key
+        'id'
+        """
         ...
 
 
@@ -225,6 +254,10 @@ class TrackedSource(Protocol):
 
         Perhaps more keys than changed, never fewer: a fingerprint taken before a read began is a valid `since` for
         what that read did not see. Raises SourceError.
+
+        >>> source, since = mmcache.CallableSource(list, Schema("items")), bytes(32)
+        >>> source.changes(since) is None
+        True
         """
         ...
 
@@ -237,6 +270,9 @@ class OrderedSource(Protocol):
         """Those of these keys that the source has, each once, in the order of `Reading.records`.
 
         Costs the keys, not the collection, where the source has an index. Raises SourceError.
+
+        >>> SQLiteSource("items.db", Schema("items")).in_order("items", ["c", "nope", "a"])
+        ['a', 'c']
         """
         ...
 
@@ -250,6 +286,11 @@ class ScanningSource(Protocol):
 
         Such a source is not asked for a key that a file lacks which was built from what the source holds now, by its
         fingerprint. A constant fingerprint says that this is always so, until something is invalidated.
+
+        >>> SQLiteSource("items.db", Schema("items")).scans("items")
+        False
+        >>> JSONLinesSource("items.jsonl", Schema("items")).scans("items")
+        True
         """
         ...
 
@@ -264,6 +305,9 @@ class ShardedSource(Protocol):
 
         Each has all collections and schemas of the source, and can be pickled. All see what the source holds now, or
         their `fingerprint` differs from the one that they have here. Raises SourceError where it cannot be cut.
+
+        >>> len(IterableSource(records, Schema("items")).shards(2))
+        2
         """
         ...
 
@@ -274,7 +318,12 @@ class EvolvingSource(Protocol):
 
     def available(self, schemas: Iterable[AnySchema]) -> tuple[AnySchema, ...]:
         """The schemas, without the indexes and columns that the source does not have, and without collections of which
-        it lacks more than that. Cheap. Raises SourceError."""
+        it lacks more than that. Cheap. Raises SourceError.
+
+        >>> source = SQLiteSource("items.db", Schema("items"))
+        >>> [schema.index for schema in source.available([Schema("items", index=("kind", "colour")), Schema("none")])]
+        [('kind',)]
+        """
         ...
 
 

@@ -14,13 +14,17 @@ from typing import Any, Final, NamedTuple, Protocol
 from ..schema import Schema
 from ..words import plural
 from .lacking import read_by
-from .names import Origin, find_table, listed, origin_of, resolved
+from .names import Origin, find_table, listed, origin_of, quoted, resolved
 from .triggers import PREFIX
 
-__all__ = ["Bases", "bases_of"]
+__all__ = ["Bases", "bases_of", "check_keys", "spellings"]
 
 _RESPELLS: Final = re.compile(r"\bcast\b|\|\||\+", re.IGNORECASE)
 """What can make a key of another type of what a column holds."""
+
+
+_LOOKED_AT: Final = 20
+"""Keys that are looked for in the tables that hold them."""
 
 
 class _Executes(Protocol):
@@ -58,6 +62,50 @@ def bases_of(connection: _Executes, sql_of: Callable[[str], str | None], schema:
         )
     texts = [schema.query, *(sql_of(table) for table in (origin.name, *_views_read(connection, origin)) if table)]
     return Bases(tables, any(text and _RESPELLS.search(text) for text in texts))
+
+
+def check_keys(connection: _Executes, schema: Schema, bases: Bases) -> None:
+    """Whether the first keys of a query or view are values of the columns that `tracks` names. A key that the statement
+    makes otherwise, as by 'p-' || id, would be logged as what it is made of, and its changes be missed.
+
+    Raises ValueError.
+    """
+    if not schema.tracks or not all(columns for _, columns in bases.tables):
+        return
+    origin = origin_of(connection, schema)
+    fields = ", ".join(map(quoted, resolved(connection, schema, origin).key_fields))
+    rows = connection.execute(f"SELECT {fields} FROM {origin.body} LIMIT {_LOOKED_AT}").fetchall()
+    for parts in rows:
+        if all(type(part) in (str, int, bytes) for part in parts) and not _is_held(connection, bases, parts):
+            columns = listed(f"{base.name}.{column}" for base, names in bases.tables for column in names)
+            key = parts[0] if len(parts) == 1 else parts
+            raise ValueError(
+                f"tracks: the key {key!r:.80} is no value of {columns}, so what is written there would not tell of it; "
+                "take such a column itself as the key, or several as a tuple"
+            )
+
+
+def _is_held(connection: _Executes, bases: Bases, parts: Sequence[Any]) -> bool:
+    alike = [spellings(part) for part in parts]
+    for origin, columns in bases.tables:
+        condition = " AND ".join(
+            f"s.{quoted(column)} IN ({', '.join('?' * len(values))})"
+            for column, values in zip(columns, alike, strict=True)
+        )
+        sql = f"SELECT 1 FROM {origin.body} AS s WHERE {condition} LIMIT 1"
+        if connection.execute(sql, [value for values in alike for value in values]).fetchone():
+            return True
+    return False
+
+
+def spellings(value: Any) -> list[Any]:
+    """A part of a key, and what a CAST or a concatenation may make of it, or have made it of."""
+    if isinstance(value, int):
+        return [value, str(value)]
+    if isinstance(value, bytes):
+        return [value, value.decode("utf-8", "replace")]
+    is_number = value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20 and str(int(value)) == value
+    return [value, value.encode("utf-8", "surrogatepass"), *([int(value)] if is_number else ())]
 
 
 def _example(tables: Sequence[str]) -> str:

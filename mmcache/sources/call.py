@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self, TypedDict, Unpack, overload
 from ..errors import SourceError
 from ..format.keys import check_key
 from ..schema import AnySchema, R_co, Schema, check_width
+from ..shown import internal
 from ..values import Default, Values, importable
 from .base import Changes, Key, Reading, Row, told
 from .functions import described, is_findable
@@ -45,6 +46,7 @@ class CallOptions(TypedDict, total=False):
     fingerprint: Fingerprint | str | None
 
 
+@internal("given", "kind", "remade")
 class CallableSource(BaseSource[R_co]):
     """Records that a function gives, called for each build. Every function is given itself, or as its name
     "module:function".
@@ -52,7 +54,7 @@ class CallableSource(BaseSource[R_co]):
     load: gives the records as `IterableSource` takes them: an iterable of mappings, such as a list or a generator; for
         several schemas, {collection: iterable}.
     fetch: gives the records of a list of keys, in the order of `load`; without those that are not there. For several
-        schemas, {collection: function}. Without it, a lookup that the file may not answer calls `load`, and an id that
+        schemas, {collection: function}. Without it, a lookup that the file may not answer calls `load`; an id that
         the file lacks is not looked for, until something is invalidated or the fingerprint has changed.
     fingerprint: gives a number, text, datetime or tuple that differs when the records may have changed, such as
         `SELECT max(updated_at), count(*)`: cheap, as it is asked once a second. Without it, or where it is None, only
@@ -64,6 +66,17 @@ class CallableSource(BaseSource[R_co]):
 
     Rebuilt in the background by a process if all functions can be imported by name there, else by a thread: those of
     `__main__`, lambdas and inner functions cannot. A file only mentions their names; nothing is imported for that.
+
+    >>> prices = {"apple": 3, "pear": 5}
+    >>> source = mmcache.CallableSource(
+    ...     lambda: [{"id": name, "price": price} for name, price in prices.items()],
+    ...     Schema("prices"),
+    ...     fingerprint=lambda: (len(prices), sum(prices.values())),
+    ... )
+    >>> with mmcache.open("prices.mmc", source) as cache:
+    ...     prices["pear"] = 6
+    ...     cache.invalidate(["pear"]), cache["pear"]["price"]
+    ('ids', 6)
     """
 
     kind: ClassVar[str] = "call"

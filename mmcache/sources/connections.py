@@ -1,7 +1,7 @@
 """Read-only SQLite connections to one file, each lent to one user at a time.
 
 A connection is opened when none is idle, is exclusive while lent (so a suspended iterator and a lookup in the same
-thread never share a transaction), and goes back with its cursors closed and its transaction ended. Any thread may use
+thread never share a transaction). It goes back with its cursors closed and its transaction ended. Any thread may use
 any idle connection.
 
 A database may be replaced: by a rename, after which a connection reads the file that was, or by a copy over it, after
@@ -314,7 +314,7 @@ class Connections:
             is_so = f"if it is in WAL mode, reading makes a -shm file beside it, and {directory} cannot be written"
         return (
             f"; {is_so}: grant that, or switch to journal_mode=DELETE, or, if no program writes to the database "
-            "(read-only media), give SQLiteSource(immutable=True)"
+            "(read-only media), give SQLiteSource(immutable=True), or --option immutable=true on the command line"
         )
 
     def _connect(self) -> sqlite3.Connection:

@@ -61,7 +61,13 @@ class CSVSource(FileSource[R_co]):
 
     A row of more or fewer fields than the header, or with a value that does not fit the type given for its column, is
     one that cannot be taken, named by its line.
-    `CSVSource("items.csv", Schema("items", key="sku", casts={"zip": "str"}))`
+
+    >>> with open("items.csv", "w") as file:
+    ...     _ = file.write("sku,zip,price\\nyo-yo,01234,2.5\\nsaw,99999,20\\n")
+    >>> source = mmcache.CSVSource("items.csv", Schema("items", key="sku", index=("price",)))
+    >>> with mmcache.open("items.mmc", source) as items:
+    ...     items["yo-yo"]["zip"], items.where(price=mmcache.above(3)).ids  # a leading zero makes a column text
+    ('01234', ['saw'])
     """
 
     kind = "csv"

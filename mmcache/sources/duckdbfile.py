@@ -68,7 +68,12 @@ class DuckDBSource(ArrowFileSource[R_co]):
 
     The table is the collection's name, or `Schema(table=)` or `Schema(query=)` say otherwise; a query reaches no other
     file. The database is opened to be read only, which DuckDB refuses while another process writes.
-    `DuckDBSource("shop.duckdb", Schema("items"))`
+
+    >>> import duckdb
+    >>> with duckdb.connect("shop.duckdb") as db:
+    ...     _ = db.sql("CREATE TABLE items AS SELECT range AS id, range * 2 AS size FROM range(3)")
+    >>> dict(mmcache.build("items.mmc", mmcache.DuckDBSource("shop.duckdb", Schema("items"))).records)
+    {'items': 3}
     """
 
     kind = "duckdb"

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Generic, Self
 from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from ..values import Values
 from .base import Invalid, Key, Reading, Row, SourceRecord, Where, flat, path_in, plain_path
 from .casts import Adapter
@@ -42,6 +43,10 @@ _LATELY = 1.0
 """Seconds for which misses believe the fingerprint of objects that was asked for last."""
 
 
+@internal(
+    "fingerprint_lately", "kind", "opened", "options", "parts", "pieces", "remade", "size_of", "suffixes", "takes"
+)
+@internal("with_rules")
 class FileSource(Generic[R_co]):
     """A file of records without an index; or several: a pattern such as `logs/*.jsonl`, or a directory.
 

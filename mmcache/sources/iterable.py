@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, overload
 from ..errors import BuildError, SourceError
 from ..query import Query
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from ..values import Default, Values, importable
 from .base import Key, Reading, Row, SourceRecord
 from .catalog import Catalog
@@ -73,13 +74,14 @@ Array = Sequence[Sequence[float]] | SupportsArray
 Embeddings = Array | Mapping[str, Array | Mapping[str, Array]]
 
 
+@internal("count", "dtypes", "learned", "records", "with_rules")
 class IterableSource(Generic[R_co]):
     """Mappings with a key field, from any iterable; or the rows of anything that speaks Arrow's PyCapsule interface, as
     the data frames of pandas and polars, the relations of DuckDB and the tables of pyarrow do (extra `arrow`).
 
     records: the records of the one schema; or, for several collections, a mapping {collection: records}. A mapping is
         always taken for the latter, so pass `records.values()` of a dict of records.
-    embeddings: an (n, dim) array of any integer or floating dtype whose row i is the embedding of record i, in place of
+    embeddings: an (n, dim) array of any integer or floating dtype: row i is the embedding of record i, in place of
         embeddings inside the records; or, for several collections, {collection: array}; or, for a collection of several
         embeddings, {collection: {field: array}}.
     default: makes of a value that the rule of `values` does not know one that it does, and of a record that is no

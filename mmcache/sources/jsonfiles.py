@@ -118,7 +118,12 @@ class JSONSource(FileSource[R_co]):
     """Files of one JSON array of objects, or of objects one after another, as `jq` prints them. See `FileSource`.
 
     An element is held at a time, and not the array. What is no JSON ends the read, as nothing after it has a meaning:
-    `on_invalid` is for elements that are no records. `JSONSource("items.json", Schema("items"))`
+    `on_invalid` is for elements that are no records.
+
+    >>> with open("items.json", "w") as file:
+    ...     json.dump(records, file)
+    >>> dict(mmcache.build("items.mmc", mmcache.JSONSource("items.json", Schema("items"))).records)
+    {'items': 3}
     """
 
     kind = "json"

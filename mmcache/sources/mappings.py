@@ -131,11 +131,8 @@ class _Shaper:
                 raise ValueError(fault)
             if self.sought.fields:
                 self.sought.see(item, names, values)
-            if self.vectors is not None:
-                self._check_apart(item)
-                vector = given
-            elif schema.embeddings:
-                vector = self.decode([item.get(field) for field in schema.embeddings])
+            if self.vectors is not None or schema.embeddings:
+                vector = self._vector_of(item, given)
         except BuildError:
             raise  # of the source as a whole
         except ValueError as error:
@@ -148,6 +145,13 @@ class _Shaper:
             raise BuildError.of(schema.name, key, f"{self.place(self.ordinal)}: {rows}")
         self.ordinal += 1
         return row
+
+    def _vector_of(self, item: Any, given: Vector) -> Vector:
+        """given: what stands apart from the items for this one, where embeddings do."""
+        if self.vectors is None:
+            return self.decode([item.get(field) for field in self.schema.embeddings])
+        self._check_apart(item)
+        return given
 
     def _raw(self, item: Any) -> SourceRecord | None:
         """What there is of an item that is refused, if it has a key."""

@@ -44,13 +44,18 @@ class BaseSource(ABC, Generic[R_co]):
     share a read. A key that the file lacks is then not looked for, until something is invalidated or `fingerprint` has
     changed: see `ScanningSource`. Override `fetch` where single records can be had for less.
 
-        class Orders(mmcache.BaseSource):
-            @contextmanager
-            def read(self):
-                with connect() as db:
-                    yield self.reading(db.rows("SELECT * FROM orders"))
-
-        cache = mmcache.open("orders.mmc", Orders(mmcache.Schema("orders", index=("status",))))
+    >>> class Lines(mmcache.BaseSource):
+    ...     @contextmanager
+    ...     def read(self):
+    ...         with open("items.jsonl") as file:
+    ...             yield self.reading(map(json.loads, file))
+    >>> source = Lines(Schema("items", index=("kind",)))
+    >>> with mmcache.open("items.mmc", source) as items:
+    ...     items["a"]["size"], items.where(kind="prompt").ids
+    (1, ['c'])
+    >>> other = source.with_schemas(Schema("items", index=("kind", "size")))
+    >>> other.schema.index, source.scans("items"), source.fingerprint() == bytes(32), source.spec()
+    (('kind', 'size'), True, True, None)
     """
 
     @overload
@@ -140,7 +145,11 @@ class BaseSource(ABC, Generic[R_co]):
         return None
 
     def with_rules(self, **rules: Any) -> Self:
-        """See `mmcache.open` (on_invalid, max_invalid, on_duplicate). By default `with_schemas`."""
+        """See `mmcache.open` (on_invalid, max_invalid, on_duplicate). By default `with_schemas`.
+
+        >>> mmcache.CallableSource(list, Schema("items")).with_rules(on_invalid="skip").schema.on_invalid
+        'skip'
+        """
         return self.with_schemas(*(replace(schema, **rules) for schema in self._by_name.values()))
 
     def with_schemas(self, *schemas: AnySchema) -> Self:

@@ -231,24 +231,8 @@ def _holds(path: str, suffixes: tuple[str, ...]) -> bool:
 
 def _kind_of_file(path: str) -> str:
     by_name = _by_name(path)
-    if not is_pipe(path):
-        try:
-            found = os.stat(path)
-        except OSError as error:
-            if by_name is not None and isinstance(error, FileNotFoundError):
-                return by_name[0]
-            what = (
-                "there is no file at this path; check the path" if isinstance(error, FileNotFoundError) else str(error)
-            )
-            raise SourceError(what, path=path) from error
-        if not stat.S_ISREG(found.st_mode):
-            raise SourceError("this is no regular file; give a file, a directory, or - for standard input", path=path)
-        if found.st_size == 0:
-            raise SourceError(
-                "the file is empty, which is no source of any kind; check what was to write it", path=path
-            )
-        if found.st_size % _SQLITE_PAGE == 0 and _is_sqlite(path):
-            return "sqlite"
+    if not is_pipe(path) and (kind := _by_status(path, by_name)) is not None:
+        return kind
     try:
         with open_file(path) as file:
             return _kind_of_open(file, path, by_name)
@@ -275,6 +259,23 @@ def _kind_of_open(file: io.BufferedReader, path: str, by_name: tuple[str, bool] 
             path=path,
         )
     return kind
+
+
+def _by_status(path: str, by_name: tuple[str, bool] | None) -> str | None:
+    """The kind, where a file need not be read to know it. Raises SourceError for what can be no source."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError as error:
+        if by_name is not None:
+            return by_name[0]
+        raise SourceError("there is no file at this path; check the path", path=path) from error
+    except OSError as error:
+        raise SourceError(str(error), path=path) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise SourceError("this is no regular file; give a file, a directory, or - for standard input", path=path)
+    if found.st_size == 0:
+        raise SourceError("the file is empty, which is no source of any kind; check what was to write it", path=path)
+    return "sqlite" if found.st_size % _SQLITE_PAGE == 0 and _is_sqlite(path) else None
 
 
 def _by_name(path: str) -> tuple[str, bool] | None:

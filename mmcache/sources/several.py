@@ -11,6 +11,7 @@ from ..errors import BuildError, SourceError
 from ..format.header import PARTLY
 from ..query import Query
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from .base import (
     Changes,
     Key,
@@ -33,13 +34,21 @@ _REMEMBERED = 64
 """Fingerprints of which the parts are remembered."""
 
 
+@internal("given", "kind", "remade", "with_rules", "with_schemas")
 class Sources(Generic[R_co]):
     """Several sources as one: their collections together, the first source's first one as the default.
 
     The names of collections must differ. Each source is read consistently by itself, at about the same time as the
     others, but not at the same moment. What changed is known by key where all sources that have changed know that.
 
-        source = Sources(SQLiteSource("shop.db", Schema("items")), JSONLinesSource("tags.jsonl", Schema("tags")))
+    >>> source = mmcache.Sources(
+    ...     SQLiteSource("items.db", Schema("items")), JSONLinesSource("items.jsonl", Schema("lines"))
+    ... )
+    >>> with mmcache.open("both.mmc", source) as cache:
+    ...     cache["a"]["size"], cache.collection("lines")["c"]["kind"]
+    (1, 'prompt')
+    >>> len(source.sources), source.close()
+    (2, None)
     """
 
     kind: ClassVar[str] = "several"

@@ -1,7 +1,7 @@
 """Any database that SQLAlchemy reaches as the source of truth. Needs the extra `sqlalchemy`, and a driver.
 
 A build is one read of one state of the database, streamed by a cursor of the server's. Lookups use the same columns
-with a condition, and every row that they give is checked by the same rules as the file's (`query.terms_of`, keys equal
+with a condition. Every row that they give is checked by the same rules as the file's (`query.terms_of`, keys equal
 by type and value), so that collations and types of a database never make the two tiers differ.
 """
 
@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, Engine
 from ..errors import BuildError, SourceError
 from ..query import Query, matcher
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from .base import Changes, Invalid, Key, Reading, Row, SourceRecord, flat
 from .casts import check_unmapped
 from .catalog import Catalog
@@ -35,11 +36,15 @@ MAX_IDS = 512
 """Keys that are looked up by one statement."""
 
 
+@internal("given", "kind", "remade", "with_rules")
 class SQLAlchemySource(Generic[R_co]):
     """The tables, views or queries of one database, one collection for each schema.
 
-        source = mmcache.SQLAlchemySource("postgresql://app@db/shop", mmcache.Schema("items", index=("kind",)))
-        cache = mmcache.open("items.mmc", source)
+    >>> source = mmcache.SQLAlchemySource("sqlite:///items.db", Schema("items", index=("kind",)))
+    >>> with mmcache.open("items.mmc", source) as items:
+    ...     items["a"]["kind"], items.where(kind="prompt").ids, source.url
+    ('tool', ['c'], 'sqlite:///...items.db')
+    >>> source.close()
 
     engine_or_url: an engine, which stays the caller's, or a URL. By a URL alone this source goes to other processes
         and into files: what else an engine was made with (`creator`, `connect_args`, listeners) does not go along.
@@ -269,6 +274,10 @@ class SQLAlchemySource(Generic[R_co]):
 
         Raises SourceError for a view or query, for any other database, and where it cannot write; ValueError where
         `fingerprint=` tells of changes.
+
+        >>> source = mmcache.SQLAlchemySource("sqlite:///items.db", Schema("items"))
+        >>> source.track().changed, len(source.untrack()) > 0, source.close()
+        (True, True, None)
         """
         return self._writes.track(limit)
 

@@ -299,6 +299,7 @@ class ArrayDecoder:
     __slots__ = ("dim", "dtype", "size")
 
     is_settled = True
+    taken_as = None
 
     def __init__(self, dim: int | None) -> None:
         self.dim = dim

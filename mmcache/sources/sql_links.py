@@ -3,7 +3,7 @@
 A statement has `MARK` in the place of each parameter, and gets the marks of its driver when it runs. So a `%` or `:` of
 a user's query is never taken for one.
 
-Fork: a child drops its parent's pool without closing what is in it, and keeps it alive for ever, as some drivers say
+Fork: a child drops its parent's pool without closing what is in it. It keeps it alive for ever, as some drivers say
 goodbye to the server by the shared socket when a connection goes. A read that was begun before the fork does not
 continue in the child.
 """

@@ -7,6 +7,7 @@ other order. A query is run as it is, and has the order that its ORDER BY gives 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
@@ -137,6 +138,15 @@ class SQLPlan:
                 columns[at] = [value if type(value) in PLAIN else _VALUES(value) for value in columns[at]]
         return zip(*columns, strict=True)
 
+    def mappings(self, link: Link) -> Iterator[dict[str, Any]]:
+        """All rows, with plain values, whether a record can be made of them or not; those without such values are left
+        out. Streamed, embeddings as they are read."""
+        fields = (*self.schema.key_fields, *self.names[1:], *self.schema.embeddings)
+        for row in self.rows(link):
+            with suppress(ValueError):
+                (plain,) = self._plain([row])
+                yield dict(zip(fields, plain, strict=True))
+
     def keys(self, rows: Iterable[tuple[Any, ...]]) -> frozenset[Key]:
         """Of rows that have the key's columns alone; without those that no record has."""
         found = set()
@@ -237,13 +247,9 @@ def make_plan(link: Link, database: Database, schema: Schema) -> SQLPlan:
     texts = [columns[name].selected for name in (*keys, *fields)] + [columns[name].as_vector for name in embeddings]
     looking = f"SELECT {', '.join(texts)} FROM {origin.body} s"
     order = ""
-    every, pick = looking, None
     if origin.query is None:
         order = "ORDER BY " + ", ".join(f"s.{origin.quote(name)}" for name in origin.primary or keys)
-        every = f"{looking} {order}"
-    elif not database.keeps_order:
-        every, at = origin.query, [there.index(name) for name in selected]
-        pick = itemgetter(*at) if len(at) > 1 else lambda row: (row[at[0]],)
+    picked = None if origin.query is None or database.keeps_order else [there.index(name) for name in selected]
     own = len(keys) + len(fields)
     converts = [(i, columns[name].convert) for i, name in enumerate(selected[:own])]
     converts += [(own + i, columns[name].convert_vector) for i, name in enumerate(embeddings)]
@@ -252,13 +258,9 @@ def make_plan(link: Link, database: Database, schema: Schema) -> SQLPlan:
         schema=schema,
         names=names,
         width=len(keys),
-        decode=tuple(
-            i
-            for i, name in enumerate((None, *fields))
-            if name is not None and (name in schema.json or columns[name].kind == "json")
-        ),
-        all=every,
-        pick=pick,
+        decode=_decoded(schema, fields, columns),
+        all=f"{looking} {order}".rstrip() if picked is None or origin.query is None else origin.query,
+        pick=None if picked is None else _picker(picked),
         looking=looking,
         body=None if origin.query is not None else origin.body,
         order=order,
@@ -271,6 +273,16 @@ def make_plan(link: Link, database: Database, schema: Schema) -> SQLPlan:
         ),
         is_binary=database.is_binary and all(_is_exact(columns[name]) for name in (*keys, *fields)),
     )
+
+
+def _decoded(schema: Schema, fields: Sequence[str], columns: Mapping[str, SQLColumn]) -> tuple[int, ...]:
+    """Positions in a record, whose first value is the key, of the fields that are JSON text."""
+    return tuple(i for i, name in enumerate(fields, 1) if name in schema.json or columns[name].kind == "json")
+
+
+def _picker(at: Sequence[int]) -> Callable[[Any], Any]:
+    """Gives the values at these positions of a row, as a tuple."""
+    return itemgetter(*at) if len(at) > 1 else lambda row: (row[at[0]],)
 
 
 def reduced(link: Link, database: Database, schema: Schema) -> Schema | None:

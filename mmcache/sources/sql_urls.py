@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 
 from ..errors import SourceError
 
-__all__ = ["has_secrets", "parse", "path_of_sqlite", "shown"]
+__all__ = ["has_secrets", "parse", "path_of_sqlite", "shown", "without_secrets"]
 
 _DRIVERS = {
     "postgresql": (("psycopg", "psycopg"), ("psycopg2", "psycopg2"), ("pg8000", "pg8000")),
@@ -73,6 +73,15 @@ def shown(url: URL) -> str:
     """The URL without its password, and without arguments that are one."""
     query: Any = {name: value for name, value in url.query.items() if not _is_secret(name)}
     return url._replace(password=None, query=query).render_as_string(hide_password=False)
+
+
+def without_secrets(where: str) -> str:
+    """`shown` of a text; as it is, where it is no URL or has no secrets."""
+    try:
+        url = sqlalchemy.make_url(where)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return where
+    return shown(url) if has_secrets(url) else where
 
 
 def _is_secret(name: str) -> bool:

@@ -20,6 +20,7 @@ from ..errors import BuildError, SourceError
 from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import AnySchema, R_co, Schema
+from ..shown import internal
 from .base import Changes, Invalid, Key, Reading, Row, Source, SourceRecord, Where, path_in, plain_path, told
 from .casts import check_unmapped
 from .catalog import Catalog
@@ -43,6 +44,7 @@ MAX_IDS = 512
 escape_paths()
 
 
+@internal("given", "kind", "remade", "with_rules")
 class SQLiteSource(Generic[R_co]):
     """The tables, views or queries of one SQLite database, one collection for each schema.
 
@@ -274,6 +276,10 @@ class SQLiteSource(Generic[R_co]):
         cost. Idempotent, and the repair when a table was made anew. `limit`: changes that are remembered.
 
         Raises SourceError for a view, a query, a virtual table or an odd unique index, and where it cannot write.
+
+        >>> source = SQLiteSource("items.db", Schema("items"))
+        >>> source.track().changed, source.track().changed, len(source.untrack()) > 0
+        (True, False, True)
         """
         return self._writes.track(limit)
 
@@ -313,5 +319,8 @@ class SQLiteSource(Generic[R_co]):
         return tuple(schema for schema in found if schema is not None)
 
     def close(self) -> None:
-        """Close the connections. Not final: a later call opens new ones."""
+        """Close the connections. Not final: a later call opens new ones.
+
+        >>> SQLiteSource("items.db", Schema("items")).close()
+        """
         self._connections.close()

@@ -25,7 +25,7 @@ from ..errors import SourceError
 from ..logs import escape_paths
 from ..schema import Schema
 from .base import Changes, Key
-from .bases import bases_of
+from .bases import bases_of, check_keys, spellings
 from .connections import Connections
 from .names import quoted
 from .opening import Connect
@@ -182,18 +182,9 @@ def _respelled(keys: Iterable[Key]) -> Iterator[Key]:
     """These keys, and what a CAST or a concatenation may make of them."""
     for key in keys:
         if isinstance(key, tuple):
-            yield from product(*map(_spellings, key))
+            yield from product(*map(spellings, key))
         else:
-            yield from _spellings(key)
-
-
-def _spellings(value: Any) -> list[Any]:
-    if isinstance(value, int):
-        return [value, str(value)]
-    if isinstance(value, bytes):
-        return [value, value.decode("utf-8", "replace")]
-    is_number = value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20 and str(int(value)) == value
-    return [value, value.encode("utf-8", "surrogatepass"), *([int(value)] if is_number else ())]
+            yield from spellings(key)
 
 
 def _key(values: tuple[Any, ...]) -> Key | None:
@@ -266,7 +257,9 @@ def track(
         tables = []
         for schema in schemas:
             try:
-                for origin, key in bases_of(connection, master.sql, schema).tables:
+                bases = bases_of(connection, master.sql, schema)
+                check_keys(connection, schema, bases)
+                for origin, key in bases.tables:
                     triggers = triggers_of(connection, origin, key)
                     wanted |= triggers
                     tables.append(TrackedTable(origin.name or "", key if len(key) != 1 else key[0], tuple(triggers)))

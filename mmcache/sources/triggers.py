@@ -6,7 +6,7 @@ Too many keys may be logged, never too few: where triggers could miss one, the t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..schema import MAX_KEY_FIELDS
@@ -30,21 +30,25 @@ def triggers_of(connection: _Executes, origin: Origin, key: tuple[str, ...]) -> 
     Raises ValueError where triggers could miss a key.
     """
     table = origin.name or ""
-    name = quoted(table)
     insert = f'INSERT INTO "_mmcache_changes" ({", ".join(("mark", "tbl_name", "key_name", *PARTS[: len(key)]))})'
     values = f"random(), {_text(table)}, {_text(key_name(key))}"
-
-    def named(made: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-        return {
-            (called := _called(event, table, key)): f"CREATE TRIGGER {quoted(called)} {when} BEGIN\n  {body}\nEND"
-            for event, (when, body) in made.items()
-        }
-
-    if not key:
+    if key:
+        made = _by_key(connection, origin, key, insert, values)
+    else:
         events = ("insert", "delete", "update")
-        return named(
-            {event: (f"AFTER {event.upper()} ON {name}", f"{insert}\n    VALUES ({values});") for event in events}
-        )
+        body = f"{insert}\n    VALUES ({values});"
+        made = {event: (f"AFTER {event.upper()} ON {quoted(table)}", body) for event in events}
+    return {
+        (called := _called(event, table, key)): f"CREATE TRIGGER {quoted(called)} {when} BEGIN\n  {body}\nEND"
+        for event, (when, body) in made.items()
+    }
+
+
+def _by_key(
+    connection: _Executes, origin: Origin, key: tuple[str, ...], insert: str, values: str
+) -> dict[str, tuple[str, str]]:
+    """Event -> when a trigger runs, and its body. insert, values: of the log's entry, without the key's columns."""
+    name = quoted(origin.name or "")
 
     def columns(of: str) -> str:
         return ", ".join(f"{of}.{quoted(column)}" for column in key)
@@ -73,7 +77,7 @@ def triggers_of(connection: _Executes, origin: Origin, key: tuple[str, ...]) -> 
         ):
             body = f"{insert}\n    SELECT {values}, {columns('s')} {found};"
             made[event] = f"{when} WHEN EXISTS (\n    SELECT 1 {found})", body
-    return named(made)
+    return made
 
 
 def _differ(one: str, other: str, key: Sequence[str]) -> str:

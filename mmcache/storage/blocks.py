@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from ..errors import CorruptFileError
+from ..errors import CorruptFileError, wrong_checksum
 from ..format.header import BLOCK, HEADER_SIZE, Section
 from ..format.layout import Layout
 from ..format.postings import distinct
+from .verify import of_block
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,10 +62,8 @@ class Blocks:
                 raise CorruptFileError(f"an offset leads to block {block} of {len(self.verified)}", section="blocks")
             if not self.verified[block]:
                 data = self._buffer[max(block * BLOCK, self._begin) : min((block + 1) * BLOCK, end)]
-                if xxh3_64_intdigest(data, block) != checksums[block]:
-                    raise CorruptFileError(
-                        f"the 64 KiB from {block * BLOCK} on do not match their checksum", section="blocks"
-                    )
+                if (found := xxh3_64_intdigest(data, block)) != checksums[block]:
+                    raise of_block(block, checksums[block], found)
                 self.verified[block] = 1
 
     def verify_all(self) -> None:
@@ -72,15 +71,15 @@ class Blocks:
         self._verify(range(len(self.verified)))
         self._load()
         chunks = self._chunks
-        if xxh3_64_intdigest(self._buffer[chunks.offset : chunks.end]) != chunks.checksum:
-            raise CorruptFileError("section 'chunks': checksum does not match", section="chunks")
+        if (found := xxh3_64_intdigest(self._buffer[chunks.offset : chunks.end])) != chunks.checksum:
+            raise wrong_checksum("chunks", chunks.checksum, found)
         if any(self._buffer[self._section.end : chunks.offset]):
             raise CorruptFileError("section 'chunks': the padding before it is not zero", section="chunks")
 
     def _load(self) -> memoryview:
         """The checksums, themselves verified."""
         data = self._buffer[self._section.offset : self._section.end]
-        if xxh3_64_intdigest(data) != self._section.checksum:
-            raise CorruptFileError("section 'blocks': checksum does not match", section="blocks")
+        if (found := xxh3_64_intdigest(data)) != self._section.checksum:
+            raise wrong_checksum("blocks", self._section.checksum, found)
         self._checksums = data.cast("Q")
         return self._checksums

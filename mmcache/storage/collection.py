@@ -4,7 +4,7 @@ What is verified when. A record's checksum is checked on every get, in every mod
 open, or in blocks of 64 KiB when first touched. An id that is found needs no block: the record's own checksum
 and the key in it prove the whole way there. An id that is not found does, and so does every array handed out.
 
-The parts: `Lookup` finds rows by key, `IndexReader` by term, `Batches` reads many rows at once, `Vectors` an embedding,
+The parts: `Lookup` finds rows by key, `IndexReader` by term, `Batches` reads many rows at once; `Vectors` an embedding,
 and `Mapped` is the bytes that all of them read.
 """
 
@@ -26,6 +26,7 @@ from ..format.select import Found, everything, select, span_of, union
 from ..native import bound
 from ..query import Query, Term, parse_query
 from ..schema import Schema
+from ..shown import internal, made_here
 from .batches import SMALL_BATCH, Batches
 from .bykey import ByKey
 from .lookup import Lookup
@@ -51,6 +52,9 @@ _unpack_record = struct.Struct("<QI2xHQ").unpack_from
 """Of a row entry, all but the key's length."""
 
 
+@made_here
+@internal("all_records", "around", "close", "corrupt", "embeddings_at", "file", "find", "ids_at", "index", "is_dirty")
+@internal("layout", "place", "records_at", "rows_between", "table_at", "vector", "vectors")
 class FileCollection(ByKey, Collection[Record]):
     """The records of one collection: a read-only mapping from key to `Record`, in the order of its rows.
 
@@ -58,6 +62,12 @@ class FileCollection(ByKey, Collection[Record]):
     decode; nothing is kept per record. A value that is no key is a TypeError, and False for `in`; so is a tuple of
     another length than the keys have. A key of another type that no record has is a plain miss. Raises CorruptFileError
     where the file is not what was written, and ClosedError after its snapshot was closed.
+
+    >>> items = snapshot.collection("items")
+    >>> items.name, len(items), items.dim, items.key_types, items.embedding_fields, items.row("b")
+    ('items', 3, 2, ('str',), ('vector',), 1)
+    >>> (items.norms**2).round().tolist(), items.norms_of("vector").dtype, items.dim_of("vector"), items.cluster_by
+    ([1.0, 1.0, 2.0], dtype('float32'), 2, None)
     """
 
     # A dict of attributes would make a copy of a collection slower than the original: see `around`.
@@ -237,6 +247,7 @@ class FileCollection(ByKey, Collection[Record]):
 
     @property
     def name(self) -> str:
+        """As in the schema."""
         return self.file.layout.schema.name
 
     @property

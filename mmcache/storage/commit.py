@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..errors import MissingFileError, MmcacheError, PublishError, UntrustedPathError, UnusableFileError
-from ..format.header import HEADER_SIZE, MAGIC, Header, Tokens, parse_header
+from ..format.header import HEADER_SIZE, MAGIC, VERSION, Header, Tokens, parse_header
 from ..format.layout import Layout, left_out_of
 from ..format.leftout import LeftOut
+from ..shown import internal
 from . import fs
 from .names import backup_name
 from .verify import verify_bytes
@@ -47,12 +48,19 @@ MODE = 0o444
 """Of a published file: a stray in-place write, which would pull the pages from under every reader, fails."""
 
 
+@internal("of")
 @dataclass(frozen=True, slots=True)
 class EmbeddingReport:
     """What a build took for the embeddings of one field: whether they were read right shows in their lengths.
 
     dim: numbers in each. dtype: what their bytes were read as; None for lists, arrays, text and .npy files, which say
     so themselves. records: that have one. shortest, longest: of their Euclidean lengths, if finite; None without any.
+
+    >>> vectors = np.array([[3, 4], [0, 1], [0, 2]], "f4")
+    >>> report = mmcache.build("items.mmc", records, Schema("items", embedding="v"), embeddings=vectors)
+    >>> found = report.embeddings["items"]["v"]
+    >>> found.dim, found.records, found.shortest, found.longest
+    (2, 3, 1.0, 5.0)
     """
 
     dim: int
@@ -80,8 +88,13 @@ class BuildReport:
     records: per collection. size: of the file, bytes. build_id, sha256: of the content, hexadecimal.
     seconds: that this call took. changed: whether the published file is another than before; False when the content
     was the same, or when someone else had just built it. durable: False if the file system could not promise that
-    the new name survives a power cut. embeddings: of each collection that has some, by field; empty where another
-    process had built the file. left_out: of each collection of which rows were left out, how many, and the first ones.
+    the new name survives a power cut. format: the version of the file's format. embeddings: of each collection that has
+    some, by field; empty where another process had built the file. left_out: of each collection of which rows were left
+    out, how many, and the first ones.
+
+    >>> report = mmcache.build("items.mmc", records, Schema("items"))
+    >>> report.generation, dict(report.records), report.changed, report.durable, len(report.sha256)
+    (1, {'items': 3}, True, True, 64)
     """
 
     path: str
@@ -93,6 +106,7 @@ class BuildReport:
     seconds: float
     changed: bool
     durable: bool = True
+    format: str = ".".join(map(str, VERSION))
     embeddings: Mapping[str, Mapping[str, EmbeddingReport]] = field(default_factory=dict)
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
 
@@ -190,6 +204,7 @@ def report(
         seconds=time.monotonic() - begun,
         changed=changed,
         durable=durable,
+        format=".".join(map(str, layout.header.version)),
         left_out=left_out_of(layout),
     )
 

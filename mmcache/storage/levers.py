@@ -3,7 +3,7 @@
     roll back   lock  verify .bak  copy it under a new header  fsync  verify  .hold  rename  .bak  fsync dir
                                                                                      ^ commit
 
-The present file becomes the backup after the rename, so a kill at any point leaves the records that were asked for
+The present file becomes the backup after the rename. So a kill at any point leaves the records that were asked for
 either in the published file or in the backup.
 """
 
@@ -125,19 +125,27 @@ def _kept(directory: fs.Directory, file: fs.WriteFile, *, there: bool) -> Iterat
     fresh, new = f"{backup_name(directory.name)}.new", file.identity()
     directory.unlink(fresh)
     try:
-        if not directory.link(directory.name, fresh):
-            with directory.create() as copy, contextlib.closing(directory.read(directory.name)) as present:
-                _copy(present, copy, 0)
-                copy.seal(MODE)
-                directory.rename(copy.name or "", fresh)
-                copy.published()
-        yield
-    finally:
         try:
-            if _has_its_name(directory, file, new):
-                directory.rename(fresh, backup_name(directory.name))
+            if not directory.link(directory.name, fresh):
+                with directory.create() as copy, contextlib.closing(directory.read(directory.name)) as present:
+                    _copy(present, copy, 0)
+                    copy.seal(MODE)
+                    directory.rename(copy.name or "", fresh)
+                    copy.published()
+            yield
         finally:
-            directory.unlink(fresh)
+            _settle(directory, fresh, is_backup=_has_its_name(directory, file, new))
+    except BaseException:
+        # Case: a signal handler raised where that was done. The records that were published are lost otherwise.
+        _settle(directory, fresh, is_backup=_has_its_name(directory, file, new))
+        raise
+
+
+def _settle(directory: fs.Directory, fresh: str, *, is_backup: bool) -> None:
+    """Give the name of the backup to the copy, or remove that; a second time does nothing more."""
+    if is_backup and fs.identity_of(os.path.join(os.path.dirname(directory.path), fresh)) is not None:
+        directory.rename(fresh, backup_name(directory.name))
+    directory.unlink(fresh)
 
 
 def _copy_backup(directory: fs.Directory, file: fs.WriteFile) -> Layout:

@@ -2,7 +2,7 @@
 
 The quick way reads what it needs and proves the result: the key's bytes, or the whole record, are compared. Whatever it
 cannot prove (two keys with one hash, damage, a closed snapshot, a miss in a part that is not verified) goes the
-careful way, which verifies each block that it compares before it believes a miss.
+careful way. That verifies each block that it compares before it believes a miss.
 
 The attributes are for `PureByKey.__getitem__`, which goes the quick way itself: one more call is a tenth of a get.
 """

@@ -190,8 +190,10 @@ class Mapped:
         self.check_open()
         offset, length, _, number, expected = self.row_entry(row)
         raw = bytes(self.view[offset : offset + length])
-        if checksum(raw, number) != expected:
-            raise self.corrupt("records", f"record {row} does not match its checksum")
+        if (found := checksum(raw, number)) != expected:
+            error = self.corrupt("records", f"record {row} does not match its checksum")
+            error.expected, error.found = f"{expected:016x}", f"{found:016x}"
+            raise error
         values = decode(raw)
         shape = self.shapes[number]
         if type(values) is not list or len(values) != shape.count or type(values[0]) not in _KEYS:

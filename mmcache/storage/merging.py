@@ -368,8 +368,8 @@ class _Joining:
     def _other_orders(self, part: _Part) -> dict[Names, Names]:
         """Fields as the part has them -> in the order of the first file that has this set of fields, where it differs.
 
-        A source of mappings gives all records with one set of fields in the order of the first of them, though that be
-        a row that was left out. Where a file has a set in several orders, its source does not.
+        A source of mappings gives all records with one set of fields in the order of the first of them. That
+        may be a row that was left out. Where a file has a set in several orders, its source does not.
         """
         if part.notes is not None:
             for known, order in part.notes.learned.orders.items():

@@ -1,6 +1,6 @@
 """The records of a selection by the terms of one field: as many of the first as are asked for.
 
-Rows of a file come by the order of the terms in its index, walked from one end until there are enough, or, where the
+Rows of a file come by the order of the terms in its index, walked from one end until there are enough; or, where the
 selection is a small part of the file, by the terms of its records, which are read. The records of a source are put
 among them by their terms. Of several terms the smallest counts, or the largest where the order descends; records
 without a term are last, and ties are in the canonical order.

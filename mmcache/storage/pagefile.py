@@ -4,8 +4,8 @@ A `PageFile` is never mapped, so no truncation and no full disk can end its read
 before each get is the word of a `.wake` file, mapped read-only: 8 bytes that writers store with `pwrite`.
 
 The page lock is a range lock on the lock file, which only writers can open, so that no reader can hold up a writer. It
-belongs to the open file and not to the process, dies with its holder, and does not exclude the build lock, a `flock` on
-the same file. Where the system has no such locks, it is a `flock` on the page.
+belongs to the open file and not to the process. It dies with its holder, and does not exclude the build lock, a `flock`
+on the same file. Where the system has no such locks, it is a `flock` on the page.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import BuildError
 from ..format import header as h
 from ..format.curves import SketchLayout
-from ..format.frame import glue, place_arrays
+from ..format.frame import array_headers, place_arrays
 from ..format.layout import (
     BLOCKS_NAME,
     CHUNKS_NAME,
@@ -217,7 +217,7 @@ def _index_part(i: int, encoded: EncodedIndex, aside: Callable[[Any], Pieces]) -
 
 def _framed(name: str, kind: int, arrays: Mapping[str, Pieces], sizes: dict[str, int], entries: int) -> Part:
     offsets, length = place_arrays(sizes)
-    between = glue(sizes)
+    between = array_headers(sizes)
 
     def pieces(_: Mapping[str, int]) -> Iterator[Piece]:
         for array_name, data in arrays.items():

@@ -72,19 +72,6 @@ _TICK = 0.025
 """Longer than a tick of any file system's clock."""
 
 
-class Order(NamedTuple):
-    """What to build. cluster_by, metadata: None where nothing was said about them."""
-
-    source: Source
-    cluster_by: str | Mapping[str, str] | None = None
-    metadata: Mapping[str, Any] | None = None
-
-
-Serves = Callable[[Layout | None], bool]
-Revise = Callable[[Order, Layout | None], Order]
-"""What to build, seen what the published file, or else its backup, says of itself."""
-
-
 class Stages(NamedTuple):
     """What a build writes: every collection, and what was taken for its embeddings. learned: by collection, where the
     source tells."""
@@ -102,34 +89,48 @@ Stage = Callable[
 files are made in the directory, and closed with the lane."""
 
 
+class Order(NamedTuple):
+    """What to build.
+
+    cluster_by, metadata: None where nothing was said about them. asked: the schemas that were asked for, where these
+    are not those of the source. stage: how the source is read, if not here, collection by collection. read_ns: wall
+    clock, when it was read, where that was before: then the file covers nothing that was invalidated since, and has the
+    age of what it holds. lead_ns: what it took until the build was begun, which the next one has to allow for.
+    """
+
+    source: Source
+    cluster_by: str | Mapping[str, str] | None = None
+    metadata: Mapping[str, Any] | None = None
+    asked: tuple[Schema, ...] = ()
+    stage: Stage | None = None
+    read_ns: int | None = None
+    lead_ns: int = 0
+
+
+Serves = Callable[[Layout | None], bool]
+Revise = Callable[[Order, Layout | None], Order]
+"""What to build, seen what the published file, or else its backup, says of itself."""
+
+
 def publish(
     path: str | os.PathLike[str],
-    source: Source,
+    order: Order,
     *,
-    cluster_by: str | Mapping[str, str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
     revise: Revise | None = None,
-    asked: Sequence[Schema] = (),
     progress: Progress | None = None,
     timeout: float = LOCK_TIMEOUT,
     unless: Serves | None = None,
     control: Control | None = None,
     lock: Descriptor | None = None,
-    lead_ns: int = 0,
-    stage: Stage | None = None,
-    read_ns: int | None = None,
 ) -> BuildReport:
-    """Build from a source. `unless` is asked, once we have the lock, whether the whole file that is there already
-    serves, because another process built it while we waited; then it stays. It may raise, too.
+    """Build from a source, and publish. `unless` is asked, once we have the lock, whether the whole file that is there
+    already serves, because another process built it while we waited; then it stays. It may raise, too.
 
     control: the tokens are captured before the source is read. Whatever is invalidated after that makes the new file
     stale, and what was before it is in it. lock: a descriptor that holds the build lock already. revise: gives what is
-    really built; a source that it made is closed here. asked: what the file says was asked for, if it has more.
-    lead_ns: what it took until this call, which the next rebuild has to allow for. stage: how the source is read; by
-    default here, collection by collection. read_ns: when it was read, where that was before: then the new file covers
-    nothing that was invalidated since, and has the age of what it holds.
+    really built; a source that it made is closed here.
     """
-    begun, order, wanted = time.monotonic(), Order(source, cluster_by, metadata), asked or source.schemas
+    begun, wanted = time.monotonic(), order.asked or order.source.schemas
     _clusters(order)  # what cannot be meant is refused at once
     opened = fs.Directory(os.fspath(path), make=True)
     with opened as directory, buildlock.hold(directory, timeout, lock), contextlib.ExitStack() as building:
@@ -142,24 +143,12 @@ def publish(
             return report(directory, old.layout, begun, changed=False)
         building.enter_context(_announced(control))
         before = old.layout or description_in(directory)
-        if revise is not None:
-            order = revise(order, before)
-            if order.source is not source:
-                building.callback(_close, order.source)
-        return _build(
-            directory,
-            order,
-            old,
-            before=before,
-            lock=lock,
-            asked=() if set(wanted) == set(order.source.schemas) else wanted,
-            progress=progress,
-            control=control,
-            lead_ns=lead_ns,
-            stage=stage or stage_all,
-            read_ns=read_ns,
-            begun=begun,
-        )
+        revised = order if revise is None else revise(order, before)
+        if revised.source is not order.source:
+            building.callback(_close, revised.source)
+        asked = () if set(wanted) == set(revised.source.schemas) else tuple(wanted)
+        final = revised._replace(asked=asked)
+        return _build(directory, final, old, before=before, lock=lock, progress=progress, control=control, begun=begun)
 
 
 def _build(
@@ -169,71 +158,74 @@ def _build(
     *,
     before: Layout | None,
     lock: Descriptor | None,
-    asked: Sequence[Schema],
     progress: Progress | None,
     control: Control | None,
-    lead_ns: int,
-    stage: Stage,
-    read_ns: int | None,
     begun: float,
 ) -> BuildReport:
     """Build under the lock, and publish; unless the content is what is published now."""
-    source, clusters = order.source, _clusters(order)
     directory.sweep()
     with directory.create() as file:
-        tokens = Tokens() if control is None else control.tokens()
-        fingerprint = lasting_fingerprint(source)
-        created_ns, started_ns = time.time_ns(), time.monotonic_ns()
-        if read_ns is not None:
-            created_ns = min(read_ns, created_ns)
-            if control is not None:
-                tokens = control.tokens_as_of(created_ns, None if old.layout is None else old.layout.header)
-        digest, embeddings = _write(directory, file, order, clusters, asked=asked, progress=progress, stage=stage)
+        covered = _Covered.by(order, control, old)
+        digest, embeddings = _write(directory, file, order, progress)
         current = old.layout if old.is_there(directory) else Published.of(directory).layout
-        elapsed_ns = lead_ns + time.monotonic_ns() - started_ns
-        as_good_as = tokens, created_ns, elapsed_ns, fingerprint
+        elapsed_ns = order.lead_ns + time.monotonic_ns() - covered.started_ns
+        good_as = covered.tokens, covered.created_ns, elapsed_ns, covered.fingerprint
         if (
             current is not None
             and current.header.build_id == digest.build_id
             # Where this cannot be noted for everybody, only a new header can tell.
-            and (read_ns is not None or control is None or control.revalidated(current.header, *as_good_as))
+            and (order.read_ns is not None or control is None or control.revalidated(current.header, *good_as))
         ):
             return replace(report(directory, current, begun, changed=False), embeddings=embeddings)
         header = Header(
             file_size=digest.size,
             section_count=digest.section_count,
             generation=next_generation(directory, 0 if control is None else control.generation),
-            created_ns=created_ns,
+            created_ns=covered.created_ns,
             elapsed_ns=elapsed_ns,
             build_id=digest.build_id,
             sha256=digest.sha256,
-            fingerprint=fingerprint,
-            **tokens._asdict(),
+            fingerprint=covered.fingerprint,
+            **covered.tokens._asdict(),
         )
         keeping = backed_up(directory, lock, there=current is not None)
         done = commit(directory, file, header, control=control, before=before, keeping=keeping, begun=begun)
         return replace(done, embeddings=embeddings)
 
 
+class _Covered(NamedTuple):
+    """What the new file will cover, captured before the source is read. started_ns: by time.monotonic_ns()."""
+
+    tokens: Tokens
+    fingerprint: bytes
+    created_ns: int
+    started_ns: int
+
+    @classmethod
+    def by(cls, order: Order, control: Control | None, old: Published) -> _Covered:
+        tokens = Tokens() if control is None else control.tokens()
+        fingerprint = lasting_fingerprint(order.source)
+        created_ns, started_ns = time.time_ns(), time.monotonic_ns()
+        if order.read_ns is not None:
+            created_ns = min(order.read_ns, created_ns)
+            if control is not None:
+                tokens = control.tokens_as_of(created_ns, None if old.layout is None else old.layout.header)
+        return cls(tokens, fingerprint, created_ns, started_ns)
+
+
 def _write(
-    directory: fs.Directory,
-    file: fs.WriteFile,
-    order: Order,
-    clusters: Mapping[str, str],
-    *,
-    asked: Sequence[Schema],
-    progress: Progress | None,
-    stage: Stage,
+    directory: fs.Directory, file: fs.WriteFile, order: Order, progress: Progress | None
 ) -> tuple[Digest, Mapping[str, Mapping[str, EmbeddingReport]]]:
     """Read the source, and write all but the header."""
+    stage = order.stage or stage_all
     with Lane() as lane:
-        staged, embeddings, _ = stage(order.source, clusters, directory, lane, progress)
+        staged, embeddings, _ = stage(order.source, _clusters(order), directory, lane, progress)
         plan = lay_out(
             staged,
             writer=writer(),
             source=order.source.spec(),
             metadata=order.metadata,
-            asked=asked,
+            asked=order.asked,
         )
         file.allocate(plan.size)
         return write(plan, file, lane, progress), embeddings

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack, overload
 from ..format.keys import Key, check_keys
 from ..query import Term
 from ..schema import R_co, Schema
+from ..shown import made_here
 from .asked import SearchOptions
 from .rows import FilePlace
 from .selection import Selection
@@ -29,8 +30,14 @@ __all__ = ["Collection", "EmbeddingRef", "sought"]
 T = TypeVar("T")
 
 
+@made_here
 class EmbeddingRef(NamedTuple):
-    """An embedding to be sent to another process of the machine: some hundred bytes, whatever its length."""
+    """An embedding to be sent to another process of the machine: some hundred bytes, whatever its length.
+
+    >>> ref = cache.embedding_ref("c")
+    >>> ref.row, ref.field, pickle.loads(pickle.dumps(ref)).embedding.tolist()
+    (2, None, [1.0, 1.0])
+    """
 
     place: FilePlace
     row: int
@@ -82,11 +89,19 @@ class Collection(Mapping[Key, R_co]):
 
     @abstractmethod
     def values(self) -> ValuesView[R_co]:
-        """The records, decoded in batches."""
+        """The records, decoded in batches.
+
+        >>> [record["size"] for record in cache.values()]
+        [1, 2, 3]
+        """
 
     @abstractmethod
     def items(self) -> ItemsView[Key, R_co]:
-        """Keys and records, decoded in batches."""
+        """Keys and records, decoded in batches.
+
+        >>> {key: record["kind"] for key, record in cache.items()}
+        {'a': 'tool', 'b': 'tool', 'c': 'prompt'}
+        """
 
     @abstractmethod
     def where(self, terms: Mapping[str, object] | None = None, /, **more: object) -> Selection[R_co]:
@@ -187,16 +202,28 @@ class Collection(Mapping[Key, R_co]):
 
     @abstractmethod
     def embeddings_of(self, field: str) -> NDArray[np.float32]:
-        """The same of one of several embeddings. Raises ValueError for a field that is none."""
+        """The same of one of several embeddings. Raises ValueError for a field that is none.
+
+        >>> cache.embeddings_of("vector")[2].tolist()
+        [1.0, 1.0]
+        """
 
     @property
     @abstractmethod
     def has_embedding(self) -> NDArray[np.bool_]:
-        """bool, (n,): which rows of `embeddings` are those of records that have one. O(n)."""
+        """bool, (n,): which rows of `embeddings` are those of records that have one. O(n).
+
+        >>> cache.embeddings[cache.has_embedding].shape
+        (3, 2)
+        """
 
     @abstractmethod
     def has_embedding_of(self, field: str) -> NDArray[np.bool_]:
-        """The same of one of several embeddings."""
+        """The same of one of several embeddings. Raises ValueError for a field that is none.
+
+        >>> cache.has_embedding_of("vector").tolist()
+        [True, True, True]
+        """
 
     @abstractmethod
     def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:

@@ -10,6 +10,7 @@ from ..format.records import Names, Shape
 from ..models import M, Model
 from ..native import bound, core
 from ..schema import R_co
+from ..shown import made_here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +69,7 @@ else:
     Fields = core.Fields
 
 
+@made_here
 class Record(Fields, Mapping[str, Any]):
     """The fields of one record as they were given, the key first, the embeddings apart.
 
@@ -77,6 +79,8 @@ class Record(Fields, Mapping[str, Any]):
     >>> record = cache["a"]
     >>> record["kind"], record.id, dict(record)
     ('tool', 'a', {'id': 'a', 'kind': 'tool', 'size': 1})
+    >>> record.embedding.tolist(), record.embedding_of("vector").tolist(), record.embedding_fields
+    ([1.0, 0.0], [1.0, 0.0], ('vector',))
     """
 
     __slots__ = ()

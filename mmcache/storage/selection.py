@@ -22,6 +22,7 @@ from ..format.keys import Key
 from ..format.records import Names
 from ..query import path_of
 from ..schema import R_co
+from ..shown import internal, made_here
 from ..sources.base import SourceRecord, flat
 from .asked import one_of
 from .mending import Instead, after, falls_back, going_on
@@ -45,6 +46,8 @@ S = TypeVar("S")
 _NO_ROWS = np.empty(0, np.uint32)
 
 
+@made_here
+@internal("from_source")
 class Selection(Sequence[R_co]):
     """Records of one collection. Making one reads no record; iterating decodes them as it goes.
 
@@ -61,6 +64,10 @@ class Selection(Sequence[R_co]):
     >>> tools = cache.where(kind="tool")
     >>> len(tools), tools.ids, tools[0]["size"], tools.order_by("size", descending=True).limit(1).ids
     (2, ['a', 'b'], 1, ['b'])
+    >>> tools.rows.tolist(), tools.complete, tools.embeddings.tolist(), tools.nearest([1, 0], k=1).ids
+    ([0, 1], True, [[1.0, 0.0], [0.0, 1.0]], ['a'])
+    >>> tools.embeddings_of("vector").shape, len(tools.nearest_many([[1, 0], [0, 1]])), tools.to_arrow(["id"]).num_rows
+    ((2, 2), 2, 2)
     >>> (tools - cache.where(size=1)).ids, (tools | cache.where(size=3)).ids
     (['b'], ['a', 'b', 'c'])
     """

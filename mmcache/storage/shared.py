@@ -27,7 +27,7 @@ from .descriptors import Descriptor
 from .trust import check_readable
 
 __all__ = [
-    "Holding",
+    "HeldLock",
     "SmallFile",
     "create",
     "create_held",
@@ -94,7 +94,7 @@ def _write(fd: int, offset: int, data: bytes) -> None:
         data, offset = data[moved:], offset + moved
 
 
-class Holding:
+class HeldLock:
     """A lock held for as long as its process lives or until `close`: that is how others know that it lives.
 
     Its descriptor writes, too, where `create_held` or `take_held` made it. It is used and closed only while it is
@@ -109,7 +109,7 @@ class Holding:
         self._lock(descriptor)
 
     @classmethod
-    def _of(cls, descriptor: Descriptor) -> Holding:
+    def _of(cls, descriptor: Descriptor) -> HeldLock:
         holding = cls.__new__(cls)
         holding._lock(descriptor)
         return holding
@@ -260,7 +260,7 @@ def create(path: str, content: bytes) -> bool:
     raise PublishError("the file system has no hard links", path=path)
 
 
-def create_held(path: str, content: bytes) -> Holding:
+def create_held(path: str, content: bytes) -> HeldLock:
     """A new file whose lock its maker holds from before there is anything in it.
 
     Empty and not locked for a moment: a process that finds it so may remove it, under its lock, as of a killed maker.
@@ -270,7 +270,7 @@ def create_held(path: str, content: bytes) -> Holding:
         descriptor = Descriptor(fs.system, is_lock=True)
         try:
             descriptor.open(directory.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, _MODE, directory.fd)
-            holding = Holding._of(descriptor)
+            holding = HeldLock._of(descriptor)
             try:
                 if not descriptor.identify().st_nlink:
                     raise FileNotFoundError(errno.ENOENT, "was removed before it was locked", path)
@@ -286,7 +286,7 @@ def create_held(path: str, content: bytes) -> Holding:
     return holding
 
 
-def take_held(path: str) -> Holding | None:
+def take_held(path: str) -> HeldLock | None:
     """The lock of a file that lost its holder, to be written; None where another holds it, or it is gone.
 
     A reader that asks `is_held` has it for a moment, so a lock that is only shared is tried again, some times.
@@ -294,7 +294,7 @@ def take_held(path: str) -> Holding | None:
     """
     for pause in (0.0002, 0.001, 0.004, None):
         try:
-            holding = Holding(path, os.O_RDWR)
+            holding = HeldLock(path, os.O_RDWR)
         except FileNotFoundError:
             return None
         except BlockingIOError:

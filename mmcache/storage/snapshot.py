@@ -20,12 +20,13 @@ from weakref import WeakValueDictionary
 from xxhash import xxh3_64_intdigest
 
 from ..additive import seen_in
-from ..errors import ClosedError, CorruptFileError, GenerationGoneError, UnusableFileError
+from ..errors import ClosedError, CorruptFileError, GenerationGoneError, UnusableFileError, wrong_checksum
 from ..format.header import IDS, INDEX, ROWS, Header
 from ..format.keys import Key
 from ..format.layout import CollectionLayout, Layout, validate
 from ..query import Term
 from ..schema import Schema
+from ..shown import internal, made_here
 from ..words import ago, bytes_of, html_of
 from .blocks import Blocks
 from .bykey import First
@@ -156,6 +157,8 @@ class Host(Protocol):
     def verified(self, header: Header, identity: Identity) -> None: ...
 
 
+@made_here
+@internal("attach", "default", "expired", "identity", "layout", "opened_in")
 class Snapshot(First, Collection[Record]):
     """One generation of a file, with no source, no lock and no control page; a mapping of its first collection.
 
@@ -163,19 +166,21 @@ class Snapshot(First, Collection[Record]):
     the path may hold another generation by then.
 
     >>> with mmcache.Snapshot.open("cache.mmc") as snapshot:
-    ...     snapshot.generation, snapshot["a"]["kind"], list(snapshot.collections)
-    (1, 'tool', ['items'])
+    ...     snapshot.generation, snapshot["a"]["kind"], list(snapshot.collections), snapshot.metadata, snapshot.source
+    (1, 'tool', ['items'], mappingproxy({}), None)
     """
 
-    def __init__(
-        self, file: ReadFile, layout: Layout, collections: dict[str, FileCollection], in_memory: bytes | None
-    ) -> None:
-        self._file = file
-        self._layout = layout
-        self._collections = collections
-        self.default = next(iter(collections.values()))
+    _file: ReadFile
+    _layout: Layout
+    _collections: dict[str, FileCollection]
+    _in_memory: bytes | None
+
+    def __init__(self, *parts: Any) -> None:
+        if len(parts) != 4:
+            raise TypeError("a Snapshot is opened by mmcache.Snapshot.open(path)")
+        self._file, self._layout, self._collections, self._in_memory = parts
+        self.default = next(iter(self._collections.values()))
         """The first collection, which the snapshot itself is a mapping of."""
-        self._in_memory = in_memory
         self._closed = False
         self.opened_in = 0.0
         """Seconds that opening took."""
@@ -194,6 +199,10 @@ class Snapshot(First, Collection[Record]):
 
         Raises MissingFileError, CorruptFileError, IncompatibleFormatError, UntrustedPathError, or their base
         UnusableFileError for a file that the system does not let us read.
+
+        >>> snapshot = mmcache.Snapshot.open("cache.mmc", verify="full")
+        >>> snapshot.path, snapshot.header.version[0], snapshot.created < time.time()
+        ('cache.mmc', 2, True)
         """
         if verify not in ("auto", "full", "lazy"):
             raise ValueError(f"verify must be 'auto', 'full' or 'lazy', not {verify!r}")
@@ -323,7 +332,11 @@ class Snapshot(First, Collection[Record]):
         return MappingProxyType(self._collections)
 
     def collection(self, name: str) -> FileCollection:
-        """A collection by name. Raises KeyError naming those that there are."""
+        """A collection by name. Raises KeyError naming those that there are.
+
+        >>> snapshot.collection("items").norms[:2].tolist()
+        [1.0, 1.0]
+        """
         try:
             return self._collections[name]
         except KeyError:
@@ -396,6 +409,8 @@ class Snapshot(First, Collection[Record]):
 
         deep: also decode every record, find it by its key, and check every posting list. O(n).
         Raises CorruptFileError naming what is wrong.
+
+        >>> snapshot.verify(deep=True)
         """
         if self._closed:
             raise ClosedError("the snapshot was closed: open it again with Snapshot.open(path)", path=self.path)
@@ -415,7 +430,13 @@ class Snapshot(First, Collection[Record]):
     # --- lifetime
 
     def close(self) -> None:
-        """Let go of the file. Arrays handed out stay valid, and keep it mapped, until they are dropped."""
+        """Let go of the file. Arrays handed out stay valid, and keep it mapped, until they are dropped.
+
+        >>> vectors = snapshot.embeddings
+        >>> snapshot.close()
+        >>> vectors.shape
+        (3, 2)
+        """
         if not self._closed:
             self._closed = True
             for collection in self._collections.values():
@@ -471,6 +492,6 @@ def _verify_indexes(layout: Layout, view: memoryview, blocks: Blocks) -> None:
     """Checksum the sections that look-ups go through: ids, rows and indexes."""
     for section in layout.sections.values():
         if section.kind in (IDS, ROWS, INDEX):
-            if xxh3_64_intdigest(view[section.offset : section.end]) != section.checksum:
-                raise CorruptFileError(f"section {section.name!r}: checksum does not match", section=section.name)
+            if (found := xxh3_64_intdigest(view[section.offset : section.end])) != section.checksum:
+                raise wrong_checksum(section.name, section.checksum, found)
             blocks.mark(section)

@@ -419,7 +419,7 @@ class Staged:
 
         def twice(first: int, row: int) -> None:
             key = key_of(msgpack.unpackb(self.raw_key(row)))
-            way = 'on_duplicate="first" or "last" takes one of them'
+            way = 'on_duplicate="first" or "last" takes one of them, and a key=(...) of more fields all of them'
             raise self.fail(key, f"the key stands twice, in records {first} and {row} (from 0); {way}")
 
         return in_order(np.array(self.keys.hashes, np.uint64), self.raw_key, twice)

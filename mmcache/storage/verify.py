@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from ..errors import CorruptFileError
-from ..format.header import BLOCK, DIGEST, HEADER_SIZE, LEAF, sha256_of
+from ..errors import CorruptFileError, wrong_checksum
+from ..format.header import BLOCK, DIGEST, HEADER_SIZE, LEAF, Section, sha256_of
 from ..format.layout import Layout, Read, leaf_count, validate
 from .fs import CHUNK
 from .leaves import Leaves
@@ -32,13 +32,11 @@ def verify_bytes(read: Read, size: int, *, digests: bool = True) -> Layout:
             if damaged is None:
                 damaged = _damaged_block(low, data, checksums)
     extents.end()
-    if xxh3_64_intdigest(raw) != blocks.checksum:
-        raise _mismatch(blocks.name)
+    _check(blocks, raw)
     if damaged is not None:  # a section says more of itself, so those were checked first
-        raise CorruptFileError(f"the 64 KiB from {damaged * BLOCK} on do not match their checksum", section="blocks")
+        raise damaged
     chunks = read(layout.chunks.offset, layout.chunks.length)
-    if xxh3_64_intdigest(chunks) != layout.chunks.checksum:
-        raise _mismatch(layout.chunks.name)
+    _check(layout.chunks, chunks)
     if any(read(blocks.end, layout.chunks.offset - blocks.end)):
         raise _padding(layout.chunks.name)
     if extents.leaves is not None:
@@ -46,8 +44,9 @@ def verify_bytes(read: Read, size: int, *, digests: bool = True) -> Layout:
         extents.leaves.end()
         _check_digests(layout, extents.leaves.joined(), chunks)
         table = read(HEADER_SIZE, layout.header.table_size)
-        if sha256_of(table, chunks) != layout.header.sha256:
-            raise CorruptFileError("section 'header': SHA-256 does not match the content", section="header")
+        if (digest := sha256_of(table, chunks)) != layout.header.sha256:
+            text = "section 'header': SHA-256 does not match the content"
+            raise wrong_checksum("header", layout.header.sha256, digest, text)
     return layout
 
 
@@ -59,21 +58,21 @@ def _check_digests(layout: Layout, found: bytes, expected: bytes) -> None:
     for section in layout.sections.values():
         count = leaf_count([section.length])
         if left < count:
-            raise CorruptFileError(
-                f"section {section.name!r}: SHA-256 of the 128 KiB from {left * LEAF} on does not match",
-                section=section.name,
-            )
+            text = f"section {section.name!r}: SHA-256 of the 128 KiB from {left * LEAF} on does not match"
+            end = at + DIGEST
+            raise wrong_checksum(section.name, expected[at:end], found[at:end], text)
         left -= count
 
 
-def _damaged_block(low: int, data: memoryview, checksums: Sequence[int]) -> int | None:
-    """The first block of these bytes that does not match; they begin and end with a block, or with all blocks."""
+def _damaged_block(low: int, data: memoryview, checksums: Sequence[int]) -> CorruptFileError | None:
+    """Of the first block of these bytes that does not match; they begin and end with a block, or with all blocks."""
     at = 0
     while at < len(data):
         block, within = divmod(low + at, BLOCK)
         end = min(at + BLOCK - within, len(data))
-        if block >= len(checksums) or xxh3_64_intdigest(data[at:end], block) != checksums[block]:
-            return block
+        found, expected = xxh3_64_intdigest(data[at:end], block), checksums[block] if block < len(checksums) else 0
+        if block >= len(checksums) or found != expected:
+            return of_block(block, expected, found)
         at = end
     return None
 
@@ -124,16 +123,23 @@ class _Extents:
 
     def _finish(self) -> None:
         extent = self._left.pop()
-        if extent.checksum not in (None, self._digest.intdigest()):
-            raise _mismatch(extent.name)
+        if extent.checksum is not None and (found := self._digest.intdigest()) != extent.checksum:
+            raise wrong_checksum(extent.name, extent.checksum, found)
         self._digest = xxh3_64()
         if self.leaves is not None:
             self.leaves.end()
 
 
-def _mismatch(section: str) -> CorruptFileError:
-    return CorruptFileError(f"section {section!r}: checksum does not match", section=section)
+def _check(section: Section, data: bytes) -> None:
+    if (found := xxh3_64_intdigest(data)) != section.checksum:
+        raise wrong_checksum(section.name, section.checksum, found)
 
 
 def _padding(section: str) -> CorruptFileError:
     return CorruptFileError(f"section {section!r}: the padding before it is not zero", section=section)
+
+
+def of_block(block: int, expected: int, found: int) -> CorruptFileError:
+    """For 64 KiB that do not match their checksum."""
+    text = f"the 64 KiB from {block * BLOCK} on do not match their checksum"
+    return wrong_checksum("blocks", expected, found, text)

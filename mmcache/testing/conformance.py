@@ -48,9 +48,11 @@ def check_source(source: Source, *, change: Callable[[], object] | None = None, 
         stale answers are not looked for.
     pickles: False for a source that is used in threads alone.
 
-        def test_orders(tmp_path):
-            source = Orders(tmp_path / "orders.db")
-            check_source(source, change=lambda: source.db.execute("UPDATE orders SET n = n + 1"))
+    >>> from mmcache.testing import check_source
+    >>> def change():
+    ...     with contextlib.closing(sqlite3.connect("items.db")) as db, db:
+    ...         _ = db.execute("UPDATE items SET size = size + 1")
+    >>> check_source(SQLiteSource("items.db", Schema("items", index=("kind", "size"))), change=change)
     """
     check = _Check(source)
     check.all(change, pickles=pickles)

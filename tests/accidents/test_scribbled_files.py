@@ -8,7 +8,9 @@ documented limit.)
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from tests.accidents.stage import (
     source,
     until,
 )
+from tests.support.crew import Worker
 
 VICTIMS = {
     "page": (".ctl",),
@@ -243,6 +246,62 @@ def test_a_damaged_page_forgets_nothing_for_a_new_worker(stage, victim, damage):
     assert [worker(notes_of, keys) for worker in (newcomer, *workers)] == [["new"] * 10] * 3
 
 
+# --- the published file itself, written to in place and not truncated -----------------------------------------------
+
+
+def item(number: int) -> dict[str, str]:
+    return {"id": f"k{number}", "kind": "abc"[number % 3], "note": "old"}
+
+
+def wrong_gets(cache: Cache, rounds: int) -> list[str]:
+    """Reads by key that were not answered as the source has it."""
+    expected = [item(7 * i % 200) for i in range(rounds)]
+    return [one["id"] for one in expected if dict(cache[one["id"]]) != one or one["id"] not in cache]
+
+
+def wrong_answers(cache: Cache, rounds: int) -> list[str]:
+    """Reads of every kind that were not."""
+    wrong = wrong_gets(cache, rounds)
+    for _ in range(rounds):
+        for n, kind in enumerate("abc"):
+            if sorted(cache.where(kind=kind).ids) != sorted(f"k{i}" for i in range(n, 200, 3)):
+                wrong.append(f"where {kind}")
+        if sorted(cache) != sorted(f"k{i}" for i in range(200)) or cache.get_many(["k7", "absent"]) != [item(7), None]:
+            wrong.append("iteration or get_many")
+    return wrong
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_writes_into_the_published_file_give_no_wrong_answer(path, db, crew, seed):
+    """By a program that means another file. A get is right throughout; what indexes answer, from the next poll on, for
+    they are verified once. A rebuild mends it without a person."""
+    verify = ["auto", "lazy"][seed % 2]
+    workers = crew.hire(opens(path, db, executor="thread", rebuild_after=0.0, verify=verify), 3)
+    assert [worker(note_of) for worker in workers] == ["old"] * 3
+    chance = random.Random(seed)
+    for worker in workers:
+        worker.begin(wrong_gets, 1000)
+    for _ in range(40):
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.seek(chance.randrange(0, path.stat().st_size - 64))
+            file.write(chance.randbytes(chance.choice([1, 8, 64])))
+        time.sleep(0.02)
+    assert [worker.result(120.0) for worker in workers] == [[], [], []]
+    for worker in workers:
+        worker("refresh")
+    assert [worker(wrong_answers, 20) for worker in workers] == [[], [], []]
+
+    def is_whole(worker: Worker) -> bool:
+        before = worker("stats").hits
+        return worker(wrong_answers, 5) == [] and worker("stats").hits >= before + 5
+
+    until("the file answers again", lambda: all(is_whole(worker) for worker in workers), timeout=60.0)
+    if verify == "auto":  # "lazy" believes what no read touches
+        with mmcache.Snapshot.open(path) as snapshot:
+            snapshot.verify(deep=True)
+
+
 def test_an_old_page_copied_over_the_page_takes_nothing_back(path, db, crew, workers):
     assert workers[0](invalidate_changed, db, "k1")
     (page,) = victims(path, "page")
@@ -260,7 +319,7 @@ def test_an_old_page_copied_over_the_page_takes_nothing_back(path, db, crew, wor
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_files_without_permissions_are_survived(place, victim, mode):
     if os.geteuid():
-        pytest.skip("needs root, to become a user whom permissions bind")
+        pytest.skip("needs root, to become a user that permissions bind")
     apart(change_modes, place, victim, mode)
 
 

@@ -189,7 +189,7 @@ def test_without_a_source_no_age_matters(path, bank, clock):
 # --- a source that was written to -------------------------------------------------------------------------------------
 
 
-def test_a_write_that_nobody_told_of_is_noticed_at_the_next_look(caches, bank):
+def test_a_write_that_was_not_announced_is_noticed_at_the_next_poll(caches, bank):
     cache = caches()
     assert cache.stats().state == "fresh"
     write(bank)

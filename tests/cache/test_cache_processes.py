@@ -1,4 +1,4 @@
-"""A cache goes where its users go: threads, fork, spawn and forkserver; and is built once, whoever comes first."""
+"""A cache goes where its users go: threads, fork, spawn and forkserver; and is built once, whichever comes first."""
 
 from __future__ import annotations
 

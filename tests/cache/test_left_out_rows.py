@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import mmcache
+from examples.demo.bank import write_bank
 from mmcache import Cache, IterableSource, JSONLinesSource, Schema, SourceError, SQLiteSource
-from mmcache.presets.patterns import AGENT_CONFIGS, PATTERNS, PatternsSource, write_bank
+from mmcache.presets.patterns import AGENT_CONFIGS, PATTERNS, PatternsSource
 from tests.support.waits import until
 
 Row = dict[str, Any]

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 import mmcache
+from examples.demo.bank import write_bank
 from mmcache import Schema, Snapshot, SQLiteSource
 from mmcache.cli import main
 from mmcache.cli.main import COMMANDS
 from mmcache.cli.options import FILE_COMPLETION
-from mmcache.presets.patterns import write_bank
-from tests.support.console import ROOT, environment, make_shelf, ok, run
+from tests.support.console import ROOT, environment, make_shelf, ok, run, run_here
 from tests.support.observe import beside
 
 
@@ -288,6 +288,18 @@ def test_build_from_json_lines(tmp_path, capsys, suffix):
         assert snapshot.where(kind=1).ids == ["k1", "k3"]
         assert snapshot.schema.name == "things"
     assert "unchanged, generation 1 stays" in call(capsys, "rebuild", target)
+
+
+def test_the_preset_takes_embeddings_of_another_length(tmp_path, capsys):
+    bank, target = tmp_path / "bank.db", tmp_path / "bank.mmc"
+    write_bank(bank, 4, agents=2, dim=24)
+    assert run_here(capsys, "build", bank, "--preset", "patterns", "-o", target)[0] == 1
+    call(capsys, "build", bank, "--preset", "patterns", "--dim", "24", "-o", target)
+    call(capsys, "rebuild", target)
+    with Snapshot.open(target) as snapshot:
+        assert snapshot.collection("patterns").embeddings.shape == (4, 24)
+    for words in (("patterns", "--dim", "24,24"), ("patterns", "--dim", "0"), ("llm", "--dim", "24")):
+        assert run_here(capsys, "build", bank, "--preset", *words, "-o", target)[0] == 2
 
 
 def test_build_with_the_preset_makes_all_its_collections(tmp_path, capsys):

@@ -78,8 +78,9 @@ def test_exit_codes_are_those_of_the_process(tmp_path, corrupt):
 
 def test_damage_is_5_and_says_where(corrupt, capsys):
     err = fails(capsys, 5, "verify", corrupt)
-    reason = "section '0/records': checksum does not match"
-    assert err == f"mmcache verify: {corrupt}: {reason}. Next: mmcache rebuild {corrupt}\n"
+    reason = "section '0/records': checksum does not match: expected [0-9a-f]{16}, found [0-9a-f]{16}"
+    path = re.escape(str(corrupt))
+    assert re.fullmatch(rf"mmcache verify: {path}: {reason}\. Next: mmcache rebuild {path}\n", err)
 
 
 def test_a_damaged_record_is_5_and_the_others_are_printed(corrupt, capsys):
@@ -122,6 +123,12 @@ def test_the_verdict_on_an_unusable_file_is_data_too(tmp_path, corrupt, capsys):
     assert main(["verify", str(corrupt), "--json"]) == 5
     verdict = json.loads(capsys.readouterr().out)
     assert (verdict["ok"], verdict["state"], verdict["section"]) == (False, "corrupt", "0/records")
+    assert verdict["kind"] == "checksum"
+    assert verdict["expected"] != verdict["found"]
+    corrupt.write_bytes(corrupt.read_bytes()[:-1])
+    assert main(["verify", str(corrupt), "--json"]) == 5
+    verdict = json.loads(capsys.readouterr().out)
+    assert (verdict["kind"], verdict["expected"]) == ("structure", None)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
@@ -184,7 +191,6 @@ def test_a_held_lock_is_75_and_says_who_holds_it(shelf, capsys):
         (["build", "DB", "-o", "NEW", "--index", "a,,b"], "expected names separated by commas"),
         (["build", "x.jsonl", "-o", "NEW", "--table", "t"], "--table is for databases"),
         (["build", "DB"], "the following arguments are required: -o/--output"),
-        (["demo", "--dir", "HERE"], "is not empty"),
     ],
 )
 def test_wrong_arguments_are_2_and_change_nothing(shelf, capsys, monkeypatch, words, reason):

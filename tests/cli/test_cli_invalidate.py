@@ -1,4 +1,4 @@
-"""`mmcache invalidate`: what it tells, to whom, and what it refuses."""
+"""`mmcache invalidate`: what it notifies, and what it refuses."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_damaged_file_with_a_good_backup_may_be_invalidated(shop, database, ca
     assert main(["invalidate", str(shop), "s1"]) == 5
 
 
-def test_where_nobody_can_be_told_it_fails(tmp_path, capsys):
+def test_where_no_process_can_be_notified_it_fails(tmp_path, capsys):
     path = tmp_path / "items.mmc"
     make_shelf(path)
     os.remove(f"{path}.ctl")

@@ -48,7 +48,7 @@ def imported(*words: object) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["build", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["build", "--help"], ["doctor", "--help"]])
 def test_help_imports_nothing_but_the_command_line(words):
     assert imported(*words) == set()
 
@@ -68,7 +68,7 @@ def test_status_and_verify_read_the_file_without_numpy(shelf, words):
 # pipes ---------------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_reading_the_output_is_no_error_to_speak_of(tmp_path):
+def test_an_output_without_a_reader_is_no_error_to_speak_of(tmp_path):
     path = tmp_path / "many.mmc"
     mmcache.build(path, [{"id": f"key-{i}", "text": "x" * 100} for i in range(5000)], mmcache.Schema("many"))
     command = [*COMMAND, "find", str(path)]
@@ -82,7 +82,7 @@ def test_nobody_reading_the_output_is_no_error_to_speak_of(tmp_path):
     process.stderr.close()
 
 
-def test_a_short_answer_to_nobody_is_silent_too(shelf):
+def test_a_short_answer_without_a_reader_is_silent_too(shelf):
     reading, writing = os.pipe()
     os.close(reading)
     done = run("get", shelf, "a", stdout=writing)

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import mmcache
+from mmcache import native
 from mmcache.cli import main
 from mmcache.sharing import metrics
 from mmcache.sharing.counters import record_event
@@ -56,7 +57,9 @@ def test_it_says_in_a_sentence_how_fresh_the_file_is_and_why(shop, status, datab
     assert (found["state"], found["dirty"]) == ("fresh", 0)
     assert found["why"].startswith("built ")
     assert status(shop, "--ttl", "0.001")["why"].endswith("expired at 0.001 seconds")
-    invalidate(shop, "s1", "s2", "--reason", "record_stored")
+    invalidate(shop, "s1", "--reason", "record_stored")
+    assert status(shop)["why"] == "1 id was invalidated since it was built, and is answered by the source"
+    invalidate(shop, "s2", "--reason", "record_stored")
     found = status(shop)
     assert (found["state"], found["dirty"]) == ("stale", 2)
     assert found["why"] == "2 ids were invalidated since it was built, and are answered by the source"
@@ -70,6 +73,18 @@ def test_it_says_in_a_sentence_how_fresh_the_file_is_and_why(shop, status, datab
     assert (found["state"], found["revalidated"]) == ("fresh", True)
     write(database, "UPDATE items SET price = 7")
     assert status(shop)["why"] == "the source was written to since it was built"
+
+
+def test_it_says_which_implementation_runs_and_why(shop, status):
+    found = status(shop)["implementation"]
+    assert found == {"mmcache": mmcache.implementation, "reason": native.reason or None, "msgpack": "compiled"}
+    pure = {"MMCACHE_PURE": "1", "MSGPACK_PUREPYTHON": "1"}
+    assert run("status", shop, "--json", env=pure).json["implementation"] == {
+        "mmcache": "pure",
+        "reason": "MMCACHE_PURE is set",
+        "msgpack": "pure",
+    }
+    assert "pure Python (MMCACHE_PURE is set); of msgpack: pure Python" in ok("status", shop, env=pure).out
 
 
 def test_a_source_that_cannot_be_asked_is_a_sentence_and_no_failure(shop, status, database):
@@ -115,7 +130,7 @@ def test_damage_behind_the_header_is_told_and_the_workers_too(shop, status, data
 # builders ------------------------------------------------------------------------------------------------------------
 
 
-def test_it_names_who_builds_and_does_not_wait_for_him(tmp_path, status):
+def test_it_names_the_builder_and_does_not_wait_for_it(tmp_path, status):
     path, empty = tmp_path / "f.mmc", tmp_path / "empty.db"
     make_shelf(path)
     assert (status(path)["building"], status(path)["builder"]) == (False, None)
@@ -305,7 +320,7 @@ def test_watch_without_a_terminal_prints_a_block_for_each_look(shop):
     assert "\x1b" not in out
 
 
-def test_watch_ends_in_silence_when_nobody_reads(shop):
+def test_watch_ends_in_silence_when_its_reader_ends(shop):
     with watch(shop) as watching:
         assert watching.stdout is not None
         assert watching.stderr is not None

@@ -8,8 +8,9 @@ import sqlite3
 import pytest
 
 import mmcache
+from examples.demo.bank import write_bank
 from mmcache.cli import main
-from mmcache.presets.patterns import PatternsSource, write_bank
+from mmcache.presets.patterns import PatternsSource
 from tests.support.console import make_shelf, ok, run
 
 ITEMS = mmcache.Schema("items", key="sku")

@@ -21,7 +21,7 @@ import msgpack
 import mmcache
 from mmcache import Schema, SourceRecord
 from mmcache.sources import as_source
-from mmcache.storage.publish import publish
+from mmcache.storage.publish import Order, publish
 from tests.support import inside
 
 NAME = "golden-2.0.0"
@@ -141,7 +141,7 @@ class _Golden:
 def build(path: str | os.PathLike[str]) -> mmcache.BuildReport:
     source: Any = _Golden()
     with inside.writer(WRITER):
-        return publish(path, source, cluster_by=CLUSTER_BY, metadata=METADATA)
+        return publish(path, Order(source, CLUSTER_BY, METADATA))
 
 
 def jsonable(value: Any) -> Any:

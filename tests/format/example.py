@@ -8,7 +8,7 @@ import tempfile
 
 from mmcache import Schema
 from mmcache.sources import as_source
-from mmcache.storage.publish import publish
+from mmcache.storage.publish import Order, publish
 from tests.support import inside
 
 SCHEMA = Schema("t", index=("k",), embedding="v")
@@ -47,7 +47,7 @@ def example_bytes() -> bytes:
         inside.writer(WRITER),
     ):
         path = os.path.join(directory, "example.mmc")
-        publish(path, as_source(ITEMS, (SCHEMA,)))
+        publish(path, Order(as_source(ITEMS, (SCHEMA,))))
         with open(path, "rb") as file:
             return file.read()
 

@@ -175,6 +175,24 @@ def outcome_of(method: Any, *given: Any) -> tuple[Any, ...]:
         return (type(error), str(error))
 
 
+@pytest.mark.parametrize("verify", ["full", "lazy"])
+def test_many_keys_with_one_hash_are_found_without_the_careful_way(tmp_path, verify):
+    """So ids that were chosen to collide cost some comparisons each, and not a hundred times a look-up."""
+    keys = [b"with one hash " + SECRET + i.to_bytes(8) for i in range(1000)]
+    random.Random(1).shuffle(keys)
+    mmcache.build(tmp_path / "c.mmc", [{"id": key} for key in keys], Schema("items"))
+    with Snapshot.open(tmp_path / "c.mmc", verify=verify) as snapshot, inside.careful_lookups() as careful:
+        assert [snapshot[key]["id"] for key in keys] == keys
+        assert [record and record["id"] for record in map(snapshot.get, keys)] == keys
+        if verify == "full":
+            assert [snapshot.default.row(key) for key in keys] == list(range(1000))
+            assert all(key in snapshot for key in keys)
+        assert not careful
+        absent = b"with one hash " + SECRET + (5000).to_bytes(8)
+        assert snapshot.get(absent) is None
+        assert careful == [absent]
+
+
 def test_ids_with_one_hash_do_collide():
     first, *others = [b"\xc4" + bytes([len(key)]) + key for key in KEYS[-1]]
     assert {xxh3_64_intdigest(other) for other in others} == {xxh3_64_intdigest(first)}

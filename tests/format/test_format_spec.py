@@ -19,7 +19,7 @@ from mmcache import Schema, Snapshot, SourceRecord, between, excluding, schema, 
 from mmcache.format import curves, header, keys, layout, postings, records, sketch, slots
 from mmcache.format.keys import pack_key
 from mmcache.storage import planning
-from mmcache.storage.publish import publish
+from mmcache.storage.publish import Order, publish
 from tests.format import plain_reader
 from tests.format.example import example_bytes, hex_dump
 from tests.storage.helpers import SMALL, Image, build_bytes, damaged, same, same_record, small_items, vector
@@ -252,7 +252,7 @@ def test_a_reader_made_from_the_page_agrees_on_keys_of_every_type_and_several_em
         (Schema("t", key=("a", "b"), index=("kind",)), keyed_pairs(keys)),
         (TWO, two(20)),
     ):
-        publish(path, Held(described, held))
+        publish(path, Order(Held(described, held)))
         agrees(path.read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""What somebody does with joblib, as a script: `python joblib_script.py BACKEND` where there is a `patterns.db`.
+"""A use of joblib, as a script: `python joblib_script.py BACKEND` where there is a `patterns.db`.
 
 Functions of a script go to loky's workers by value, with what they refer to; those of a module would go by name.
 """

@@ -87,7 +87,7 @@ def test_an_empty_collection_and_one_without_embeddings(tmp_path):
         assert snapshot.collection("plain").to_arrow().to_pylist() == [{"id": "a"}]
 
 
-def test_whoever_speaks_the_capsule_interface_takes_it(snapshot):
+def test_what_speaks_the_capsule_interface_takes_it(snapshot):
     assert pa.table(snapshot).equals(snapshot.to_arrow())
     assert pa.RecordBatchReader.from_stream(snapshot.default).read_all().num_rows == N
 
@@ -212,7 +212,7 @@ def test_a_source_without_any_embedding_is_a_table_without_that_column(tmp_path)
             assert cache.to_arrow().column_names == ["id"][: len(cache)]
 
 
-# --- whoever takes it
+# --- what takes it
 
 
 def cosines(snapshot, query):

@@ -156,7 +156,7 @@ def test_any_worker_reports_the_whole_fleet_once_and_the_killed_keep_their_count
             assert total(found, "mmcache_generation") == total(found, "mmcache_generation_oldest") == 1
             assert total(found, "mmcache_load_seconds_count") == total(found, "mmcache_opens_total") == 4
             assert total(found, "mmcache_mapped_bytes") == 4 * os.path.getsize(path)
-        ended = total(found, "mmcache_workers_ended_total")  # whoever built the file
+        ended = total(found, "mmcache_workers_ended_total")  # the builder of the file
         fleet[3].kill()
         for worker in fleet[:2]:
             found = worker.scrape()

@@ -187,7 +187,7 @@ def test_coverage_may_run_too(project):
 
 
 @pytest.mark.integration
-def test_a_directory_that_may_only_be_read_keeps_nobody_from_it(project):
+def test_a_directory_that_may_only_be_read_is_no_obstacle(project):
     """Persistent caches are of the run then."""
     project.write(options='scope="persistent", key="one"')
     project.home.chmod(0o555)

@@ -314,7 +314,7 @@ def test_a_group_lives_through_writes_rebuilds_and_deaths_without_a_wrong_answer
             first = load.until_all(1)
             assert builds(path) == (1, 0)  # they all began without a file
 
-            write(home, 1)  # a writer who tells nobody, and a rebuild from outside
+            write(home, 1)  # a writer that notifies none, and a rebuild from outside
             ok("rebuild", path)
             load.floor = dict.fromkeys(IDS, 1)
             load.until_all(2)

@@ -1,4 +1,4 @@
-"""Records in torch's DataLoader, with real workers, and tensors over the file that nobody can write to."""
+"""Records in torch's DataLoader, with real workers, and tensors over the file that cannot be written to."""
 
 from __future__ import annotations
 
@@ -499,7 +499,7 @@ e = torch.nn.Embedding.from_pretrained(x, freeze=False); e.weight.grad = x.clone
 
 
 def try_writes(path, log):
-    """In a process of its own. Ends by the one write that nobody guards."""
+    """In a process of its own. Ends by the one write that is not guarded."""
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with Snapshot.open(path) as snapshot, open(log, "w", buffering=1) as told:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from examples.demo.bank import write_bank
 from mmcache.errors import BuildError
 from mmcache.presets.patterns import (
     AGENT_CONFIGS,
@@ -20,7 +21,6 @@ from mmcache.presets.patterns import (
     PatternsSource,
     check_agent_config,
     check_pattern,
-    write_bank,
 )
 from mmcache.schema import Schema
 from mmcache.sources import from_spec

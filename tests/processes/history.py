@@ -115,7 +115,7 @@ class Log:
         return self._at + events <= self._capacity
 
     def note(self, kind: int, how: int, register: int, value: int, begin: int, end: int) -> None:  # noqa: PLR0917  called a million times, and by position quicker
-        """Counts for whoever reads the log only from the next `keep` on."""
+        """Counts for a reader of the log only from the next `keep` on."""
         _pack_into(self._map, _HEADER + self._at * EVENT.itemsize, kind, how, register, value, begin, end)
         self._at += 1
 
@@ -212,7 +212,7 @@ RULES = {
     "torn": "the fields of a record, and its embedding, are those of one commit",
     "generation went back": "a process never sees an older generation after a newer one",
     "late": "whatever begins after a rebuild returned sees its generation, or a newer one",
-    "two contents": "a generation holds one state of the source, whoever looks",
+    "two contents": "a generation holds one state of the source, whichever process reads it",
     "not as built": "every record of a generation is as that state of the source had it",
     "content went back": "a newer generation holds no older state",
     "missed a commit": "a rebuild holds what was committed before it was called",

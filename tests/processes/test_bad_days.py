@@ -66,7 +66,7 @@ def quick(path: Path, bank: Path, **options: Any) -> Any:
 # --- stopped processes ------------------------------------------------------------------------------------------------
 
 
-def test_a_builder_that_is_stopped_keeps_nobody_waiting(path: Path, bank: Path, crew: Crew) -> None:
+def test_a_builder_that_is_stopped_keeps_no_reader_waiting(path: Path, bank: Path, crew: Crew) -> None:
     log, gate = path.with_name("log"), path.with_name("gate")
     source = SlowSource(bank, log=log, gate=gate)
     builder = crew.hire(lambda: mmcache.open(path, source, executor="thread")).opened()
@@ -96,7 +96,7 @@ def test_a_builder_that_is_stopped_keeps_nobody_waiting(path: Path, bank: Path, 
     for reader in [*readers, late]:
         until("the file answers", lambda reader=reader: reader(state) in ("fresh", "stale"))
         assert reader(number) == 3
-    until("nobody builds", lambda: not is_building(path))
+    until("none builds", lambda: not is_building(path))
 
 
 def test_a_first_builder_that_is_stopped_keeps_each_waiting_once(path: Path, bank: Path, crew: Crew) -> None:
@@ -179,7 +179,7 @@ def test_a_source_that_is_gone_leaves_the_answers_to_the_file(
     failure = until("it is told", lambda: (worker(look_around), worker("status").failure)[1])
     assert failure.attempts <= 3
     worker("invalidate", hard=True)
-    if spoil is spoil_garbage:  # a database that was deleted goes on for whoever has it open
+    if spoil is spoil_garbage:  # a database that was deleted goes on for a process that has it open
         with pytest.raises(SourceError):
             worker(number)
     assert path.exists()
@@ -352,7 +352,7 @@ def test_a_directory_that_is_deleted_under_its_workers(tmp_path: Path, bank: Pat
 
 def test_a_file_that_is_moved_away_and_back_causes_no_rebuilds_without_end(path: Path, bank: Path, crew: Crew) -> None:
     worker = crew.hire(quick(path, bank, executor="inline")).opened()
-    inside.fail(path, SourceError("nobody builds for a moment"))
+    inside.fail(path, SourceError("no process builds for a moment"))
     path.rename(path.with_name("aside"))
     worker(look_around)
     assert worker(number) == 0
@@ -570,8 +570,9 @@ def test_a_damaged_record_is_answered_by_the_source_and_mended(
         file.write(bytes([data[at] ^ 4]))
     assert worker(number, 7) == 0
     stats = worker("stats")
-    was_mended_before = stats.generation != 1 and not stats.fallbacks  # by a poll that verified, on a busy machine
-    assert stats.fallbacks == {"record": 1} or was_mended_before
+    # A poll may have noticed the write before that read: then the file answers no more, or was mended.
+    was_noticed_before = stats.generation != 1 or "corrupt" in stats.fallbacks
+    assert stats.fallbacks == {"record": 1} or was_noticed_before
     assert stats.corruptions >= 1
     until("it is mended", lambda: worker(look_around) == 2)
     before = worker("stats").hits
@@ -656,7 +657,7 @@ def footprint(cache: Cache) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("swaps", [120, pytest.param(10_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
-def test_many_swaps_by_somebody_else_leave_nothing_behind(path: Path, crew: Crew, swaps: int) -> None:
+def test_many_swaps_by_others_leave_nothing_behind(path: Path, crew: Crew, swaps: int) -> None:
     def publish(i: int) -> None:
         mmcache.build(path, [{"name": name_of(j), "kind": "k", "number": i} for j in range(20)], LINES)
 

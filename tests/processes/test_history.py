@@ -1,5 +1,5 @@
-"""Promise 7 with real processes: an invalidation that returned is never lost, whoever else is building, invalidating or
-dying. `campaign` runs them, `history` says what they may have seen, and mistakes put into mmcache show that it does.
+"""Promise 7 with real processes: an invalidation that returned is never lost, whatever else builds, invalidates or
+dies. `campaign` runs them, `history` says what they may have seen, and mistakes put into mmcache show that it does.
 
 HISTORY_SECONDS: how long the nightly campaigns take together; an hour by default.
 """

@@ -383,7 +383,7 @@ def test_every_rule_has_a_history_that_breaks_it():
     assert {rule for _, rule in BROKEN.values()} == set(RULES)
 
 
-def test_a_generation_that_nobody_looked_at_is_left_undecided():
+def test_a_generation_that_was_not_looked_at_is_left_undecided():
     verdict = bank().commit(2, 1, at=(90, 100)).commit(3, 1, at=(110, 120)).serves(2, at=130).read(1, 2, at=(140, 141))
     assert verdict.serves(2, at=150).verdict().undecided == 1
     assert not verdict.verdict().broken

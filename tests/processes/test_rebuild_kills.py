@@ -301,7 +301,7 @@ def test_children_of_a_killed_builder_do_not_keep_its_lock(path: Path, lines: Pa
             pid = forked(act)
             try:
                 code = ended(pid)
-                if code == 0:  # with fewer calls than when they were counted: nobody was killed
+                if code == 0:  # with fewer calls than when they were counted: none was killed
                     continue
                 assert code == -signal.SIGKILL, where
                 os.killpg(pid, 0)  # a child of its group lives
@@ -322,7 +322,7 @@ def test_children_of_a_killed_builder_do_not_keep_its_lock(path: Path, lines: Pa
 def test_another_worker_rebuilds_when_the_one_that_did_is_killed(
     path: Path, bank: Path, tmp_path: Path, executor: Any
 ) -> None:
-    """Nobody tells it: it finds that the file is due, and that nobody builds it any more."""
+    """It is not notified: it finds that the file is due, and that no process builds it any more."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     source = SlowSource(bank, log=log, gate=gate)
     with Crew() as crew:
@@ -343,7 +343,7 @@ def test_another_worker_rebuilds_when_the_one_that_did_is_killed(
 
 
 def test_a_rebuilding_subprocess_that_is_killed_counts_as_failed(path: Path, bank: Path, tmp_path: Path) -> None:
-    """The worker that started it finds out, tells everybody, and nobody tries again for a moment."""
+    """The worker that started it finds out, notifies all, and none tries again for a moment."""
     source = SQLiteSource(bank, NUMBERS)
     with Crew() as crew:
         one, two = crew.hire(lambda: mmcache.open(path, source, check_interval=0.05), 2)
@@ -358,7 +358,7 @@ def test_a_rebuilding_subprocess_that_is_killed_counts_as_failed(path: Path, ban
         assert "killed by signal 9" in str(failure.error)
         assert not children_of(one.pid), "it was reaped"
         assert one(number) == two(number) == 0
-        until("somebody rebuilt it", lambda: (one(look_around), two(state) == "fresh")[1])
+        until("a process rebuilt it", lambda: (one(look_around), two(state) == "fresh")[1])
         assert time.monotonic() >= min(failure.until, killed + 0.5)
         until("it is counted", lambda: totals(path)["rebuilds_unchanged"] == 1)
         assert totals(path)["rebuilds_failed"] == 1
@@ -369,9 +369,7 @@ def let_the_system_reap(_: Cache) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
-def test_how_it_ended_is_judged_by_what_it_built_where_somebody_else_waits_for_it(
-    path: Path, bank: Path, tmp_path: Path
-) -> None:
+def test_how_it_ended_is_judged_by_what_it_built_where_another_waits(path: Path, bank: Path, tmp_path: Path) -> None:
     with Crew() as crew:
         one = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, NUMBERS), check_interval=0.05))
         one(let_the_system_reap)

@@ -1,4 +1,4 @@
-"""One rebuild per need, over all processes and threads, in each executor; nobody waits for it who need not."""
+"""One rebuild per need, over all processes and threads, in each executor; none waits for it without need."""
 
 # mypy: disable-error-code="misc, unreachable"
 # Lambdas that keep a loop's variable, and generators that never get as far as to give anything.
@@ -172,13 +172,13 @@ def test_a_first_build_that_fails_is_tried_once_and_told_to_all(
     assert time.monotonic() - begun < 2
     assert all(worker("stats").hits == 0 for worker in workers)
 
-    def somebody_tries_again() -> bool:
+    def another_tries_again() -> bool:
         for worker in workers[:4]:
             assert worker(number) == 0
         return len(noted(log)) > 1
 
-    until("the next attempt", somebody_tries_again, pause=0.05)
-    assert noted_at(log)[1] >= over - 0.001, "not before the pause is over, whoever finds the file missing"
+    until("the next attempt", another_tries_again, pause=0.05)
+    assert noted_at(log)[1] >= over - 0.001, "not before the pause is over, whichever process finds the file missing"
     until(
         "it is counted",
         lambda: [w(number) for w in workers] and 1 <= totals(path)["rebuilds_failed"] <= len(noted(log)),
@@ -216,7 +216,7 @@ def test_each_executor_rebuilds_for_each_reason_or_leaves_it(
             return cache.generation == 2
 
         if executor == "external":
-            holds("nobody rebuilds", lambda: not is_rebuilt(), 0.3 if reason != "ttl" else 0.6)
+            holds("none rebuilds", lambda: not is_rebuilt(), 0.3 if reason != "ttl" else 0.6)
             assert number(cache) == (1 if current == {1} else 0)
             assert cache.stats().rebuilds == 1
             mmcache.build(path, SQLiteSource(bank, NUMBERS))  # as cron would
@@ -291,10 +291,10 @@ def test_of_all_that_find_the_file_due_at_once_one_rebuilds(
         worker.opened()
     for content in (1, 2):
         before = totals(path)["rebuilds_ok"]
-        old = {child for worker in workers for child in children_of(worker.pid)}  # that nobody reaped yet
+        old = {child for worker in workers for child in children_of(worker.pid)}  # that were not reaped yet
         commit(bank, content)
         invalidate_from_outside(path)
-        moment = time.monotonic() + 0.2  # until then nobody looks
+        moment = time.monotonic() + 0.2  # until then none polls
         for worker in workers:
             worker.begin(due_at_once, 2, moment)
         started: set[int] = set()
@@ -317,7 +317,7 @@ def test_of_all_that_find_the_file_due_at_once_one_rebuilds(
 
 
 def test_a_loser_never_waits_for_the_lock(path: Path, bank: Path, crew: Crew) -> None:
-    """Somebody holds it for as long as he likes: nothing is started that would wait for him, and no read is slower."""
+    """A process holds it for long: nothing is started that would wait for it, and no read is slower."""
     workers = crew.hire(lambda: mmcache.open(path, SQLiteSource(bank, NUMBERS), check_interval=0.02), 2)
     for worker in workers:
         worker.opened()

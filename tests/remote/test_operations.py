@@ -14,9 +14,11 @@ import pytest
 import mmcache
 from mmcache import MissingFileError, ReleaseError, Schema
 from mmcache.cli import main
+from mmcache.remote import log
 from mmcache.remote.entries import blob_path, parse
 from mmcache.remote.follower import Follower, Orders
 from mmcache.sharing.following import Following, following
+from mmcache.store import Store
 from tests.remote.shop import number_of, publish, told
 
 pytestmark = pytest.mark.usefixtures("no_leaks", "no_disk_wait")
@@ -221,6 +223,53 @@ def test_a_prune_killed_at_any_removal_leaves_no_entry_without_its_blob(tmp_path
 
 
 # --- diff -------------------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """How often a store was asked for a list, and for one object without its bytes."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.counts = {"listed": 0, "look": 0}
+        for name in self.counts:
+            patch.setattr(Store, name, self._counted(name, getattr(Store, name)))
+
+    def _counted(self, name: str, real: Any) -> Any:
+        def call(store: Store, *args: Any) -> Any:
+            self.counts[name] += 1
+            return real(store, *args)
+
+        return call
+
+
+def test_polls_look_for_the_next_entry_and_list_once_a_minute(url, made, node, monkeypatch):
+    publish(made, url, 1)
+    follower = Follower(str(node), url, Orders())
+    follower.poll()
+    asked = Asked(monkeypatch)
+    for _ in range(10):
+        follower.poll()
+    assert asked.counts == {"listed": 0, "look": 10}
+    monkeypatch.setattr(log, "LIST_EVERY", 0.0)
+    follower.poll()
+    assert asked.counts == {"listed": 1, "look": 10}
+    monkeypatch.undo()
+    publish(made, url, 2)
+    assert follower.poll().release == 2
+    assert number_of(node) == 2
+
+
+def test_a_node_that_a_prune_overtook_finds_the_newest_by_its_next_list(url, made, node, monkeypatch):
+    """Between two of its polls the entry after the one it knows came and went."""
+    publish(made, url, 1)
+    follower = Follower(str(node), url, Orders())
+    assert follower.poll().release == 1
+    for number in (2, 3, 4):
+        publish(made, url, number)
+    assert mmcache.prune(url, keep=1, older_than=0).releases == [1, 2, 3]
+    assert follower.poll().release == 1
+    monkeypatch.setattr(log, "LIST_EVERY", 0.0)
+    assert follower.poll().release == 4
+    assert number_of(node) == 4
 
 
 def test_a_diff_tells_keys_and_fields(tmp_path, made):

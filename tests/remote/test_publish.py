@@ -42,6 +42,15 @@ def test_releases_are_numbered_from_one_without_gaps(url, made, node):
     assert newest.size == made.stat().st_size
 
 
+@pytest.mark.integration
+def test_a_file_that_is_uploaded_in_parts_arrives_whole(url, made, node):
+    """S3 refuses parts below 5 MiB but for the last."""
+    publish(made, url, 1, size=100_000)
+    assert made.stat().st_size > 2 * 8 * 2**20
+    mmcache.follow(url, node)
+    assert number_of(node) == 1
+
+
 def test_the_same_content_is_published_once(url, made):
     first = publish(made, url, 1)
     again = mmcache.publish(made, url)
@@ -303,7 +312,7 @@ def test_a_publisher_killed_at_any_call_leaves_the_release_whole_or_none(tmp_pat
     while True:
         codes = {killed(at, when, made, url) for when in ("before", "after")}
         found = numbers(url)
-        assert found in ([1], [2, 1]), "one release, whoever is killed"
+        assert found in ([1], [2, 1]), "one release, whichever is killed"
         assert len(found) >= expected
         expected = len(found)
         mmcache.follow(url, node)

@@ -39,7 +39,7 @@ def local(tmp_path: Path) -> str:
 
 
 def pollers(path: Path) -> list[int]:
-    """Processes that follow for a file, whoever started them."""
+    """Processes that follow for a file, whichever worker started them."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:

@@ -56,7 +56,7 @@ def _cosine(one: list[float], other: list[float]) -> float:
 
 
 def test_the_example_finds_packages_that_are_alike(database):
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "search_packages.py"), str(database)]
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "search" / "packages.py"), str(database)]
 
     def found(*words: str) -> str:
         done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)

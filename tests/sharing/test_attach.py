@@ -81,15 +81,15 @@ def wakes(path: str) -> list[str]:
     return [name for name in os.listdir(os.path.dirname(path)) if name.endswith(".wake")]
 
 
-def become_nobody() -> None:
+def become_another_user() -> None:
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
 
 
-def as_nobody(action: Callable[[], object]) -> None:
+def as_another_user(action: Callable[[], object]) -> None:
     def switched() -> None:
-        become_nobody()
+        become_another_user()
         action()
 
     assert in_child(switched) == 0
@@ -468,11 +468,11 @@ def test_a_file_system_that_other_hosts_write_has_none(path, tmp_path, monkeypat
 @ROOT
 def test_a_user_without_rights_hears_as_soon_as_there_is_a_page(public):
     path = str(public / "items.mmc")
-    as_nobody(lambda: degraded(path, "may not write here"))
+    as_another_user(lambda: degraded(path, "may not write here"))
     assert os.listdir(public) == []
 
     def wait_for_it(here: Child) -> None:
-        become_nobody()
+        become_another_user()
         page = degraded(path, "may not write here")
         before = page.word[0]
         here.say()
@@ -511,7 +511,7 @@ def test_a_page_of_an_earlier_boot_is_of_no_use_to_a_user_without_rights(public)
     path = str(public / "items.mmc")
     with inside.on_boot("earlier"):
         nonce_of(path)
-    as_nobody(lambda: degraded(path, "may not write here"))
+    as_another_user(lambda: degraded(path, "may not write here"))
 
 
 # --- a cache that lives with it ---------------------------------------------------------------------------------------
@@ -578,7 +578,7 @@ def test_a_reader_without_rights_hears_what_is_said_and_never_builds(public):
     mmcache.build(path, source)
 
     def read(here: Child) -> None:
-        become_nobody()
+        become_another_user()
         with mmcache.open(path, source_of(public / "bank.db"), check_interval=0) as cache:
             assert [cache[name_of(1)]["size"] for _ in range(3)] == [1] * 3
             here.say()

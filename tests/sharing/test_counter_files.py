@@ -1,4 +1,4 @@
-"""What workers count is counted once, whoever dies when, and whatever is found in the files."""
+"""What workers count is counted once, whichever dies when, and whatever is found in the files."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_the_dead_count_and_do_not_live(path):
     assert len(counter_names(path)) == 1
 
 
-def test_a_pid_that_is_used_again_confuses_nobody(path):
+def test_a_pid_that_is_used_again_confuses_no_count(path):
     die(path, 5)
     pid = 4711
     living = [WorkerCounters.open(f"{path}") for _ in range(2)]
@@ -609,7 +609,7 @@ def test_a_file_taken_for_dead_before_its_lock_is_held_is_made_again(path):
     remove(path)
 
     probes = []
-    with faults(interfere(lambda name: probes.append(shared.Holding(os.path.join(os.path.dirname(path), name))), 1)):
+    with faults(interfere(lambda name: probes.append(shared.HeldLock(os.path.join(os.path.dirname(path), name))), 1)):
         counters = WorkerCounters.open(path)
     for probe in probes:
         probe.close()
@@ -632,7 +632,7 @@ def public() -> Iterator[Path]:
 
 
 def without_rights(directory: Path, action: Callable[[], None]) -> None:
-    """Run where the directory and its files cannot be written: as nobody, if we are root."""
+    """Run where the directory and its files cannot be written: as another user, if we are root."""
 
     def switched() -> None:
         if os.geteuid() == 0:
@@ -757,7 +757,7 @@ def exercise(path: str) -> Fleet:
 def test_a_file_of_any_numbers_is_read_and_added_to_within_a_word(path, sequence, value, is_held):
     place = Path(path).parent / f".items.mmc.{5:016x}.counts"
     place.write_bytes(sealed(5, value, sequence))
-    held = shared.Holding(str(place)) if is_held else None
+    held = shared.HeldLock(str(place)) if is_held else None
     fleet = exercise(path)
     assert all(0 <= total <= U64 for total in (*fleet.totals.values(), fleet.lives))
     assert 0.0 <= fleet.hit_rate <= 1.0
@@ -788,7 +788,7 @@ GARBAGE = {
 def test_what_is_no_counter_file_is_not_counted_and_goes_without_an_owner(path, content, caplog):
     place = Path(path).parent / f".items.mmc.{5:016x}.counts"
     place.write_bytes(content)
-    held = shared.Holding(str(place))
+    held = shared.HeldLock(str(place))
     assert exercise(path).totals["hits"] == 2
     assert place.read_bytes() == content
     held.close()

@@ -111,7 +111,7 @@ def test_counters_closed_while_other_threads_flush_count_once(path):
 
 
 def test_counting_makes_no_system_call(path):
-    """So a read that counts waits for no lock and no disk, whoever holds the archive."""
+    """So a read that counts waits for no lock and no disk, whichever process holds the archive."""
     counters = WorkerCounters.open(path)
     with faults() as calls:
         for i in range(2_000):

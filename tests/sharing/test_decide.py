@@ -129,7 +129,7 @@ ROWS: dict[str, Row] = {
     "softly, then hard": hard(seen(SOFT, HARD)),
     "without the page lock": hard(seen(panicked=True), "could not take the page lock"),
     "more than the page remembers": hard(seen(lost=True), "more was invalidated than the control page remembers"),
-    "an id": Row(seen(ids("a")), "stale", why="1 ids", rebuild=ASKED_FOR, dirty={"items": {"a"}}, ids=1),
+    "an id": Row(seen(ids("a")), "stale", why="1 id was", rebuild=ASKED_FOR, dirty={"items": {"a"}}, ids=1),
     "ids of two collections": Row(
         seen(ids("a", 7, b"x"), ids(("a", 1), collection="notes")),
         "stale",
@@ -160,7 +160,12 @@ ROWS: dict[str, Row] = {
     ),
     "written to what is in no file": Row(seen(source=tracked(items=())), "fresh"),
     "ids, and keys unknown": Row(
-        seen(ids("a"), source=WRITTEN), "stale", why="1 ids", rebuild=HAS_CHANGED, dirty={"items": {"a"}}, ids=1
+        seen(ids("a"), source=WRITTEN),
+        "stale",
+        why="1 id was",
+        rebuild=HAS_CHANGED,
+        dirty={"items": {"a"}},
+        ids=1,
     ),
     "written to, and expired": source_answers(
         seen(source=WRITTEN, age=1100), "expired", "expired at", "expired at", stale_if_error=True
@@ -245,7 +250,7 @@ ROWS: dict[str, Row] = {
     "held, written to": Row(seen(source=WRITTEN, held=HELD), "held"),
     "held, keys known": Row(seen(source=tracked(items={"a"}), held=HELD), "held"),
     "held, locked": Row(seen(source=LOCKED, held=HELD), "held"),
-    "held, an id": Row(seen(ids("a"), age=600, held=HELD), "held", why="1 ids", dirty={"items": {"a"}}, ids=1),
+    "held, an id": Row(seen(ids("a"), age=600, held=HELD), "held", why="1 id was", dirty={"items": {"a"}}, ids=1),
     "held, a collection": Row(seen(ALL_NOTES, held=HELD), "held", closed=NOTES, ids=-1),
     "held, softly": Row(seen(SOFT, held=HELD), "held"),
     "held, hard": source_answers(seen(HARD, held=HELD), "invalidated", "everything was invalidated", ids=-1),

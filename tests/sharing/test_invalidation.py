@@ -90,7 +90,7 @@ def test_exactly_these_ids_are_the_sources_in_every_worker_from_the_next_get_on(
     assert one.invalidate([item(1)]) == "ids"
     for cache in (one, two):
         assert cache[item(1)]["kind"] == "new"
-        assert cache[item(2)]["kind"] == "b", "nobody said that it changed"
+        assert cache[item(2)]["kind"] == "b", "its change was not announced"
         assert from_source(cache) == 1
     assert one.stats().invalidations == 1
 
@@ -390,7 +390,7 @@ def test_an_iterable_that_fails_on_the_way_says_nothing(workers):
     assert tokens_of(cache) == before
 
 
-def test_a_closed_cache_tells_nobody(workers):
+def test_a_closed_cache_notifies_none(workers):
     cache = workers()
     cache.close()
     for ids in (None, [item(1)]):
@@ -519,7 +519,7 @@ def test_a_refresh_sees_more_than_a_poll_that_began_before_it(path, bank):
 
 
 def test_threads_never_see_less_than_was_said(workers, bank):
-    """One writes, commits and invalidates; the others must not be behind what he had said before they began."""
+    """One writes, commits and invalidates; the others must not be behind what it had announced before they began."""
     one, cache = workers(), workers()
     said = [0]
     stop = threading.Event()

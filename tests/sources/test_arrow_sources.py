@@ -385,7 +385,7 @@ def test_bad_files_and_rows_are_told(path, tmp_path):
         mmcache.build(tmp_path / "i.mmc", ParquetSource(path, Schema("items")))
 
 
-def test_an_error_of_whoever_reads_is_not_blamed_on_the_file(path):
+def test_an_error_of_the_reader_is_not_blamed_on_the_file(path):
     with pytest.raises(OSError, match="no space"), ParquetSource(path, SCHEMA).read():
         raise OSError("no space")
 

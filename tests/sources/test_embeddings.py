@@ -238,6 +238,24 @@ def test_with_a_dim_the_message_says_what_the_bytes_probably_are(value, reason):
         read(source)
 
 
+def test_vectors_of_two_lengths_in_one_column_are_two_fields_or_two_collections(tmp_path):
+    rows = [(i, RNG.standard_normal(DIM * (1 + i % 2)).astype("<f4").tobytes()) for i in range(10)]
+    path = database(tmp_path / "t.db", rows, "id integer primary key, v blob")
+    with pytest.raises(BuildError, match="embeddings of another length need a field or collection of their own"):
+        mmcache.build(tmp_path / "t.mmc", SQLiteSource(path, Schema("t", embedding="v")))
+    fields = "SELECT id, iif(length(v) = 384, v, NULL) AS short, iif(length(v) = 768, v, NULL) AS long FROM t"
+    mmcache.build(tmp_path / "t.mmc", SQLiteSource(path, Schema("t", query=fields, embedding=("short", "long"))))
+    with Snapshot.open(tmp_path / "t.mmc") as snapshot:
+        found = [(snapshot.embedding(i, "short"), snapshot.embedding(i, "long")) for i in range(10)]
+        assert [(a is None, b is None) for a, b in found] == [(False, True), (True, False)] * 5
+        assert snapshot.embeddings_of("long").shape == (10, 2 * DIM)
+    schemas = [
+        Schema(name, query=f"SELECT id, v FROM t WHERE length(v) = {size}", embedding="v")
+        for name, size in (("short", 384), ("long", 768))
+    ]
+    assert mmcache.build(tmp_path / "t.mmc", SQLiteSource(path, *schemas)).records == {"short": 5, "long": 5}
+
+
 # --- several
 
 

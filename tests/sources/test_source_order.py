@@ -13,10 +13,11 @@ import threading
 import pytest
 from hypothesis import given, strategies as st
 
+from examples.demo.bank import write_bank
 from mmcache.errors import BuildError, SourceError
 from mmcache.format.keys import Key
 from mmcache.presets.llm import llm_source
-from mmcache.presets.patterns import PatternsSource, write_bank
+from mmcache.presets.patterns import PatternsSource
 from mmcache.schema import Schema
 from mmcache.sources import IterableSource, JSONLinesSource, OrderedSource, Source, SQLiteSource, ordered
 

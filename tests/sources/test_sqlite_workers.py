@@ -160,7 +160,7 @@ def test_a_failed_read_leaves_no_lock(source, writer):
 
 
 @pytest.mark.parametrize("journal", ["wal"], indirect=True)
-def test_a_writer_in_wal_mode_locks_nobody_out(source, writer, journal):
+def test_a_writer_in_wal_mode_locks_no_reader_out(source, writer, journal):
     writer.execute("BEGIN EXCLUSIVE")
     writer.execute("INSERT INTO b VALUES ('late')")
     assert ids(source.fetch("b", ["one", "late"])) == ["one", None]
@@ -220,7 +220,7 @@ def test_the_fingerprint_follows_writers_and_not_readers(source, writer):
     assert {len(fingerprint) for fingerprint in seen} == {32}
 
 
-def test_reading_a_wal_database_that_nobody_has_open_does_not_change_its_fingerprint(tmp_path):
+def test_reading_a_wal_database_that_is_not_open_keeps_its_fingerprint(tmp_path):
     path = tmp_path / "w.db"
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (id TEXT); INSERT INTO a VALUES ('k')")
@@ -388,7 +388,7 @@ def test_close_is_not_final_and_spares_what_is_lent(source):
     assert ids(source.fetch("a", ["k1"])) == ["k1"]
 
 
-def test_closing_while_others_read_disturbs_nobody(source):
+def test_closing_while_others_read_disturbs_none(source):
     stop, wrong = threading.Event(), []
 
     def work():

@@ -104,6 +104,23 @@ def test_a_cast_key_is_told_in_both_spellings(bank):
         assert "1" in changed_by(bank, source, "UPDATE places SET label = 'x' WHERE a = 1")
 
 
+@pytest.mark.parametrize(
+    ("query", "key", "tracks", "said"),
+    [
+        ("SELECT 'p-' || a AS id, label FROM places", None, {"places": "a"}, "'p-1' is no value of places.a, so what"),
+        ("SELECT a + 100 AS id, label FROM places", None, {"places": "a"}, "101 is no value of places.a"),
+        ("SELECT a, lower(b) AS b FROM places", ("a", "b"), {"places": ("a", "label")}, "no value of places.a, places"),
+    ],
+)
+def test_a_key_that_is_no_value_of_a_tracked_column_is_refused(bank, query, key, tracks, said):
+    """Its changes would be told as those of another key."""
+    with contextlib.closing(SQLiteSource(bank, Schema("places", query=query, key=key, tracks=tracks))) as source:
+        with pytest.raises(SourceError, match=said):
+            source.track()
+        with contextlib.closing(sqlite3.connect(bank)) as db:
+            assert not db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+
+
 def test_a_table_without_the_key_changes_everything(bank):
     schema = Schema("p", query="SELECT id, label FROM qe_patterns, words", tracks={"qe_patterns": "id", "words": ()})
     with tracked(bank, schema) as source:

@@ -18,8 +18,9 @@ import time
 
 import pytest
 
+from examples.demo.bank import write_bank
 from mmcache.errors import SourceError
-from mmcache.presets.patterns import PatternsSource, write_bank
+from mmcache.presets.patterns import PatternsSource
 from mmcache.schema import Schema
 from mmcache.sources import Changes, IterableSource, Source, SQLiteSource, TrackedSource, fingerprint
 from mmcache.sources.tracking import TRIM_EVERY, track, untrack
@@ -659,7 +660,7 @@ def test_files_of_a_moment_ago_are_unsettled():
     assert fingerprint.once_only(bytes(32)) != fingerprint.once_only(bytes(32))
 
 
-def test_a_database_that_a_writer_has_locked_counts_as_changed_and_nobody_waits_for_him(tmp_path, foreign):
+def test_a_database_that_a_writer_has_locked_counts_as_changed_at_once(tmp_path, foreign):
     path = make(tmp_path / "items.db", journal="delete")
     for tracked in (False, True):
         if tracked:

@@ -138,6 +138,7 @@ def test_missing_values_of_pandas_are_null():
         (dt.time(1, tzinfo=ZURICH), "a zone whose offset depends on the date"),
         (dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=20))), "has no date in UTC"),
         (memoryview(array.array("d", [0.0])), "a memoryview of format 'd'"),
+        (memoryview(array.array("b", [-1])), "a memoryview of format 'b'"),
         ({(1, 2): 3}, r"a map has the key \(1, 2\)"),
         ({Colour.RED: 1, "red": 2}, "two keys of a map become one"),
     ],

@@ -13,6 +13,7 @@ import os
 import random
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
 import mmcache
 from mmcache import CorruptFileError, MmcacheError, Snapshot
@@ -263,6 +264,24 @@ def test_torn_sectors_are_found_and_answers_are_right_or_an_error(path, size):
             pass
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from None
+
+
+def test_damage_is_told_with_the_checksum_that_the_bytes_have(path):
+    """Of each section, by a full verification, and of a record by a get; what is no checksum has neither."""
+    data, _ = small(path)
+    for name, _, _, offset, length, *_ in table_rows(data):
+        data[offset + length // 2] ^= 1
+        with pytest.raises(CorruptFileError) as caught:
+            verify_bytes(Bytes(data).read, len(data))
+        error = caught.value
+        assert (error.kind, error.section) == ("checksum", name.rstrip(b"\0").decode())
+        assert error.found == f"{xxh3_64_intdigest(bytes(data[offset : offset + length])):016x}"
+        assert error.expected != error.found
+        assert error.found in str(error)
+        data[offset + length // 2] ^= 1
+    with pytest.raises(CorruptFileError) as caught:
+        verify_bytes(Bytes(data[:-1]).read, len(data) - 1)
+    assert (caught.value.kind, caught.value.expected, caught.value.found) == ("structure", None, None)
 
 
 # What only SHA-256 tells ----------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def holder_of(path: Path, *, with_child: bool = False) -> Iterator[Child]:
         yield process
 
 
-def test_the_holder_is_named_to_whoever_waits_in_vain(path):
+def test_the_holder_is_named_to_a_process_that_waits_in_vain(path):
     with holder_of(path) as holder:
         files = open_files()
         named = rf"another build holds 'items.mmc.lock' \(pid {holder.pid} since"

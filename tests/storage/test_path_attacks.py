@@ -308,7 +308,7 @@ def opened(path: Path) -> list[Key]:
 
 
 @ROOT
-def test_a_reader_trusts_itself_root_and_the_owner_of_the_directory_and_nobody_else(shared):
+def test_a_reader_trusts_itself_root_the_directorys_owner_and_no_other(shared):
     path = shared / "items.mmc"
     publish(path)
     as_user(NOBODY, lambda: opened(path))

@@ -48,7 +48,7 @@ def items(generation: int):
 
 
 def publish(path: Path, generation: int) -> mmcache.BuildReport:
-    return storage.publish(path, as_source(items(generation), (SCHEMA,)))
+    return storage.publish(path, storage.Order(as_source(items(generation), (SCHEMA,))))
 
 
 def build(path: Path, generation: int) -> mmcache.BuildReport:

@@ -12,7 +12,7 @@ import pytest
 
 from mmcache import CorruptFileError, PublishError, UntrustedPathError, UnusableFileError
 from mmcache.storage import fs, shared
-from mmcache.storage.shared import Holding, create, create_held, is_held, open_small, take_held
+from mmcache.storage.shared import HeldLock, create, create_held, is_held, open_small, take_held
 from tests.support.faults import Ends, FailName, Short, faults
 from tests.support.processes import in_child, together
 
@@ -145,10 +145,10 @@ def test_who_holds_lives(path):
     create(path, ZEROS)
     assert not is_held(path)
     assert not is_held(f"{path}.missing")
-    holding = Holding(path)
+    holding = HeldLock(path)
     assert is_held(path)
     with pytest.raises(BlockingIOError):
-        Holding(path)
+        HeldLock(path)
     assert in_child(lambda: None if is_held(path) else pytest.fail("a child sees its parent's lock")) == 0
     assert is_held(path)
     holding.close()
@@ -215,7 +215,7 @@ def test_a_number_that_another_file_got_is_not_closed(path, tmp_path):
     create(path, ZEROS)
 
     def work() -> None:
-        holding, file = Holding(path), opened(path)
+        holding, file = HeldLock(path), opened(path)
         os.closerange(3, 256)
         mine = [(tmp_path / f"mine{i}").open("wb") for i in range(32)]
         holding.close()

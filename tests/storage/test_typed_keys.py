@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from mmcache import BuildError, Schema, Snapshot, SourceRecord
 from mmcache.format.keys import hash_key, type_of
-from mmcache.storage.publish import publish
+from mmcache.storage.publish import Order, publish
 from mmcache.storage.snapshot import DirtyError
 from tests.format import plain_reader
 
@@ -73,7 +73,7 @@ def keyed(keys: Sequence[Any], schema: Schema) -> list[SourceRecord]:
 def check(path: Any, keys: Sequence[Any], schema: Schema, absent: Sequence[Any], **options: Any) -> None:
     """Every key leads to its record, in every way of asking and of opening, and no other does."""
     schema = schema.resolved()
-    publish(path, Held(schema, keyed(keys, schema)), **options)
+    publish(path, Order(Held(schema, keyed(keys, schema)), **options))
     absent = [key for key in absent if key not in keys]
     for verify, access in WAYS:
         with Snapshot.open(path, verify=verify, access=access) as snapshot:
@@ -147,7 +147,7 @@ def test_many_keys_of_each_type_are_found_and_listed(path):
     for make in (int, str, lambda i: str(i).encode(), lambda i: ("EPSG", i), lambda i: [i, str(i), b"%d" % i][i % 3]):
         keys = [make(i) for i in range(0, 10 * n, 10)]
         schema = Schema("t", key=("a", "b")) if isinstance(keys[0], tuple) else Schema("t")
-        publish(path, Held(schema, keyed(keys, schema)))
+        publish(path, Order(Held(schema, keyed(keys, schema))))
         for verify in ("full", "lazy"):
             with Snapshot.open(path, verify=verify) as snapshot:
                 assert list(snapshot) == keys
@@ -164,7 +164,7 @@ def test_a_part_of_the_key_can_be_indexed_and_stands_in_the_key_alone(path):
         for name in ("EPSG", "ESRI")
         for code in range(20)
     ]
-    publish(path, Held(schema, records))
+    publish(path, Order(Held(schema, records)))
     with Snapshot.open(path) as snapshot:
         assert snapshot["EPSG", 7].asdict() == {"authority": "EPSG", "code": 7, "name": "EPSG:7"}
         assert snapshot.where(authority="ESRI", code=[3, 5]).ids == [("ESRI", 3), ("ESRI", 5)]
@@ -188,7 +188,7 @@ def test_a_key_of_a_subclass_is_the_plain_value(path):
         (Schema("t"), [Name.X], ["x"]),
         (Schema("t", key=("a", "b")), [(Name.X, Number.SEVEN)], [("x", 7)]),
     ):
-        publish(path, Held(schema, keyed(subclasses, schema)))
+        publish(path, Order(Held(schema, keyed(subclasses, schema))))
         with Snapshot.open(path) as snapshot:
             assert list(map(repr, snapshot)) == list(map(repr, plain))
             assert [snapshot[key]["n"] for key in [*plain, *subclasses]] == [*range(len(plain))] * 2
@@ -200,7 +200,7 @@ def test_a_key_of_a_subclass_is_the_plain_value(path):
 def test_what_is_no_key_is_refused_by_name(path, key):
     schema = Schema("t")
     with pytest.raises(BuildError, match="a key cannot"):
-        publish(path, Held(schema, keyed(["ok", key], schema)))
+        publish(path, Order(Held(schema, keyed(["ok", key], schema))))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_what_is_no_key_is_refused_by_name(path, key):
 def test_a_key_has_one_value_for_each_of_its_fields(path, fields, key):
     schema = Schema("t", key=fields)
     with pytest.raises(BuildError, match=r"is not one value for each of [123] key fields"):
-        publish(path, Held(schema, keyed([key], schema)))
+        publish(path, Order(Held(schema, keyed([key], schema))))
 
 
 def test_a_key_that_stands_twice_is_refused_whatever_its_type(path):
@@ -225,7 +225,7 @@ def test_a_key_that_stands_twice_is_refused_whatever_its_type(path):
         (Schema("t", key=("a", "b")), [("a", 1), (1, "a"), ("a", "1"), (1, "a")]),
     ):
         with pytest.raises(BuildError, match="the key stands twice, in records 1 and 3"):
-            publish(path, Held(schema, keyed(keys, schema)))
+            publish(path, Order(Held(schema, keyed(keys, schema))))
 
 
 # Several embeddings ---------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def two(n: int) -> list[SourceRecord]:
 @pytest.mark.parametrize("cluster_by", [None, "kind"])
 def test_several_embeddings_have_blocks_norms_and_presence_of_their_own(path, cluster_by):
     n = 50
-    publish(path, Held(TWO, two(n)), cluster_by=cluster_by)
+    publish(path, Order(Held(TWO, two(n)), cluster_by=cluster_by))
     for verify, access in WAYS:
         with Snapshot.open(path, verify=verify, access=access) as snapshot:
             found = snapshot.default
@@ -287,7 +287,7 @@ def chosen_rows(collection: Any) -> list[int]:
 
 def test_several_embeddings_are_columns_of_an_arrow_table(path):
     pytest.importorskip("pyarrow")
-    publish(path, Held(TWO, two(20)))
+    publish(path, Order(Held(TWO, two(20))))
     with Snapshot.open(path) as snapshot:
         table = snapshot.to_arrow()
         assert table.column_names == ["id", "kind", "title", "body"]
@@ -300,4 +300,4 @@ def test_an_embedding_of_another_length_is_refused_by_field_and_key(path):
     records = two(3)
     records[2] = records[2]._replace(vector=(None, bytes(12), None))
     with pytest.raises(BuildError, match=r"key 'k2': embedding 'body' of 3 numbers, expected 2"):
-        publish(path, Held(TWO, records))
+        publish(path, Order(Held(TWO, records)))

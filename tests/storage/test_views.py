@@ -1,4 +1,4 @@
-"""Arrays handed out: the same memory as the map, aligned, read-only, and alive for as long as somebody holds them.
+"""Arrays handed out: the same memory as the map, aligned, read-only, and alive for as long as they are referenced.
 
 Snapshots under threads and swaps: a value, a KeyError or a ClosedError, and nothing that grows.
 """

@@ -126,7 +126,7 @@ class Short:
 
 @dataclass(frozen=True)
 class Ends:
-    """Read number `at` finds the end of the file, as it does when somebody truncates it; or a write moves nothing."""
+    """Read number `at` finds the end of the file, as it does when another truncates it; or a write moves nothing."""
 
     at: int
 

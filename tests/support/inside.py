@@ -64,6 +64,20 @@ HAS_MOVED = FileTier.take.__code__
 READS_THE_HEAD = page.Page.head.__code__
 
 
+@contextlib.contextmanager
+def careful_lookups() -> Iterator[list[Any]]:
+    """The keys that are looked up the careful way meanwhile."""
+    asked: list[Any] = []
+    locate = lookup.Lookup.locate
+
+    def located(self: lookup.Lookup, key: Any) -> int:
+        asked.append(key)
+        return locate(self, key)
+
+    with mock.patch.object(lookup.Lookup, "locate", located):
+        yield asked
+
+
 # --- files beside a cache ---------------------------------------------------------------------------------------------
 
 
@@ -422,7 +436,7 @@ def invalidate_killed_at_store(cache: Cache, ids: Iterable[str], at: int = NEVER
 def build_killed_at_store(path: Any, source: Any, at: int = NEVER, *, after: bool = False) -> int:
     """Build, and die at a store into the control page; how many stores there were."""
     with _Stores(at, after=after) as stores:
-        publishing.build_once(path, source)
+        publishing.build_once(path, publish.Order(source))
     return stores.count
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmcache.presets.bank import generate, generate_agents, write_bank
+from examples.demo.bank import generate, generate_agents, write_bank
 from mmcache.presets.patterns import check_agent_config, check_pattern
 from tests.support.processes import ask_child
 

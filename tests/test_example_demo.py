@@ -1,23 +1,34 @@
-"""`mmcache demo` succeeds and is complete. What it measures is its own affair."""
+"""The demo, `python -m examples.demo`, succeeds and is complete. What it measures is its own affair."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 
 import mmcache
-from tests.support.console import ok, run
+from tests.support.console import ROOT, Run, environment, ok
 from tests.support.observe import beside
 
 pytestmark = pytest.mark.timeout(120)
+
+
+def run(*words: object, env: Mapping[str, str] | None = None) -> Run:
+    """As `make demo` runs it, from the repository, without a terminal."""
+    command = [sys.executable, "-W", "error", "-m", "examples.demo", *map(str, words)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(env), capture_output=True, text=True, timeout=110, check=False
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """One run, with its files kept."""
     directory = tmp_path_factory.mktemp("demo") / "play"
-    done = run("demo", "--json", "--dir", directory)
+    done = run("--json", "--dir", directory)
     assert done.code == 0, done
     return done, directory
 
@@ -90,7 +101,7 @@ def test_the_files_can_be_played_with(demo):
 
 @pytest.mark.integration  # a second run of the demo
 def test_it_speaks_to_people_and_leaves_nothing_behind(tmp_path):
-    done = run("demo", env={"TMPDIR": str(tmp_path)})
+    done = run(env={"TMPDIR": str(tmp_path)})
     assert done.code == 0, done
     for words in (
         "0 failed",
@@ -98,8 +109,16 @@ def test_it_speaks_to_people_and_leaves_nothing_behind(tmp_path):
         "killed with SIGKILL",
         "verify:  section '0/records'",
         "the same answer as before",
-        "mmcache demo --dir",
+        "examples.demo --dir",
     ):
         assert words in done.out
     assert "\x1b" not in done.out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_is_not_empty_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    done = run("--dir", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert "is not empty: choose another directory" in done.err
+    assert beside(tmp_path / "mine") == ["mine"]

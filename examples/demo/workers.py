@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import Cache, open as open_cache
-from ..errors import MmcacheError
-from ..presets.patterns import PatternsSource
+import mmcache
+from mmcache import Cache, MmcacheError
+from mmcache.presets.patterns import PatternsSource
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -117,7 +117,7 @@ def _work(pipe: Connection, path: str, database: str, hot: str, label: str) -> N
             if what == "memory":
                 pipe.send(_memory())
             elif what == "attach":
-                held[:] = [open_cache(path, source, build=False, check_interval=_CHECK_INTERVAL, label=label)]
+                held[:] = [mmcache.open(path, source, build=False, check_interval=_CHECK_INTERVAL, label=label)]
                 pipe.send(_touch(held[0]))
             elif what == "load":
                 held[:] = [_private_copy(source)]

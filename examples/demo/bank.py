@@ -1,4 +1,4 @@
-"""The SQLite tables of a bank of test patterns, and made-up banks for demos, tests and benchmarks.
+"""Made-up banks of test patterns in SQLite: of the demo, and of the project's own tests and benchmarks.
 
 `generate(n, dim=d, seed=s)` gives the same records everywhere and for ever, and its first records do not depend on n:
 only the raw bits of numpy's PCG64 are used (its distributions may change between versions), and arithmetic that IEEE
@@ -17,36 +17,13 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..sources.vectors import float32_bytes
+from mmcache.presets.patterns import DDL
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DDL", "generate", "generate_agents", "write_bank"]
-
-DDL = """\
-CREATE TABLE patterns (
-    id        TEXT NOT NULL PRIMARY KEY,
-    type      TEXT NOT NULL,  -- of test: 'unit-test', 'integration-test', ...
-    domain    TEXT NOT NULL,  -- of the code under test: 'api', 'database', ...
-    framework TEXT NOT NULL,  -- 'pytest', 'jest', ...
-    content   TEXT NOT NULL,
-    metadata  TEXT NOT NULL,  -- JSON: coverage, flakiness_score, verdict, created_at, last_used, usage_count, ...
-    embedding BLOB            -- little-endian float32; last, so that reading the others does not read it
-);
-CREATE TABLE agent_configs (
-    agent_id    TEXT NOT NULL PRIMARY KEY,
-    type        TEXT NOT NULL,
-    config_json TEXT NOT NULL,
-    version     TEXT NOT NULL,
-    updated_at  TEXT NOT NULL  -- ISO 8601, UTC
-);
-CREATE INDEX patterns_domain ON patterns (domain);
-CREATE INDEX patterns_type ON patterns (type);
-CREATE INDEX patterns_framework ON patterns (framework);
-CREATE INDEX agent_configs_type ON agent_configs (type);
-"""
+__all__ = ["generate", "generate_agents", "write_bank"]
 
 _BLOCK = 512
 _CENTRES, _PATTERNS, _AGENTS = range(3)  # streams of random bits
@@ -113,14 +90,22 @@ _MODELS = ("small", "medium", "large")
 
 
 def generate(n: int, *, dim: int = 768, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """n valid patterns, "pattern-0", "pattern-1", ...; an embedding is `4 * dim` bytes of little-endian float32."""
+    """n valid patterns, "pattern-0", "pattern-1", ...; an embedding is `4 * dim` bytes of little-endian float32.
+
+    >>> [pattern["id"] for pattern in mmcache.presets.patterns.generate(2, dim=8)]
+    ['pattern-0', 'pattern-1']
+    """
     fields = ("id", "type", "domain", "framework", "content", "metadata", "embedding")
     for row in islice(_rows(n, dim, seed), n):
         yield dict(zip(fields, row, strict=True))
 
 
 def generate_agents(n: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """n valid agent configurations, by id "agent-0", ...; `config_json` is JSON text."""
+    """n valid agent configurations, by id "agent-0", ...; `config_json` is JSON text.
+
+    >>> [agent["agent_id"] for agent in mmcache.presets.patterns.generate_agents(2)]
+    ['agent-0', 'agent-1']
+    """
     bits = _bits(seed, _AGENTS)
     for i in range(n):
         draw = [int(word) >> 32 for word in bits.random_raw(6)]
@@ -145,6 +130,11 @@ def write_bank(path: str | os.PathLike[str], n: int, *, dim: int = 768, seed: in
 
     Streams, in a few MB beside SQLite's cache. A failure leaves an empty file, a crash a broken one: it is not written
     durably, as it can be made again. Raises FileExistsError when there is a database with anything in it.
+
+    >>> mmcache.presets.patterns.write_bank("bank.db", 10, dim=8)
+    >>> report = mmcache.build("bank.mmc", "bank.db", Schema("patterns", embedding="embedding", dim=8))
+    >>> dict(report.records)
+    {'patterns': 10}
     """
     db = sqlite3.connect(path, isolation_level=None)
     try:
@@ -235,7 +225,8 @@ class _Bank:
         vectors += self._frameworks[framework]
         vectors[~vectors.any(axis=1), 0] = 1
         squares = np.einsum("ij,ij->i", vectors, vectors)
-        return float32_bytes(vectors / np.sqrt(squares.astype("f8"))[:, None])
+        unit: bytes = (vectors / np.sqrt(squares.astype("f8"))[:, None]).astype("<f4").tobytes()
+        return unit
 
 
 def _bits(seed: int, *stream: int) -> np.random.PCG64:

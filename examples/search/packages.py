@@ -1,7 +1,7 @@
 """Which packages are like this one? Searches real sentence embeddings of Debian packages.
 
-    python examples/search_packages.py debian-packages.db nethack-x11
-    python examples/search_packages.py debian-packages.db nethack-x11 --section games
+    python packages.py debian-packages.db nethack-x11
+    python packages.py debian-packages.db nethack-x11 --section games
 
 The database has a table `packages` with the columns name, section, description and embedding (384 float32). The file
 beside it is made by the first run, and is what all workers of a service would share.

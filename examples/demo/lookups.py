@@ -14,23 +14,24 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..cache import Cache
+import numpy as np
+
+from mmcache import Cache
 
 __all__ = ["compare"]
 
 BATCH = 100
 _FIELDS = ("id", "type", "domain", "framework", "content", "metadata")
-_SELECT = f"SELECT {', '.join(_FIELDS)} FROM patterns"  # noqa: S608 (our own constants)
+_SELECT = f"SELECT {', '.join(_FIELDS)} FROM patterns"
 
 Ask = Callable[[Any], Any]
 
 
 def compare(database: str, cache: Cache, *, seed: int = 0) -> list[dict[str, Any]]:
     """Per question: medians in seconds, their ratio, and how often it was asked. AssertionError if answers differ."""
-    chosen = random.Random(seed)  # noqa: S311 (to be repeatable is the point)
+    chosen = random.Random(seed)
     ids = list(cache)
     domains = list(dict.fromkeys(record["domain"] for record in cache.values()))
     with closing(sqlite3.connect(database)) as connection:
@@ -114,8 +115,6 @@ def _many(connection: sqlite3.Connection, keys: Sequence[str]) -> list[dict[str,
 
 
 def _embedding(connection: sqlite3.Connection, key: str) -> Any:
-    import numpy as np
-
     return np.frombuffer(connection.execute("SELECT embedding FROM patterns WHERE id = ?", (key,)).fetchone()[0], "<f4")
 
 

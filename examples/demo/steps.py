@@ -1,42 +1,37 @@
-"""`mmcache demo`."""
+"""The steps of the demo, in order; each measures, prints what it found, and keeps its figures.
+
+What a program needs is public (`mmcache.build`, `mmcache.open`, `cache.invalidate`). The demo also looks inside: for
+what a killed builder left, and for what the workers counted.
+"""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import platform
+import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing
+from typing import Any
 
-from ..errors import MmcacheError
-from ..words import bytes_of, number, plural, printable, span
-from .options import ERROR, FILE_COMPLETION, OK, UsageError
-from .output import Output
+import mmcache
+from mmcache import Cache, MmcacheError, Snapshot
+from mmcache.cli import fleet
+from mmcache.cli.files import opened
+from mmcache.cli.output import Output
+from mmcache.presets.patterns import PatternsSource
+from mmcache.sharing.counters import read_fleet
+from mmcache.sharing.publishing import rebuild
+from mmcache.storage import buildlock, fs
+from mmcache.storage.verify import verify_bytes
+from mmcache.words import bytes_of, number, plural, printable, span
 
-if TYPE_CHECKING:
-    from ..cache import Cache
-    from ..presets.patterns import PatternsSource
-    from .demo_workers import Worker
+from .bank import write_bank
+from .lookups import compare
+from .workers import Worker, started
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP: Final = """\
-See it work, offline: a bank of 1,000 test patterns in SQLite, one file made from it, and a fleet of four worker
-processes that read that file without a pause: while it is built again, while a record is changed in SQLite, and while a
-builder is killed. It takes some 10 seconds on an idle machine, up to a minute on a busy one.
-
-Every figure is measured while you watch, on this machine. Works in a temporary directory, or in one that you name and
-can play with afterwards.
-
-  mmcache demo
-  mmcache demo --dir play
-"""
+__all__ = ["WORKERS", "Demo"]
 
 RECORDS = 1000
 DIM = 768
@@ -51,64 +46,10 @@ _KILLS = 5
 _PATIENCE = 60.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    directory = parser.add_argument(
-        "--dir", metavar="DIR", help="work here, and leave the files (default: a temporary one)"
-    )
-    directory.complete = FILE_COMPLETION  # type: ignore[attr-defined]
-
-
-def run(arguments: argparse.Namespace, output: Output) -> int:
-    if os.environ.get("MMCACHE_DISABLE", "0") not in ("", "0"):
-        raise UsageError("MMCACHE_DISABLE sends every read to SQLite, and there would be nothing to see: unset it")
-    begun = time.perf_counter()
-    with _directory(arguments.dir) as directory, _quiet_log(output):
-        result = _Demo(directory, output).run()
-        result["seconds"] = time.perf_counter() - begun
-        result["dir"] = arguments.dir
-        if output.json:
-            output.document(result)
-        else:
-            _close(arguments.dir, result, output)
-    return OK if _passed(result) else ERROR
-
-
-@contextmanager
-def _directory(wanted: str | None) -> Iterator[str]:
-    if wanted is None:
-        with tempfile.TemporaryDirectory(prefix="mmcache-demo-") as directory:
-            yield directory
-        return
-    try:
-        os.makedirs(wanted, exist_ok=True)
-        there = os.listdir(wanted)
-    except OSError as error:
-        raise UsageError(f"{wanted} cannot be used ({error.strerror}): choose another directory") from None
-    if there:
-        raise UsageError(f"{wanted} is not empty: choose another directory")
-    yield wanted
-
-
-@contextmanager
-def _quiet_log(output: Output) -> Iterator[None]:
-    """The damage is done on purpose; its warnings belong to the story only with -v."""
-    log = logging.getLogger("mmcache")
-    handler = logging.NullHandler()
-    log.addHandler(handler)
-    propagate, log.propagate = log.propagate, output.verbose
-    try:
-        yield
-    finally:
-        log.propagate = propagate
-        log.removeHandler(handler)
-
-
-class _Demo:
-    """The steps, in order; each measures, tells, and keeps its figures."""
+class Demo:
+    """directory: an empty one, where the demo works. output: where its words go."""
 
     def __init__(self, directory: str, output: Output) -> None:
-        from ..presets.patterns import PatternsSource
-
         self.database = os.path.join(directory, "patterns.db")
         self.path = os.path.join(directory, "patterns.mmc")
         self.source: PatternsSource = PatternsSource(self.database)
@@ -116,18 +57,15 @@ class _Demo:
         self.generation = 1
 
     def run(self) -> dict[str, Any]:
-        from .. import __version__, open as open_cache
-        from .demo_workers import started
-
         machine = {
-            "mmcache": __version__,
+            "mmcache": mmcache.__version__,
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
             "cpus": os.cpu_count(),
         }
         self.output.note("some 10 seconds on an idle machine, up to a minute on a busy one")
         result: dict[str, Any] = {"machine": machine, "bank": self.make_bank(), "build": self.build()}
-        with open_cache(self.path, self.source) as cache:
+        with mmcache.open(self.path, self.source) as cache:
             result["lookups"] = self.look_up(cache)
         # All eight at once, so that what they share with each other (libraries) weighs the same in every figure.
         self.output.note(f"starting {2 * WORKERS} worker processes")
@@ -149,8 +87,6 @@ class _Demo:
     # --- 1
 
     def make_bank(self) -> dict[str, Any]:
-        from ..presets.patterns import write_bank
-
         write_bank(self.database, RECORDS, dim=DIM)
         self._revise(1)
         size = os.path.getsize(self.database)
@@ -160,20 +96,15 @@ class _Demo:
 
     def _revise(self, revision: float, key: str | None = None) -> None:
         """Change every pattern, or one, in a way that shows in every read. What is built from all has this number."""
-        import sqlite3
-        from contextlib import closing
-
         one, values = ("", ()) if key is None else (" WHERE id = ?", (key,))
-        change = f"UPDATE patterns SET metadata = json_set(metadata, '$.revision', ?){one}"  # noqa: S608 (our own)
+        change = f"UPDATE patterns SET metadata = json_set(metadata, '$.revision', ?){one}"
         with closing(sqlite3.connect(self.database, timeout=_PATIENCE)) as connection, connection:
             connection.execute(change, (revision, *values))
 
     # --- 2
 
     def build(self) -> dict[str, Any]:
-        from ..sharing.publishing import build
-
-        report = build(self.path, self.source)
+        report = mmcache.build(self.path, self.source)
         self._head("One file, built from it")
         self.output.say(
             f"  {bytes_of(report.size)} in {span(report.seconds)}: read, indexed, written, synced to disk, read back, "
@@ -184,8 +115,6 @@ class _Demo:
     # --- 3
 
     def look_up(self, cache: Cache) -> list[dict[str, Any]]:
-        from .demo_lookups import compare
-
         found = compare(self.database, cache)
         self._head("The same questions to SQLite and to mmcache, in one process")
         rows = [
@@ -222,8 +151,6 @@ class _Demo:
     # --- 5
 
     def swap(self, workers: list[Worker]) -> dict[str, Any]:
-        from ..sharing.publishing import rebuild
-
         generations, adoption = [], []
         for _ in range(SWAPS):
             time.sleep(_READ_SECONDS)
@@ -245,10 +172,8 @@ class _Demo:
 
     def update(self, workers: list[Worker]) -> dict[str, Any]:
         """Change one record in SQLite and say so: who gives the new value, and when."""
-        from .. import open as open_cache
-
         revision = self.generation + 0.5
-        with open_cache(self.path, self.source, build=False) as cache:
+        with mmcache.open(self.path, self.source, build=False) as cache:
             self._revise(revision, HOT)
             begun = time.monotonic()
             kind = cache.invalidate([HOT], reason="record_stored")
@@ -264,9 +189,6 @@ class _Demo:
 
     def kill_a_builder(self, workers: list[Worker]) -> dict[str, Any]:
         """Have the file built by a process, as a worker would that finds it due; kill that; build again."""
-        from ..sharing.publishing import rebuild
-        from ..storage import buildlock, fs
-
         killed, attempts = None, 0
         while killed is None:
             if attempts == _KILLS:
@@ -300,15 +222,11 @@ class _Demo:
 
     def _killed_builder(self) -> float | None:
         """When a builder was killed that had begun to write; None if it was done before."""
-        from ..storage import fs
-
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        root = os.path.dirname(os.path.dirname(os.path.abspath(mmcache.__file__)))
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
         command = [sys.executable, "-P", "-m", "mmcache", "rebuild", self.path]
         nothing = subprocess.DEVNULL
-        with subprocess.Popen(  # noqa: S603
-            command, env=environment, stdin=nothing, stdout=nothing, stderr=nothing
-        ) as builder:
+        with subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=nothing) as builder:
             while builder.poll() is None and not fs.leftovers(self.path):
                 time.sleep(0.0005)
             builder.kill()
@@ -319,17 +237,14 @@ class _Demo:
 
     def show_fleet(self) -> list[dict[str, Any]]:
         """What `mmcache status` shows of the workers, once they have told where they are."""
-        from ..sharing.counters import read_fleet
-        from . import fleet
-
         deadline = time.monotonic() + _PATIENCE
         found = read_fleet(self.path)
         while any(worker.generation != self.generation for worker in found.workers) and time.monotonic() < deadline:
             time.sleep(0.02)
             found = read_fleet(self.path)
         self._head("The workers now, as mmcache status shows them")
-        fleet.draw_workers(found, self.output)
-        workers: list[dict[str, Any]] = fleet.plain(found, 600.0)["workers"]
+        fleet.render_workers(found, self.output)
+        workers: list[dict[str, Any]] = fleet.to_json(found, 600.0)["workers"]
         return workers
 
     def stop(self, workers: list[Worker], begun: float) -> dict[str, Any]:
@@ -343,21 +258,18 @@ class _Demo:
             "SQLite; each one checked against the generation it was in"
         )
         if reason:
-            self.output.error(f"mmcache demo: a failed read: {reason}")
+            self.output.error(f"demo: a failed read: {reason}")
         return {"reads": reads, "failed": failed, "from_sqlite": aside, "seconds": seconds, "reason": reason}
 
     # --- 8
 
     def damage(self) -> dict[str, Any]:
-        from .. import open as open_cache
-        from ..storage.snapshot import Snapshot
-
         key = f"pattern-{RECORDS // 2}"
         with Snapshot.open(self.path) as snapshot:
             before = snapshot[key].asdict()
         place = self._flip_a_bit(before["content"])
         told = self._verify()
-        with open_cache(self.path, self.source, build=False, verify="lazy") as cache:
+        with mmcache.open(self.path, self.source, build=False, verify="lazy") as cache:
             after = cache[key].asdict()
             stats = cache.stats()
             others = cache.get_many([f"pattern-{i}" for i in range(100)])
@@ -398,14 +310,10 @@ class _Demo:
 
     def _verify(self) -> str | None:
         """What `mmcache verify` has to say, or None."""
-        from ..errors import CorruptFileError
-        from ..storage.verify import verify_bytes
-        from .files import opened
-
         try:
             with opened(self.path) as file:
                 verify_bytes(file.read, file.size)
-        except CorruptFileError as error:
+        except mmcache.CorruptFileError as error:
             return error.message
         return None
 
@@ -432,38 +340,3 @@ def _memory(workers: list[Worker]) -> int | None:
         worker.ask("memory")
         found.append(worker.answer())
     return None if None in found else sum(found)
-
-
-def _passed(result: dict[str, Any]) -> bool:
-    damage, killed = result["damage"], result["killed"]
-    return (
-        result["reading"]["failed"] == 0
-        and result["update"]["kind"] == "ids"
-        and all(len(workers) == WORKERS for workers in result["fleet"])
-        and killed["left"] > 0
-        and killed["swept"]
-        and damage["same_answer"]
-        and damage["found_by_verify"] is not None
-        and damage["found_by_get"]
-        and damage["verified_after"]
-    )
-
-
-def _close(directory: str | None, result: dict[str, Any], output: Output) -> None:
-    machine = result["machine"]
-    output.say()
-    output.say(
-        f"Measured in {span(result['seconds'])} on {machine['system']}, {machine['cpus']} CPUs, "
-        f"Python {machine['python']}; other machines differ, ratios less so."
-    )
-    output.say()
-    output.heading("Next")
-    if directory is None:
-        output.say("  mmcache demo --dir play       the same, and the files stay")
-        output.say("  mmcache build --help          a file from a database of your own")
-    else:
-        file = os.path.join(directory, "patterns.mmc")
-        output.say(f"  mmcache get {file} pattern-7")
-        output.say(f"  mmcache find {file} domain=api framework=pytest")
-        output.say(f"  mmcache inspect {file}")
-    output.say("  python -m benchmarks.lookup   more records, more readers, other stores, from the repository")
