@@ -6,6 +6,9 @@ of the same kind before, opens it, gets 1, 100 and 1,000 random records, and rea
 process of its own and other ids; contenders take turns, with the same ids. Servers are left out: they hold what they
 have in memory.
 
+Apart from that, and with files in memory, the CPU time of a first answer: of a process that imports a library, opens
+its store, asks for one record and for the ids of a domain, beside the `sqlite3` module.
+
 Directories and inodes stay known to the kernel, and below a virtual machine the host may have its own cache: times are
 of this machine, bytes read from the device are not.
 """
@@ -19,6 +22,8 @@ import mmap
 import os
 import random
 import resource
+import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -140,6 +145,55 @@ def resident(fd: int) -> int:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+# --- a first answer -------------------------------------------------------------------------------------------------
+
+_ANSWERS = {
+    Mmcache.name: """
+import mmcache
+with mmcache.Snapshot.open(path) as snapshot:
+    assert snapshot[key]["domain"]
+    found = snapshot.where(domain=domain).ids
+""",
+    "sqlite3": """
+import sqlite3
+db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+assert db.execute("SELECT * FROM patterns WHERE id = ?", (key,)).fetchone()[0]
+found = [id_ for (id_,) in db.execute("SELECT id FROM patterns WHERE domain = ?", (domain,))]
+""",
+}
+"""One record by its key and the ids of a domain, as a program asks that is started for this and ends."""
+
+OVER_SQLITE = 1.5
+"""Goal: CPU time of mmcache over that of the sqlite3 module."""
+
+
+def first_answers(data: DataSet, settings: Settings, report: Report) -> None:
+    """CPU time from the first import to the answer, in processes that have imported nothing; files are in memory."""
+    with contextlib.closing(sqlite3.connect(data.bank)) as db:
+        key, domain = db.execute("SELECT id, domain FROM patterns LIMIT 1").fetchone()
+    stores = {Mmcache.name: data.store(Mmcache), "sqlite3": data.bank}
+    found: dict[str, list[float]] = {name: [] for name in stores}
+    repetitions = settings.repeat(21)
+    for repetition, name in turns(list(stores), repetitions + 1, report.noise):
+        code = f"import sys, time; path, key, domain = sys.argv[1:]; begun = time.process_time()\n{_ANSWERS[name]}"
+        command = [sys.executable, "-c", f"{code}\nprint(time.process_time() - begun, len(found))"]
+        done = subprocess.run([*command, stores[name], key, domain], capture_output=True, text=True, check=True)
+        if repetition:  # the first one may have compiled modules
+            found[name].append(float(done.stdout.split()[0]))
+    samples = Samples(found)
+    rows = []
+    for name in stores:
+        seconds, ratio = samples.range(name), samples.ratio(Mmcache.name, name)
+        values = {"operation": "first answer, CPU", "contender": name, "seconds": seconds, "ratio": ratio}
+        report.result(n=data.n, dim=data.dim, **values)
+        verdict = ""
+        if name == "sqlite3":
+            verdict = report.goal("first answer, CPU: mmcache / sqlite3", data.n, ratio.median, OVER_SQLITE)
+        rows.append([name, time_text(seconds.median), "" if name == Mmcache.name else ratio_text(ratio), verdict])
+    title = f"a first answer, {data.n:,} records: CPU time from the first import on, {repetitions} repetitions"
+    report.table(title, ("", "median", "mmcache / it", "goal"), rows)
+
+
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peers.insert(1 + peers.index(Mmcache), MmcacheLazy)
     for n in settings.sizes:
         measure(peers, n, settings, settings.repeat(REPETITIONS_QUICK if given.quick else REPETITIONS), report)
+        first_answers(DataSet(n, dim_of(n), settings.data), settings, report)
     report.note(
         "Steps follow one another: a later one finds what an earlier one, and the kernel's readahead, brought in; how "
         "much is read ahead is a setting of the device. "

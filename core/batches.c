@@ -3,10 +3,12 @@
 #include "core.h"
 
 #define AHEAD 128 /* keys that are prepared together */
+#define FAR 24    /* rows ahead of which the entry is asked for */
+#define NEAR 12   /* and the record */
 
 static inline void prefetch(const Table *table, uint64_t at, uint64_t length)
 {
-    const uint8_t *line = reach(table, at, length);
+    const uint8_t *line = reach(&table->map, at, length);
     for (uint64_t i = 0; line != NULL && i < length && i < 1024; i += 64)
         __builtin_prefetch(line + i);
 }
@@ -42,8 +44,8 @@ static int prepare(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, 
             if (state != ABSENT)
                 return -1;
         }
-        each[i].found = (int8_t)slot_find(table, each[i].hash, &slot);
-        if (each[i].found == FOUND && !map_read(table, &each[i].row, table->row_at + 4 * slot, 4))
+        each[i].found = (int8_t)slot_find(&table->map, table->hash_at, table->slots, table->shift, each[i].hash, &slot);
+        if (each[i].found == FOUND && !map_read(&table->map, &each[i].row, table->row_at + 4 * slot, 4))
             each[i].found = UNUSUAL;
         if (each[i].found == FOUND)
             prefetch(table, table->rows_at + ROW_SIZE * (uint64_t)each[i].row, ROW_SIZE);
@@ -70,13 +72,8 @@ static PyObject *one_of_many(ByKey *self, Table *table, PyObject *key, const pre
 {
     PyObject *record = NULL;
     outcome result = one->found;
-    if (result == FOUND) {
-        key_bytes raw;
-        result = key_encode(&raw, key); /* of a long key there may be no memory now */
-        if (result == FOUND)
-            result = record_at(table, one->row, key, &raw, (PyObject *)self, &record);
-        key_free(&raw);
-    }
+    if (result == FOUND)
+        result = record_at(table, one->row, key, NULL, (PyObject *)self, &record);
     if (result == ABSENT && table->ids_verified && !PyTuple_CheckExact(key))
         return Py_NewRef(Py_None);
     if (result == FOUND || result == FAILED)
@@ -89,7 +86,8 @@ static PyObject *one_of_many(ByKey *self, Table *table, PyObject *key, const pre
     return record;
 }
 
-static int get_some(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, Py_ssize_t count, PyObject *found)
+static int get_some(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, Py_ssize_t count, PyObject *found,
+                    int embeddings)
 {
     prepared each[AHEAD];
     if (prepare(self, table, keys, begin, count, each) < 0)
@@ -103,13 +101,45 @@ static int get_some(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin,
         Py_DECREF(key);
         if (record == NULL || PyList_SetItem(found, begin + i, record) < 0)
             return -1;
+        if (embeddings && (PyObject *)Py_TYPE(record) == core.record && fields_attach((Fields *)record) < 0)
+            return -1;
     }
     return 0;
 }
 
-PyObject *by_key_get_many(PyObject *object, PyObject *keys)
+/* get_many(keys, *, embeddings=False) */
+static int many_arguments(PyObject *const *args, Py_ssize_t count, PyObject *keywords, PyObject **keys, int *embeddings)
+{
+    Py_ssize_t named = keywords == NULL ? 0 : PyTuple_Size(keywords);
+    *keys = count > 0 ? args[0] : NULL;
+    *embeddings = 0;
+    if (count > 1) {
+        PyErr_Format(PyExc_TypeError, "get_many() takes 1 positional argument, not %zd", count);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < named; i++) {
+        PyObject *name = PyTuple_GetItem(keywords, i);
+        if (PyUnicode_CompareWithASCIIString(name, "embeddings") == 0)
+            *embeddings = PyObject_IsTrue(args[count + i]);
+        else if (*keys == NULL && PyUnicode_CompareWithASCIIString(name, "keys") == 0)
+            *keys = args[count + i];
+        else
+            PyErr_Format(PyExc_TypeError, "get_many() got an unexpected keyword argument '%U'", name);
+        if (*embeddings < 0 || PyErr_Occurred())
+            return -1;
+    }
+    if (*keys == NULL)
+        PyErr_SetString(PyExc_TypeError, "get_many() misses the argument 'keys'");
+    return *keys == NULL ? -1 : 0;
+}
+
+PyObject *by_key_get_many(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *keywords)
 {
     ByKey *self = (ByKey *)object;
+    PyObject *keys;
+    int embeddings;
+    if (many_arguments(args, count, keywords, &keys, &embeddings) < 0)
+        return NULL;
     if (PyUnicode_Check(keys) || PyBytes_Check(keys))
         return PyObject_CallFunctionObjArgs(core.check_keys, keys, NULL); /* raises TypeError */
     PyObject *wanted = PySequence_List(keys);
@@ -122,8 +152,8 @@ PyObject *by_key_get_many(PyObject *object, PyObject *keys)
     if (found != NULL) {
         Py_ssize_t size = PyList_Size(wanted);
         for (Py_ssize_t begin = 0; begin < size; begin += AHEAD) {
-            Py_ssize_t count = size - begin < AHEAD ? size - begin : AHEAD;
-            if ((begin > 0 && let_others_run() < 0) || get_some(self, table, wanted, begin, count, found) < 0) {
+            Py_ssize_t some = size - begin < AHEAD ? size - begin : AHEAD;
+            if ((begin > 0 && let_others_run() < 0) || get_some(self, table, wanted, begin, some, found, embeddings) < 0) {
                 Py_CLEAR(found);
                 break;
             }
@@ -192,6 +222,12 @@ static uint32_t *rows_of(PyObject *given, Py_ssize_t *count)
 /* The key that these bytes are. NULL without an exception for what is not plainly one. */
 static PyObject *key_decode(const uint8_t *raw, size_t length)
 {
+    if (length > 0 && (raw[0] & 0xE0) == 0xA0 && (size_t)(raw[0] & 31) == length - 1) { /* a short text: most keys are */
+        PyObject *text = PyUnicode_DecodeUTF8((const char *)raw + 1, (Py_ssize_t)length - 1, NULL);
+        if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
+            PyErr_Clear();
+        return text;
+    }
     PyObject *key = unpack_all(raw, length);
     if (key == NULL || PyUnicode_CheckExact(key) || PyLong_CheckExact(key) || PyBytes_CheckExact(key))
         return key;
@@ -215,7 +251,7 @@ static PyObject *key_at(const Table *table, uint32_t row)
         return NULL;
     uint64_t at = entry.offset + table->shapes[entry.shape].prefix;
     if (at < entry.offset || entry.key_length > sizeof raw || !is_verified(table, at, entry.key_length) ||
-        !map_read(table, raw, at, entry.key_length))
+        !map_read(&table->map, raw, at, entry.key_length))
         return NULL;
     return key_decode(raw, entry.key_length);
 }
@@ -236,10 +272,10 @@ static PyObject *of_rows(PyObject *self, PyObject *given, PyObject *owner)
     uint32_t *rows = rows_of(given, &count);
     PyObject *found = rows == NULL ? NULL : PyList_New(count);
     for (Py_ssize_t i = 0; found != NULL && i < count; i++) {
-        if (i + 8 < count)
-            prefetch(table, table->rows_at + ROW_SIZE * (uint64_t)rows[i + 8], ROW_SIZE);
+        if (i + FAR < count)
+            prefetch(table, table->rows_at + ROW_SIZE * (uint64_t)rows[i + FAR], ROW_SIZE);
         row_entry next;
-        if (i + 4 < count && entry_read(table, rows[i + 4], &next))
+        if (i + NEAR < count && entry_read(table, rows[i + NEAR], &next))
             prefetch(table, next.offset, owner == NULL ? 64 : next.length);
         PyObject *item = owner == NULL ? key_at(table, rows[i]) : record_of_row(table, rows[i], owner);
         if (item == NULL || PyList_SetItem(found, i, item) < 0)

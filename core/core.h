@@ -23,7 +23,7 @@
 
 /* native.py has the same number, and loads no other. It is raised with every change of what C and Python share: what is
  * bound, attributes and methods that are asked for by name, arguments, and the meaning of any of these. */
-#define REVISION 3
+#define REVISION 4
 
 #define STEPS 8                      /* format/slots.py: slots that are tried from the home on, before a bisection */
 #define MAX_RECORD_BYTES (16u << 20) /* format/records.py */
@@ -117,20 +117,21 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *shape, *values, *owner;
+    PyObject *vector; /* the embedding that was read with it, or None for none; NULL: it is looked up */
     uint64_t row;
 } Fields;
 
 /* The only way to the map: where these bytes lie, or NULL where they do not lie in it. */
-static inline const uint8_t *reach(const Table *table, uint64_t at, uint64_t length)
+static inline const uint8_t *reach(const Py_buffer *map, uint64_t at, uint64_t length)
 {
-    const uint8_t *map = table->map.buf;
-    uint64_t size = (uint64_t)table->map.len;
-    return map == NULL || length > size || at > size - length ? NULL : map + at;
+    const uint8_t *begin = map->buf;
+    uint64_t size = (uint64_t)map->len;
+    return begin == NULL || length > size || at > size - length ? NULL : begin + at;
 }
 
-static inline int map_read(const Table *table, void *into, uint64_t at, size_t length)
+static inline int map_read(const Py_buffer *map, void *into, uint64_t at, size_t length)
 {
-    const uint8_t *found = reach(table, at, length);
+    const uint8_t *found = reach(map, at, length);
     if (found != NULL)
         memcpy(into, found, length);
     return found != NULL;
@@ -138,35 +139,46 @@ static inline int map_read(const Table *table, void *into, uint64_t at, size_t l
 
 int is_verified(const Table *table, uint64_t at, uint64_t length);
 int entry_read(const Table *table, uint64_t row, row_entry *entry);
-outcome slot_find(const Table *table, uint64_t hash, uint64_t *slot);
+/* In a table of `slots` hashes that begins there: see format/slots.py. */
+outcome slot_find(const Py_buffer *map, uint64_t at, uint64_t slots, unsigned shift, uint64_t hash, uint64_t *slot);
 outcome row_find(ByKey *self, Table *table, PyObject *key, uint32_t *row);
 outcome record_at(Table *table, uint32_t row, PyObject *key, const key_bytes *raw, PyObject *owner, PyObject **found);
 outcome record_find(ByKey *self, PyObject *key, PyObject **found);
 outcome is_dirty(PyObject *dirty, uint64_t hash);
 PyObject *raise_absent(PyObject *key);
 PyObject *careful_record(PyObject *self, PyObject *key);
+PyObject *by_key_subscript(PyObject *self, PyObject *key);
 PyObject *by_key_embedding(PyObject *self, PyObject *key, PyObject *field);
+
+/* --- record.c */
+
+int fields_attach(Fields *self);
 
 /* --- batches.c */
 
-PyObject *by_key_get_many(PyObject *self, PyObject *keys);
+PyObject *by_key_get_many(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *keywords);
 PyObject *by_key_rows(PyObject *self, PyObject *keys);
 PyObject *table_keys(PyObject *self, PyObject *rows);
 PyObject *table_records(PyObject *self, PyObject *const *args, Py_ssize_t count);
+
+/* --- postings.c */
+
+PyObject *core_select(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *core_rows(PyObject *module, PyObject *args);
 
 /* --- module.c */
 
 /* Made once in a process, and never unmade. */
 extern struct core_state {
-    PyTypeObject *table, *by_key, *fields, *first, *watched, *hits, *front;
+    PyTypeObject *table, *by_key, *fields, *first, *watched, *hits, *front, *index_type;
     /* What `bind` was given, see there. */
     PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *between, *hash, *monotonic;
     /* Names of attributes and methods. */
     PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *look, *sample, *instead,
-        *embedding_instead;
+        *embedding_instead, *vector;
 } core;
 
-extern PyType_Spec table_spec, by_key_spec, fields_spec, first_spec, watched_spec, hits_spec, front_spec;
+extern PyType_Spec table_spec, by_key_spec, fields_spec, first_spec, watched_spec, hits_spec, front_spec, index_spec;
 
 static inline int is_plain(PyObject *object) /* its look-ups are those of ByKey, which no subclass has changed */
 {

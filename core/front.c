@@ -10,7 +10,7 @@
 
 typedef struct {
     PyObject_HEAD
-    PyObject *view, *readers; /* readers: the view's, replaced together with it */
+    PyObject *view, *readers, *reader; /* the view's readers, and that of the default collection, or NULL */
     PyObject *word;
     Py_buffer mapped; /* the word's eight bytes */
     PyObject *seen;   /* an int, or None */
@@ -166,11 +166,18 @@ static int watched_set_view(PyObject *object, PyObject *view, void *Py_UNUSED(cl
         PyErr_SetString(PyExc_TypeError, "the readers of a view are a dict");
         return -1;
     }
-    PyObject *old_view = self->view, *old_readers = self->readers;
+    PyObject *reader = Py_XNewRef(PyDict_GetItemWithError(readers, Py_None));
+    if (reader == NULL && PyErr_Occurred()) {
+        Py_DECREF(readers);
+        return -1;
+    }
+    PyObject *old_view = self->view, *old_readers = self->readers, *old_reader = self->reader;
     self->view = Py_NewRef(view);
     self->readers = readers;
+    self->reader = reader;
     Py_XDECREF(old_view);
     Py_XDECREF(old_readers);
+    Py_XDECREF(old_reader);
     return 0;
 }
 
@@ -180,6 +187,7 @@ static int watched_traverse(PyObject *object, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->view);
     Py_VISIT(self->readers);
+    Py_VISIT(self->reader);
     Py_VISIT(self->word);
     /* Not the owner of the buffer: see table_traverse. */
     Py_VISIT(self->seen);
@@ -195,6 +203,7 @@ static int watched_clear(PyObject *object)
         PyBuffer_Release(&mapped);
     Py_CLEAR(self->view);
     Py_CLEAR(self->readers);
+    Py_CLEAR(self->reader);
     Py_CLEAR(self->word);
     self->has_seen = 0;
     Py_CLEAR(self->seen);
@@ -324,10 +333,11 @@ static int visit_begin(Front *self, visit_of *visit)
             return -1;
         Py_DECREF(looked);
     }
-    if (watch->readers != NULL) {
-        PyObject *name = self->name == NULL ? Py_None : self->name;
+    if (self->name == NULL || self->name == Py_None)
+        visit->reader = Py_XNewRef(watch->reader);
+    else if (watch->readers != NULL) {
         PyObject *readers = Py_NewRef(watch->readers); /* a name of another type than str compares in Python */
-        visit->reader = Py_XNewRef(PyDict_GetItemWithError(readers, name));
+        visit->reader = Py_XNewRef(PyDict_GetItemWithError(readers, self->name));
         Py_DECREF(readers);
         if (visit->reader == NULL && PyErr_Occurred())
             return -1;
@@ -381,7 +391,7 @@ static PyObject *front_subscript(PyObject *object, PyObject *key)
     }
     if (visit.reader == NULL)
         error = Py_NewRef(Py_None);
-    else if ((found = PyObject_GetItem(visit.reader, key)) == NULL)
+    else if ((found = is_plain(visit.reader) ? by_key_subscript(visit.reader, key) : PyObject_GetItem(visit.reader, key)) == NULL)
         error = not_here();
     else
         is_hit = 1;

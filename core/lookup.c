@@ -144,21 +144,16 @@ int is_verified(const Table *table, uint64_t at, uint64_t length)
 
 int entry_read(const Table *table, uint64_t row, row_entry *entry)
 {
-    return row < table->n && map_read(table, entry, table->rows_at + ROW_SIZE * row, ROW_SIZE) &&
+    return row < table->n && map_read(&table->map, entry, table->rows_at + ROW_SIZE * row, ROW_SIZE) &&
            entry->shape < table->shape_count;
 }
 
-static int hash_read(const Table *table, uint64_t slot, uint64_t *hash)
-{
-    return slot < table->slots && map_read(table, hash, table->hash_at + 8 * slot, 8);
-}
-
 /* The first slot from the home on whose hash is not below. FOUND: it is this hash. ABSENT: it is a greater one. */
-outcome slot_find(const Table *table, uint64_t hash, uint64_t *slot)
+outcome slot_find(const Py_buffer *map, uint64_t at, uint64_t slots, unsigned shift, uint64_t hash, uint64_t *slot)
 {
-    uint64_t low = hash >> table->shift, high = table->slots, found = 0;
+    uint64_t low = hash >> shift, high = slots, found = 0;
     for (uint64_t last = low + STEPS;; low++) {
-        if (!hash_read(table, low, &found))
+        if (low >= slots || !map_read(map, &found, at + 8 * low, 8))
             return UNUSUAL;
         if (found >= hash || low == last)
             break;
@@ -166,14 +161,14 @@ outcome slot_find(const Table *table, uint64_t hash, uint64_t *slot)
     if (found < hash) {
         for (low++; low < high;) {
             uint64_t middle = low + (high - low) / 2;
-            if (!hash_read(table, middle, &found))
+            if (!map_read(map, &found, at + 8 * middle, 8))
                 return UNUSUAL;
             if (found < hash)
                 low = middle + 1;
             else
                 high = middle;
         }
-        if (!hash_read(table, low, &found))
+        if (low >= slots || !map_read(map, &found, at + 8 * low, 8))
             return UNUSUAL;
     }
     *slot = low;
@@ -198,7 +193,7 @@ static outcome begin(ByKey *self, Table *table, PyObject *object, key_bytes *key
         return found;
     if (self->dirty != NULL && self->dirty != Py_None && (found = is_dirty(self->dirty, key->hash)) != ABSENT)
         return found;
-    found = slot_find(table, key->hash, slot);
+    found = slot_find(&table->map, table->hash_at, table->slots, table->shift, key->hash, slot);
     if (found != ABSENT)
         return found;
     if (!table->ids_verified)
@@ -212,10 +207,10 @@ static outcome begin(ByKey *self, Table *table, PyObject *object, key_bytes *key
 static int row_compare(const Table *table, uint64_t slot, const key_bytes *key, uint32_t *row, int *order)
 {
     row_entry entry;
-    if (slot >= table->slots || !map_read(table, row, table->row_at + 4 * slot, 4) || !entry_read(table, *row, &entry) ||
+    if (slot >= table->slots || !map_read(&table->map, row, table->row_at + 4 * slot, 4) || !entry_read(table, *row, &entry) ||
         entry.offset > UINT64_MAX - MAX_RECORD_BYTES)
         return 0;
-    const uint8_t *there = reach(table, entry.offset + table->shapes[entry.shape].prefix, entry.key_length);
+    const uint8_t *there = reach(&table->map, entry.offset + table->shapes[entry.shape].prefix, entry.key_length);
     if (there == NULL)
         return 0;
     size_t both = entry.key_length < key->length ? entry.key_length : key->length;
@@ -233,7 +228,7 @@ static outcome row_among(const Table *table, const key_bytes *key, uint64_t slot
     int order = -1;
     while (low < high) { /* the end of the run; most have one slot, or some */
         uint64_t middle = low - slot < STEPS ? low : low + (high - low) / 2;
-        if (!hash_read(table, middle, &found))
+        if (!map_read(&table->map, &found, table->hash_at + 8 * middle, 8))
             return UNUSUAL;
         if (found <= key->hash)
             low = middle + 1;
@@ -317,8 +312,8 @@ static outcome decoded(const shape_entry *shape, const uint8_t *raw, size_t leng
         return PyErr_Occurred() ? FAILED : UNUSUAL;
     outcome result = UNUSUAL;
     if (PyList_CheckExact(values) && PyList_Size(values) == (Py_ssize_t)shape->count && shape->count > 0) {
-        int is_proved = packed == NULL || (shape->prefix + packed->length <= length &&
-                                           memcmp(raw + shape->prefix, packed->bytes, packed->length) == 0);
+        int is_proved = key == NULL || (packed != NULL && shape->prefix + packed->length <= length &&
+                                        memcmp(raw + shape->prefix, packed->bytes, packed->length) == 0);
         if (!is_proved)
             is_proved = is_of(values, key);
         if (is_proved < 0)
@@ -332,8 +327,8 @@ static outcome decoded(const shape_entry *shape, const uint8_t *raw, size_t leng
     return result;
 }
 
-/* The record of a row, from a copy of its bytes whose checksum is right. packed: the bytes of the key that it must have,
- * which is `key`; NULL where any will do. */
+/* The record of a row, from a copy of its bytes whose checksum is right. key: that it must have; NULL where any will do.
+ * packed: the bytes of that key, or NULL. */
 outcome record_at(Table *table, uint32_t row, PyObject *key, const key_bytes *packed, PyObject *owner, PyObject **found)
 {
     row_entry entry;
@@ -343,7 +338,7 @@ outcome record_at(Table *table, uint32_t row, PyObject *key, const key_bytes *pa
     if (entry.length > sizeof room && (raw = malloc(entry.length)) == NULL)
         return UNUSUAL;
     outcome result = UNUSUAL;
-    if (map_read(table, raw, entry.offset, entry.length) &&
+    if (map_read(&table->map, raw, entry.offset, entry.length) &&
         (hash_of(raw, entry.length) ^ entry.shape) == entry.checksum)
         result = decoded(&table->shapes[entry.shape], raw, entry.length, key, packed, row, owner, found);
     if (raw != room)
@@ -358,7 +353,7 @@ static outcome record_of(ByKey *self, Table *table, PyObject *object, key_bytes 
     outcome result = begin(self, table, object, key, &slot);
     if (result != FOUND)
         return result;
-    if (!map_read(table, &row, table->row_at + 4 * slot, 4))
+    if (!map_read(&table->map, &row, table->row_at + 4 * slot, 4))
         return UNUSUAL;
     result = record_at(table, row, object, key, (PyObject *)self, found);
     if (result == UNUSUAL) { /* damage, or the record of another key with this hash */
@@ -399,7 +394,7 @@ PyObject *careful_record(PyObject *self, PyObject *key)
 
 /* --- ByKey */
 
-static PyObject *by_key_subscript(PyObject *self, PyObject *key)
+PyObject *by_key_subscript(PyObject *self, PyObject *key)
 {
     PyObject *found = NULL;
     switch (record_find((ByKey *)self, key, &found)) {
@@ -562,8 +557,9 @@ static PyMemberDef by_key_members[] = {
 static PyMethodDef by_key_methods[] = {
     {"get", (PyCFunction)(void (*)(void))by_key_get, METH_FASTCALL | METH_KEYWORDS,
      "get($self, key, default=None)\n--\n\nThe record, or a default where there is none. Raises TypeError for what is no key."},
-    {"get_many", by_key_get_many, METH_O,
-     "get_many($self, keys)\n--\n\nThe records of these keys, in their order, None where there is none. Cheaper than one by one."},
+    {"get_many", (PyCFunction)(void (*)(void))by_key_get_many, METH_FASTCALL | METH_KEYWORDS,
+     "get_many($self, keys, *, embeddings=False)\n--\n\nThe records of these keys, in their order, None where there is none. "
+     "Cheaper than one by one.\n\nembeddings: read with the embedding of each, which `record.embedding` then has at hand."},
     {"row", by_key_row, METH_O,
      "row($self, key)\n--\n\nThe row of a key: its place in `embeddings` and every other array. Raises KeyError."},
     {"embedding", (PyCFunction)(void (*)(void))by_key_embedding_method, METH_FASTCALL | METH_KEYWORDS,

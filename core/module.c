@@ -132,6 +132,10 @@ static PyMethodDef core_methods[] = {
      "products(matrix, query, out, /)\n--\n\nOf the rows of a matrix and a query, in float32."},
     {"sums", core_sums, METH_VARARGS,
      "sums(matrix, rows, query, out, squares, is_apart, /)\n--\n\nWhat scores are made of: see search/metrics.py."},
+    {"select", (PyCFunction)(void (*)(void))core_select, METH_FASTCALL,
+     "select(index, term, /, *more)\n--\n\nThe rows that carry all of these: (kind, size, first row, bytes); None: go the "
+     "careful way."},
+    {"rows", core_rows, METH_VARARGS, "rows(bitmap, n, /)\n--\n\nThe rows of a bitmap, uint32, as bytes."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -143,6 +147,7 @@ static const struct {
 } types[] = {
     {&core.table, &table_spec},     {&core.by_key, &by_key_spec}, {&core.fields, &fields_spec}, {&core.first, &first_spec},
     {&core.watched, &watched_spec}, {&core.hits, &hits_spec},     {&core.front, &front_spec},
+    {&core.index_type, &index_spec},
 };
 
 static const struct {
@@ -161,6 +166,7 @@ static const struct {
     {&core.sample, "sample"},
     {&core.instead, "_instead"},
     {&core.embedding_instead, "_embedding_instead"},
+    {&core.vector, "vector"},
 };
 
 static int make_all(PyObject *module)

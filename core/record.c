@@ -38,9 +38,54 @@ static PyObject *fields_subscript(PyObject *object, PyObject *name)
     return answer;
 }
 
+/* A row of the matrix, where that is the answer, else what the owner says: see `Vectors.of`. */
+static PyObject *fields_vector(Fields *self)
+{
+    if (self->vector != NULL)
+        return Py_NewRef(self->vector);
+    if (self->owner == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "_owner");
+        return NULL;
+    }
+    PyObject *owner = Py_NewRef(self->owner), *found = NULL;
+    const Table *table = is_plain(owner) ? ((ByKey *)owner)->table : NULL;
+    uint64_t row = self->row;
+    if (table != NULL && table->matrix != NULL && row < table->n &&
+        (table->ids_verified || is_verified(table, table->rows_at + ROW_SIZE * row, ROW_SIZE)) &&
+        is_verified(table, table->matrix_at + table->matrix_stride * row, table->matrix_stride)) {
+        PyObject *matrix = Py_NewRef(table->matrix);
+        found = PySequence_GetItem(matrix, (Py_ssize_t)row);
+        Py_DECREF(matrix);
+    }
+    else {
+        PyObject *number = PyLong_FromUnsignedLongLong(row);
+        if (number != NULL)
+            found = PyObject_CallMethodObjArgs(owner, core.vector, number, NULL);
+        Py_XDECREF(number);
+    }
+    Py_DECREF(owner);
+    return found;
+}
+
+int fields_attach(Fields *self)
+{
+    PyObject *vector = fields_vector(self), *before = self->vector;
+    if (vector == NULL)
+        return -1;
+    self->vector = vector;
+    Py_XDECREF(before);
+    return 0;
+}
+
+static PyObject *fields_embedding(PyObject *self, void *Py_UNUSED(closure))
+{
+    return fields_vector((Fields *)self);
+}
+
 static int fields_traverse(PyObject *object, visitproc visit, void *arg)
 {
     Fields *self = (Fields *)object;
+    Py_VISIT(self->vector);
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->shape);
     Py_VISIT(self->values);
@@ -54,6 +99,7 @@ static int fields_clear(PyObject *object)
     Py_CLEAR(self->shape);
     Py_CLEAR(self->values);
     Py_CLEAR(self->owner);
+    Py_CLEAR(self->vector);
     return 0;
 }
 
@@ -74,6 +120,13 @@ static PyMemberDef fields_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
+static PyGetSetDef fields_getset[] = {
+    {"embedding", fields_embedding, NULL,
+     "float32, (dim,), read-only: a view of the file (which stays mapped while it is referenced); None without. Of\n        "
+     "several embeddings the first.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot fields_slots[] = {
     {Py_tp_doc, "The fields of one record."},
     {Py_mp_subscript, fields_subscript},
@@ -81,6 +134,7 @@ static PyType_Slot fields_slots[] = {
     {Py_tp_clear, fields_clear},
     {Py_tp_dealloc, fields_dealloc},
     {Py_tp_members, fields_members},
+    {Py_tp_getset, fields_getset},
     {0, NULL},
 };
 
@@ -106,7 +160,9 @@ static PyObject *first_of(PyObject *self)
 static PyObject *first_subscript(PyObject *self, PyObject *key)
 {
     PyObject *collection = first_of(self);
-    PyObject *found = collection == NULL ? NULL : PyObject_GetItem(collection, key);
+    PyObject *found = NULL;
+    if (collection != NULL)
+        found = is_plain(collection) ? by_key_subscript(collection, key) : PyObject_GetItem(collection, key);
     Py_XDECREF(collection);
     return found;
 }

@@ -112,9 +112,9 @@ class CachedCollection(Front[R_co], Collection[R_co]):
             raise KeyError(key)
         return record.embedding if field is None else record.embedding_of(field)
 
-    def get_many(self, keys: Iterable[Key]) -> list[R_co | None]:
-        """The records of these keys, in their order, None where no tier has it."""
-        found, model = self._tiers.read(check_keys(keys)), self._model
+    def get_many(self, keys: Iterable[Key], *, embeddings: bool = False) -> list[R_co | None]:
+        """The records of these keys, in their order, None where no tier has it. embeddings: as of any `Collection`."""
+        found, model = self._tiers.read(check_keys(keys), embeddings=embeddings), self._model
         if model is None:
             return found  # type: ignore[return-value]
         return [None if record is None else model(record) for record in found]

@@ -21,7 +21,7 @@ __all__ = ["HITS_PER_FLUSH", "HITS_PER_SAMPLE", "PLACES", "PLACES_SHOWN", "Count
 HITS_PER_SAMPLE: Final = 256
 """One lookup in so many is timed."""
 
-HITS_PER_FLUSH: Final = 1024
+HITS_PER_FLUSH: Final = 4096
 """The hit counter is flushed every HITS_PER_FLUSH hits, so a killed worker loses at most that many."""
 
 _SLOW_RUN: Final = 3

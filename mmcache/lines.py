@@ -3,18 +3,16 @@ foreign code, and may call whatever they like."""
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from .callbacks import CacheEvent, of_page
+from .logs import log
 from .sharing.events import Event
 from .sharing.head import Head
 
 __all__ = ["Lines"]
-
-log = logging.getLogger("mmcache")
 
 _LONGEST_QUEUE: Final = 65_536
 """Events that wait for the callback, at most; beyond that the oldest are dropped."""
@@ -71,7 +69,7 @@ class Lines:
         assert self._on_event is not None
         try:
             self._on_event(event)
-        except Exception:
+        except Exception:  # noqa: BLE001 (foreign code, whose error is logged)
             log.exception(
                 "%s: on_event raised at %r",
                 self._path,

@@ -1,23 +1,47 @@
-"""Log lines that every handler can write, a path that is not UTF-8 being escaped in them; and those that are written
-once."""
+"""The package's logger, and log lines that every handler can write, a path that is not UTF-8 being escaped in them; and
+those that are written once.
+
+`logging` is imported when there is a line to be written, or by `escape_paths`: see `arrays` for why a `Cache` calls it.
+"""
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["escape_paths", "log_once"]
+if TYPE_CHECKING:
+    import logging
 
-log = logging.getLogger("mmcache")
+__all__ = ["DEBUG", "INFO", "WARNING", "escape_paths", "log", "log_once"]
+
+DEBUG: Final = 10
+INFO: Final = 20
+WARNING: Final = 30
+"""As in `logging`."""
 
 _logged: dict[tuple[str, str, str], object] = {}
 
 
-def escape_paths() -> None:
-    """Have the package's logger escape what has no UTF-8, whichever module logs it. Idempotent."""
-    log = logging.getLogger("mmcache")
-    if _escape not in log.filters:
-        log.addFilter(_escape)
+class _Later:
+    """The logger, once one of its methods is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(escape_paths(), name)
+
+
+if TYPE_CHECKING:
+    log: logging.Logger
+else:
+    log = _Later()
+
+
+def escape_paths() -> logging.Logger:
+    """The package's logger, which escapes what has no UTF-8, whichever module logs it."""
+    import logging
+
+    found = logging.getLogger("mmcache")
+    if _escape not in found.filters:
+        found.addFilter(_escape)
+    return found
 
 
 def _escape(record: logging.LogRecord) -> bool:
@@ -32,7 +56,7 @@ def _escape(record: logging.LogRecord) -> bool:
     return True
 
 
-def log_once(event: str, path: str, text: str, level: int = logging.WARNING, *, about: str = "", **fields: Any) -> None:
+def log_once(event: str, path: str, text: str, level: int = WARNING, *, about: str = "", **fields: Any) -> None:
     """A line of which one is enough in a process, of each file and of each thing in it."""
     ours = object()
     if _logged.setdefault((event, path, about), ours) is ours:

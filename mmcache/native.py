@@ -8,10 +8,8 @@ compiled for other sources, as an editable install keeps it when the sources are
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Final, Literal, TypeVar
 
 __all__ = [
@@ -26,11 +24,9 @@ __all__ = [
     "reason",
 ]
 
-log = logging.getLogger("mmcache")
-
 VARIABLE: Final = "MMCACHE_PURE"
 
-REVISION: Final = 3
+REVISION: Final = 4
 """Of what C and Python share; core/core.h has the same number."""
 
 Implementation = Literal["compiled", "pure"]
@@ -43,8 +39,6 @@ def _loaded() -> tuple[Any, str]:
     if os.environ.get(VARIABLE, "") not in ("", "0"):
         return None, f"{VARIABLE} is set"
     name = f"{__package__}._core"
-    if find_spec(name) is None:
-        return None, "mmcache was installed without its compiled core"
     try:
         module: Any = import_module(name)
         found = getattr(module, "revision", 0)
@@ -53,7 +47,12 @@ def _loaded() -> tuple[Any, str]:
                 f"{module.__file__} has revision {found}, and these sources need {REVISION}: install mmcache again"
             )
     except ImportError as error:
-        log.warning("pure Python runs: the compiled core cannot be loaded: %s", error, extra={"event": "pure"})
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return None, "mmcache was installed without its compiled core"
+        import logging  # which nothing else here needs
+
+        text = "pure Python runs: the compiled core cannot be loaded: %s"
+        logging.getLogger("mmcache").warning(text, error, extra={"event": "pure"})
         return None, f"the compiled core cannot be loaded: {error}"
     return module, ""
 

@@ -6,7 +6,6 @@ without keeping the files from being polled again.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,11 +13,10 @@ from typing import Final
 
 from . import threads
 from .forks import on_fork
+from .logs import log
 from .owner import Turn, Within
 
 __all__ = ["PATIENCE", "Poller"]
-
-log = logging.getLogger("mmcache")
 
 PATIENCE: Final = 0.02
 """Seconds that a read waits for the result of a poll."""

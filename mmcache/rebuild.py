@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import logging
 import os
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
 from .forks import in_child, on_fork
 from .lines import Lines
+from .logs import WARNING, log
 from .options import Options
 from .progress import shown
 from .sharing import levers, metrics
@@ -37,8 +37,6 @@ from .storage.descriptors import Descriptor
 from .storage.publish import BuildReport, Order
 
 __all__ = ["Rebuilder", "last_build"]
-
-log = logging.getLogger("mmcache")
 
 
 _GRACE: Final = 10.0
@@ -115,7 +113,7 @@ class Rebuilder:
             failure = page.failure if page is not None else None
             if failure is not None and (failure.at > begun or begun < failure.until):
                 path = self.files.path
-                lines.note(logging.WARNING, "build_failed", "%s: %s", path, str(failure.error))
+                lines.note(WARNING, "build_failed", "%s: %s", path, str(failure.error))
                 return
             try:
                 self.build(page, timeout=0.0, first=True, since=begun)

@@ -3,12 +3,12 @@ share of processes that a roll-out lets use the file."""
 
 from __future__ import annotations
 
-import logging
 import os
 
 from .errors import UnusableFileError
 from .forks import on_fork
 from .lines import Lines
+from .logs import WARNING
 from .options import Options, is_disabled
 from .sharing.events import Event, Kind
 from .sharing.head import Head
@@ -25,7 +25,7 @@ class Switches:
 
     def __init__(self, path: str, options: Options, lines: Lines, *, has_source: bool) -> None:
         def refused(error: UnusableFileError) -> None:
-            lines.note(logging.WARNING, "lever_refused", "%s", str(error))
+            lines.note(WARNING, "lever_refused", "%s", str(error))
 
         self.held = self.resumed = ""
         self.disabled = ""

@@ -22,7 +22,7 @@ from .sourcetier import SourceTier
 from .storage.asked import SearchOptions
 from .storage.mending import going_on
 from .storage.overlay import Overlay
-from .storage.record import Record
+from .storage.record import Record, attach
 from .storage.selection import Selection, or_else
 from .storage.snapshot import DirtyError, FileCollection, Snapshot
 from .watch import Watch
@@ -149,17 +149,17 @@ class Tiers:
 
     # --- several keys
 
-    def read(self, keys: list[Key]) -> list[Record | None]:
-        """From the file what it has and may answer, from the source the rest."""
+    def read(self, keys: list[Key], *, embeddings: bool = False) -> list[Record | None]:
+        """From the file what it has and may answer, from the source the rest. embeddings: with that of each."""
         reader, cause = self.reader()
         if reader is None:
             return self.source.fetch(keys, cause)
         try:
-            found = reader.get_many(keys)
+            found = reader.get_many(keys, embeddings=embeddings)
         except DirtyError:
-            return self._around(reader, keys)
+            return self._around(reader, keys, embeddings=embeddings)
         except UnusableFileError:  # one of them is damaged: the others are not
-            return [self._one(reader, key) for key in keys]
+            return [self._one(reader, key, embeddings=embeddings) for key in keys]
         missing = [i for i, record in enumerate(found) if record is None]
         if len(found) > len(missing):
             self._count_hits(len(found) - len(missing))
@@ -168,7 +168,7 @@ class Tiers:
                 found[i] = record
         return found
 
-    def _around(self, reader: FileCollection, keys: list[Key]) -> list[Record | None]:
+    def _around(self, reader: FileCollection, keys: list[Key], *, embeddings: bool) -> list[Record | None]:
         """The same, where some of the ids are dirty."""
         dirty = [i for i, key in enumerate(keys) if reader.is_dirty(key)]
         clean = sorted(set(range(len(keys))).difference(dirty))
@@ -176,13 +176,16 @@ class Tiers:
         for i, record in zip(dirty, self.source.fetch([keys[i] for i in dirty], "invalidated"), strict=True):
             found[i] = record
         # Case: an id of the rest became dirty meanwhile. Then it is asked for like these.
-        for i, record in zip(clean, self.read([keys[i] for i in clean]) if clean else (), strict=True):
+        rest = self.read([keys[i] for i in clean], embeddings=embeddings) if clean else ()
+        for i, record in zip(clean, rest, strict=True):
             found[i] = record
         return found
 
-    def _one(self, reader: FileCollection, key: Key) -> Record | None:
+    def _one(self, reader: FileCollection, key: Key, *, embeddings: bool) -> Record | None:
         try:
             record = reader[key]
+            if embeddings:
+                attach([record])
         except NOT_HERE as error:
             return self.source.fetch([key], self.why_not(error))[0]
         self._count_hits(1)

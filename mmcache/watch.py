@@ -11,7 +11,6 @@ No foreign code, be it a source or a handler of log lines, runs while one of our
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from .format.layout import left_out_of
 from .hits import Watched
 from .known import Known, closed
 from .lines import Lines
+from .logs import DEBUG, INFO, WARNING, escape_paths, log
 from .options import Options
 from .owner import Within
 from .poller import Poller
@@ -46,7 +46,7 @@ from .view import NOTHING, View
 
 __all__ = ["Watch"]
 
-log = logging.getLogger("mmcache")
+escape_paths()
 
 _NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
@@ -150,7 +150,7 @@ class Watch(Watched):
             with self._lock:
                 self._decide()
             text = "%s: lookups in the file are slower than %g s: the source answers for a while"
-            self._known.lines.note(logging.WARNING, "circuit_opened", text, self.path, self.options.slow_after)
+            self._known.lines.note(WARNING, "circuit_opened", text, self.path, self.options.slow_after)
             self._known.lines.write()
 
     def damaged(self, error: UnusableFileError) -> str:
@@ -225,11 +225,11 @@ class Watch(Watched):
                 self.word, self.seen = page.word, None
         assert page is not None
         if before is not None:
-            self._known.lines.note(logging.WARNING, "page_replaced", "%s: the control page was replaced", self.path)
+            self._known.lines.note(WARNING, "page_replaced", "%s: the control page was replaced", self.path)
         if page.problem is not None and (before is None or before.problem != page.problem):
             text = "%s: no control page (%s): changes by other processes are noticed every %g s only"
             every = self.options.check_interval
-            self._known.lines.note(logging.WARNING, "degraded", text, self.path, page.problem, every)
+            self._known.lines.note(WARNING, "degraded", text, self.path, page.problem, every)
 
     def _decide(self) -> None:
         """Under the lock: replace the view by what follows from the facts."""
@@ -268,7 +268,7 @@ class Watch(Watched):
         begun = time.monotonic()
         asked = SourceFacts() if self.source is None else ask(self.source, self.hearing.baseline)
         if asked.error:
-            self._known.lines.note(logging.DEBUG, "source_unreadable", "%s: %s", self.path, asked.error)
+            self._known.lines.note(DEBUG, "source_unreadable", "%s: %s", self.path, asked.error)
         with self._lock:
             if begun >= self._known.asked_at:  # Case: a question that hung is answered after a later one
                 self._known.asked, self._known.asked_at = asked, begun
@@ -341,15 +341,15 @@ class Watch(Watched):
         for name, rows in left_out.items():
             if rows.invalid:
                 text, what = "%s: generation %d leaves out rows of collection %r: %s", (name, str(rows))
-                self._known.lines.note(logging.WARNING, "left_out", text, self.path, snapshot.generation, *what)
+                self._known.lines.note(WARNING, "left_out", text, self.path, snapshot.generation, *what)
         if old is None:
             return True
         self.counting.add(metrics.ADOPTIONS)
         lines, change = self._known.lines, (self.path, old.generation, snapshot.generation)
         if snapshot.generation < old.generation:
-            lines.note(logging.WARNING, "generation_went_back", "%s: went back from generation %d to %d", *change)
+            lines.note(WARNING, "generation_went_back", "%s: went back from generation %d to %d", *change)
         lines.tell(CacheEvent("adopted", self.path, snapshot.generation))
-        lines.note(logging.INFO, "adopted", "%s: generation %d adopted", self.path, snapshot.generation)
+        lines.note(INFO, "adopted", "%s: generation %d adopted", self.path, snapshot.generation)
         return True
 
     def _rebase(self, snapshot: Snapshot) -> None:
@@ -373,7 +373,7 @@ class Watch(Watched):
             is_new = self.counting.add_damage(self.files.there(), error.message)
         if is_new:
             self.counting.add(metrics.REFUSALS)
-            self._known.lines.note(logging.WARNING, "file_refused", "%s", str(error), cause=error.cause)
+            self._known.lines.note(WARNING, "file_refused", "%s", str(error), cause=error.cause)
             self._known.lines.tell(CacheEvent("refused", self.path, error=error))
 
     def _attached(self) -> View:

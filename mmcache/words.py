@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
 __all__ = ["ago", "bytes_of", "html_of", "number", "open_files", "plural", "printable", "short", "source_path", "span"]
 
@@ -87,6 +86,8 @@ def open_files(number: int | None) -> str:
 
 def html_of(title: str, facts: Mapping[str, str], header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """What a notebook shows: a title, a line of facts, and a table. Text that is given stays text."""
+    from html import escape  # of a notebook alone
+
     told = ", ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in facts.items())
     lines = [f"<p><code>{escape(title)}</code><br>{told}</p>"]
     if header:
@@ -95,4 +96,6 @@ def html_of(title: str, facts: Mapping[str, str], header: Sequence[str], rows: I
 
 
 def _row(cell: str, texts: Iterable[str]) -> str:
+    from html import escape
+
     return "<tr>" + "".join(f"<{cell}>{escape(text)}</{cell}>" for text in texts) + "</tr>"

@@ -63,6 +63,40 @@ def test_reading_a_snapshot_loads_no_module_of_numpy(tmp_path):
     assert run(textwrap.dedent(code)) == "[]"
 
 
+UNWANTED = (
+    *("numpy", "logging", "subprocess", "filelock", "sqlite3", "json", "multiprocessing", "asyncio"),
+    *("hashlib", "decimal", "uuid", "html", "mmcache.models", "mmcache.values", "mmcache.storage.publish"),
+)
+
+
+@pytest.mark.skipif(mmcache.implementation == "pure", reason="pure Python finds rows with numpy")
+@pytest.mark.parametrize("verify", ["auto", "full", "lazy"])
+def test_a_first_answer_imports_only_what_it_needs(tmp_path, verify):
+    """By key, by field, the embedding apart: what a process pays that asks one question and ends."""
+    path = tmp_path / "i.mmc"
+    records = [{"id": f"k{i}", "kind": i % 3, "tags": [i % 5, i % 7], "v": [float(i)]} for i in range(900)]
+    mmcache.build(path, records, mmcache.Schema("items", index=("kind", "tags"), embedding="v"))
+    code = f"""
+        import sys, mmcache
+        with mmcache.Snapshot.open({str(path)!r}, verify={verify!r}) as snapshot:
+            assert snapshot["k7"]["kind"] == 1 and snapshot.get("x") is None and "k8" in snapshot
+            assert [record and record.id for record in snapshot.get_many(["k1", "x", "k2"])] == ["k1", None, "k2"]
+            assert snapshot.where(kind=0).ids == [f"k{{i}}" for i in range(0, 900, 3)]
+            assert len(snapshot.where(tags=4)) > 200 and snapshot.where(kind=0, tags=6).ids[0] == "k6"
+            assert [record["kind"] for record in snapshot.where(kind=1, tags=6).limit(5)] == [1] * 5
+            print(sorted({{*{UNWANTED!r}}} & sys.modules.keys()))
+            assert snapshot.embedding("k3").tolist() == [3.0] and "numpy" in sys.modules
+    """
+    assert run(textwrap.dedent(code)) == "[]"
+
+
+def test_a_cache_imports_at_once_what_its_threads_need():
+    """A thread that imports while the process forks leaves a lock in the child."""
+    names = "{'numpy', 'logging', 'mmcache.storage.publish'}"
+    code = f"import sys, mmcache.cache; print(sorted({names} & sys.modules.keys()))"
+    assert run(code) == "['logging', 'mmcache.storage.publish', 'numpy']"
+
+
 def test_every_public_name_has_a_home_and_every_home_a_public_name():
     assert sorted(mmcache.__all__) == sorted([*inside.HOMES, "__version__"])
     assert set(errors.__all__) <= set(mmcache.__all__)

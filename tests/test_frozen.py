@@ -19,6 +19,7 @@ import re
 import sqlite3
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -121,12 +122,15 @@ def _ours(kind: type) -> list[type]:
 def _members(kind: type) -> set[str]:
     """Methods, properties and constants that a class of this package gives it, wherever in its ancestry."""
     found = {name for base in _ours(kind) for name in vars(base) if callable(getattr(base, name, None))}
-    found |= {name for base in _ours(kind) for name, value in vars(base).items() if isinstance(value, property)}
+    properties = property, types.GetSetDescriptorType
+    found |= {name for base in _ours(kind) for name, value in vars(base).items() if isinstance(value, properties)}
     special = {name for name in found if name.startswith("__") and not NO_PROMISE.fullmatch(name)}
     return {name for name in found - internals_of(kind) if not name.startswith("_")} | special
 
 
 def _member(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, types.GetSetDescriptorType) and value.__objclass__.__name__ in TWINS:
+        value = vars(TWINS[value.__objclass__.__name__])[value.__name__]
     if isinstance(value, property):
         yield f"{name}: {inspect.get_annotations(value.fget).get('return', 'Any') if value.fget else 'Any'}"
     elif isinstance(value, (classmethod, staticmethod)):

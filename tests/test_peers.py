@@ -89,6 +89,7 @@ def asked(operation, facts):
         "get": [([id_],) for id_ in ids],
         "miss": [([f"{id_}-absent"],) for id_ in ids[:BATCH]],
         "get_many": [([batch],) for batch in batches],
+        "everything": [([batch],) for batch in batches],
         "embedding": [([id_],) for id_ in ids],
         "gather": [([batch],) for batch in batches],
         "domain": [([domain],) for domain in sorted({fact[1] for fact in facts})],

@@ -75,6 +75,11 @@ class Peer:
         """Of each batch all records decoded, in the order of the ids; of the last batch, the domains."""
         raise NotImplementedError
 
+    def everything(self, batches: Sequence[list[str]]) -> list[Any]:
+        """Of each batch all records decoded, each field of them read, and the first number of each embedding; of the
+        last batch, what was read."""
+        raise NotImplementedError
+
     def embedding(self, ids: Sequence[str]) -> NDArray[np.float32]:
         """Of each id its embedding as a float32 array, without a copy where there is a way."""
         raise NotImplementedError

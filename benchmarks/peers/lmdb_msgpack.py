@@ -37,7 +37,7 @@ class Lmdb(Peer):
     how = "one read transaction kept"
     operations = frozenset(
         (
-            *("get", "miss", "get_many", "embedding", "gather", "domain", "facets"),
+            *("get", "miss", "get_many", "everything", "embedding", "gather", "domain", "facets"),
             *("scan_ids", "scan_records", "scan_embeddings"),
         )
     )
@@ -111,6 +111,27 @@ class Lmdb(Peer):
         for ids in batches:
             records = [unpackb(value) for _, value in getmulti([id_.encode() for id_ in ids])]
         return [record["domain"] for record in records]
+
+    def everything(self, batches: Sequence[list[str]]) -> list[Any]:
+        read, getmulti, unpackb = [], self.txn.cursor().getmulti, msgpack.unpackb
+        get, frombuffer = self.vectors.get, np.frombuffer
+        for ids in batches:
+            keys = [id_.encode() for id_ in ids]
+            records = [unpackb(value) for _, value in getmulti(keys)]
+            vectors = [frombuffer(get(key), np.float32) for key in keys]  # type: ignore[arg-type]
+            read = [
+                (
+                    record["id"],
+                    record["type"],
+                    record["domain"],
+                    record["framework"],
+                    record["content"],
+                    record["metadata"],
+                    vector[0],
+                )
+                for record, vector in zip(records, vectors, strict=True)
+            ]
+        return read
 
     def embedding(self, ids: Sequence[str]) -> NDArray[np.float32]:
         vector, get, frombuffer = np.empty(0, np.float32), self.vectors.get, np.frombuffer

@@ -21,7 +21,7 @@ class Mmcache(Peer):
     name = "mmcache"
     how = "Snapshot, checksums on"
     operations = frozenset(
-        {"get", "miss", "get_many", "embedding", "gather", "domain", "facets"}
+        {"get", "miss", "get_many", "everything", "embedding", "gather", "domain", "facets"}
         | {"scan_ids", "scan_records", "scan_embeddings"}
     )
     suffix = ".mmc"
@@ -59,6 +59,23 @@ class Mmcache(Peer):
         for ids in batches:
             records = snapshot.get_many(ids)
         return [record["domain"] for record in records]
+
+    def everything(self, batches: Sequence[list[str]]) -> list[Any]:
+        read, snapshot = [], self.snapshot
+        for ids in batches:
+            read = [
+                (
+                    record["id"],
+                    record["type"],
+                    record["domain"],
+                    record["framework"],
+                    record["content"],
+                    record["metadata"],
+                    record.embedding[0],
+                )
+                for record in snapshot.get_many(ids, embeddings=True)
+            ]
+        return read
 
     def embedding(self, ids: Sequence[str]) -> NDArray[np.float32]:
         vector, snapshot = None, self.snapshot
@@ -104,7 +121,7 @@ class MmcacheCache(Mmcache):
 
     name = "mmcache, Cache"
     how = "looks for news, counts"
-    operations = frozenset({"get", "get_many", "embedding"})
+    operations = frozenset({"get", "get_many", "everything", "embedding"})
     store = Mmcache
 
     def __init__(self, address: str) -> None:

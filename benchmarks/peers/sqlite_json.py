@@ -29,7 +29,7 @@ class SqliteJson(Peer):
     how = "records and embeddings as JSON text"
     operations = frozenset(
         (
-            *("get", "miss", "get_many", "embedding", "gather", "domain", "facets"),
+            *("get", "miss", "get_many", "everything", "embedding", "gather", "domain", "facets"),
             *("scan_ids", "scan_records", "scan_embeddings"),
         )
     )
@@ -100,6 +100,28 @@ class SqliteJson(Peer):
             records = [loads(found[id_]) for id_ in ids]
         return [record["domain"] for record in records]
 
+    def everything(self, batches: Sequence[list[str]]) -> list[Any]:
+        read: list[Any] = []
+        loads, decoded = json.loads, self.decoded
+        for ids in batches:
+            found = {id_: (record, embedding) for id_, record, embedding in self._those("record, embedding", ids)}
+            read = []
+            for id_ in ids:
+                text, embedding = found[id_]
+                record, vector = loads(text), decoded(embedding)
+                read.append(
+                    (
+                        record["id"],
+                        record["type"],
+                        record["domain"],
+                        record["framework"],
+                        record["content"],
+                        record["metadata"],
+                        vector[0],
+                    )
+                )
+        return read
+
     def embedding(self, ids: Sequence[str]) -> NDArray[np.float32]:
         vector, execute, decoded = np.empty(0, np.float32), self.db.execute, self.decoded
         for id_ in ids:
@@ -113,7 +135,7 @@ class SqliteJson(Peer):
             matrix = np.stack([decoded(found[id_]) for id_ in ids])
         return matrix
 
-    def _those(self, column: str, ids: list[str]) -> Iterator[tuple[str, Any]]:
+    def _those(self, column: str, ids: list[str]) -> Iterator[tuple[Any, ...]]:
         for begin in range(0, len(ids), _VARIABLES):
             some = ids[begin : begin + _VARIABLES]
             marks = ", ".join("?" * len(some))
@@ -150,7 +172,7 @@ class SqliteJson(Peer):
 class SqliteBlob(SqliteJson):
     name = "SQLite, BLOB"
     how = "records as JSON text, embeddings as bytes"
-    operations = frozenset({"get", "get_many", "embedding", "gather", "scan_records", "scan_embeddings"})
+    operations = frozenset({"get", "get_many", "everything", "embedding", "gather", "scan_records", "scan_embeddings"})
     slow = False
 
     EMBEDDING_TYPE = "BLOB"

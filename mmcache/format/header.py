@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
@@ -234,6 +233,8 @@ def build_id_of(table: bytes) -> bytes:
 
 def sha256_of(table: bytes, chunks: bytes) -> bytes:
     """The header's SHA-256: of the section table and of the digests of all sections, and so of the whole content."""
+    from hashlib import sha256  # which a reader does not need
+
     return sha256(table + chunks).digest()
 
 

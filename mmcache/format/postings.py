@@ -17,23 +17,26 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
-import numpy as np
 from msgpack import UnpackException, unpackb
 from xxhash import xxh3_64_intdigest
 
+from ..arrays import np
 from ..errors import CorruptFileError
+from ..native import core
 from ..query import Term, canonical, order_key
 from .frame import place_arrays
 from .layout import INDEX_ENTRY_SIZE, IndexLayout, bitmap_size
 from .slots import build_slots, find_ordinal, in_order
-from .terms import PackedTerms, term_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .terms import PackedTerms
 
 
 LIST: Final = 0
@@ -51,23 +54,21 @@ _TOGETHER_BYTES: Final = 8192
 _HEADERS: Final = [b"\xdc" + size.to_bytes(2, "big") for size in range(TOGETHER + 1)]
 """With which msgpack has an array of so many objects."""
 
-ENTRY: Final = np.dtype(
-    [
-        ("term_at", "<u8"),
-        ("rows_at", "<u8"),
-        ("count", "<u4"),
-        ("term_length", "<u4"),
-        ("kind", "<u4"),
-        ("zero", "<u4"),
-    ]
-)
 _TERMS: Final = 65_536
 """Terms of which the rows are placed together: some 100 bytes of memory each."""
 _FEW_BYTES: Final = 4096
 """Of a bitmap that is unpacked whole."""
 
 _unpack_entry = struct.Struct("<QQIII4x").unpack_from
-assert ENTRY.itemsize == INDEX_ENTRY_SIZE
+
+
+@cache
+def entry_type() -> np.dtype[Any]:
+    """Of an entry, as arrays have it."""
+    names, formats = ("term_at", "rows_at", "count", "term_length", "kind", "zero"), ("<u8", "<u8", *["<u4"] * 4)
+    found = np.dtype(list(zip(names, formats, strict=True)))
+    assert found.itemsize == INDEX_ENTRY_SIZE
+    return found
 
 
 class Entry(NamedTuple):
@@ -97,6 +98,8 @@ def encode_index(terms: PackedTerms, codes: NDArray[np.uint32], rows: NDArray[np
 
     O(p log p) for p postings.
     """
+    from .terms import term_order  # which only a build needs
+
     ascending = term_order(terms)  # first, as it takes most besides
     if (ascending[1:] < ascending[:-1]).any():
         places = np.empty(len(ascending), np.uint32)
@@ -104,7 +107,7 @@ def encode_index(terms: PackedTerms, codes: NDArray[np.uint32], rows: NDArray[np
         terms, codes = terms.taken(ascending), places[codes]
         del places
     del ascending
-    entries = np.zeros(len(terms.lengths), ENTRY)
+    entries = np.zeros(len(terms.lengths), entry_type())
     entries["term_at"] = terms.begins()
     entries["term_length"] = terms.lengths
     entries["count"] = np.bincount(codes, minlength=len(entries))
@@ -166,19 +169,30 @@ def _bitmap(rows: NDArray[np.uint32], n: int) -> bytes:
 class Postings(NamedTuple):
     """The rows of one term, `size` of them, in the form in which they are stored.
 
-    data: u32 rows, bitmap bytes, or nothing for a RANGE, which begins at `first_row`.
+    raw: the bytes of u32 rows or of a bitmap, or an array of these; None for a RANGE, which begins at `first_row`.
     """
 
     kind: int
     size: int
     first_row: int
-    data: NDArray[Any] | None
+    raw: Any
+
+    @property
+    def data(self) -> NDArray[Any]:
+        """The rows of a LIST, the bytes of a BITMAP; a view."""
+        raw = self.raw
+        return raw if type(raw) is np.ndarray else np.frombuffer(raw, "<u4" if self.kind == LIST else np.uint8)
+
+    def packed(self, n: int) -> Any:
+        """`rows`, or where the compiled core runs, the same as bytes: without numpy."""
+        if core is None or self.kind == RANGE:
+            return self.rows(n)
+        return core.rows(self.raw, n) if self.kind == BITMAP else self.raw
 
     def rows(self, n: int) -> NDArray[np.uint32]:
         """Ascending rows, checked to be below n. A LIST is a view of the file. O(count), of a BITMAP O(n)."""
         if self.kind == RANGE:
             return np.arange(self.first_row, self.first_row + self.size, dtype=np.uint32)
-        assert self.data is not None
         if self.kind == BITMAP:
             return rows_of_bitmap(self.data, n)
         return self.data
@@ -187,7 +201,6 @@ class Postings(NamedTuple):
         """The first rows, as many as are asked for. O(count), of a BITMAP as far as they are in it."""
         if self.kind == RANGE:
             return list(range(self.first_row, self.first_row + min(count, self.size)))
-        assert self.data is not None
         if self.kind == LIST:
             return self.data[:count].tolist()  # type: ignore[no-any-return]
         size = _FEW_BYTES
@@ -200,7 +213,6 @@ class Postings(NamedTuple):
         """Which of these rows carry the term. O(len(rows)), of a LIST O(len(rows) log count)."""
         if self.kind == RANGE:
             return (rows >= self.first_row) & (rows < self.first_row + self.size)
-        assert self.data is not None
         if self.kind == BITMAP:
             byte: NDArray[np.uint8] = self.data[rows >> np.uint32(3)]
             return np.asarray(byte >> (rows & np.uint32(7)).astype(np.uint8) & 1, np.bool_)
@@ -227,7 +239,8 @@ class IndexReader:
     Terms that do not ascend, in a file that no writer made, give wrong ranges; `terms` finds them.
 
     single: whether each row has one term, once that was found out. ends: descending or not -> what `ordering` remembers
-    of the first rows, and the ordinals of their terms.
+    of the first rows, and the ordinals of their terms. compiled: the same index for the compiled core; None in pure
+    Python.
     """
 
     __slots__ = (
@@ -240,6 +253,7 @@ class IndexReader:
         "_rows",
         "_term",
         "_terms",
+        "compiled",
         "ends",
         "single",
     )
@@ -258,6 +272,7 @@ class IndexReader:
         self._entries = array("entries")
         self._terms = array("terms")
         self._rows = array("rows")
+        self.compiled: Any = None if core is None else _compiled(buffer, layout, n, offsets)
         self._known: dict[Term, Postings | None] = {}
         self._pivots: dict[int, tuple[int, Any]] = {}
         self.single: bool | None = None
@@ -275,8 +290,8 @@ class IndexReader:
 
     @property
     def entries(self) -> NDArray[Any]:
-        """ENTRY[terms], by ordinal of a term. A view of the file."""
-        return np.frombuffer(self._entries, ENTRY)
+        """Of each term, by its ordinal; see `entry_type`. A view of the file."""
+        return np.frombuffer(self._entries, entry_type())
 
     @property
     def lists(self) -> memoryview:
@@ -431,6 +446,20 @@ class IndexReader:
         if rows[-1] >= self._n or not (rows[1:] > rows[:-1]).all():
             raise corrupt(f"the rows of term {code} do not ascend within 0..{self._n - 1}")
         return Postings(kind, count, 0, rows)
+
+
+def _compiled(section: memoryview, layout: IndexLayout, n: int, offsets: Mapping[str, int]) -> Any:
+    """What the compiled core reads of an index."""
+    return core.Index(
+        section=section,
+        n=n,
+        slots=layout.slots,
+        bits=layout.bits,
+        terms=layout.terms,
+        terms_size=layout.terms_size,
+        rows_size=layout.rows_size,
+        places=tuple([offsets[name] for name in ("hash", "term", "entries", "terms", "rows")]),
+    )
 
 
 def corrupt(reason: str) -> CorruptFileError:

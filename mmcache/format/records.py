@@ -19,9 +19,10 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from ..errors import CorruptFileError
-from ..values import MAX_DEPTH
 from .keys import MAX_PARTS
 
+MAX_DEPTH = 100
+"""As in `values`, whose import costs more than a first answer."""
 MAX_KEY_BYTES = 65_535
 MAX_RECORD_BYTES = 16 * 2**20
 """A record decodes to at most 73 times its bytes (an array of empty maps): what bounds the memory of one get."""

@@ -10,8 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-import numpy as np
-
+from ..arrays import np
 from ..query import Alternative, Excluding, Interval, Prefix, Query, order_key
 from .layout import bitmap_size
 from .postings import BITMAP, LIST, RANGE, IndexReader, Postings, corrupt, distinct, rows_of_bitmap
@@ -114,7 +113,6 @@ def _is_bitmap(found: list[Found]) -> bool:
 def _bits(found: list[Found]) -> NDArray[np.uint8]:
     (postings,) = found
     assert isinstance(postings, Postings)
-    assert postings.data is not None
     return postings.data
 
 
@@ -153,7 +151,6 @@ def _without(reader: IndexReader, excluded: Excluding) -> Found:
     if one.kind == BITMAP:
         bits = np.zeros(8 * bitmap_size(n), np.bool_)
         bits[:n] = True
-        assert one.data is not None
         return Postings(BITMAP, n - one.size, 0, np.packbits(bits, bitorder="little") & ~one.data)
     return Complement(_COMPLEMENT, n - one.size, one)
 

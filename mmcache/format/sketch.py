@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
+from ..arrays import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+from ..arrays import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,6 @@ died, and a chunk that this machine has already is not transferred.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
@@ -19,6 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from ..errors import CorruptFileError, MmcacheError, StoreError, UnusableFileError, wrong_checksum
 from ..format.header import DIGEST, HEADER_SIZE, LEAF, Section, parse_header, parse_table, sha256_of
 from ..format.layout import CHUNKS_NAME, leaf_count, validate
+from ..logs import log
 from ..progress import Step
 from ..storage import fs
 from ..storage.names import backup_name
@@ -27,8 +27,6 @@ from .delta import apply
 from .entries import File, blob_path
 
 __all__ = ["Chunk", "Transferred", "download"]
-
-log = logging.getLogger("mmcache")
 
 _TRIES: Final = 4
 """Attempts in a row that bring nothing new."""

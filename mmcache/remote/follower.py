@@ -14,7 +14,6 @@ there. Where locks do not work each downloads, and each renames a whole file.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from ..errors import (
     UnusableFileError,
 )
 from ..format.header import HEADER_SIZE, Header, Tokens, parse_header
+from ..logs import log
 from ..progress import Shown, Step, shown, unseen
 from ..sharing.announce import Announcer
 from ..sharing.attach import attach
@@ -52,7 +52,6 @@ from .log import ReleaseLog, target_of
 
 __all__ = ["SKEW", "Follower", "follow"]
 
-log = logging.getLogger("mmcache")
 
 _PATIENCE: Final = 1.0
 """Seconds to wait for the page lock, where a page has to be made."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from .. import threads
 from ..errors import MissingFileError, MmcacheError
 from ..filetier import DAMAGED, FileTier
 from ..forks import in_child, on_fork
+from ..logs import DEBUG, WARNING, log
 from ..options import Options
 from ..owner import Turn
 from ..sharing.following import Following, following, polled_at, tell
@@ -39,8 +39,6 @@ from ..store import is_usable, public_url
 from .follower import SKEW, Follower, Orders
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
-
-log = logging.getLogger("mmcache")
 
 _SLOWEST: Final = 60.0
 """Seconds between two attempts that fail."""
@@ -220,7 +218,7 @@ class Keeper:
         pause = min(self._options.follow_every * 2 ** min(self._failures, 6), _SLOWEST)
         self._not_before = time.monotonic() + pause
         path = self._files.path
-        level = logging.WARNING if self._failures == 1 else logging.DEBUG
+        level = WARNING if self._failures == 1 else DEBUG
         log.log(level, "%s: not followed: %s", path, str(error), extra={"event": "not_followed", "path": path})
 
     # --- in a child

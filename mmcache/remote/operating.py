@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from ..errors import MissingFileError, ReleaseError, StoreError
+from ..logs import log
 from ..store import Found, Store
 from .arguments import at_least_one, seconds
 from .entries import Entry, blob_path, entry_path
@@ -15,8 +15,6 @@ from .log import ReleaseLog
 from .publishing import Release, release_of
 
 __all__ = ["Pruned", "pin", "prune", "releases", "rollback", "unpin", "withdraw"]
-
-log = logging.getLogger("mmcache")
 
 _CLOCK: Final = "clock.json"
 _BARRED: Final = 20

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any, Final
 from ..errors import MissingFileError, ReleaseError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import Layout
+from ..logs import log
 from ..progress import Shown, Step, shown, unseen
 from ..sharing import levers
 from ..sharing.attach import look
@@ -36,7 +36,6 @@ from .validators import RATIO, Check, check_counts, check_keys, run_checks
 
 __all__ = ["Release", "publish", "release_of"]
 
-log = logging.getLogger("mmcache")
 
 _LONGEST_METADATA: Final = 64 * 2**10
 """Bytes of a file's metadata, as JSON, that stand in its release."""

@@ -6,7 +6,6 @@ what it was, and the new file is compared with the new page by its readers.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from ..additive import union
 from ..errors import PublishError
 from ..format.header import Header, Tokens
 from ..format.layout import Layout
+from ..logs import log
 from ..storage.fs import Identity
 from .attach import attach, sweep
 from .covering import tokens_as_of
@@ -24,8 +24,6 @@ from .page import MovedError, Page
 from .widening import schemas_of
 
 __all__ = ["Announcer"]
-
-log = logging.getLogger("mmcache")
 
 _TRIES = 3
 _PATIENCE = 1.0

@@ -15,7 +15,6 @@ Nothing is mapped and nothing is synced: a power cut may cost counts.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import struct
@@ -45,8 +44,6 @@ from .metrics import (
 from .tally import U64
 
 __all__ = ["RING", "SIZE", "Block", "CounterFile", "Found", "names", "read", "remove", "sample_of"]
-
-log = logging.getLogger("mmcache")
 
 RING: Final = 256
 """Events kept, in each file and of all."""

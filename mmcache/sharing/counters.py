@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import operator
 import os
 import sys
@@ -26,7 +25,7 @@ from typing import Final
 
 from ..errors import MmcacheError, UnusableFileError
 from ..forks import in_child
-from ..logs import log_once
+from ..logs import INFO, log, log_once
 from ..storage import shared
 from . import counter_files, metrics
 from .counter_files import RING, CounterFile, Found, sample_of
@@ -35,8 +34,6 @@ from .metrics import BUCKETS, COUNTED, COUNTERS, EVENTS, FIRST_BUCKET, FIRST_COU
 from .tally import U64, Tally
 
 __all__ = ["IDLE", "WorkerCounters", "read_fleet", "record_event", "remove"]
-
-log = logging.getLogger("mmcache")
 
 IDLE: Final = "idle"
 _IDLE_AFTER: Final = 60.0
@@ -121,7 +118,7 @@ class WorkerCounters:
                 file = CounterFile.anew(self._path, sample_of(0, self._unwritten()[COUNTED]))
         except (MmcacheError, OSError, ValueError) as error:
             text = f"only this process sees what it counts: {error}"
-            log_once("metrics_private", self._path, text, logging.INFO)
+            log_once("metrics_private", self._path, text, INFO)
             return
         self._end_sharing()
         self._file = file

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Final, Literal
 
 from ..errors import PublishError
 from ..format.keys import Key
+from ..logs import log
 from ..presets.reasons import ALIASES
 from . import metrics
 from .attach import attach
@@ -17,8 +17,6 @@ from .events import MAX_APPEND, MAX_IDS, REASONS, Event, Kind as EventKind, enco
 from .page import MovedError, Page
 
 __all__ = ["Kind", "Reason", "invalidate", "invalidate_file"]
-
-log = logging.getLogger("mmcache")
 
 Kind = Literal["ids", "soft", "hard"]
 Reason = Literal[

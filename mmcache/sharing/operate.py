@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
 
 from ..errors import MissingFileError
+from ..logs import log
 from ..sources import Source, closing, from_spec
 from ..storage import fs, levers as storage
 from ..storage.describe import layout_from_file_or_backup
@@ -21,8 +21,6 @@ from .levers import when
 from .page import Page
 
 __all__ = ["disable", "enable", "release", "resume", "rollback", "settle"]
-
-log = logging.getLogger("mmcache")
 
 
 def _since(what: str, reason: str) -> str:

@@ -6,7 +6,6 @@ One rebuild per need over all processes: one that waited for another's build tak
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
+from ..logs import INFO, WARNING, log
 from ..progress import Progress, Shown, shown
 from ..schema import AnySchema, OnDuplicate, OnInvalid
 from ..sources import Source, as_source, closing, from_spec, moved, with_rules
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 __all__ = ["build", "build_once", "clear", "clear_and_rebuild", "rebuild"]
-
-log = logging.getLogger("mmcache")
 
 
 def build(
@@ -300,7 +298,7 @@ def _log_failure(path: str, error: Exception, *, is_asked_for: bool, is_new: boo
     """A person gets the exception; from a build that upkeep started, none but the log tells. is_new: it is of this
     build."""
     text = "%s: build failed: %s" if is_new else "%s: not built: %s"
-    level = logging.INFO if is_asked_for else logging.WARNING
+    level = INFO if is_asked_for else WARNING
     log.log(level, text, path, str(error), extra={"event": "build_failed", "path": path})
 
 

@@ -6,7 +6,6 @@ and metadata about which its caller said nothing. It does so under the build loc
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..additive import missing_in, union
 from ..errors import SourceError
 from ..format.layout import Layout
+from ..logs import log
 from ..schema import Schema
 from ..sources import available, with_schemas
 from ..sources.base import Source
@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # else it would take numpy to ask for a status
     from ..storage.publish import Order
 
 __all__ = ["as_found", "promised_by", "schemas_of", "still_there", "widened"]
-
-log = logging.getLogger("mmcache")
 
 
 def schemas_of(layout: Layout) -> tuple[Schema, ...]:

@@ -7,13 +7,13 @@ replaced whole, so that threads need no lock, and it is as true in a forked chil
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
 from ..errors import BuildError, SourceError
+from ..logs import log
 from ..schema import AnySchema, Schema
 from .catalog import Catalog
 from .connections import BusyError, Connection, Connections
@@ -22,8 +22,6 @@ from .statements import Plan, make_plan
 from .vectors import MAX_DOUBTS, Decoders
 
 __all__ = ["Plans"]
-
-log = logging.getLogger("mmcache")
 
 _ALL: Final[Mapping[str, str]] = MappingProxyType({})
 

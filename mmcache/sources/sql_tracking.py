@@ -8,7 +8,6 @@ the log may not hold everything, nothing is told, and everything counts as chang
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from ..errors import BuildError, SourceError
+from ..logs import log
 from ..schema import Schema
 from .base import Changes, Key
 from .sql_databases import Database
@@ -27,8 +27,6 @@ from .tracking import LIMIT, TrackedTable, Tracking
 from .triggers import PREFIX
 
 __all__ = ["changes_since", "is_installed", "track", "tracked", "untrack"]
-
-_log = logging.getLogger("mmcache")
 
 _INSTALLED = f"""\
 SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -226,7 +224,7 @@ def track(
     tables = tuple(dict.fromkeys(map(_told, bases)))
     if changed:
         names = ", ".join(dict.fromkeys(found.table for found in tables))
-        _log.info("%s: changes of %s are tracked", links.name, names, extra={"event": "track", "path": links.name})
+        log.info("%s: changes of %s are tracked", links.name, names, extra={"event": "track", "path": links.name})
     return Tracking(links.name, tables, limit, changed)
 
 
@@ -248,7 +246,7 @@ def untrack(links: Links, *, timeout: float = 10.0) -> tuple[str, ...]:
         _run(link, "SET LOCAL client_min_messages = warning", f"DROP SCHEMA IF EXISTS {SPACE} CASCADE")
         link.connection.commit()
     if removed:
-        _log.info("%s: changes are no longer tracked", links.name, extra={"event": "untrack", "path": links.name})
+        log.info("%s: changes are no longer tracked", links.name, extra={"event": "untrack", "path": links.name})
     return removed
 
 

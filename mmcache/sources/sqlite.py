@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, Generic, Self, Unpack, overload
 
 from ..errors import BuildError, SourceError
-from ..logs import escape_paths
 from ..query import Query, matcher
 from ..schema import AnySchema, R_co, Schema
 from ..shown import internal
@@ -40,8 +39,6 @@ from .writes import Writes
 __all__ = ["SQLiteSource"]
 
 MAX_IDS = 512
-
-escape_paths()
 
 
 @internal("given", "kind", "remade", "with_rules")

@@ -12,7 +12,6 @@ docs/tracking.md shows the SQL, the cost and the limits. What the rest relies on
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from itertools import product
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import SourceError
-from ..logs import escape_paths
+from ..logs import log
 from ..schema import Schema
 from .base import Changes, Key
 from .bases import bases_of, check_keys, spellings
@@ -71,9 +70,6 @@ END"""
 
 _KEYS = frozenset({str, int, bytes})
 """Types of logged values that the key of a record can have."""
-
-escape_paths()
-_log = logging.getLogger("mmcache")
 
 
 class _Executes(Protocol):
@@ -268,7 +264,7 @@ def track(
         changed = _install(connection, master, wanted, limit)
     if changed:
         names = ", ".join(dict.fromkeys(found.table for found in tables))
-        _log.info("%s: changes of %s are tracked", path, names, extra={"event": "track", "path": path})
+        log.info("%s: changes of %s are tracked", path, names, extra={"event": "track", "path": path})
     return Tracking(path, tuple(dict.fromkeys(tables)), limit, changed)
 
 
@@ -284,7 +280,7 @@ def untrack(path: str | os.PathLike[str], *, timeout: float = 5.0, connect: Conn
                 connection.execute(f"DROP {kind} {quoted(name)}")
     removed = (*triggers, *tables)
     if removed:
-        _log.info("%s: changes are no longer tracked", path, extra={"event": "untrack", "path": path})
+        log.info("%s: changes are no longer tracked", path, extra={"event": "untrack", "path": path})
     return removed
 
 

@@ -6,9 +6,8 @@ was, to the tick of the file system's clock. Nothing here waits for a writer's l
 
 from __future__ import annotations
 
-import logging
-
 from ..errors import SourceError
+from ..logs import log
 from .base import Changes
 from .catalog import Catalog
 from .connections import BusyError, Connections
@@ -17,8 +16,6 @@ from .outside import Look, look_at
 from .tracking import Tracking, changes_since, track, tracked, untrack
 
 __all__ = ["Writes"]
-
-log = logging.getLogger("mmcache")
 
 
 class Writes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import numpy as np
-
+from ..arrays import np
 from ..format.keys import Key
 from ..schema import Metric
 

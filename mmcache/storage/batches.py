@@ -7,15 +7,16 @@ wrong. Rows are uint32 and below n.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from msgpack import unpackb
 from xxhash import xxh3_64_intdigest
 
+from ..arrays import np
 from ..format.keys import Key, check_key, key_of
 from ..format.layout import ROW_SIZE
 from ..format.records import MAX_RECORD_BYTES
@@ -33,16 +34,17 @@ BATCH = 2048
 SMALL_BATCH = 24
 """Below so many keys or rows, one after the other is faster than numpy."""
 
+_FEW_UNVERIFIED = 4096
+"""Up to so many rows, verifying what their keys lie in one by one is faster than importing numpy."""
+
 _SHORT_KEY = 64
 _MANY_KEYS = 256
 """Up to so many bytes, from so many keys on, gathering them as a matrix is faster than slicing them out one by one."""
 
 _INT = 9
 """Bytes of the longest int."""
-_INT_LENGTHS = np.zeros(256, np.uint64)
+_INT_LENGTHS = bytes([1] * 128 + [0] * 76 + [2, 3, 5, 9] + [0] * 48)
 """By its first byte, of an int that is not negative; else 0."""
-_INT_LENGTHS[:128] = 1
-_INT_LENGTHS[0xCC:0xD0] = 2, 3, 5, 9
 
 _new = object.__new__
 _unpack_key = struct.Struct("<Q4xHH").unpack_from
@@ -50,8 +52,13 @@ _unpack_record = struct.Struct("<QI2xHQ").unpack_from
 """Of a row entry, what leads to the key, and what leads to the record."""
 
 
+def _plain(rows: NDArray[np.uint32] | bytes) -> NDArray[np.uint32]:
+    """uint32, C-contiguous."""
+    return np.frombuffer(rows, np.uint32) if type(rows) is bytes else np.ascontiguousarray(rows, np.uint32)
+
+
 class Batches:
-    """The rows of a collection."""
+    """The rows of a collection. Those of the compiled core come as bytes of uint32."""
 
     __slots__ = ("_are_ints", "_are_texts", "_prefixes", "file")
 
@@ -73,11 +80,21 @@ class Batches:
         return np.arange(self.file.n, dtype=np.uint32)
 
     @careful
-    def keys(self, rows: NDArray[np.uint32]) -> list[Key]:
+    def keys(self, rows: NDArray[np.uint32] | bytes) -> list[Key]:
         """The keys of rows."""
         file = self.file
-        if file.table is not None and (found := self._keys_compiled(rows)) is not None:
-            return found
+        if file.table is not None:
+            file.check_open()
+            packed = rows if type(rows) is bytes else _plain(rows)
+            found: list[Key] | None = file.table.keys(packed)
+            if found is None and type(rows) is bytes and len(rows) <= 4 * _FEW_UNVERIFIED:
+                file.section("rows")
+                for row in memoryview(rows).cast("I"):
+                    file.raw_key(row)  # verifies what the key lies in
+                found = file.table.keys(packed)
+            if found is not None:
+                return found
+        rows = _plain(rows)
         if file.blocks is None and len(rows) < SMALL_BATCH:
             file.check_open()
             return list(map(self._key, rows.tolist()))
@@ -96,12 +113,6 @@ class Batches:
                 file.blocks.touch_many(begins, lengths)
             keys += self._texts(begins, lengths) if self._are_texts else self._others(begins, lengths)
         return keys
-
-    def _keys_compiled(self, rows: NDArray[np.uint32]) -> list[Key] | None:
-        """The same by the compiled core; None where it cannot prove one of them."""
-        self.file.check_open()
-        found: list[Key] | None = self.file.table.keys(np.ascontiguousarray(rows, np.uint32))
-        return found
 
     def _key(self, row: int) -> Key:
         """The key of a row of a file that is wholly verified."""
@@ -151,7 +162,7 @@ class Batches:
         windows = np.ndarray((len(data) - _INT + 1, _INT), np.uint8, data, 0, (1, 1))
         found = windows[begins.astype(np.int64)]
         first = found[:, 0].astype(np.uint64)
-        if not (_INT_LENGTHS[found[:, 0]] == lengths).all():
+        if not (np.frombuffer(_INT_LENGTHS, np.uint8)[found[:, 0]] == lengths).all():
             return None
         values = np.ascontiguousarray(found[:, 1:]).view(">u8")[:, 0].astype(np.uint64)
         small = lengths == 1
@@ -162,13 +173,17 @@ class Batches:
         buffer, ends = self.file.buffer, begins + lengths
         return [buffer[i:j] for i, j in zip(begins.tolist(), ends.tolist(), strict=True)]
 
-    def records(self, rows: NDArray[np.uint32], owner: Owner) -> Iterator[Record]:
+    def records(self, rows: NDArray[np.uint32] | bytes, owner: Owner) -> Iterator[Record]:
         """The records of rows, decoded in batches."""
-        if len(rows) < SMALL_BATCH:
-            yield from self._few(rows.tolist(), owner)
+        if type(rows) is bytes and len(rows) < 4 * SMALL_BATCH:
+            yield from self._few(memoryview(rows).cast("I").tolist(), owner)
+            return
+        plain = _plain(rows)
+        if len(plain) < SMALL_BATCH:
+            yield from self._few(plain.tolist(), owner)
             return
         end = 0
-        for batch in self.split(rows):
+        for batch in self.split(plain):
             end = self._check(batch, end)
             try:
                 records = self.decode(batch, owner)
@@ -182,7 +197,7 @@ class Batches:
         file = self.file
         file.check_open()
         if file.table is not None:
-            found = file.table.records(np.array(rows, np.uint32), owner)
+            found = file.table.records(array("I", rows), owner)
             yield from found if found is not None else map(partial(self.record, owner=owner), rows)
             return
         for row in rows:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from ..arrays import np
 from ..errors import CorruptFileError, wrong_checksum
 from ..format.header import BLOCK, HEADER_SIZE, Section
 from ..format.layout import Layout

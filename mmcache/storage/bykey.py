@@ -10,10 +10,10 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import numpy as np
 from msgpack import unpackb
 from xxhash import xxh3_64_intdigest
 
+from ..arrays import np
 from ..format.keys import Key, check_keys, check_length, key_of
 from ..format.layout import ROW_SIZE
 from ..format.records import MAX_RECORD_BYTES
@@ -22,7 +22,7 @@ from ..native import core
 from .batches import BATCH, SMALL_BATCH, Batches
 from .lookup import DirtyError, Lookup
 from .mapped import UNEXPECTED, Mapped
-from .record import Record
+from .record import Record, attach
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,18 +111,24 @@ class PureByKey:
     def __contains__(self, key: object) -> bool:
         return self._contains_carefully(key)
 
-    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
-        """The records of these keys, in their order, None where there is none. Cheaper than one by one."""
+    def get_many(self, keys: Iterable[Key], *, embeddings: bool = False) -> list[Record | None]:
+        """The records of these keys, in their order, None where there is none. Cheaper than one by one.
+
+        embeddings: read with the embedding of each, which `record.embedding` then has at hand.
+        """
         wanted = check_keys(keys) if isinstance(keys, (str, bytes)) else list(keys)
         if len(wanted) < SMALL_BATCH:
-            return [self.get(key) for key in wanted]
-        found: list[Record | None] = []
-        for begin in range(0, len(wanted), BATCH):
-            batch = wanted[begin : begin + BATCH]
-            try:
-                found += self._get_batch(batch)
-            except UNEXPECTED:
-                found += [self.get(key) for key in batch]
+            found = [self.get(key) for key in wanted]
+        else:
+            found = []
+            for begin in range(0, len(wanted), BATCH):
+                batch = wanted[begin : begin + BATCH]
+                try:
+                    found += self._get_batch(batch)
+                except UNEXPECTED:
+                    found += [self.get(key) for key in batch]
+        if embeddings:
+            attach(found)
         return found
 
     def _get_batch(self, keys: list[Key]) -> list[Record | None]:

@@ -14,16 +14,15 @@ import contextlib
 import struct
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
+from ..arrays import np
 from ..errors import CorruptFileError
 from ..format.keys import Key, check_key, check_keys, is_key
 from ..format.layout import CollectionLayout, EmbeddingLayout
 from ..format.postings import BITMAP, IndexReader, Postings
 from ..format.select import Found, everything, select, span_of, union
-from ..native import bound
+from ..native import bound, core
 from ..query import Query, Term, parse_query
 from ..schema import Schema
 from ..shown import internal, made_here
@@ -126,11 +125,8 @@ class FileCollection(ByKey, Collection[Record]):
         return self._lookup.find(key)
 
     def _embedding_carefully(self, key: Key, field: str | None) -> NDArray[np.float32] | None:
-        vectors = self._vectors_of(field)
-        found = vectors.of(self._lookup.find(key))
-        if self.file.table is not None and vectors is self._first and vectors.is_plain and vectors.matrix is not None:
-            self.file.table.show(vectors.matrix, vectors.at, vectors.stride)
-        return found
+        self._vectors_of(field)  # the field is looked at first
+        return self.vector(self._lookup.find(key), field)
 
     def _rows_of(self, keys: Iterable[Key]) -> NDArray[np.uint32]:
         """The rows of keys, each proved by the key's bytes. Raises KeyError."""
@@ -194,7 +190,11 @@ class FileCollection(ByKey, Collection[Record]):
 
     def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None:
         """float32, (dim,): the embedding of a row, a read-only view; None without one."""
-        return self._vectors_of(field).of(row)
+        vectors = self._vectors_of(field)
+        found = vectors.of(row)
+        if self.file.table is not None and vectors is self._first and vectors.is_plain and vectors.matrix is not None:
+            self.file.table.show(vectors.matrix, vectors.at, vectors.stride)
+        return found
 
     def vectors(self, field: str | None = None) -> Vectors:
         """The embeddings of one field, as a search reads them. Raises ValueError for a field that is none."""
@@ -282,14 +282,25 @@ class FileCollection(ByKey, Collection[Record]):
     def find(self, query: Query) -> Selection:
         """The same for a query that was parsed."""
         self.file.check_open()
+        if query and core is not None and (quick := self._quickly(query)) is not None:
+            return Selection(self, Packed(quick, self.file.n))
         found = self._select(query) if query else everything(self.file.n)
         if isinstance(found, Ranged):
             return Selection(self, found)
         if found.kind == BITMAP:  # so that a selection that is kept does not keep the map of a snapshot that was closed
             assert isinstance(found, Postings)
-            assert found.data is not None
-            found = found._replace(data=found.data.copy())
+            found = found._replace(raw=found.data.copy())
         return Selection(self, Packed(found, self.file.n, is_everything=not query))
+
+    def _quickly(self, query: Query) -> Postings | None:
+        """What the compiled core finds for one plain term a field; None: the careful way answers or raises."""
+        pairs: list[Any] = []
+        for field, wanted in query.items():
+            if len(wanted) != 1:
+                return None
+            pairs += (self._indexes.get(field) or self._index(field)).compiled, wanted[0]
+        found = core.select(*pairs)
+        return None if found is None else Postings._make(found)
 
     @careful
     def _select(self, query: Query) -> Found | Ranged:
@@ -322,6 +333,8 @@ class FileCollection(ByKey, Collection[Record]):
             whole = self.file.bytes_of(f"index.{field}")
             reader = self._indexes[field] = IndexReader(whole, self.layout.index[field], len(self))
         return reader
+
+    _index = careful(index)
 
     # --- Arrow
 
@@ -373,11 +386,11 @@ class FileCollection(ByKey, Collection[Record]):
         """Where another process finds this collection."""
         return self._place
 
-    def ids_at(self, rows: NDArray[np.uint32]) -> list[Key]:
-        """The keys of rows."""
+    def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]:
+        """The keys of rows; bytes of them, as the compiled core gives them, need no numpy."""
         return self._batches.keys(rows)
 
-    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
+    def records_at(self, rows: NDArray[np.uint32] | bytes) -> Iterator[Record]:
         """The records of rows, decoded in batches."""
         return self._batches.records(rows, self)
 

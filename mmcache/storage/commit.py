@@ -9,7 +9,6 @@ For a builder (`publish`) and for an operator who goes back (`levers`). Both hol
 from __future__ import annotations
 
 import contextlib
-import logging
 import operator
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from ..errors import MissingFileError, MmcacheError, PublishError, UntrustedPath
 from ..format.header import HEADER_SIZE, MAGIC, VERSION, Header, Tokens, parse_header
 from ..format.layout import Layout, left_out_of
 from ..format.leftout import LeftOut
+from ..logs import log
 from ..shown import internal
 from . import fs
 from .names import backup_name
@@ -41,8 +41,6 @@ __all__ = [
     "next_generation",
     "report",
 ]
-
-log = logging.getLogger("mmcache")
 
 MODE = 0o444
 """Of a published file: a stray in-place write, which would pull the pages from under every reader, fails."""

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
+from ..arrays import np
 from ..format.keys import Key, check_keys
 from ..query import Interval, Prefix
 from .collection import FileCollection
@@ -50,10 +49,10 @@ class Expiring(FileCollection):
             return False
         return True
 
-    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
+    def get_many(self, keys: Iterable[Key], *, embeddings: bool = False) -> list[Record | None]:
         """See `FileCollection.get_many`."""
         now = time.time()
-        return [self._living(record, now) for record in super().get_many(keys)]
+        return [self._living(record, now) for record in super().get_many(keys, embeddings=embeddings)]
 
     def row(self, key: Key) -> int:
         """See `FileCollection.row`."""

@@ -20,14 +20,11 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ..errors import MissingFileError, PublishError, UntrustedPathError, UnusableFileError
-from ..logs import escape_paths
 from ..words import open_files
 from .descriptors import Descriptor
 from .failures import failed, kind_of, mounted
 from .names import is_leftover, temp_name
 from .trust import check_directory, check_file, check_readable
-
-escape_paths()
 
 Identity = tuple[int, int, int, int]
 """Device, inode, size, and time of the last write in ns, which no rename and no link changes."""

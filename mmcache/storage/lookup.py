@@ -13,9 +13,9 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from ..arrays import np
 from ..format.frame import place_arrays
 from ..format.keys import Key, check_key, check_keys, check_length, digested, hashed_bytes, pack_key
 from ..format.layout import ROW_SIZE, ids_sizes

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import msgpack
-import numpy as np
 
+from ..arrays import np
 from ..errors import ClosedError, CorruptFileError, MmcacheError
 from ..format.frame import place_arrays
 from ..format.header import Section
@@ -25,10 +25,8 @@ from .blocks import Blocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ROW", "UNEXPECTED", "Mapped", "careful"]
+__all__ = ["UNEXPECTED", "Mapped", "careful"]
 
-ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("key_length", "<u2"), ("shape", "<u2"), ("checksum", "<u8")])
-_FIELDS = ROW.names or ()
 UNEXPECTED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, msgpack.UnpackException)
 """What reading hostile, damaged or closed memory can raise before the careful path has looked at it."""
 
@@ -38,6 +36,15 @@ _KEYS = (str, int, bytes, list)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+_FIELDS: Final = {"offset": "<u8", "length": "<u4", "key_length": "<u2", "shape": "<u2", "checksum": "<u8"}
+
+
+@cache
+def _row_type() -> np.dtype[Any]:
+    """Of a row entry, as arrays have it."""
+    return np.dtype(list(_FIELDS.items()))
 
 
 class _HasFile(Protocol):
@@ -159,9 +166,9 @@ class Mapped:
         return self.view[section.offset : section.end]
 
     def entries(self, rows: NDArray[np.uint32]) -> tuple[NDArray[Any], ...]:
-        """The entries of rows, as they stand: an array for each field of `ROW`, which is four times as fast as one of
-        whole entries."""
-        table = np.frombuffer(self.buffer, ROW, self.n, self.rows_at)
+        """The entries of rows, as they stand: an array for each field, which is four times as fast as one of whole
+        entries."""
+        table = np.frombuffer(self.buffer, _row_type(), self.n, self.rows_at)
         return tuple([table[name][rows] for name in _FIELDS])
 
     def row_entry(self, row: int) -> tuple[int, int, int, int, int]:

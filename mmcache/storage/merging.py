@@ -26,7 +26,7 @@ from ..format.frame import place_arrays
 from ..format.keys import Key
 from ..format.layout import MAX_KEY_TYPES, MAX_ROWS, CollectionLayout, IndexLayout, Layout, ids_sizes
 from ..format.leftout import MAX_NAMED, LeftOut
-from ..format.postings import BITMAP, ENTRY, LIST, RANGE, rows_of_bitmap
+from ..format.postings import BITMAP, LIST, RANGE, entry_type, rows_of_bitmap
 from ..format.records import Names, decode
 from ..format.slots import EMPTY
 from ..format.terms import PackedTerms, terms_end_to_end
@@ -198,7 +198,7 @@ class _Part:
         """The terms of an index, ascending; and its postings, as ordinals of terms and rows, by term."""
         section, layout = self.layout.sections[f"index.{field}"], self.layout.index[field]
         arrays = self._arrays(section.offset, layout.sizes())
-        entries = arrays["entries"].view(ENTRY)
+        entries = arrays["entries"].view(entry_type())
         lengths = entries["term_length"].astype(np.uint32)
         if not np.array_equal(entries["term_at"], np.cumsum(lengths, dtype=np.uint64) - lengths):
             raise self.bad(section.name, "the terms do not lie end to end")

@@ -8,8 +8,7 @@ from itertools import islice
 from operator import index
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ..arrays import np
 from ..format.records import Shape
 from .record import Record, copied
 from .rows import File, Given, Rows

@@ -12,8 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
-
+from ..arrays import np
 from ..format.postings import LIST, IndexReader, Postings
 from ..format.select import is_single, walk
 from ..query import Term, follow, order_key, place_of, terms_in, terms_of

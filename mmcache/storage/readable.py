@@ -80,11 +80,17 @@ class Collection(Mapping[Key, R_co]):
             return default
 
     @abstractmethod
-    def get_many(self, keys: Iterable[Key]) -> list[R_co | None]:
+    def get_many(self, keys: Iterable[Key], *, embeddings: bool = False) -> list[R_co | None]:
         """The records of these keys, in their order, None where there is none. Cheaper than one by one.
+
+        embeddings: read with the embedding of each, of several the first, which `record.embedding` then has at hand: it
+        looks up nothing, and is there when the file was closed. A cache answers from its source for those that are
+        damaged in the file.
 
         >>> [record and record.id for record in cache.get_many(["b", "nope", "a"])]
         ['b', None, 'a']
+        >>> [record.embedding.tolist() for record in cache.get_many(["b", "a"], embeddings=True)]
+        [[0.0, 1.0], [1.0, 0.0]]
         """
 
     @abstractmethod

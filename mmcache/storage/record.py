@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..format.keys import Key, key_of
 from ..format.records import Names, Shape
-from ..models import M, Model
 from ..native import bound, core
 from ..schema import R_co
 from ..shown import made_here
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..models import M
+
 __all__ = [
     "UNNAMED",
     "Owner",
@@ -23,6 +24,7 @@ __all__ = [
     "RecordItems",
     "RecordValues",
     "Vector",
+    "attach",
     "copied",
     "detached",
     "parts_of",
@@ -61,6 +63,12 @@ class PureFields:
         if i in self._shape.nested:
             return self._shape.inner(i, self._values)
         return self._values[i]
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """float32, (dim,), read-only: a view of the file (which stays mapped while it is referenced); None without. Of
+        several embeddings the first."""
+        return self._owner.vector(self._row)
 
 
 if TYPE_CHECKING or core is None:  # noqa: SIM108 (type checkers want a class)
@@ -105,12 +113,6 @@ class Record(Fields, Mapping[str, Any]):
         """The key, whatever the key field is called; of a key of several fields the tuple of their values."""
         return key_of(self._values[0])
 
-    @property
-    def embedding(self) -> NDArray[np.float32] | None:
-        """float32, (dim,), read-only: a view of the file (which stays mapped while it is referenced); None without. Of
-        several embeddings the first."""
-        return self._owner.vector(self._row)
-
     def embedding_of(self, field: str) -> NDArray[np.float32] | None:
         """The same of one of several embeddings. Raises ValueError for a field that is none."""
         return self._owner.vector(self._row, field)
@@ -142,6 +144,8 @@ class Record(Fields, Mapping[str, Any]):
         >>> cache["a"].to(Item)
         Item(id='a', kind='tool', size=1)
         """
+        from ..models import Model  # whose import costs what a reader of plain records need not pay
+
         return Model(model)(self)
 
     @classmethod
@@ -172,7 +176,8 @@ def parts_of(record: Record) -> tuple[Names, list[Any], Vector]:
     shape, owner = record._shape, record._owner
     names = (shape.key, *shape.names[len(shape.key) :]) if shape.key else shape.names
     values = [record.id, *list(record.asdict().values())[len(shape.key) or 1 :]]
-    vectors = tuple(_packed(owner.vector(record._row, field)) for field in owner.embedding_fields)
+    further = (owner.vector(record._row, field) for field in owner.embedding_fields[1:])
+    vectors = tuple(map(_packed, (record.embedding, *further))) if owner.embedding_fields else ()
     return names, values, vectors if len(vectors) > 1 else vectors[0] if vectors else None
 
 
@@ -186,6 +191,30 @@ def place_of_embedding(fields: Sequence[str], field: str) -> int:
 
 def _packed(embedding: NDArray[np.float32] | None) -> bytes | None:
     return None if embedding is None else embedding.tobytes()
+
+
+class _Attached:
+    """The owner of a record whose embedding was read together with it."""
+
+    __slots__ = ("_embedding", "_owner")
+
+    def __init__(self, owner: Owner, embedding: NDArray[np.float32] | None) -> None:
+        self._owner = owner
+        self._embedding = embedding
+
+    @property
+    def embedding_fields(self) -> tuple[str, ...]:
+        return self._owner.embedding_fields
+
+    def vector(self, row: int, field: str | None = None) -> NDArray[np.float32] | None:
+        return self._embedding if field is None else self._owner.vector(row, field)
+
+
+def attach(records: Iterable[Record | None]) -> None:
+    """Read the embedding of each now, so that `record.embedding` has it at hand. The compiled core does so itself."""
+    for record in records:
+        if record is not None:
+            record._owner = _Attached(record._owner, record.embedding)
 
 
 class _Vector:

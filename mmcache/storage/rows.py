@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-import numpy as np
-
+from ..arrays import np
 from ..errors import SourceError
 from .record import place_of_embedding
 
@@ -103,9 +102,9 @@ class Unplaced(NamedTuple):
 class Rows(Protocol):
     """The collection, or the place that leads there."""
 
-    def ids_at(self, rows: NDArray[np.uint32]) -> list[Key]: ...
+    def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]: ...
 
-    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]: ...
+    def records_at(self, rows: NDArray[np.uint32] | bytes) -> Iterator[Record]: ...
 
     def embeddings_at(self, rows: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]: ...
 
@@ -216,10 +215,10 @@ class NoFile:
         at = 0 if field is None else place_of_embedding(self.embedding_fields, field)
         return self._dims[at] if self._dims else 0
 
-    def ids_at(self, _: NDArray[np.uint32]) -> list[Key]:
+    def ids_at(self, _: NDArray[np.uint32] | bytes) -> list[Key]:
         return []
 
-    def records_at(self, _: NDArray[np.uint32]) -> Iterator[Record]:
+    def records_at(self, _: NDArray[np.uint32] | bytes) -> Iterator[Record]:
         return iter(())
 
     def embeddings_at(self, _: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]:

@@ -15,8 +15,7 @@ from itertools import compress
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
-import numpy as np
-
+from ..arrays import np
 from ..errors import UnusableFileError
 from ..format.keys import Key
 from ..format.records import Names
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["NO_ROW", "Given", "Selection", "again", "in_order", "or_else", "rows_in", "unread"]
 
 S = TypeVar("S")
-_NO_ROWS = np.empty(0, np.uint32)
 
 
 @made_here
@@ -93,7 +91,7 @@ class Selection(Sequence[R_co]):
         """What a source gave, in its order, where no file may answer."""
         found = list(records)
         places = np.arange(len(found))
-        return cls(NoFile.of(schema), _NO_ROWS, Given(found, places, NO_ROW + places))
+        return cls(NoFile.of(schema), np.empty(0, np.uint32), Given(found, places, NO_ROW + places))
 
     @property
     @falls_back
@@ -118,7 +116,7 @@ class Selection(Sequence[R_co]):
         """The keys, in order. O(len)."""
         given = self._given
         if given is None:
-            return self._collection.ids_at(self._rows)
+            return self._collection.ids_at(self._unread())
         ids = self._collection.ids_at(self._rows) if len(self._rows) else []
         return merged(ids, given.keys, given.at)
 
@@ -212,7 +210,7 @@ class Selection(Sequence[R_co]):
     def _read(self) -> Iterator[Record]:
         given = self._given
         if given is None:
-            return self._collection.records_at(self._rows)
+            return self._collection.records_at(self._unread())
         return interleaved(_of_file(self), given, self._fields(given))
 
     @overload
@@ -225,7 +223,8 @@ class Selection(Sequence[R_co]):
             if isinstance(self._found, Ordering) and (end := _end_of(i)) is not None:
                 return self._settled(*self._found.first(end))[i]
             if self._given is None:
-                return Selection(self._collection, self._rows[i], None, self._is_ordered)
+                rows = found.part(i) if isinstance(found := self._found, Packed) else self._rows[i]
+                return Selection(self._collection, rows, None, self._is_ordered)
             return self._taken(np.arange(*i.indices(len(self))))
         given = self._given
         at = place_among(i, len(self))
@@ -271,6 +270,10 @@ class Selection(Sequence[R_co]):
 
     # --- what was put off
 
+    def _unread(self) -> Any:
+        """The rows, or where the compiled core has found them, the same as bytes: without numpy."""
+        return found.packed() if isinstance(found := self._found, Packed) else self._rows
+
     @property
     def _rows(self) -> NDArray[np.uint32]:
         found = self._found
@@ -286,8 +289,6 @@ class Selection(Sequence[R_co]):
         return found
 
     def _settled(self, rows: NDArray[np.uint32], given: Given | None) -> Selection[Any]:
-        if given is None:
-            return Selection(self._collection, rows, None, True)  # noqa: FBT003
         return _selection(self._collection, rows, given, is_ordered=True)
 
     @property
@@ -409,16 +410,16 @@ def _end_of(part: slice) -> int | None:
     return index(end)
 
 
-def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given, *, is_ordered: bool) -> Selection[Any]:
+def _selection(collection: Rows, rows: NDArray[np.uint32], given: Given | None, *, is_ordered: bool) -> Selection[Any]:
     """Rows alone, where there is a file and no other record."""
-    is_mixed = len(given.records) or isinstance(collection, NoFile)
+    is_mixed = given is not None and (len(given.records) or isinstance(collection, NoFile))
     return Selection(collection, rows, given if is_mixed else None, is_ordered)
 
 
 def _without_rows(file: File, records: Sequence[SourceRecord], *, is_ordered: bool) -> Selection[Any]:
     order = [row_of(file, record.values[0], i) for i, record in enumerate(records)]
     given = Given(records, np.arange(len(records)), np.array(order, np.int64))
-    return _selection(file, _NO_ROWS, given, is_ordered=is_ordered)
+    return _selection(file, np.empty(0, np.uint32), given, is_ordered=is_ordered)
 
 
 def _arrived(

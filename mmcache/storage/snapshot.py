@@ -31,7 +31,6 @@ from ..words import ago, bytes_of, html_of
 from .blocks import Blocks
 from .bykey import First
 from .collection import FileCollection
-from .deep import verify_deep
 from .fs import Identity, ReadFile
 from .lookup import DirtyError
 from .mapped import Mapped
@@ -39,7 +38,6 @@ from .names import backup_name
 from .readable import Collection, EmbeddingRef
 from .record import Record
 from .selection import Selection
-from .verify import verify_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,10 +107,10 @@ class Place(NamedTuple):
     def place(self) -> Place:
         return self
 
-    def ids_at(self, rows: NDArray[np.uint32]) -> list[Key]:
+    def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]:
         return self.collection().ids_at(rows)
 
-    def records_at(self, rows: NDArray[np.uint32]) -> Iterator[Record]:
+    def records_at(self, rows: NDArray[np.uint32] | bytes) -> Iterator[Record]:
         return self.collection().records_at(rows)
 
     def embeddings_at(self, rows: NDArray[np.uint32], field: str | None = None) -> NDArray[np.float32]:
@@ -350,9 +348,9 @@ class Snapshot(First, Collection[Record]):
     def __len__(self) -> int:
         return len(self.default)
 
-    def get_many(self, keys: Iterable[Key]) -> list[Record | None]:
+    def get_many(self, keys: Iterable[Key], *, embeddings: bool = False) -> list[Record | None]:
         """See `Collection.get_many`."""
-        return self.default.get_many(keys)
+        return self.default.get_many(keys, embeddings=embeddings)
 
     def values(self) -> ValuesView[Record]:
         return self.default.values()
@@ -412,6 +410,9 @@ class Snapshot(First, Collection[Record]):
 
         >>> snapshot.verify(deep=True)
         """
+        from .deep import verify_deep  # which few readers need
+        from .verify import verify_bytes
+
         if self._closed:
             raise ClosedError("the snapshot was closed: open it again with Snapshot.open(path)", path=self.path)
         try:

@@ -6,10 +6,9 @@ what concerns few rows costs no more than the dirty ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
+from ..arrays import np
 from ..format.postings import LIST, Postings
 from ..format.select import Found
 
@@ -75,6 +74,19 @@ class Packed(NamedTuple):
     def rows(self) -> NDArray[np.uint32]:
         return self.found.rows(self.n)
 
+    def packed(self) -> Any:
+        """The same, or where the compiled core has found them, as bytes: without numpy."""
+        found = self.found
+        return found.packed(self.n) if type(found) is Postings else self.rows()
+
+    def part(self, part: slice) -> NDArray[np.uint32] | Packed:
+        """The rows at these places, ascending where they are packed."""
+        rows = self.rows() if part.step is not None and part.step < 0 else self.packed()
+        if type(rows) is not bytes:
+            return rows[part]
+        kept = memoryview(rows).cast("I")[part].tobytes()
+        return Packed(Postings(LIST, len(kept) // 4, 0, kept), self.n)
+
     def is_within(self, most: int) -> bool:
         return self.size <= most
 
@@ -83,15 +95,11 @@ class Packed(NamedTuple):
         found = self.found
         assert not isinstance(found, Less)
         if isinstance(found, Postings) and found.kind == LIST and found.size <= len(dirty):
-            assert found.data is not None
-            rows = _without(found.data, dirty)
-            return self if rows is found.data else Packed(found._replace(size=len(rows), data=rows), self.n)
+            rows = _without(data := found.data, dirty)
+            return self if rows is data else Packed(found._replace(size=len(rows), raw=rows), self.n)
         if not found.size or not len(there := dirty[found.mask(dirty)]):
             return self
         return self._replace(found=Less(found, there))
-
-
-_NONE = np.empty(0, np.uint32)
 
 
 class Ranged:
@@ -103,11 +111,11 @@ class Ranged:
 
     __slots__ = ("_file", "_rows", "dirty", "field", "span")
 
-    def __init__(self, file: File, field: str, span: tuple[int, int], dirty: NDArray[np.uint32] = _NONE) -> None:
+    def __init__(self, file: File, field: str, span: tuple[int, int], dirty: NDArray[np.uint32] | None = None) -> None:
         self._file = file
         self.field = field
         self.span = span
-        self.dirty = dirty
+        self.dirty = np.empty(0, np.uint32) if dirty is None else dirty
         self._rows: NDArray[np.uint32] | None = None
 
     @property

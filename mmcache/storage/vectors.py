@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ..arrays import np
 from ..errors import SourceError
 from ..format.header import BLOCK
 from ..format.keys import Key

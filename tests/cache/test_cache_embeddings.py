@@ -289,6 +289,10 @@ def test_a_damaged_block_is_answered_by_the_source(path: Path, bank: Path, part:
             assert cache.get_embeddings(keys * 50, field).tolist() == matrix(rows, keys * 50, at, dim)
             assert cache.stats().corruptions > 0
         with opened_again() as cache:
+            assert [plain(record.embedding) for record in cache.get_many(keys, embeddings=True) if record] == [
+                rows[key][0] for key in keys
+            ]
+        with opened_again() as cache:
             assert cache.embeddings_of(field).tolist() == matrix(rows, list(rows), at, dim)
             assert cache.has_embedding_of(field).tolist() == [both[at] is not None for both in rows.values()]
         with opened_again() as cache, pytest.raises(SourceError, match="send the embedding itself"):

@@ -94,6 +94,44 @@ def test_get_many_keeps_order_repeats_and_gaps(mapping: Any, rows: dict[str, dic
         assert all(r is None or r == fields(rows[r.id]) for r in found)
 
 
+def test_records_of_a_batch_have_the_embeddings_that_were_read_with_them(
+    mapping: Any, rows: dict[str, dict[str, Any]]
+) -> None:
+    keys = list(rows)
+    for wanted in ([], keys[:3], ["nope", keys[5], keys[5]], [*keys[::-1], "nope", *keys] * 3):
+        found = mapping.get_many(iter(wanted), embeddings=True)
+        assert [r and r.id for r in found] == [key if key in rows else None for key in wanted]
+        for record in filter(None, found):
+            row, vector = rows[record.id], record.embedding
+            assert record == fields(row)
+            assert (vector is None and row["vector"] is None) or vector.tobytes() == row["vector"]
+            assert vector is None or not vector.flags.writeable
+            assert record.embedding_of("vector") is None or record.embedding_of("vector").tobytes() == row["vector"]
+            arrived = pickle.loads(pickle.dumps(record))
+            assert arrived == record
+            assert (arrived.embedding is None) is (vector is None)
+    with pytest.raises(TypeError):
+        mapping.get_many(keys, True)
+    with pytest.raises(TypeError):
+        mapping.get_many(keys, embedding=True)
+    with pytest.raises(TypeError):
+        mapping.get_many()
+
+
+def test_an_embedding_that_was_read_with_its_record_outlives_the_file(home: Path, rows: dict[Any, Any]) -> None:
+    for verify in ("full", "lazy"):
+        with Snapshot.open(home / "bank.mmc", verify=verify) as snapshot:
+            found, plain = snapshot.get_many(rows, embeddings=True), snapshot.get_many(rows)
+        for record, without in zip(found, plain, strict=True):
+            assert record is not None
+            assert without is not None
+            vector = record.embedding
+            assert (None if vector is None else vector.tobytes()) == rows[record.id]["vector"]
+            assert (pickle.loads(pickle.dumps(record)).embedding is None) is (vector is None)
+            with pytest.raises(ClosedError):
+                without.embedding  # noqa: B018
+
+
 def test_embeddings_are_the_sources_bytes_and_read_only(mapping: Any, rows: dict[str, dict[str, Any]]) -> None:
     for key, row in rows.items():
         vector = mapping.embedding(key)

@@ -53,6 +53,16 @@ def test_help_imports_nothing_but_the_command_line(words):
     assert imported(*words) == set()
 
 
+@pytest.mark.skipif(mmcache.implementation == "pure", reason="pure Python finds rows with numpy")
+def test_get_and_find_answer_without_numpy(shelf):
+    with mmcache.Snapshot.open(shelf) as snapshot:
+        key, field = next(iter(snapshot)), snapshot.schema.index[0]
+        term = next(iter(snapshot.terms(field)))
+    assert imported("get", shelf, key) == {"msgpack", "xxhash"}
+    for more in ([], ["--ids"], ["--count"], ["--limit", "2"]):
+        assert imported("find", shelf, f"{field}={term}", *more) == {"msgpack", "xxhash"}
+
+
 def test_status_asks_a_source_without_numpy(tmp_path):
     path = tmp_path / "shop.mmc"
     mmcache.build(path, make_shop(tmp_path / "shop.db"))

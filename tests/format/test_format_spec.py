@@ -134,7 +134,11 @@ def test_the_byte_tables_are_those_of_the_code():
         "checksum": "<Q",
     }.items():
         assert struct.unpack_from(form, row.pack(), places[name])[0] == getattr(row, name), name
-    for dtype, heading in ((planning.ROW, "## rows"), (inside.READERS_ROW, "## rows"), (postings.ENTRY, "## index.")):
+    for dtype, heading in (
+        (planning.ROW, "## rows"),
+        (inside.row_type_of_readers(), "## rows"),
+        (postings.entry_type(), "## index."),
+    ):
         documented = [(int(offset), int(length)) for offset, length, *_ in rows_after(heading)]
         assert [(dtype.fields[name][1], dtype.fields[name][0].itemsize) for name in dtype.names] == documented
     for number, name in header.KINDS.items():

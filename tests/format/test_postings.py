@@ -74,3 +74,42 @@ def reader_of(section, arrays, n):
         raw = bytes(array) if isinstance(array, bytes) else np.ascontiguousarray(array).tobytes()
         data[placed.offsets[name] : placed.offsets[name] + sizes[name]] = raw
     return IndexReader(memoryview(bytes(data)), section.layout, n)
+
+
+KINDS = {
+    "list": lambda i: i % 97 == 0,
+    "bitmap": lambda i: i % 3 == 0,
+    "range": lambda i: 500 <= i < 900,
+    "other list": lambda i: i % 41 == 2,
+    "other bitmap": lambda i: i % 2 == 0,
+    "all": lambda i: True,
+    "one": lambda i: i == 582,
+}
+
+
+@pytest.mark.parametrize("n", [960, 1003])
+def test_two_fields_of_any_kinds_of_lists_meet_where_both_terms_are(tmp_path, n):
+    records = [{"id": i, **{kind: "yes" if is_in(i) else [] for kind, is_in in KINDS.items()}} for i in range(n)]
+    mmcache.build(tmp_path / "i.mmc", records, Schema("items", index=tuple(KINDS)))
+    with Snapshot.open(tmp_path / "i.mmc") as snapshot:
+        for one, first in KINDS.items():
+            for other, second in KINDS.items():
+                right = [i for i in range(n) if first(i) and second(i)]
+                found = snapshot.where({one: "yes", other: "yes"})
+                assert (len(found), found.ids, found.rows.tolist()) == (len(right), right, right), (one, other)
+                assert [record.id for record in found] == right
+            for absent in ("no", "", "x" * 70_000, 7, -1, 2**64 - 1, 0.5, None, True):
+                assert snapshot.where({"all": "yes", one: absent}).ids == []
+                assert not snapshot.where({one: absent}).ids
+
+
+@pytest.mark.parametrize(
+    "term", [None, 0, 1, -1, -33, 2**63, 2**64 - 1, -(2**63), 0.5, -0.25, 1e300, "", "é", "x" * 300]
+)
+def test_every_kind_of_term_is_found_by_where(tmp_path, term):
+    records = [{"id": i, "t": term if i % 5 == 2 else "other", "u": [term, i]} for i in range(200)]
+    mmcache.build(tmp_path / "i.mmc", records, Schema("items", index=("t", "u")))
+    with Snapshot.open(tmp_path / "i.mmc") as snapshot:
+        assert snapshot.where(t=term).ids == list(range(2, 200, 5))
+        assert len(snapshot.where(u=term)) == 200
+        assert snapshot.where(t=term, u=term).ids == list(range(2, 200, 5))

@@ -200,8 +200,11 @@ def rows_of_bitmap(packed: Any, n: int) -> Any:
     return postings.rows_of_bitmap(packed, n)
 
 
-READERS_ROW = mapped.ROW
-"""The dtype of a row entry, as a reader has it."""
+def row_type_of_readers() -> Any:
+    """The dtype of a row entry, as a reader has it."""
+    return mapped._row_type()
+
+
 HOMES = mmcache._HOMES
 """Public name -> the module that has it."""
 
