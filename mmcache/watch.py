@@ -365,8 +365,7 @@ class Watch(Watched):
         is_new = self.files.refuse(error)
         if error.cause == "corrupt":
             with self._lock:
-                if self.source is not None and self.files.drop_if_spoilt():
-                    self._decide()
+                self.files.drop_if_spoilt()
             is_new = self.counting.add_damage(self.files.there(), error.message)
         if is_new:
             self.counting.add(metrics.REFUSALS)
