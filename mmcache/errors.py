@@ -31,7 +31,6 @@ __all__ = [
     "StoreError",
     "UntrustedPathError",
     "UnusableFileError",
-    "wrong_checksum",
 ]
 
 
