@@ -10,6 +10,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from ..errors import CorruptFileError, wrong_checksum
 from ..format.header import BLOCK, DIGEST, HEADER_SIZE, LEAF, Section, sha256_of
 from ..format.layout import Layout, Read, leaf_count, validate
+from .blocks import of_block
 from .fs import CHUNK
 from .leaves import Leaves
 
@@ -137,9 +138,3 @@ def _check(section: Section, data: bytes) -> None:
 
 def _padding(section: str) -> CorruptFileError:
     return CorruptFileError(f"section {section!r}: the padding before it is not zero", section=section)
-
-
-def of_block(block: int, expected: int, found: int) -> CorruptFileError:
-    """For 64 KiB that do not match their checksum."""
-    text = f"the 64 KiB from {block * BLOCK} on do not match their checksum"
-    return wrong_checksum("blocks", expected, found, text)
