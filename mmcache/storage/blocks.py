@@ -82,9 +82,3 @@ class Blocks:
             raise wrong_checksum("blocks", self._section.checksum, found)
         self._checksums = data.cast("Q")
         return self._checksums
-
-
-def of_block(block: int, expected: int, found: int) -> CorruptFileError:
-    """For 64 KiB that do not match their checksum."""
-    text = f"the 64 KiB from {block * BLOCK} on do not match their checksum"
-    return wrong_checksum("blocks", expected, found, text)

@@ -10,7 +10,6 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from ..errors import CorruptFileError, wrong_checksum
 from ..format.header import BLOCK, DIGEST, HEADER_SIZE, LEAF, Section, sha256_of, wrong_block
 from ..format.layout import Layout, Read, leaf_count, validate
-from .blocks import of_block
 from .fs import CHUNK
 from .leaves import Leaves
 
