@@ -116,7 +116,7 @@ class Selection(Sequence[R_co]):
         """The keys, in order. O(len)."""
         given = self._given
         if given is None:
-            return self._collection.ids_at(self._unread())
+            return self._collection.ids_at(_packed(self))
         ids = self._collection.ids_at(self._rows) if len(self._rows) else []
         return merged(ids, given.keys, given.at)
 
@@ -210,7 +210,7 @@ class Selection(Sequence[R_co]):
     def _read(self) -> Iterator[Record]:
         given = self._given
         if given is None:
-            return self._collection.records_at(self._unread())
+            return self._collection.records_at(_packed(self))
         return interleaved(_of_file(self), given, self._fields(given))
 
     @overload
@@ -269,10 +269,6 @@ class Selection(Sequence[R_co]):
         return f"<Selection of {len(self)} records{source}>"
 
     # --- what was put off
-
-    def _unread(self) -> Any:
-        """The rows, or where the compiled core has found them, the same as bytes: without numpy."""
-        return found.packed() if isinstance(found := self._found, Packed) else self._rows
 
     @property
     def _rows(self) -> NDArray[np.uint32]:
@@ -334,6 +330,11 @@ class Selection(Sequence[R_co]):
         """The collection, also where the selection arrived from another process. Raises GenerationGoneError."""
         place = self._collection.place()
         return place.collection() if place is self._collection else cast("File", self._collection)
+
+
+def _packed(one: Selection[Any]) -> Any:
+    """The rows, or where the compiled core has found them, the same as bytes: without numpy."""
+    return found.packed() if isinstance(found := one._found, Packed) else one._rows
 
 
 def _is_canonical(one: Selection[Any], other: Selection[Any]) -> bool:
