@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from .cached import CachedCollection
@@ -21,12 +20,12 @@ from .options import Executor, GivenOptions, OpenOptions, Options, Profile, is_d
 from .progress import Shown
 from .schema import AnySchema, OnDuplicate, OnInvalid, R_co, Schema
 from .sharing.alerts import WINDOW, Alert, Rules
-from .sharing.fleet import State
 from .sharing.metrics import stats_of
-from .sharing.operate import resume
+from .sharing.operate import resume, rollback
 from .sharing.status import Status, check, status_of
 from .sources import chosen, closing, with_rules
 from .sources.base import Source, SourceOf, Where
+from .stats import Stats
 from .storage import fs
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.snapshot import Access, Snapshot, Verify
@@ -37,54 +36,6 @@ if TYPE_CHECKING:
     from .sources.call import ChangedSince, Fetch, Fingerprint, Load
 
 __all__ = ["Cache", "CachedCollection", "Stats", "open"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What this process has seen of one cache.
-
-    hits: the file answered. misses: no tier had the id. fallbacks: the source answered, by cause: "absent" (an id that
-    the file lacks), "invalidated", "expired", "record" (damage in what was read), "slow", "building" (another process
-    is), "disabled", or why there is no file: "missing", "corrupt", "incompatible", "unreadable", "untrusted".
-    stale_served: answers of a file that was due to be built again, or had expired while the source failed.
-    corruptions: damage met, in a file or in a record. opens: files opened; adoptions: those in the place of another;
-    refusals: files that were not right. load_seconds: how long the last opening took. fallback_seconds: spent in the
-    source, all together. rebuilds, build_failures: builds that this cache ran itself, in a get or a thread.
-    invalidations: said here. slow_lookups: beyond `slow_after`. invalid: rows that the file left out, as they could not
-    be taken. generation: of the file; None while there is none.
-    state: as in `Status`; "starting" before the first read. counters: each counter by its name in the table of metrics.
-
-    >>> cache["a"]["kind"], cache.get("nope")
-    ('tool', None)
-    >>> stats = cache.stats()
-    >>> stats.hits, stats.misses, stats.hit_rate, stats.state, stats.generation
-    (1, 1, 0.5, 'fresh', 1)
-    """
-
-    hits: int
-    misses: int
-    fallbacks: Mapping[str, int]
-    stale_served: int
-    corruptions: int
-    opens: int
-    adoptions: int
-    refusals: int
-    rebuilds: int
-    build_failures: int
-    invalidations: int
-    slow_lookups: int
-    invalid: int
-    load_seconds: float
-    fallback_seconds: float
-    generation: int | None
-    state: State
-    counters: Mapping[str, int] = field(default_factory=dict, repr=False)
-
-    @property
-    def hit_rate(self) -> float:
-        """Answers from the file over all answers; 1.0 before the first."""
-        total = self.hits + self.misses + sum(self.fallbacks.values())
-        return self.hits / total if total else 1.0
 
 
 class Cache(CachedCollection[R_co]):
@@ -238,7 +189,8 @@ class Cache(CachedCollection[R_co]):
         ...     prices["a"]["size"], prices.stats().state, prices.resume()
         (1, 'held', True)
         """
-        report = self._watch.rollback(timeout=timeout, reason=reason)
+        page, source = self._watch.page_now(), self._watch.source
+        report = rollback(self.path, source=source, page=page, timeout=timeout, reason=reason)
         self.refresh()
         return report
 

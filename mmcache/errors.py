@@ -31,7 +31,6 @@ __all__ = [
     "StoreError",
     "UntrustedPathError",
     "UnusableFileError",
-    "wrong_checksum",
 ]
 
 
@@ -90,9 +89,11 @@ class CorruptFileError(UnusableFileError, ValueError):
     Of a checksum that does not match, `expected` is what the file has and `found` what its bytes give, hexadecimal.
     Both are None where the structure is wrong: then the checksums were right, or were not reached.
 
-    >>> mmcache.Snapshot.open("broken.mmc")
-    Traceback (most recent call last):
-    mmcache.errors.CorruptFileError: broken.mmc: ...checksum...
+    >>> try:
+    ...     mmcache.Snapshot.open("broken.mmc")
+    ... except mmcache.CorruptFileError as error:
+    ...     error.section, error.kind, error.message
+    ('table', 'checksum', "section 'table': checksum does not match: expected ..., found ...")
     """
 
     cause = "corrupt"

@@ -163,16 +163,13 @@ class FileTier:
                 raise
         raise UnverifiedError
 
-    def drop_if_spoilt(self) -> bool:
-        """Whether the file that is open was written to in place, and is damaged: its bytes are those that were refused.
-
-        Indexes are verified once, so another answer of theirs would be believed. It answers no more; readers that took
-        it before finish with it."""
+    def drop_if_spoilt(self) -> None:
+        """Where the file that is open was written to in place, its bytes are those that were refused. With a source it
+        answers no more: its indexes were verified before, and would be believed. Readers that have it finish with it.
+        """
         ours, there = self.snapshot, identity_of(self.path)
-        if ours is None or there is None or ours.identity[:2] != there[:2]:
-            return False
-        self.snapshot = None
-        return True
+        if self._source is not None and ours is not None and there is not None and ours.identity[:2] == there[:2]:
+            self.snapshot = None
 
     def there(self) -> Identity | None:
         """What is at the path now."""

@@ -2,10 +2,8 @@
 
 A get compares the page's mapped word with the one that was heard last, and the clock with the time of the next poll. If
 the word differs, it hears: it reads the new events, under a lock that is held for microseconds. If a poll is due,
-threads poll, and the get waits for them a few milliseconds at most. A file that another process has published and that
-this machine has verified is opened at once, by the get that heard of it.
-
-No foreign code, be it a source or a handler of log lines, runs while one of our locks is held.
+threads poll, and the get waits a few milliseconds at most. A file that another process published and this machine has
+verified is opened at once, by the get that heard of it. No foreign code, source or log handler, runs under our locks.
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ from .sharing import invalidation, metrics
 from .sharing.asking import ask
 from .sharing.decide import SourceFacts, decide
 from .sharing.hearing import Hearing
-from .sharing.operate import rollback
 from .sharing.page import MovedError, Page
 from .sources.base import Source
 from .storage.publish import BuildReport
@@ -352,7 +349,7 @@ class Watch(Watched):
 
     def _rebase(self, snapshot: Snapshot) -> None:
         page = self.hearing.page
-        if page is None:  # Case: as in `_page_now`
+        if page is None:  # Case: as in `page_now`
             return
         self.word, self.seen = page.word, None  # a newer one may have been published since this one was opened
         for _ in range(3):
@@ -366,8 +363,7 @@ class Watch(Watched):
         is_new = self.files.refuse(error)
         if error.cause == "corrupt":
             with self._lock:
-                if self.source is not None and self.files.drop_if_spoilt():
-                    self._decide()
+                self.files.drop_if_spoilt()
             is_new = self.counting.add_damage(self.files.there(), error.message)
         if is_new:
             self.counting.add(metrics.REFUSALS)
@@ -451,11 +447,6 @@ class Watch(Watched):
                 self._renew_page()
         return self.rebuilder.build(self.hearing.page, timeout=timeout, asked_ns=asked_ns, exact=exact)
 
-    def rollback(self, *, timeout: float, reason: str) -> BuildReport:
-        if self._known.is_closed:
-            raise closed(self.path)
-        return rollback(self.path, source=self.source, page=self._page_now(), timeout=timeout, reason=reason)
-
     # --- telling the others
 
     def invalidate(
@@ -465,12 +456,15 @@ class Watch(Watched):
             raise closed(self.path)
         try:
             return invalidation.invalidate(
-                self.path, self._page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.counters
+                self.path, self.page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.counters
             )
         finally:
             self.look(time.monotonic())
 
-    def _page_now(self) -> Page:
+    def page_now(self) -> Page:
+        """The page that is shared now, to be written to. Raises ClosedError."""
+        if self._known.is_closed:
+            raise closed(self.path)
         renew_if_forked()
         with self._lock:
             self._renew_page()

@@ -119,7 +119,7 @@ def test_long_names_of_tests_only_become_fewer():
     [
         ("One is short. Another, too.", ["One is short.", "Another, too."]),
         ("# A heading\n\nA sentence\nin two lines.\n\n```sh\nls -l. Not\n```\n", ["A sentence in two lines."]),
-        ("| a | table. of |\n\nSee [a page](docs/x.md), and `some. code`.", ["See [a page], and code."]),
+        ("| a | table. of |\n\nSee [a page](elsewhere.md), and `some. code`.", ["See [a page], and code."]),
         ("An example.\n\n>>> f(1)\n2\n", ["An example."]),
         ("- one item\n- another", ["one item", "another"]),
     ],

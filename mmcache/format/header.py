@@ -287,3 +287,9 @@ def _corrupt(section: str, reason: str) -> CorruptFileError:
 def is_telling(fingerprint: bytes) -> bool:
     """Whether a source that has this fingerprint again has not changed. Not one of zeros, which is always the same."""
     return any(fingerprint) and not fingerprint.endswith(PARTLY)
+
+
+def wrong_block(block: int, expected: int, found: int) -> CorruptFileError:
+    """For 64 KiB that do not match their checksum."""
+    text = f"the 64 KiB from {block * BLOCK} on do not match their checksum"
+    return wrong_checksum("blocks", expected, found, text)

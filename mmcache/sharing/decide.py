@@ -11,7 +11,6 @@ from typing import Final, NamedTuple, cast
 from ..format.header import Header, Tokens, is_telling
 from ..format.keys import Key, hash_key
 from ..freshness import Freshness, Policy, freshness, may_answer
-from ..words import plural
 from .events import Dirty, Said, add_dirty
 from .fleet import STATES, State
 from .head import Coverage, Failure
@@ -262,8 +261,9 @@ def _state(facts: Facts, age: Freshness, doubt: _Doubt, ids: int, *, changed: bo
 
 
 def _said(ids: int, since: str) -> str:
-    was, is_ = ("was", "is") if ids == 1 else ("were", "are")
-    return f"{plural(ids, 'id')} {was} invalidated {since}, and {is_} answered by the source"
+    if ids == 1:
+        return f"1 id was invalidated {since}, and is answered by the source"
+    return f"{ids} ids were invalidated {since}, and are answered by the source"
 
 
 def _why_rebuild(facts: Facts, rules: Rules, age: Freshness, doubt: _Doubt, ids: int, *, changed: bool) -> str:

@@ -240,6 +240,7 @@ class IterableSource(Generic[R_co]):
             )
 
     def fetch(self, collection: str, ids: Sequence[Key]) -> list[Row | None]:
+        """From an index by key that the first call makes; O(records) then, and O(ids) after it."""
         return self._by_key(collection).fetch(ids)
 
     def in_order(self, collection: str, ids: Sequence[Key]) -> list[Key]:
@@ -247,12 +248,15 @@ class IterableSource(Generic[R_co]):
         return self._by_key(collection).in_order(ids)
 
     def find(self, collection: str, query: Query) -> Iterator[SourceRecord]:
+        """All records are compared."""
         return self._by_key(collection).find(query)
 
     def fingerprint(self) -> bytes:
+        """Zeros: records in memory cannot tell whether they have changed."""
         return bytes(32)
 
     def spec(self) -> dict[str, Any] | None:
+        """None: no other process can make them again."""
         return None
 
     def _by_collection(self, value: Any, argument: str) -> dict[str, Any]:

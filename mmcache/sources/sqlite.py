@@ -285,6 +285,7 @@ class SQLiteSource(Generic[R_co]):
         return self._writes.untrack()
 
     def spec(self) -> dict[str, Any] | None:
+        """What stands in a file so that `mmcache rebuild` finds the database again."""
         spec: dict[str, Any] = {"kind": self.kind, "path": plain_path(self.path)}
         if self._hook.function is not None:
             spec["connect"] = self._hook.name or "a function without a name"

@@ -9,10 +9,9 @@ from xxhash import xxh3_64_intdigest
 
 from ..arrays import np
 from ..errors import CorruptFileError, wrong_checksum
-from ..format.header import BLOCK, HEADER_SIZE, Section
+from ..format.header import BLOCK, HEADER_SIZE, Section, wrong_block
 from ..format.layout import Layout
 from ..format.postings import distinct
-from .verify import of_block
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +62,7 @@ class Blocks:
             if not self.verified[block]:
                 data = self._buffer[max(block * BLOCK, self._begin) : min((block + 1) * BLOCK, end)]
                 if (found := xxh3_64_intdigest(data, block)) != checksums[block]:
-                    raise of_block(block, checksums[block], found)
+                    raise wrong_block(block, checksums[block], found)
                 self.verified[block] = 1
 
     def verify_all(self) -> None:

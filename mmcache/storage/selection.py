@@ -116,7 +116,7 @@ class Selection(Sequence[R_co]):
         """The keys, in order. O(len)."""
         given = self._given
         if given is None:
-            return self._collection.ids_at(_packed(self))
+            return self._collection.ids_at(_found_in(self))
         ids = self._collection.ids_at(self._rows) if len(self._rows) else []
         return merged(ids, given.keys, given.at)
 
@@ -210,8 +210,8 @@ class Selection(Sequence[R_co]):
     def _read(self) -> Iterator[Record]:
         given = self._given
         if given is None:
-            return self._collection.records_at(_packed(self))
-        return interleaved(_of_file(self), given, self._fields(given))
+            return self._collection.records_at(_found_in(self))
+        return interleaved(_of_file(self), given, _fields(self, given))
 
     @overload
     def __getitem__(self, i: int) -> R_co: ...
@@ -231,7 +231,7 @@ class Selection(Sequence[R_co]):
         if given is not None:
             before = int(np.searchsorted(given.at, at))
             if before < len(given.at) and given.at[before] == at:
-                return copied(*given.records[before], self._fields(given))
+                return copied(*given.records[before], _fields(self, given))
             at -= before
         return next(self._collection.records_at(self._rows[at : at + 1]))
 
@@ -319,11 +319,6 @@ class Selection(Sequence[R_co]):
         given = Given(records, at, given.order[chosen])
         return _selection(self._collection, rows, given, is_ordered=self._is_ordered)
 
-    def _fields(self, given: Given) -> Sequence[str]:
-        """Of the embeddings, where records of the source have several."""
-        several = len(given.records) and isinstance(given.records[0].vector, tuple)
-        return self._file().embedding_fields if several else UNNAMED
-
     # --- the file
 
     def _file(self) -> File:
@@ -332,7 +327,7 @@ class Selection(Sequence[R_co]):
         return place.collection() if place is self._collection else cast("File", self._collection)
 
 
-def _packed(one: Selection[Any]) -> Any:
+def _found_in(one: Selection[Any]) -> Any:
     """The rows, or where the compiled core has found them, the same as bytes: without numpy."""
     return found.packed() if isinstance(found := one._found, Packed) else one._rows
 
@@ -346,6 +341,12 @@ def _are_beside(one: Selection[Any], other: Selection[Any]) -> bool:
     """Whether the rows of both are of one generation."""
     place = one._collection.place()
     return place == other._collection.place() and not isinstance(place, NoFile)
+
+
+def _fields(one: Selection[Any], given: Given) -> Sequence[str]:
+    """Of the embeddings, where records of the source have several."""
+    several = len(given.records) and isinstance(given.records[0].vector, tuple)
+    return one._file().embedding_fields if several else UNNAMED
 
 
 def _of_file(one: Selection[Any]) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ..errors import CorruptFileError, wrong_checksum
-from ..format.header import BLOCK, DIGEST, HEADER_SIZE, LEAF, Section, sha256_of
+from ..format.header import BLOCK, DIGEST, HEADER_SIZE, LEAF, Section, sha256_of, wrong_block
 from ..format.layout import Layout, Read, leaf_count, validate
 from .fs import CHUNK
 from .leaves import Leaves
@@ -72,7 +72,7 @@ def _damaged_block(low: int, data: memoryview, checksums: Sequence[int]) -> Corr
         end = min(at + BLOCK - within, len(data))
         found, expected = xxh3_64_intdigest(data[at:end], block), checksums[block] if block < len(checksums) else 0
         if block >= len(checksums) or found != expected:
-            return of_block(block, expected, found)
+            return wrong_block(block, expected, found)
         at = end
     return None
 
@@ -137,9 +137,3 @@ def _check(section: Section, data: bytes) -> None:
 
 def _padding(section: str) -> CorruptFileError:
     return CorruptFileError(f"section {section!r}: the padding before it is not zero", section=section)
-
-
-def of_block(block: int, expected: int, found: int) -> CorruptFileError:
-    """For 64 KiB that do not match their checksum."""
-    text = f"the 64 KiB from {block * BLOCK} on do not match their checksum"
-    return wrong_checksum("blocks", expected, found, text)
