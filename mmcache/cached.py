@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from .errors import SourceError, UnusableFileError
 from .format.keys import Key, check_key, check_keys, is_key
 from .front import Front
+from .logs import escape_paths
 from .models import Model
 from .options import OpenOptions, Options
 from .query import Term, parse_query
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .search.neighbours import Neighbours
 
 __all__ = ["CachedCollection", "Reason"]
+
+escape_paths()
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from .format.layout import left_out_of
 from .hits import Watched
 from .known import Known, closed
 from .lines import Lines
-from .logs import DEBUG, INFO, WARNING, escape_paths, log
+from .logs import DEBUG, INFO, WARNING, log
 from .options import Options
 from .owner import Within
 from .poller import Poller
@@ -42,8 +42,6 @@ from .switches import Switches
 from .view import NOTHING, View
 
 __all__ = ["Watch"]
-
-escape_paths()
 
 _NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
