@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import hashlib
+from typing import NamedTuple
 
 from xxhash import xxh3_64
 
 from ..format.header import LEAF
 
-if TYPE_CHECKING:
-    import hashlib
-
 __all__ = ["Leaves", "Sum", "Sums"]
-
-
-def _sha256() -> hashlib._Hash:
-    import hashlib  # which a reader does not need
-
-    return hashlib.sha256()
 
 
 class Leaves:
@@ -25,7 +17,7 @@ class Leaves:
 
     def __init__(self) -> None:
         self._digests: list[bytes] = []
-        self._current = _sha256()
+        self._current = hashlib.sha256()
         self._filled = 0
 
     def update(self, data: memoryview) -> None:
@@ -43,7 +35,7 @@ class Leaves:
         """The section ends here: a digest covers bytes of one section only."""
         if self._filled:
             self._digests.append(self._current.digest())
-            self._current = _sha256()
+            self._current = hashlib.sha256()
             self._filled = 0
 
     def joined(self) -> bytes:
