@@ -13,7 +13,18 @@ from dataclasses import dataclass
 
 from mmcache.remote.log import LIST_EVERY
 
-__all__ = ["WAYS", "Adoption", "Bill", "Figures", "Parameters", "Requests", "adopt", "bill", "busiest_second"]
+__all__ = [
+    "WAYS",
+    "Adoption",
+    "Bill",
+    "Figures",
+    "Parameters",
+    "Requests",
+    "adopt",
+    "bill",
+    "busiest_second",
+    "transfers",
+]
 
 WAYS = ("blob", "delta")
 """How a node gets a release: the whole file, or what makes it of the one before."""
@@ -98,7 +109,7 @@ def adopt(parameters: Parameters, figures: Figures, way: str, seed: int = 1) -> 
     """One release. Nodes that transfer at one moment share what the store gives, and each takes what it can at most."""
     draw = random.Random(seed)
     waits = sorted(_wait(draw, parameters.every) for _ in range(parameters.nodes))
-    ends, most = _transfers(waits, figures.bring[way].received, parameters)
+    ends, most = transfers(waits, figures.bring[way].received, parameters)
     return Adoption(sorted(end + figures.seconds[way] for end in ends), waits, most)
 
 
@@ -110,7 +121,7 @@ def _wait(draw: random.Random, every: float) -> float:
     return at - moment
 
 
-def _transfers(begins: Sequence[float], size: float, parameters: Parameters) -> tuple[list[float], int]:
+def transfers(begins: Sequence[float], size: float, parameters: Parameters) -> tuple[list[float], int]:
     """When each transfer ends, and how many there were at one moment at most. All have one size and one rate, so they
     end in the order in which they began: each when the work done for any one has grown by its size since."""
     waiting, active = deque(begins), deque[float]()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fleet_model import Figures, Parameters, Requests, _transfers, adopt, bill, busiest_second
+from benchmarks.fleet_model import Figures, Parameters, Requests, adopt, bill, busiest_second, transfers
 
 ROOT = Path(__file__).parent.parent
 FIGURES = Figures(
@@ -41,7 +41,7 @@ def by_small_steps(begins: list[float], size: float, parameters: Parameters, ste
 @pytest.mark.parametrize("begins", [[0.0], [0.0] * 6, [0.0, 0.2, 0.2, 0.9, 3.0, 3.5], [0.1 * i for i in range(12)]])
 def test_transfers_share_what_the_store_gives(begins, store_bytes):
     parameters = Parameters(len(begins), node_bytes=1e6, store_bytes=store_bytes)
-    ends, most = _transfers(begins, 5e5, parameters)
+    ends, most = transfers(begins, 5e5, parameters)
     assert ends == pytest.approx(by_small_steps(begins, 5e5, parameters), abs=0.02)
     assert 1 <= most <= len(begins)
     assert max(ends) - min(begins) >= len(begins) * 5e5 / store_bytes - 1e-9

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import MissingFileError, MmcacheError, UnusableFileError
 from ..words import ago, number, plural, printable, source_path, span
-from .files import layout_of
 from .options import ERROR, FILE_COMPLETION, OK, add_policy, policy_of
 from .output import Output
 
@@ -218,6 +217,8 @@ def _file(path: str) -> tuple[Layout | None, Check]:
     from .doctor_directory import Check
 
     try:
+        from .files import layout_of
+
         layout = layout_of(path)
     except MissingFileError:
         advice = "mmcache build SOURCE -o FILE, or open it with a source"

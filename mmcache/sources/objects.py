@@ -19,7 +19,7 @@ from ..store import Found, Store, without_secrets
 from .fingerprint import once_only
 from .parts import COMPRESSED, Part, typed
 
-__all__ = ["Objects", "fingerprint_of_objects", "is_object_url", "raw_of"]
+__all__ = ["Objects", "fingerprint_of_objects", "is_object_url", "pattern_of", "raw_of"]
 
 _URL = re.compile(r"(s3|s3a|gs|az|azure|abfs|abfss|adl|https?)://", re.IGNORECASE)
 _MAGIC = re.compile(r"[*\[]")
@@ -50,8 +50,8 @@ class Objects:
         scheme, _, rest = url.partition("://")
         bucket, _, key = rest.partition("/")
         fixed, slash, last = _MAGIC.split(key, maxsplit=1)[0].rpartition("/")
-        self._base = f"{scheme}://{bucket}{'/' * bool(slash)}{fixed}"
-        self._name = key[len(fixed + slash) :] if slash else key
+        self.base = f"{scheme}://{bucket}{'/' * bool(slash)}{fixed}"
+        self.name = key[len(fixed + slash) :] if slash else key
         self._is_pattern = _MAGIC.search(key) is not None
         self._is_only_last = bool(last)
         self._store: Store | None = None
@@ -69,18 +69,18 @@ class Objects:
 
     def _parts(self, suffixes: tuple[str, ...]) -> list[Part]:
         store = self._opened()
-        if self._name and not self._is_pattern:
-            found = store.look(self._name)
+        if self.name and not self._is_pattern:
+            found = store.look(self.name)
             if found is not None:
                 return [Part(self.url, found=found)]
             if not store.can_list:
                 raise SourceError("there is no file at this URL; check it", path=self.url)
         if not store.can_list:
             raise SourceError("a server of HTTP lists no files; name each by a URL of its own", path=self.url)
-        prefix = "" if self._is_pattern else self._name
+        prefix = "" if self._is_pattern else self.name
         listed = [one for one in store.listed(prefix) if one.size or not one.name.endswith("/")]
         if self._is_pattern:
-            matches = _pattern(self._name)
+            matches = pattern_of(self.name)
             names = [one for one in listed if matches.fullmatch(one.name)]
             what = "no object matches the pattern"
         else:
@@ -89,7 +89,7 @@ class Objects:
             what = f"no object *{' or *'.join(suffixes)} is below this URL" if suffixes else "no object is below it"
         if not names:
             raise SourceError(f"{what}; check the URL", path=self.url)
-        base = f"{self._base.rstrip('/')}/"
+        base = f"{self.base.rstrip('/')}/"
         found_fields = typed([one.name for one in names])
         return [Part(base + one.name, fields, found=one) for one, fields in zip(names, found_fields, strict=True)]
 
@@ -100,8 +100,8 @@ class Objects:
             store = self._opened()
             if self._is_pattern or not store.can_list:
                 return frozenset()
-            below = f"{self._name}/" if self._name else ""
-            return frozenset(one.name.removeprefix(below).split("/")[0] for one in store.listed(self._name))
+            below = f"{self.name}/" if self.name else ""
+            return frozenset(one.name.removeprefix(below).split("/")[0] for one in store.listed(self.name))
         except StoreError as error:
             raise SourceError(error.message, path=self.url) from error
 
@@ -115,7 +115,7 @@ class Objects:
 
     def _opened(self) -> Store:
         if self._store is None:
-            self._store = Store(self._base)
+            self._store = Store(self.base)
         self._store.check_process()
         return self._store
 
@@ -182,7 +182,7 @@ def _is_data(name: str, suffixes: tuple[str, ...]) -> bool:
     return not is_hidden and (not endings or name.lower().endswith(endings))
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def pattern_of(text: str) -> re.Pattern[str]:
     """As `glob` has it for paths: * within a step, ** for any steps, a leading dot only where it is asked for."""
     return re.compile("".join(_steps(text.split("/"))))
 

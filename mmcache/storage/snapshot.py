@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from xxhash import xxh3_64_intdigest
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .expiring import Expired
+
+    _Parts = tuple[ReadFile, Layout, dict[str, "FileCollection"], bytes | None]
 
 __all__ = [
     "Collection",
@@ -173,10 +175,10 @@ class Snapshot(First, Collection[Record]):
     _collections: dict[str, FileCollection]
     _in_memory: bytes | None
 
-    def __init__(self, *parts: Any) -> None:
+    def __init__(self, *parts: object) -> None:
         if len(parts) != 4:
             raise TypeError("a Snapshot is opened by mmcache.Snapshot.open(path)")
-        self._file, self._layout, self._collections, self._in_memory = parts
+        self._file, self._layout, self._collections, self._in_memory = cast("_Parts", parts)
         self.default = next(iter(self._collections.values()))
         """The first collection, which the snapshot itself is a mapping of."""
         self._closed = False

@@ -17,6 +17,7 @@ import mmcache
 from mmcache import Cache, ClosedError, SourceError
 from tests.accidents.stage import apart, change, heard, note_of, opens, source, until
 from tests.support.observe import totals
+from tests.support.processes import ended, forked
 
 CROWD = 100
 SECONDS = 20.0
@@ -62,7 +63,7 @@ def test_threads_forks_and_closes_at_random_give_right_answers(path, db, seed):
 
 def at_random(path: Path, db: Path, seed: int) -> list[str]:
     """Eight threads read two caches that are closed and opened again under them, and whose process forks."""
-    chance, wrong, ended = random.Random(seed), list[str](), threading.Event()
+    chance, wrong, done = random.Random(seed), list[str](), threading.Event()
 
     def opened() -> Cache:
         return mmcache.open(path, source(db), executor="external", check_interval=0.01)
@@ -71,7 +72,7 @@ def at_random(path: Path, db: Path, seed: int) -> list[str]:
 
     def read(number: int) -> None:
         mine = random.Random(seed * 100 + number)
-        while not ended.is_set():
+        while not done.is_set():
             try:
                 use(caches[mine.randrange(2)], mine)
             except ClosedError:
@@ -104,14 +105,12 @@ def at_random(path: Path, db: Path, seed: int) -> list[str]:
         if chance.random() < 0.3:
             caches[at].close()
             caches[at] = opened()
-        elif (child := os.fork()) == 0:
-            os._exit(in_a_child(caches, chance))
         else:
-            children.append(child)
+            children.append(forked(lambda: in_a_child(caches, chance)))
         time.sleep(chance.random() * 0.05)
         while len(children) > 4:
             wrong += judged(children.pop(0))
-    ended.set()
+    done.set()
     for thread in threads:
         thread.join(CHILD)
     wrong += ["a thread hangs"] * any(thread.is_alive() for thread in threads)
@@ -138,5 +137,5 @@ def in_a_child(caches: list[Cache], chance: random.Random) -> int:
 
 
 def judged(child: int) -> list[str]:
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = ended(child)
     return [] if code == 0 else [f"a child ended with {code}"]

@@ -17,6 +17,7 @@ import pytest
 import mmcache
 from mmcache import MmcacheError, Schema, Snapshot
 from tests.accidents.stage import apart, mount, run
+from tests.support.processes import ended, forked
 
 ITEMS = Schema("items", index=("kind",))
 N = 3000
@@ -108,13 +109,13 @@ def map_what_is_lost(place: Path) -> int:
     mmcache.build(path, records("old"), ITEMS)
     snapshot = Snapshot.open(path, verify="lazy")
     lose(path, image)
-    child = os.fork()
-    if child == 0:
+
+    def read_all() -> None:
         faulthandler.disable()
         for record in snapshot.values():
             record.asdict()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return ended(forked(read_all))
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

@@ -74,7 +74,7 @@ def content(path: Path) -> bytes:
 )
 def test_a_url_is_split_into_a_store_and_a_name(url, base, name):
     found = Objects(url)
-    assert (found._base, found._name) == (base, name)
+    assert (found.base, found.name) == (base, name)
     assert is_object_url(url)
 
 
@@ -101,14 +101,14 @@ NAMES = ("a.parquet", "b.csv", "x/a.parquet", "x/y/a.parquet", ".h/a.parquet", "
 def test_a_pattern_matches_as_glob_does(tmp_path, pattern):
     import glob
 
-    from mmcache.sources.objects import _pattern
+    from mmcache.sources.objects import pattern_of
 
     for name in NAMES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = glob.glob(pattern, root_dir=tmp_path, recursive=True)
     expected = [] if "?" in pattern else sorted(name for name in found if (tmp_path / name).is_file())
-    assert sorted(name for name in NAMES if _pattern(pattern).fullmatch(name)) == expected
+    assert sorted(name for name in NAMES if pattern_of(pattern).fullmatch(name)) == expected
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------------------
