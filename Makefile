@@ -10,10 +10,12 @@
 PYTHON     ?=
 VENV       ?= .venv
 JOBS       ?= 2
+WAITING    ?= 4
 BENCHMARKS ?=
 BENCH_ARGS ?= --quick
 DIR        ?=
 
+# WAITING: processes of `make integration`, whose tests wait for servers and times more than they compute.
 # What `make test` runs over both implementations; `make integration` does so with all of format, storage and cache.
 TWICE := tests/format tests/cache/test_mapping_contract.py tests/cache/test_cache_tiers.py tests/cache/test_cache_counts.py \
          tests/storage/test_round_trip.py tests/storage/test_typed_keys.py tests/storage/test_overlay.py
@@ -60,7 +62,7 @@ check: $(VENV)/.dev  ## format, lint, types, import layers and words
 
 integration: $(VENV)/.integration  ## tests that need a server, root or a download (torch, programs); what the machine lacks is skipped, and listed
 	@echo "==> integration"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "integration and not nightly"
+	@$(BIN)/python -m pytest -q -n $(WAITING) --dist worksteal -m "integration and not nightly"
 	@echo "==> tests of format, storage and caches, in pure Python"
 	@$(PURE) || MMCACHE_PURE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/format tests/storage tests/cache
 
