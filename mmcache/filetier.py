@@ -164,12 +164,15 @@ class FileTier:
         raise UnverifiedError
 
     def drop_if_spoilt(self) -> None:
-        """Where the file that is open was written to in place, its bytes are those that were refused. With a source it
-        answers no more: its indexes were verified before, and would be believed. Readers that have it finish with it.
-        """
-        ours, there = self.snapshot, identity_of(self.path)
-        if self._source is not None and ours is not None and there is not None and ours.identity[:2] == there[:2]:
-            self.snapshot = None
+        """Called where the file at the path is refused as damaged. If the one that is open was written to in place, it
+        answers no more where there is a source: its indexes were verified before, and would be believed. It may have
+        lost its name since. Readers that have it finish with it."""
+        ours = self.snapshot
+        if self._source is None or ours is None:
+            return
+        with contextlib.suppress(OSError):  # a program has closed what is not its own
+            if ours.file.written() != ours.identity[2:]:
+                self.snapshot = None
 
     def there(self) -> Identity | None:
         """What is at the path now."""

@@ -85,6 +85,10 @@ class ReadFile:
             raise unusable(error, self.path) from None
         return data
 
+    def written(self) -> tuple[int, int]:
+        """Its size, and when it was written to last, as now: the end of `identity`. Raises OSError."""
+        return (now := system.fstat(self.fd)).st_size, now.st_mtime_ns
+
     def chunks(self, offset: int, end: int) -> Iterator[bytes]:
         """The bytes from an offset to an end, a chunk at a time."""
         while offset < end and (data := self.read(offset, min(CHUNK, end - offset))):

@@ -158,7 +158,7 @@ class Host(Protocol):
 
 
 @made_here
-@internal("attach", "default", "expired", "identity", "layout", "opened_in")
+@internal("attach", "default", "expired", "file", "identity", "layout", "opened_in")
 class Snapshot(First, Collection[Record]):
     """One generation of a file, with no source, no lock and no control page; a mapping of its first collection.
 
@@ -170,7 +170,7 @@ class Snapshot(First, Collection[Record]):
     (1, 'tool', ['items'], mappingproxy({}), None)
     """
 
-    _file: ReadFile
+    file: ReadFile
     _layout: Layout
     _collections: dict[str, FileCollection]
     _in_memory: bytes | None
@@ -178,7 +178,7 @@ class Snapshot(First, Collection[Record]):
     def __init__(self, *parts: object) -> None:
         if len(parts) != 4:
             raise TypeError("a Snapshot is opened by mmcache.Snapshot.open(path)")
-        self._file, self._layout, self._collections, self._in_memory = cast("_Parts", parts)
+        self.file, self._layout, self._collections, self._in_memory = cast("_Parts", parts)
         self.default = next(iter(self._collections.values()))
         """The first collection, which the snapshot itself is a mapping of."""
         self._closed = False
@@ -284,12 +284,12 @@ class Snapshot(First, Collection[Record]):
     @property
     def path(self) -> str:
         """As it was opened."""
-        return self._file.path
+        return self.file.path
 
     @property
     def identity(self) -> Identity:
         """Device, inode, size and time of the last write (ns) of the file that was opened."""
-        return self._file.identity
+        return self.file.identity
 
     @property
     def header(self) -> Header:
@@ -419,7 +419,7 @@ class Snapshot(First, Collection[Record]):
             raise ClosedError("the snapshot was closed: open it again with Snapshot.open(path)", path=self.path)
         try:
             if self._in_memory is None:
-                verify_bytes(self._file.read, self._file.size)
+                verify_bytes(self.file.read, self.file.size)
             else:
                 data = self._in_memory
                 verify_bytes(lambda offset, length: data[offset : offset + length], len(data))
@@ -444,7 +444,7 @@ class Snapshot(First, Collection[Record]):
             self._closed = True
             for collection in self._collections.values():
                 collection.close()
-            self._file.close()
+            self.file.close()
             self._in_memory = None
 
     def __enter__(self) -> Self:

@@ -245,14 +245,14 @@ def test_polls_look_for_the_next_entry_and_list_once_a_minute(url, made, node, m
     publish(made, url, 1)
     follower = Follower(str(node), url, Orders())
     follower.poll()
-    asked = Asked(monkeypatch)
-    for _ in range(10):
+    with monkeypatch.context() as within:
+        asked = Asked(within)
+        for _ in range(10):
+            follower.poll()
+        assert asked.counts == {"listed": 0, "look": 10}
+        within.setattr(log, "LIST_EVERY", 0.0)
         follower.poll()
-    assert asked.counts == {"listed": 0, "look": 10}
-    monkeypatch.setattr(log, "LIST_EVERY", 0.0)
-    follower.poll()
-    assert asked.counts == {"listed": 1, "look": 10}
-    monkeypatch.undo()
+        assert asked.counts == {"listed": 1, "look": 10}
     publish(made, url, 2)
     assert follower.poll().release == 2
     assert number_of(node) == 2
