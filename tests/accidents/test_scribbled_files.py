@@ -302,6 +302,25 @@ def test_random_writes_into_the_published_file_give_no_wrong_answer(path, db, cr
             snapshot.verify(deep=True)
 
 
+def test_a_file_written_to_in_place_answers_no_more_though_it_has_lost_its_name(path, db):
+    """Another file took its name, and is damaged, too: what is open is not what was refused."""
+    with mmcache.open(path, source(db), executor="external") as cache:
+        assert cache.where(kind="a").ids
+        spoilt = bytearray(path.read_bytes())
+        spoilt[len(spoilt) // 2] ^= 1
+        other = path.with_name("other")
+        other.write_bytes(spoilt)
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.seek(len(spoilt) // 2)
+            file.write(spoilt[len(spoilt) // 2 :][:1])
+        other.replace(path)
+        cache.refresh()
+        hits = cache.stats().hits
+        assert cache.where(kind="a").ids
+        assert cache.stats().hits == hits, "the source answers"
+
+
 def test_an_old_page_copied_over_the_page_takes_nothing_back(path, db, crew, workers):
     assert workers[0](invalidate_changed, db, "k1")
     (page,) = victims(path, "page")
