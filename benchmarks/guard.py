@@ -62,11 +62,6 @@ REPETITIONS, BUILDS = 41, 9
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
-_LOOSER = {"embedding": 1.3}
-"""By operation: a limit beyond the goal, which `benchmarks.dirty` judges. Looking whether a key is dirty takes 30 ns
-as before, and the view of a clean file takes half of what it took."""
-
-
 def limits_of(told: Mapping[str, Any]) -> dict[str, float]:
     """By operation, the ratio from which on it fails: of a record, as it stands in `guard.json`."""
     ratios: Mapping[str, float] = told["ratios"]
@@ -162,7 +157,7 @@ def dirty_pairs(caches: dirty.Caches) -> dict[str, Pair]:
     """Every operation with some ids dirty, beside the same with none."""
     return {
         f"{name}, {count:,} dirty": Pair(
-            "clean", (work(contender.cache), work(caches.reference)), goal=_LOOSER.get(name, dirty.GOALS[name])
+            "clean", (work(contender.cache), work(caches.reference)), goal=dirty.GOALS[name]
         )
         for name, work in dirty.works(caches).items()
         for count, contender in caches.by_count.items()
