@@ -37,13 +37,11 @@ static int prepare(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, 
         uint64_t slot;
         if (each[i].found != FOUND)
             continue;
-        if (self->dirty != NULL && self->dirty != Py_None) {
-            outcome state = is_dirty(self->dirty, each[i].hash);
-            if (state == DIRTY)
-                PyErr_SetNone(core.dirty_error);
-            if (state != ABSENT)
-                return -1;
-        }
+        outcome state = is_dirty(self, each[i].hash);
+        if (state == DIRTY)
+            PyErr_SetNone(core.dirty_error);
+        if (state != ABSENT)
+            return -1;
         each[i].found = (int8_t)slot_find(&table->map, table->hash_at, table->slots, table->shift, each[i].hash, &slot);
         if (each[i].found == FOUND && !map_read(&table->map, &each[i].row, table->row_at + 4 * slot, 4))
             each[i].found = UNUSUAL;

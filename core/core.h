@@ -23,7 +23,7 @@
 
 /* native.py has the same number, and loads no other. It is raised with every change of what C and Python share: what is
  * bound, attributes and methods that are asked for by name, arguments, and the meaning of any of these. */
-#define REVISION 4
+#define REVISION 5
 
 #define STEPS 8                      /* format/slots.py: slots that are tried from the home on, before a bisection */
 #define MAX_RECORD_BYTES (16u << 20) /* format/records.py */
@@ -106,11 +106,20 @@ typedef struct {
     uint64_t matrix_at, matrix_stride;
 } Table;
 
+/* See dirty.c. All zeros: not made. count: of the hashes that it was made of. */
+typedef struct {
+    uint64_t *words; /* NULL: none */
+    uint64_t mask;
+    Py_ssize_t count;
+    int made;
+} dirty_filter;
+
 /* The base of FileCollection. */
 typedef struct {
     PyObject_HEAD
     Table *table;
     PyObject *dirty; /* hash -> keys; or NULL */
+    dirty_filter filter;
 } ByKey;
 
 /* The base of Record. */
@@ -144,11 +153,17 @@ outcome slot_find(const Py_buffer *map, uint64_t at, uint64_t slots, unsigned sh
 outcome row_find(ByKey *self, Table *table, PyObject *key, uint32_t *row);
 outcome record_at(Table *table, uint32_t row, PyObject *key, const key_bytes *raw, PyObject *owner, PyObject **found);
 outcome record_find(ByKey *self, PyObject *key, PyObject **found);
-outcome is_dirty(PyObject *dirty, uint64_t hash);
 PyObject *raise_absent(PyObject *key);
 PyObject *careful_record(PyObject *self, PyObject *key);
 PyObject *by_key_subscript(PyObject *self, PyObject *key);
 PyObject *by_key_embedding(PyObject *self, PyObject *key, PyObject *field);
+
+/* --- dirty.c */
+
+outcome is_dirty(ByKey *self, uint64_t hash);
+void filter_drop(dirty_filter *filter);
+PyObject *by_key_dirty_get(PyObject *self, void *closure);
+int by_key_dirty_set(PyObject *self, PyObject *value, void *closure);
 
 /* --- record.c */
 

@@ -175,23 +175,13 @@ outcome slot_find(const Py_buffer *map, uint64_t at, uint64_t slots, unsigned sh
     return found == hash ? FOUND : found > hash ? ABSENT : UNUSUAL;
 }
 
-outcome is_dirty(PyObject *dirty, uint64_t hash)
-{
-    PyObject *number = PyLong_FromUnsignedLongLong(hash);
-    if (number == NULL)
-        return FAILED;
-    int found = PyDict_CheckExact(dirty) ? PyDict_Contains(dirty, number) : PySequence_Contains(dirty, number);
-    Py_DECREF(number);
-    return found < 0 ? FAILED : found ? DIRTY : ABSENT;
-}
-
 /* The key's hash and slot: what all look-ups begin with. */
 static outcome begin(ByKey *self, Table *table, PyObject *object, key_bytes *key, uint64_t *slot)
 {
     outcome found = key_encode(key, object);
     if (found != FOUND)
         return found;
-    if (self->dirty != NULL && self->dirty != Py_None && (found = is_dirty(self->dirty, key->hash)) != ABSENT)
+    if ((found = is_dirty(self, key->hash)) != ABSENT)
         return found;
     found = slot_find(&table->map, table->hash_at, table->slots, table->shift, key->hash, slot);
     if (found != ABSENT)
@@ -514,6 +504,7 @@ static int by_key_clear(PyObject *self)
 {
     Py_CLEAR(((ByKey *)self)->table);
     Py_CLEAR(((ByKey *)self)->dirty);
+    filter_drop(&((ByKey *)self)->filter);
     return 0;
 }
 
@@ -546,12 +537,8 @@ static int by_key_table_set(PyObject *self, PyObject *value, void *Py_UNUSED(clo
 
 static PyGetSetDef by_key_getset[] = {
     {"_core", by_key_table_get, by_key_table_set, "The bytes that look-ups read.", NULL},
+    {"_dirty", by_key_dirty_get, by_key_dirty_set, "Hash -> keys that only the source may answer; None for none.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
-};
-
-static PyMemberDef by_key_members[] = {
-    {"_dirty", T_OBJECT, offsetof(ByKey, dirty), 0, "Hash -> keys that only the source may answer; None for none."},
-    {NULL, 0, 0, 0, NULL},
 };
 
 static PyMethodDef by_key_methods[] = {
@@ -577,7 +564,6 @@ static PyType_Slot by_key_slots[] = {
     {Py_tp_clear, by_key_clear},
     {Py_tp_dealloc, by_key_dealloc},
     {Py_tp_getset, by_key_getset},
-    {Py_tp_members, by_key_members},
     {Py_tp_methods, by_key_methods},
     {0, NULL},
 };

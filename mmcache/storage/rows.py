@@ -289,9 +289,10 @@ def merged(of_file: list[Any], of_source: Sequence[Any], at: NDArray[np.intp]) -
             few.insert(place, value)
         return few
     both: list[Any] = []
-    here = 0
-    for i, (place, value) in enumerate(zip(at.tolist(), of_source, strict=True)):
-        both += of_file[here : place - i]
+    begin = 0
+    for end, value in zip((at - np.arange(len(at))).tolist(), of_source, strict=True):
+        both += of_file[begin:end]
         both.append(value)
-        here = place - i
-    return both + of_file[here:]
+        begin = end
+    both += of_file[begin:]
+    return both
