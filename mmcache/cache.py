@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
+from . import wallclock
 from .cached import CachedCollection
 from .callbacks import CacheEvent
 from .errors import SourceError, UnusableFileError
@@ -168,7 +168,7 @@ class Cache(CachedCollection[R_co]):
         """
         if self._watch.source is None:
             raise SourceError("a cache without a source cannot be rebuilt; open it with one", path=self._watch.path)
-        report = self._watch.build(timeout=timeout, asked_ns=time.time_ns(), exact=exact)
+        report = self._watch.build(timeout=timeout, asked_ns=wallclock.now_ns(), exact=exact)
         self.refresh()
         return report
 
@@ -253,7 +253,7 @@ class Cache(CachedCollection[R_co]):
         ['load']
         """
         rules = Rules(min_hit_rate, max_load, max_corruptions, max_rebuilds, window, max_lag)
-        return check(self.status(), rules, time.time())
+        return check(self.status(), rules, wallclock.now())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: this process's own counts, and the file's generation, age, collections and sizes.

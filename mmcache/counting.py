@@ -7,6 +7,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from . import wallclock
 from .forks import Lock, on_fork
 from .hits import Hits
 from .sharing import metrics
@@ -172,7 +173,7 @@ class Counting(Hits):
         """Tell what others can see of this worker, and write all of it."""
         counters = self.counters
         counters.share(path, label=label)
-        counters.set(metrics.SEEN_NS, time.time_ns())
+        counters.set(metrics.SEEN_NS, wallclock.now_ns())
         counters.set(metrics.GENERATION, generation)
         counters.set(metrics.PINNED, len(pinned))
         counters.set(metrics.MAPPED_BYTES, sum(snapshot.header.file_size for snapshot in pinned))

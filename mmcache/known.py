@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from . import wallclock
 from .counting import Counting
 from .errors import ClosedError
 from .filetier import FileTier
@@ -43,7 +44,7 @@ class Known:
         monotonic = time.monotonic()
         has_file = files.snapshot is not None and hearing.page is not None
         return Facts(
-            now=time.time(),
+            now=wallclock.now(),
             monotonic=monotonic,
             said=hearing.said,
             baseline=hearing.baseline if has_file else None,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-from . import threads
+from . import threads, wallclock
 from .counting import Counting
 from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
@@ -191,7 +191,7 @@ class Rebuilder:
             source,
             cluster_by=options.cluster_by,
             metadata=options.metadata,
-            asked_ns=time.time_ns(),
+            asked_ns=wallclock.now_ns(),
             limit=options.build_timeout,
         )
         try:
@@ -201,7 +201,7 @@ class Rebuilder:
 
     def _build_here(self, page: Page, lock: Descriptor) -> None:
         try:
-            self.build(page, timeout=0.0, asked_ns=time.time_ns(), lock=lock)
+            self.build(page, timeout=0.0, asked_ns=wallclock.now_ns(), lock=lock)
             self.files.repair = ""
         except LockTimeoutError:
             self._counting.add(metrics.REBUILDS_LOST_RACE)

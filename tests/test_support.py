@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.clock import step_wall_clock
+from tests.support.processes import in_child
 
 TESTS = Path(__file__).parent
 INSIDE = "support/inside.py"
@@ -84,3 +89,15 @@ def test_tests_fork_by_what_all_share():
 )
 def test_the_search_for_private_names_finds_them(source, found):
     assert [name for _, name in private_names(ast.parse(source))] == found
+
+
+def test_a_clock_that_was_stepped_stays_there():
+    assert in_child(_step_and_look) == 0
+
+
+def _step_and_look() -> None:
+    before = time.time()
+    for _ in range(2):
+        step_wall_clock(1e6)
+        gc.collect()
+    assert 2e6 <= time.time() - before < 2.1e6

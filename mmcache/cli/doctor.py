@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from .. import wallclock
 from ..errors import MissingFileError, MmcacheError, UnusableFileError
 from ..words import ago, number, plural, printable, source_path, span
 from .options import ERROR, FILE_COMPLETION, OK, add_policy, policy_of
@@ -235,7 +236,7 @@ def _clock(layout: Layout) -> Check:
     from ..freshness import CLOCK_SKEW
     from .doctor_directory import Check
 
-    age = time.time() - layout.header.created_ns / 1e9
+    age = wallclock.now() - layout.header.created_ns / 1e9
     if age < -CLOCK_SKEW:
         text = f"the file was built {span(-age)} ahead of this clock, so its age is not known: it counts as stale"
         return Check("clock", "warn", text, "set the clock, then mmcache rebuild FILE")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import wallclock
 from ..schema import DTYPES, ON_DUPLICATE, ON_INVALID
 from ..words import bytes_of, plural, printable, span
 from .options import FILE_COMPLETION, OK, UsageError, add_policy, count, file_argument, policy_of, seconds, setting
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     source_override: str | None = arguments.source
     asked_ns = None
     if arguments.if_stale:
-        asked_ns = time.time_ns()  # what another process builds from now on will do
+        asked_ns = wallclock.now_ns()  # what another process builds from now on will do
         seen = _seen(arguments, source_override)
         if seen.status.state in ("fresh", "held"):
             _report_fresh(seen, output)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from .. import native
+from .. import native, wallclock
 from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
@@ -225,7 +225,7 @@ def _check(path: str, policy: Policy, rules: Rules, output: Output) -> int:
     from ..sharing.status import check
 
     seen = look(path, policy)._replace(window=rules.window)
-    alerts: list[Alert] = check(seen.status, rules, time.time())
+    alerts: list[Alert] = check(seen.status, rules, wallclock.now())
     if output.json:
         broken = [dataclasses.asdict(alert) for alert in alerts]
         output.document({**_to_json(seen), "broken": broken})
@@ -297,7 +297,7 @@ def _rendered(seen: StatusReport, output: Output) -> str:
 
 
 def _age(header: Header) -> float:
-    return time.time() - header.created_ns / 1e9
+    return wallclock.now() - header.created_ns / 1e9
 
 
 def _created(header: Header) -> datetime | None:

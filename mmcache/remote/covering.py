@@ -13,8 +13,8 @@ How the log is walked: see `sharing.covering`.
 from __future__ import annotations
 
 import contextlib
-import time
 
+from .. import wallclock
 from ..errors import MmcacheError
 from ..format.header import Header, Tokens, is_telling
 from ..sharing.announce import Announcer
@@ -60,5 +60,5 @@ def marked(path: str, mark: Mark | None) -> Mark | None:
         is_same = mark is not None and mark.tokens[1::2] == tokens[1::2]  # hard, and the page
         if mark is not None and is_same and tokens.ring - mark.tokens.ring < WINDOW // 2:
             return mark
-        return Mark(time.time_ns(), tokens)
+        return Mark(wallclock.now_ns(), tokens)
     return mark

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from .. import wallclock
 from ..errors import MissingFileError, StoreError
 from ..store import Store
 from .entries import FORMAT, LONGEST_ENTRY, Entry, entry_path, number_of, parse, successor
@@ -157,7 +158,7 @@ class ReleaseLog:
             )
 
     def _entry(self, before: Entry | None, fields: dict[str, Any]) -> Entry:
-        made = {"at_ns": time.time_ns(), "host": socket.gethostname(), "nonce": os.urandom(8).hex()}
+        made = {"at_ns": wallclock.now_ns(), "host": socket.gethostname(), "nonce": os.urandom(8).hex()}
         return Entry(**successor(before, **made, **fields))
 
 

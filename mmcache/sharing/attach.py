@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from .. import wallclock
 from ..errors import MmcacheError, PublishError, UntrustedPathError, UnusableFileError
 from ..storage import fs, shared
 from ..storage.names import wake_name
@@ -137,7 +137,7 @@ def _make(path: str, previous: Page | None, patience: float, refused: int) -> Pa
             number = nonce() & ~BOOT_TAG | boot_number() & BOOT_TAG
             name = wake_name(os.path.basename(path), number)
             wake = create_wake(directory, name, 0)
-            identity = PageIdentity(number, boot_number(), time.time_ns(), device, inode, wake)
+            identity = PageIdentity(number, boot_number(), wallclock.now_ns(), device, inode, wake)
             if old is None:
                 head = pack_head(identity._replace(suspect=int(at_path is not None)))
             else:

@@ -11,9 +11,9 @@ import faulthandler
 import os
 import signal
 import sys
-import time
 from types import FrameType
 
+from .. import wallclock
 from ..storage import buildlock
 
 _GRACE = 5.0
@@ -38,7 +38,7 @@ def main(path: str, inherited: str) -> int:
         _limit(job.limit)
         with closing(job.source()) as source:
             assert source is not None
-            lead_ns = min(max(0, time.time_ns() - job.asked_ns), int(job.limit * 1e9))
+            lead_ns = min(max(0, wallclock.now_ns() - job.asked_ns), int(job.limit * 1e9))
             order = Order(source, job.cluster_by, job.metadata, lead_ns=lead_ns)
             build_once(path, order, timeout=0.0, asked_ns=job.asked_ns, lock=lock, exact=False)
     except (Exception, TimeIsUp):  # noqa: BLE001 (recorded on the control page; stderr is read by no one)

@@ -18,13 +18,13 @@ import contextlib
 import os
 import random
 import struct
-import time
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from .. import wallclock
 from ..errors import MissingFileError, MmcacheError, UnusableFileError
 from ..logs import log_once
 from ..storage import fs, shared
@@ -226,7 +226,7 @@ class CounterFile:
         for _ in range(5):
             nonce = int.from_bytes(os.urandom(8), "big")
             where = _name_of(path, nonce)
-            found = _nothing(counted._replace(time_ns=time.time_ns()))
+            found = _nothing(counted._replace(time_ns=wallclock.now_ns()))
             content = _content(nonce, found.block).ljust(SIZE, b"\0")
             try:
                 return cls(shared.create_held(where, content), where, nonce, found)
@@ -244,7 +244,7 @@ class CounterFile:
 
     def write(self, label: bytes, words: array[int]) -> None:
         """A flush of this life. What it replaces stands until it is whole."""
-        time_ns = time.time_ns()
+        time_ns = wallclock.now_ns()
         sample = sample_of(time_ns, words[COUNTED], self._ended)
         self._keep(self._last, time_ns)
         lives = self._lives + (not self._is_begun)

@@ -15,7 +15,6 @@ import contextlib
 import operator
 import os
 import sys
-import time
 import weakref
 from array import array
 from collections import deque
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
+from .. import wallclock
 from ..errors import MmcacheError, UnusableFileError
 from ..forks import in_child
 from ..logs import INFO, log, log_once
@@ -102,7 +102,7 @@ class WorkerCounters:
         if not self._path:
             self._path, self._label = os.path.abspath(path), label.encode("utf-8", "replace")
             self.words[metrics.PID] = self.pid
-            self.words[metrics.STARTED_NS] = self.words[metrics.SEEN_NS] = time.time_ns()
+            self.words[metrics.STARTED_NS] = self.words[metrics.SEEN_NS] = wallclock.now_ns()
         self._in_turn(self._open)
 
     def _open(self) -> None:
@@ -163,7 +163,7 @@ class WorkerCounters:
 
     def note_event(self, kind: str, value: int = 0) -> None:
         """Remember what happened, for the next flush. kind: one of EVENTS."""
-        self._events.append((time.time_ns(), EVENTS.index(kind), min(max(value, 0), U64)))
+        self._events.append((wallclock.now_ns(), EVENTS.index(kind), min(max(value, 0), U64)))
 
     def counted(self) -> dict[str, int]:
         """Of this object alone; hits without looks."""
@@ -342,7 +342,7 @@ def _fleet(files: dict[str, tuple[Found, bool]]) -> Fleet:
 def _worker(words: Sequence[int], label: bytes) -> Worker:
     state = words[metrics.STATE]
     seen = words[metrics.SEEN_NS] / 1e9
-    is_idle = time.time() - seen > _IDLE_AFTER
+    is_idle = wallclock.now() - seen > _IDLE_AFTER
     return Worker(
         pid=words[metrics.PID],
         label=label.rstrip(b"\0").decode("utf-8", "ignore"),
@@ -379,7 +379,7 @@ def _histograms(words: Sequence[int]) -> dict[str, Histogram]:
 
 def record_event(path: str, kind: str, value: int = 0) -> None:
     """Remember what happened, for all to see. kind: one of EVENTS. Where nothing can be written, nothing is."""
-    event = time.time_ns(), EVENTS.index(kind), min(max(value, 0), U64)
+    event = wallclock.now_ns(), EVENTS.index(kind), min(max(value, 0), U64)
     path = os.path.abspath(path)
     for counters in _living():
         if counters._path == path:

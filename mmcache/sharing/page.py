@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from .. import wallclock
 from ..errors import PublishError
 from ..forks import Lock
 from ..format.header import Header, Tokens
@@ -226,7 +227,7 @@ class Page:
         if head is None or not head.logged:
             return 0.0
         found = decode(self._extent(0, head.logged), 0, 0) if head.logged <= WINDOW else None
-        return time.time() if found is None else found.times[-1] / 1e9
+        return wallclock.now() if found is None else found.times[-1] / 1e9
 
     # --- saying
 
@@ -243,7 +244,7 @@ class Page:
             if head is None or head.logged is None or (self.shared and not self.is_current()):
                 raise MovedError
             position = head.logged
-            data, chain = encode(events, position, time.time_ns(), head.chain)
+            data, chain = encode(events, position, wallclock.now_ns(), head.chain)
             begin = position % LOG_SIZE
             first = data[: LOG_SIZE - begin]
             self._store.write(HEAD_SIZE + begin, first)
@@ -450,6 +451,6 @@ def private_page(path: str, problem: str | None, *, watched: bool = False) -> Pa
     watched: another user may put a page at the path, so that a get looks whether there is one.
     """
     boot = boot_number()
-    identity = PageIdentity(nonce() & ~BOOT_TAG | (boot ^ 1) & BOOT_TAG, boot, time.time_ns(), 0, 0)
+    identity = PageIdentity(nonce() & ~BOOT_TAG | (boot ^ 1) & BOOT_TAG, boot, wallclock.now_ns(), 0, 0)
     word: Word = _PathWord(page_path(path)) if watched else memoryview(bytearray(8)).cast("Q")
     return Page(path, _Memory(pack_head(identity)), identity, _OwnWake(word), problem)

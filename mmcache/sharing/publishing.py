@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import wallclock
 from ..additive import union
 from ..errors import LockTimeoutError, MissingFileError, MmcacheError, SourceError
 from ..format.layout import Layout
@@ -284,7 +285,7 @@ class _Need:
         if self.asked_ns is None or levers.look(self.path).rolled_back:
             return False
         # What is ahead of the clock, which then went back since, may be from any time.
-        is_later = self.asked_ns < self.control.covered_ns(there.header) <= time.time_ns()
+        is_later = self.asked_ns < self.control.covered_ns(there.header) <= wallclock.now_ns()
         return is_later and _has(there, self.source, exact=self.exact)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .. import wallclock
 from ..additive import covers
 from ..errors import UnusableFileError
 from ..format.header import HEADER_SIZE, Header, parse_header
@@ -129,7 +130,7 @@ def _facts(
     """What a cache that opened the file now would decide by. Asks the source."""
     levers = look_at_levers(hearing.path)
     return Facts(
-        now=time.time(),
+        now=wallclock.now(),
         monotonic=time.monotonic(),
         said=hearing.said,
         baseline=None if trouble is not None else hearing.baseline,

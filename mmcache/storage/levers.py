@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from .. import wallclock
 from ..errors import MissingFileError, PublishError, UnusableFileError
 from ..format.header import HEADER_SIZE
 from ..format.layout import Layout
@@ -82,7 +83,7 @@ def roll_back(
         header = replace(
             backup.header,
             generation=next_generation(directory, control.generation),
-            created_ns=time.time_ns(),
+            created_ns=wallclock.now_ns(),
             fingerprint=fingerprint,
             **tokens._asdict(),
         )

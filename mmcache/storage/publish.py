@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from .. import wallclock
 from ..errors import BuildError, PublishError, UnusableFileError
 from ..format.header import HEADER_SIZE, Header, Tokens, parse_header
 from ..format.layout import Layout
@@ -205,7 +206,7 @@ class _Covered(NamedTuple):
     def by(cls, order: Order, control: Control | None, old: Published) -> _Covered:
         tokens = Tokens() if control is None else control.tokens()
         fingerprint = lasting_fingerprint(order.source)
-        created_ns, started_ns = time.time_ns(), time.monotonic_ns()
+        created_ns, started_ns = wallclock.now_ns(), time.monotonic_ns()
         if order.read_ns is not None:
             created_ns = min(order.read_ns, created_ns)
             if control is not None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, NamedTuple
 
+from .. import wallclock
 from ..errors import SourceError, StoreError
 from ..format.header import Header, Tokens
 from ..progress import Progress
@@ -103,7 +104,7 @@ def _made(task: Task, host: bytes, progress: Progress | None) -> Made:
             file_size=digest.size,
             section_count=digest.section_count,
             generation=1,
-            created_ns=time.time_ns(),
+            created_ns=wallclock.now_ns(),
             elapsed_ns=0,
             build_id=digest.build_id,
             sha256=digest.sha256,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Self
+from typing import Final, Self
 from unittest import mock
 
 from mmcache import native
@@ -52,4 +52,9 @@ def step_wall_clock(seconds: float) -> None:
     """The wall clock of this process jumps, and stays there. For children."""
     clock = Clock()
     clock.ahead = seconds
-    clock.installed().__enter__()
+    _steps.append(clock.installed())
+    _steps[-1].__enter__()
+
+
+_steps: Final[list[contextlib.AbstractContextManager[Clock]]] = []
+"""They are kept: one that nothing refers to is closed by the garbage collector, and takes its step back."""
