@@ -247,7 +247,7 @@ class Cache(CachedCollection[R_co]):
         window: seconds over which the hit rate of all workers is taken, to a second below a minute, to a minute below
         an hour. max_load: seconds, of the last opening of each worker. max_corruptions: damaged places in a day.
         max_rebuilds: in an hour. max_lag: seconds for which the file may be of another release than it should.
-        Reads what others have flushed; waits for no process.
+        Reads what others have flushed; waits for no process. Raises ValueError for a limit that means nothing.
 
         >>> [alert.rule for alert in cache.alerts(max_load=0.0)]
         ['load']

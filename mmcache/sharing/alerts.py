@@ -6,7 +6,8 @@ a recent window, so that a fleet that worked well for long is not taken for one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from .fleet import CAUSES_WITHOUT_FILE, Fleet
@@ -34,6 +35,20 @@ class Rules:
     rebuilds: int = 10
     window: float = WINDOW
     lag: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rule that nothing could break."""
+        for name, found in asdict(self).items():
+            expected, lowest, highest = _EXPECTED.get(name, _OF_OTHERS)
+            if not lowest <= found <= highest:
+                raise ValueError(f"{name} must be {expected}, not {found!r}")
+
+
+_EXPECTED: Final = {
+    "hit_rate": ("a share from 0 to 1", 0.0, 1.0),
+    "window": ("seconds from 1 to 86400, a day", 1.0, DAY),
+}
+_OF_OTHERS: Final = "a number, 0 or more", 0.0, math.inf
 
 
 @dataclass(frozen=True, slots=True)

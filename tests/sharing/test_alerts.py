@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -195,3 +196,16 @@ def test_a_file_that_may_not_answer_is_an_alert(path, state):
 
 def test_the_target_is_above_the_limit():
     assert Rules().hit_rate < TARGET == 0.95
+
+
+@pytest.mark.parametrize("window", [0, -600, 0.5, 86_401, math.nan, math.inf])
+def test_a_window_in_which_nothing_can_be_found_is_refused(window):
+    with pytest.raises(ValueError, match=r"^window must be seconds from 1 to 86400, a day, not "):
+        Rules(window=window)
+
+
+@pytest.mark.parametrize("limit", [{"hit_rate": 90}, {"load": math.nan}, {"lag": -1.0}, {"corruptions": -1}])
+def test_a_limit_that_means_nothing_is_refused(limit):
+    (name,) = limit
+    with pytest.raises(ValueError, match=rf"^{name} must be a "):
+        Rules(**limit)
