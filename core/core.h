@@ -189,7 +189,7 @@ extern struct core_state {
     /* What `bind` was given, see there. */
     PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *between, *hash, *monotonic;
     /* Names of attributes and methods. */
-    PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *look, *sample, *instead,
+    PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *catch_up, *sample, *instead,
         *embedding_instead, *vector;
 } core;
 
