@@ -35,7 +35,7 @@ from ..sharing.job import Job
 from ..sources.base import Source
 from ..storage import fs, trust
 from ..storage.descriptors import Descriptor
-from ..store import is_usable, public_url
+from ..store import check_installed, is_usable, public_url
 from .follower import SKEW, Follower, Orders
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
@@ -86,10 +86,14 @@ class Keeper:
     """
 
     def __init__(self, files: FileTier, source: Source | None, options: Options, follow: str) -> None:
+        """Raises StoreError for what is no URL of a store, and without the extra where this process may poll."""
         self._files = files
         self._source = source
         self._options = options
         self._store = split_pin(follow)  # its URL, and the release it stays with
+        public_url(self._store[0])
+        if options.executor != "external":  # what can never work is said here, not by a read that waited in vain
+            check_installed(self._store[0])
         self._mended = 0
         self._child: _Child | None = None
         self._thread: _Thread | None = None
