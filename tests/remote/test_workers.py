@@ -259,6 +259,21 @@ def test_a_store_that_cannot_be_opened_is_told_at_once(node, monkeypatch, execut
         mmcache.open(node, follow="s3://bucket/items", follow_every=EVERY, executor=executor, wait=120)
 
 
+@pytest.mark.parametrize("executor", ["subprocess", "thread"])
+def test_a_worker_of_other_schemas_waits_for_no_other_release(local, bank, made, node, executor):
+    """As while an application of a later version is rolled out: its source answers until a release has its schema."""
+    publish(made, local, 1)
+    source = SQLiteSource(bank, NUMBERS)
+    options: dict[str, Any] = {"follow": local, "follow_every": EVERY, "executor": executor, "wait": 3_600}
+    with mmcache.open(node, source, **options) as cache:
+        assert cache[name_of(1)]["number"] == 0
+        assert cache.status().state == "incompatible"
+        mmcache.build(made, source)
+        mmcache.publish(made, local, min_records_ratio=0)
+        until("the release with it answers", lambda: cache[name_of(1)]["number"] == 0 and cache.generation == 2)
+        assert cache.status().state == "fresh"
+
+
 def test_a_store_that_hangs_holds_up_no_read(tmp_path, local, bank, made, node):
     """Of a cache that follows by a thread, which cannot be ended."""
     source = SQLiteSource(bank, NUMBERS)
