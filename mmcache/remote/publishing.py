@@ -22,9 +22,9 @@ from ..format.header import Header
 from ..format.layout import Layout
 from ..logs import log
 from ..progress import Shown, Step, shown, unseen
-from ..sharing import levers
-from ..sharing.attach import look
+from ..sharing.attach import open_existing
 from ..sharing.decide import baseline_of
+from ..sharing.levers import read_levers
 from ..storage import fs
 from ..storage.names import backup_name
 from ..storage.verify import verify_bytes
@@ -145,7 +145,7 @@ def publish(
 
 
 def _refuse_held(path: str) -> None:
-    if why := levers.look(path).rolled_back:
+    if why := read_levers(path).rolled_back:
         raise ReleaseError(
             f"it is {why}, and says of older records that they are of then; rebuild it, or go back in the store with "
             "mmcache rollback URL",
@@ -173,7 +173,7 @@ def _verified(file: fs.ReadFile, step: Step) -> Layout:
 
 def _header_now(path: str, layout: Layout) -> Header:
     """The file's own, with the time and the fingerprint of the last rebuild that found it unchanged."""
-    page = look(path)
+    page = open_existing(path)
     if page is None:
         return layout.header
     with contextlib.closing(page):
@@ -260,9 +260,8 @@ class _Publication:
         entry, is_new = self._log.commit(self._fields)
         assert entry is not None
         entry = entry if entry.file is not None else self._log.release(entry.newest or 0)
-        state, url = self._log.newest(entry) or entry, self._log.store.url
-        extra = {"event": "released", "path": self._file.path}
-        log.info("%s: release %d of %s", self._file.path, entry.number, url, extra=extra)
+        state, url, path = self._log.newest(entry) or entry, self._log.store.url, self._file.path
+        log.info("%s: release %d of %s", path, entry.number, url, extra={"event": "released", "path": path})
         return replace(release_of(url, entry, state), changed=is_new)
 
     def _fields(self, newest: Entry | None) -> dict[str, Any] | None:
