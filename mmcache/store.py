@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from .errors import StoreError
 
-__all__ = ["PIECE", "Found", "Store", "is_url", "is_usable", "public_url", "without_secrets"]
+__all__ = ["PIECE", "Found", "Store", "check_installed", "is_url", "is_usable", "public_url", "without_secrets"]
 
 PIECE: Final = 4 * 2**20
 """Bytes of one ranged request: what a cut connection loses at most."""
@@ -93,6 +94,16 @@ def public_url(url: str) -> str:
     return shown
 
 
+def check_installed(url: str) -> None:
+    """Raises StoreError without the extra. Imports nothing. url: for the message."""
+    if find_spec("obstore") is None:
+        raise _without_extra(without_secrets(url))
+
+
+def _without_extra(shown: str) -> StoreError:
+    return StoreError("object stores need the extra remote: pip install 'mmcache[remote]'", path=shown)
+
+
 def without_secrets(url: str) -> str:
     """Any text that is given as a URL, for messages."""
     try:
@@ -115,9 +126,7 @@ class Store:
         try:
             import obstore
         except ImportError:
-            raise StoreError(
-                "object stores need the extra remote: pip install 'mmcache[remote]'", path=self.url
-            ) from None
+            raise _without_extra(self.url) from None
         _used_by = os.getpid()
         self._library = obstore
         self._open = partial(_opened, url, scheme)

@@ -47,8 +47,13 @@ class _Thread(threading.Thread):
         self.is_given_up = False
 
     def _bootstrap(self) -> None:
-        if not self.is_given_up:
+        if self.is_given_up:
+            return
+        try:
             super()._bootstrap()  # type: ignore[misc]
+        except KeyError:
+            if not self.is_given_up:  # Case: given up between the look and the beginning
+                raise
 
     def give_up(self) -> None:
         """Else `threading` keeps one that did not begin for ever."""

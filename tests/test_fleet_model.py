@@ -104,3 +104,18 @@ def test_the_program_measures_and_simulates(tmp_path):
     again, other = run("--figures", tmp_path / "figures.json", "--nodes", 2, 50)
     assert other["results"] == told["results"]
     assert again.split("\n\n")[-1] == shown.split("\n\n")[-1]
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_the_program_measures_how_long_all_workers_take(tmp_path):
+    pytest.importorskip("obstore", reason="the extra remote is not installed")
+    words = ["--nodes", "2", "--workers", "2", "--releases", "2", "--records", "500", "--every", "0.5"]
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.adoption", "--json", str(tmp_path / "out.json")]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 2" in done.stdout
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert [len(release) for release in told["releases"]] == [2, 2]
+    for node in (node for release in told["releases"] for node in release):
+        assert 0 < node["took"] < node["last"], "all workers answer after the download has begun"

@@ -175,8 +175,9 @@ def parse(data: bytes, number: int, path: str) -> Entry:
         error.path = error.path or path
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
         raise CorruptFileError(
-            f"entry {number} is none of mmcache ({type(error).__name__}: {error})", path=path
+            f"entry {number} is none of mmcache ({why}); put it back from a copy, or remove it", path=path
         ) from None
 
 

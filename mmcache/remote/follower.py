@@ -25,6 +25,7 @@ from ..errors import (
     MissingFileError,
     MmcacheError,
     PublishError,
+    StoreError,
     UnusableFileError,
 )
 from ..format.header import HEADER_SIZE, Header, Tokens, parse_header
@@ -43,7 +44,7 @@ from ..storage.describe import description_in
 from ..storage.names import backup_name
 from ..storage.publish import LOCK_TIMEOUT, backed_up
 from ..storage.trust import name_owners, uids_of
-from ..store import Store, public_url
+from ..store import Store, public_url, without_secrets
 from .arguments import at_least_one, seconds
 from .covering import covered, marked
 from .download import Transferred, download
@@ -80,8 +81,13 @@ class Follower:
     """Follows a store for one cache file. Not safe in threads."""
 
     def __init__(self, path: str, url: str, orders: Orders, step: Step = unseen) -> None:
+        """Raises StoreError, which the node is told: a setting of the environment may be wrong."""
         self.path = path
-        self._log = ReleaseLog(Store(url))
+        try:
+            self._log = ReleaseLog(Store(url))
+        except StoreError as error:
+            tell(path, _failed(_said(path, without_secrets(url)), error))
+            raise
         self.orders = orders
         self._step = step
         self._newest: Entry | None = None
@@ -108,22 +114,14 @@ class Follower:
                 raise
             before = now = self._before()  # Case: another process brings it, and says so
         except MmcacheError as error:
-            now = self._failed(error)
+            now = _failed(self._before(), error)
             raise
         finally:
             self._tell(before, now)
         return now
 
     def _before(self) -> Following:
-        """What the node said last; nothing of another store's releases."""
-        found = following(self.path)
-        if found is None or found.url != self._log.store.url:
-            return Following(self._log.store.url)
-        return found
-
-    def _failed(self, error: MmcacheError) -> Following:
-        said = self._before()
-        return replace(said, error=str(error), behind=said.behind or time.time())
+        return _said(self.path, self._log.store.url)
 
     def _tell(self, before: Following, now: Following) -> None:
         if now.error == "" and replace(now, polled=before.polled) == before:
@@ -156,30 +154,47 @@ class Follower:
             seen = replace(seen, release=None, behind=seen.behind or time.time())
         if levers.held:
             return replace(seen, error=f"the file is {levers.held}: mmcache resume lets it follow")
-        if self._is_of(seen, number):
+        if newest is self._newest and self._is_of(seen, number):
+            return replace(seen, behind=0.0)
+        entry = self._target(newest, number, seen)
+        if entry is None or entry.file is None or self._is_of(seen, number, entry.file.sha256):
             self._newest = newest
             return replace(seen, behind=0.0)
-        entry = target_of(self._log, newest, number)
-        assert entry.file is not None
         seen = replace(seen, published=entry.at_ns / 1e9, behind=seen.behind or time.time())
         self._tell(before, seen)
         generation = self._adopt(entry, seen, timeout)
         self._newest = newest
         return replace(seen, release=number, generation=generation, behind=0.0)
 
-    def _is_of(self, said: Following, number: int) -> bool:
-        """Whether the file has the content of a release, or is one that was built here since."""
+    def _target(self, newest: Entry, number: int, said: Following) -> Entry | None:
+        """The entry of a release; None for one that was pruned, and is what the file has. Raises MissingFileError."""
+        try:
+            return target_of(self._log, newest, number)
+        except MissingFileError:
+            if self._is_of(said, number):
+                return None
+            raise
+
+    def _is_of(self, said: Following, number: int, digest: str | None = None) -> bool:
+        """Whether the file has the content of a release, or is one that was built here since.
+
+        digest: of the release's content, where it was read: in a store that was emptied and begun anew, or put back
+        from a copy, another release has the number.
+        """
         header = _header(self.path)
-        return header is not None and said.release == number and header.generation >= said.generation
+        if header is None or said.release != number or header.generation < said.generation:
+            return False
+        return digest in (None, header.sha256.hex()) or header.generation > said.generation
 
     # --- bringing it
 
     def _adopt(self, entry: Entry, said: Following, timeout: float) -> int:
         """The generation that the file has then."""
+        assert entry.file is not None
         begun = time.monotonic()
         with fs.Directory(self.path, make=True) as directory, buildlock.hold(directory, timeout):
             done = following(self.path)
-            if done is not None and done.url == said.url and self._is_of(done, entry.number):
+            if done is not None and done.url == said.url and self._is_of(done, entry.number, entry.file.sha256):
                 return done.generation  # Case: another process brought it while we waited
             for name in (directory.name, backup_name(directory.name)):
                 check_replaceable(directory, name)
@@ -246,6 +261,16 @@ class Follower:
             took,
             extra={"event": "followed", "path": self.path, "generation": generation, "seconds": took},
         )
+
+
+def _said(path: str, url: str) -> Following:
+    """What the node said last; nothing of another store's releases."""
+    found = following(path)
+    return Following(url) if found is None or found.url != url else found
+
+
+def _failed(said: Following, error: MmcacheError) -> Following:
+    return replace(said, error=str(error), behind=said.behind or time.time())
 
 
 def _header(path: str) -> Header | None:

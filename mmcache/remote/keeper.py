@@ -35,7 +35,7 @@ from ..sharing.job import Job
 from ..sources.base import Source
 from ..storage import fs, trust
 from ..storage.descriptors import Descriptor
-from ..store import is_usable, public_url
+from ..store import check_installed, is_usable, public_url
 from .follower import SKEW, Follower, Orders
 
 __all__ = ["Keeper", "keeper_of", "split_pin"]
@@ -86,10 +86,14 @@ class Keeper:
     """
 
     def __init__(self, files: FileTier, source: Source | None, options: Options, follow: str) -> None:
+        """Raises StoreError for what is no URL of a store, and without the extra where this process may poll."""
         self._files = files
         self._source = source
         self._options = options
         self._store = split_pin(follow)  # its URL, and the release it stays with
+        public_url(self._store[0])
+        if options.executor != "external":  # what can never work is said here, not by a read that waited in vain
+            check_installed(self._store[0])
         self._mended = 0
         self._child: _Child | None = None
         self._thread: _Thread | None = None
@@ -143,18 +147,33 @@ class Keeper:
         self._not_before = 0.0
         self.part()
         pause = 0.005
-        while not take() and time.monotonic() < deadline and not self._has_failed(begun):
+        is_brought = False
+        while not take() and not is_brought and time.monotonic() < deadline and not self._has_failed(begun):
+            is_brought = self._is_brought(begun)
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
             self.part()
         self._has_waited = True
+        if self._files.snapshot is None and not is_brought:
+            self._refuse_missing(time.time() - begun)
+
+    def _is_brought(self, begun: float) -> bool:
+        """Whether the file is of the release that the node is to have, and waiting brings no other: where it cannot be
+        used, it has other schemas."""
+        path, error = self._files.path, self._files.error
+        if error is not None and error.cause == "incompatible":
+            begun -= 2 * self._options.follow_every + 1.0  # a poll of another process tells that, too
+        said = following(path)
+        is_of_target = said is not None and said.release is not None and said.release == said.target
+        return said is not None and is_of_target and not (said.error or said.behind) and polled_at(path) >= begun
+
+    def _refuse_missing(self, waited: float) -> None:
         said = following(self._files.path)
-        if self._files.snapshot is None and said is not None and said.error:
-            missing = MissingFileError(f"no release was brought ({said.error})", path=self._files.path)
-            self._files.refuse(missing)
-        elif self._files.snapshot is None and self.is_ours:
-            waited = f"the store has not answered for {time.time() - begun:.0f} s"
-            self._files.refuse(MissingFileError(f"no release was brought ({waited})", path=self._files.path))
+        why = "" if said is None else said.error
+        if not why and self.is_ours:
+            why = f"the store has not answered for {waited:.0f} s"
+        if why:
+            self._files.refuse(MissingFileError(f"no release was brought ({why})", path=self._files.path))
 
     def _has_failed(self, begun: float) -> bool:
         """Whether a poll since then has ended with an error."""

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from .. import wallclock
-from ..errors import MissingFileError, StoreError
+from ..errors import MissingFileError, StoreError, UnusableFileError
+from ..logs import log
 from ..store import Store
 from .entries import FORMAT, LONGEST_ENTRY, Entry, entry_path, number_of, parse, successor
 
@@ -55,6 +56,10 @@ class ReleaseLog:
         """The newest entry; None in an empty store. known: one that was read before; where it is the newest still, that
         costs one request."""
         number = self._last(0 if known is None else known.number)
+        if known is not None and not number and self.at(known.number) is None:
+            return (
+                self.newest()
+            )  # Case: the store was emptied, and perhaps begun anew. No prune removes the newest entry
         if known is not None and number <= known.number:
             return known
         return None if not number else self._read(number)
@@ -89,15 +94,23 @@ class ReleaseLog:
         for number in reversed(self.numbers()):
             is_there = number >= newest.oldest or number in kept
             if is_there and (down_from is None or number < down_from):
-                entry = self.at(number)
+                entry = self._readable(number)
                 if entry is not None and entry.file is not None:
                     yield entry
 
+    def _readable(self, number: int) -> Entry | None:
+        """None, too, for an entry that is damaged or of a later format: it must not keep the others from being used."""
+        try:
+            return self.at(number)
+        except UnusableFileError as error:
+            log.warning("left out: %s", error, extra={"event": "entry_unusable", "path": self.store.url})
+            return None
+
     def _last(self, after: int) -> int:
-        """The number of the newest entry, or `after` where there is none beyond. A request for each page of a list."""
+        """The number of the newest entry, from `after` on; 0 where a list has none. A request for each page of it."""
         if self.store.can_list:
-            listed = self.store.listed("generations", entry_path(after) if after else "")
-            return max((n for one in listed if (n := number_of(one.name)) is not None), default=after)
+            listed = self.store.listed("generations", entry_path(after - 1) if after else "")
+            return max((n for one in listed if (n := number_of(one.name)) is not None), default=0)
         after = max(after, self._hinted())
         while step := next((n for n in range(1, _ABSENT + 1) if self.store.stat(entry_path(after + n)) is not None), 0):
             after += step
@@ -147,8 +160,7 @@ class ReleaseLog:
                 newest = there
                 continue
             last = self.newest(entry)
-            assert last is not None
-            if last.oldest <= entry.number:
+            if last is not None and last.oldest <= entry.number:
                 self.store.hint(_HINT, json.dumps(entry.number).encode())
                 return entry, True
             # Case: this committer stood still while others went on and a prune removed the number again.
@@ -162,6 +174,6 @@ class ReleaseLog:
         return Entry(**successor(before, **made, **fields))
 
 
-def target_of(log: ReleaseLog, newest: Entry, number: int) -> Entry:
+def target_of(releases: ReleaseLog, newest: Entry, number: int) -> Entry:
     """The entry of a release, by the newest one. Raises MissingFileError where it is gone."""
-    return newest if number == newest.number and newest.file is not None else log.release(number)
+    return newest if number == newest.number and newest.file is not None else releases.release(number)

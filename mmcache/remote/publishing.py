@@ -1,7 +1,7 @@
 """Publishing a release: the file is verified, passes its validators, is uploaded, and is announced by one entry.
 
-    verify   validators   newest entry   [upload the blob]   [deltas]   entry, created once
-                                                                        ^ commit and announcement
+    verify   validators   newest entry, by which it may follow   [upload blob and delta]   entry, created once
+                                                                                           ^ commit and announcement
 
 A publisher that is killed before the entry leaves a blob without a name in any entry, which a prune removes after a
 day. A file whose content is in the store already is not uploaded again.
@@ -134,30 +134,24 @@ def publish(
     ratio("min_records_ratio", min_records_ratio)
     public_url(url)
     name = os.path.abspath(os.fspath(path))
-    if why := read_levers(name).rolled_back:
+    _refuse_held(name)
+    store = Store(url)
+    with contextlib.closing(fs.ReadFile(name)) as file, shown(progress) as step:
+        publication = _Publication(ReleaseLog(store), file, min_records_ratio, reason, step or unseen)
+        before = publication.validate(checks)
+        if deltas and before is not None:
+            publication.make_delta(before)
+        return publication.commit()
+
+
+def _refuse_held(path: str) -> None:
+    if why := read_levers(path).rolled_back:
         raise ReleaseError(
             f"it is {why}, and says of older records that they are of then; rebuild it, or go back in the store with "
             "mmcache rollback URL",
-            path=name,
+            path=path,
             rule="held",
         )
-    store = Store(url)
-    with contextlib.closing(fs.ReadFile(name)) as file, shown(progress) as step:
-        layout = _verified(file, step or unseen)
-        releases = ReleaseLog(store)
-        newest = releases.newest()
-        before = _before(releases, newest)
-        _refuse_withdrawn(releases, newest, layout.header, name)
-        _validate(name, layout, before, min_records_ratio, checks)
-        publication = _Publication(releases, file, layout, reason, step or unseen)
-        if deltas and before is not None and before.sha256 != layout.header.sha256.hex():
-            publication.offer_delta(before)
-        entry, is_new = releases.commit(publication.fields)
-    assert entry is not None
-    entry = entry if entry.file is not None else releases.release(entry.newest or 0)
-    state = releases.newest(entry) or entry
-    log.info("%s: release %d of %s", name, entry.number, store.url, extra={"event": "released", "path": name})
-    return replace(release_of(store.url, entry, state), changed=is_new)
 
 
 def _verified(file: fs.ReadFile, step: Step) -> Layout:
@@ -177,38 +171,6 @@ def _verified(file: fs.ReadFile, step: Step) -> Layout:
         raise
 
 
-def _before(releases: ReleaseLog, newest: Entry | None) -> File | None:
-    """What followers would have but for a pin."""
-    if newest is None or newest.newest is None:
-        return None
-    with contextlib.suppress(MissingFileError):
-        return target_of(releases, newest, newest.newest).file
-    return None
-
-
-def _refuse_withdrawn(releases: ReleaseLog, newest: Entry | None, header: Header, path: str) -> None:
-    """A content that was withdrawn does not come back because a cron job publishes it again, also after a prune."""
-    number = None if newest is None else newest.barred.get(header.sha256.hex())
-    if number is None:
-        return
-    back = f"mmcache rollback URL --to {number}" if releases.at(number) is not None else "one with other metadata"
-    raise ReleaseError(
-        f"its content was withdrawn as release {number}: build another, or {back}", path=path, rule="withdrawn"
-    )
-
-
-def _validate(path: str, layout: Layout, before: File | None, ratio: float, checks: Iterable[Check | str]) -> None:
-    from ..storage.snapshot import Snapshot
-
-    if before is not None:
-        check_counts({name: one.n for name, one in layout.collections.items()}, before.records, ratio, path)
-    with Snapshot.open(path, verify="lazy") as snapshot:
-        if snapshot.header != layout.header:
-            raise MissingFileError("another file was published meanwhile: publish that one", path=path)
-        check_keys(snapshot, path)
-        run_checks(snapshot, checks, path)
-
-
 def _header_now(path: str, layout: Layout) -> Header:
     """The file's own, with the time and the fingerprint of the last rebuild that found it unchanged."""
     page = open_existing(path)
@@ -225,35 +187,87 @@ def _header_now(path: str, layout: Layout) -> Header:
 class _Publication:
     """One file on its way into a log: uploaded once, whatever entries are won by others meanwhile."""
 
-    def __init__(self, releases: ReleaseLog, file: fs.ReadFile, layout: Layout, reason: str, step: Step) -> None:
+    def __init__(self, releases: ReleaseLog, file: fs.ReadFile, least: float, reason: str, step: Step) -> None:
+        """Every byte of the file is verified. least: share of the records of the release before. Raises
+        UnusableFileError."""
         self._log = releases
         self._file = file
-        self._layout = layout
-        self._header = _header_now(file.path, layout)
+        self._layout = _verified(file, step)
+        self._header = _header_now(file.path, self._layout)
+        self._least = least
         self._reason = reason
         self._step = step
         self._blob = ""
+        self._delta: tuple[str, bytes] | None = None
+        """Digest of its base, and its bytes."""
         self._deltas: tuple[Delta, ...] = ()
 
-    def offer_delta(self, before: File) -> None:
-        """Upload what makes this file of the release before, where the backup is that, and it is much smaller."""
+    def validate(self, checks: Iterable[Check | str]) -> File | None:
+        """The release before, if there is one. Raises ReleaseError."""
+        from ..storage.snapshot import Snapshot
+
+        newest, path = self._log.newest(), self._file.path
+        before = self._before(newest)
+        self._admit(newest, before)
+        with Snapshot.open(path, verify="lazy") as snapshot:
+            if snapshot.header != self._layout.header:
+                raise MissingFileError("another file was published meanwhile: publish that one", path=path)
+            check_keys(snapshot, path)
+            run_checks(snapshot, checks, path)
+        return before
+
+    def _before(self, newest: Entry | None) -> File | None:
+        """What followers have, or would have but for a pin."""
+        if newest is None or newest.newest is None:
+            return None
+        with contextlib.suppress(MissingFileError):
+            return target_of(self._log, newest, newest.newest).file
+        return None
+
+    def _admit(self, newest: Entry | None, before: File | None) -> None:
+        """Raises ReleaseError for what must not follow the newest entry.
+
+        A content that was withdrawn does not come back because a cron job publishes it again, also after a prune.
+        """
+        path = self._file.path
+        number = None if newest is None else newest.barred.get(self._header.sha256.hex())
+        if number is not None:
+            there = self._log.at(number)
+            back = "one with other metadata" if there is None else f"mmcache rollback URL --to {number}"
+            reason = f"its content was withdrawn as release {number}: build another, or {back}"
+            raise ReleaseError(reason, path=path, rule="withdrawn")
+        if before is not None:
+            check_counts(self._records(), before.records, self._least, path)
+
+    def _records(self) -> dict[str, int]:
+        return {name: one.n for name, one in self._layout.collections.items()}
+
+    def make_delta(self, before: File) -> None:
+        """What makes this file of the release before, where the backup is that, and it is much smaller."""
         from .delta import make
 
         path, layout = backup_name(self._file.path), self._layout
+        if before.sha256 == layout.header.sha256.hex():
+            return
         with contextlib.suppress(UnusableFileError), contextlib.closing(fs.ReadFile(path)) as base:
             there = verify_bytes(base.read, base.size, digests=False)
-            if there.header.sha256.hex() != before.sha256:
-                return
-            data = make(base.read, there, self._file.read, layout)
-            if len(data) > layout.header.file_size // 2:
-                return
-            name = f"{layout.header.sha256.hex()}-{os.urandom(8).hex()}.mmd"
-            self._log.store.upload(blob_path(name), [data], len(data))
-            self._deltas = (Delta(name, before.sha256, len(data), sha256(data).hexdigest()),)
+            if there.header.sha256.hex() == before.sha256:
+                data = make(base.read, there, self._file.read, layout)
+                self._delta = (before.sha256, data) if len(data) <= layout.header.file_size // 2 else None
 
-    def fields(self, newest: Entry | None) -> dict[str, Any] | None:
+    def commit(self) -> Release:
+        """Raises ReleaseError, too, where another publisher or an operator was first, and this no longer may follow."""
+        entry, is_new = self._log.commit(self._fields)
+        assert entry is not None
+        entry = entry if entry.file is not None else self._log.release(entry.newest or 0)
+        state, url, path = self._log.newest(entry) or entry, self._log.store.url, self._file.path
+        log.info("%s: release %d of %s", path, entry.number, url, extra={"event": "released", "path": path})
+        return replace(release_of(url, entry, state), changed=is_new)
+
+    def _fields(self, newest: Entry | None) -> dict[str, Any] | None:
         """Of the entry after this one; None where it publishes the same already."""
-        there = None if newest is None or newest.newest is None else self._release(newest, newest.newest)
+        there = self._before(newest)
+        self._admit(newest, there)
         if there is not None and there.sha256 == self._header.sha256.hex() and not self._is_later(there):
             return None
         withdrawn = frozenset() if newest is None else newest.withdrawn
@@ -269,11 +283,6 @@ class _Publication:
             "withdrawn": withdrawn,
         }
 
-    def _release(self, newest: Entry, number: int) -> File | None:
-        with contextlib.suppress(MissingFileError):
-            return target_of(self._log, newest, number).file
-        return None
-
     def _is_later(self, there: File) -> bool:
         """Whether a rebuild found the same content again after the release was made."""
         return self._header.created_ns > there.header.created_ns
@@ -287,13 +296,18 @@ class _Publication:
         if there is not None and there.sha256 == self._header.sha256.hex():
             return there.blob
         if not self._blob:
-            self._blob = self._upload()
+            self._blob = self._name(".mmc")
+            self._log.store.upload(blob_path(self._blob), self._pieces(), self._file.size)
+        if self._delta is not None and not self._deltas:
+            base, data = self._delta
+            one = Delta(self._name(".mmd"), base, len(data), sha256(data).hexdigest())
+            self._log.store.upload(blob_path(one.name), [data], len(data))
+            self._deltas = (one,)
         return self._blob
 
-    def _upload(self) -> str:
-        name = f"{self._header.sha256.hex()}-{os.urandom(8).hex()}.mmc"
-        self._log.store.upload(blob_path(name), self._pieces(), self._file.size)
-        return name
+    def _name(self, ending: str) -> str:
+        """Of a new object."""
+        return f"{self._header.sha256.hex()}-{os.urandom(8).hex()}{ending}"
 
     def _pieces(self) -> Iterable[bytes]:
         done = 0
@@ -304,9 +318,8 @@ class _Publication:
 
     def _described(self, blob: str) -> File:
         metadata = _as_json(self._layout.metadata)
-        records = {name: one.n for name, one in self._layout.collections.items()}
         header = replace(self._header, soft=0, hard=0, ring=0, page=0)  # of a page of the publisher's
-        return File(blob, header.pack(), header.file_size, header.sha256.hex(), records, metadata, self._deltas)
+        return File(blob, header.pack(), header.file_size, header.sha256.hex(), self._records(), metadata, self._deltas)
 
 
 def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:

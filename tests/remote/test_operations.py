@@ -6,13 +6,14 @@ import contextlib
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mmcache
-from mmcache import MissingFileError, ReleaseError, Schema
+from mmcache import MissingFileError, ReleaseError, Schema, UnusableFileError
 from mmcache.cli import main
 from mmcache.remote import log
 from mmcache.remote.entries import blob_path, parse
@@ -371,3 +372,54 @@ def test_a_directory_that_is_made_meanwhile_is_found(tmp_path, made, node):
     publish(made, url, 1)
     assert (tmp_path / "a store").is_dir()
     assert follower.poll().release == 1
+
+
+# --- stores that were damaged, or begun anew --------------------------------------------------------------------------
+
+
+def test_another_release_under_the_number_that_a_node_has_is_brought(tmp_path, made, node):
+    """As where a drill is repeated: the directory is removed, and its releases begin at 1 again."""
+    url = f"file://{tmp_path}/store"
+    for number in (1, 2):
+        publish(made, url, number)
+        assert served(url, node) == number
+        shutil.rmtree(tmp_path / "store")
+
+
+def test_a_follower_that_runs_finds_a_store_that_was_emptied(url, made, node, monkeypatch):
+    monkeypatch.setattr(log, "LIST_EVERY", 0.0)
+    for number in (1, 2, 3):
+        publish(made, url, number)
+    follower = Follower(str(node), url, Orders())
+    assert follower.poll().release == 3
+    store = Store(url)
+    for found in store.listed(""):
+        store.remove(found.name)
+    with pytest.raises(MissingFileError, match="no releases here yet"):
+        follower.poll()
+    assert number_of(node) == 3
+    publish(made, url, 4)
+    assert follower.poll().release == 1
+    assert number_of(node) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "of a later version"])
+def test_a_damaged_entry_keeps_no_other_from_being_used(tmp_path, made, node, damage):
+    url = f"file://{tmp_path}/store"
+    for number in range(1, 6):
+        publish(made, url, number)
+    entry = tmp_path / "store" / "generations" / f"{3:020}.json"
+    whole = entry.read_bytes()
+    entry.chmod(0o644)
+    entry.write_bytes(whole[:99] if damage == "cut" else whole.replace(b'"format":1', b'"format":9'))
+    assert [release.number for release in mmcache.releases(url)] == [5, 4, 2, 1]
+    for number, left in ((5, 4), (4, 2)):
+        release = mmcache.withdraw(url, number)
+        assert release is not None
+        assert release.number == left == served(url, node)
+    assert mmcache.rollback(url).of == 1
+    with pytest.raises(UnusableFileError, match="entry 3"):
+        mmcache.prune(url, keep=1, older_than=0)
+    entry.unlink()
+    assert mmcache.prune(url, keep=1, older_than=0).releases
+    assert served(url, node) == 1

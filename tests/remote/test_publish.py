@@ -182,6 +182,33 @@ def test_what_was_withdrawn_and_pruned_is_not_published_again(url, made):
     assert mmcache.publish(made, url).current
 
 
+def test_a_publisher_that_lost_the_race_is_judged_by_the_release_that_won(url, made, tmp_path):
+    """Its file had enough records beside the release that was there when its validators began."""
+    publish(made, url, 1, n=200)
+    build(made, 2, n=150)
+
+    def another_wins(_: mmcache.Snapshot) -> None:
+        publish(tmp_path / "other.mmc", url, 3, n=1_000)
+
+    with pytest.raises(ReleaseError, match="150 records, and 1000") as refused:
+        mmcache.publish(made, url, checks=[another_wins])
+    assert refused.value.rule == "records"
+    assert numbers(url) == [2, 1]
+
+
+def test_a_content_withdrawn_while_its_validators_run_is_not_published(tmp_path, made):
+    url = f"file://{tmp_path}/store"
+    for number in (1, 2, 3):
+        publish(made, url, number)
+    build(made, 2)
+    blobs = sorted((tmp_path / "store" / "blobs").iterdir())
+    with pytest.raises(ReleaseError, match="withdrawn as release 2") as refused:
+        mmcache.publish(made, url, checks=[lambda _: mmcache.withdraw(url, 2) and None])
+    assert refused.value.rule == "withdrawn"
+    assert numbers(url) == [3, 2, 1]
+    assert sorted((tmp_path / "store" / "blobs").iterdir()) == blobs, "nor was it uploaded"
+
+
 def test_a_rollback_to_what_was_withdrawn_lets_it_be_published_again(url, made):
     publish(made, url, 1)
     mmcache.withdraw(url, 1)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import mmcache
-from mmcache import MissingFileError, Schema, SQLiteSource
+from mmcache import MissingFileError, Schema, SQLiteSource, StoreError
 from mmcache.remote import keeper
 from tests.remote.shop import build, number_of, publish, told
 from tests.support import stores
@@ -239,6 +239,39 @@ def test_an_unreachable_store_is_told_and_a_source_answers(tmp_path, bank, node)
         assert not node.exists()
         alerts = {alert.rule: alert.text for alert in cache.alerts(max_lag=0)}
     assert "there are no releases here yet" in alerts["lag"]
+
+
+@pytest.mark.parametrize("source", [None, [{"id": "item-3", "number": 1}]], ids=["alone", "with a source"])
+def test_what_can_never_follow_is_said_by_open(local, node, monkeypatch, source):
+    """And not by a read that has waited for its release, nor by a source that answers in silence."""
+    options: dict[str, Any] = {} if source is None else {"load": lambda: source, "schema": Schema("items")}
+    with pytest.raises(StoreError, match="is no URL of an object store"):
+        mmcache.open(node, follow="s4://bucket/items", **options)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(StoreError, match=r"pip install 'mmcache\[remote\]'"):
+        mmcache.open(node, follow=local, **options)
+
+
+@pytest.mark.parametrize("executor", ["subprocess", "thread"])
+def test_a_store_that_cannot_be_opened_is_told_at_once(node, monkeypatch, executor):
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "perhaps")
+    with pytest.raises(MissingFileError, match=r"no release was brought .*could not open the store"):
+        mmcache.open(node, follow="s3://bucket/items", follow_every=EVERY, executor=executor, wait=120)
+
+
+@pytest.mark.parametrize("executor", ["subprocess", "thread"])
+def test_a_worker_of_other_schemas_waits_for_no_other_release(local, bank, made, node, executor):
+    """As while an application of a later version is rolled out: its source answers until a release has its schema."""
+    publish(made, local, 1)
+    source = SQLiteSource(bank, NUMBERS)
+    options: dict[str, Any] = {"follow": local, "follow_every": EVERY, "executor": executor, "wait": 3_600}
+    with mmcache.open(node, source, **options) as cache:
+        assert cache[name_of(1)]["number"] == 0
+        assert cache.status().state == "incompatible"
+        mmcache.build(made, source)
+        mmcache.publish(made, local, min_records_ratio=0)
+        until("the release with it answers", lambda: cache[name_of(1)]["number"] == 0 and cache.generation == 2)
+        assert cache.status().state == "fresh"
 
 
 def test_a_store_that_hangs_holds_up_no_read(tmp_path, local, bank, made, node):
