@@ -6,6 +6,9 @@ those that are written once.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -22,10 +25,25 @@ _logged: dict[tuple[str, str, str], object] = {}
 
 
 class _Later:
-    """The logger, once one of its methods is asked for."""
+    """The logger, once one of its methods is asked for. Its lines cost no caller its work: see `_write`."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(escape_paths(), name)
+        found = getattr(escape_paths(), name)
+        return partial(_write, found) if name in _WRITING else found
+
+
+_WRITING: Final = frozenset({"debug", "info", "warning", "error", "exception", "log"})
+
+
+def _write(method: Callable[..., None], *args: Any, **options: Any) -> None:
+    """A handler or filter that raises costs its line. What it raised is shown as `logging` shows such errors."""
+    try:
+        method(*args, stacklevel=2, **options)
+    except Exception:  # noqa: BLE001 (foreign code, whose error is shown)
+        import logging
+
+        if logging.raiseExceptions and sys.stderr is not None:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
 
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ logged after the fact that it reports, so that a handler which reads the cache m
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
 import pickle
 import signal
@@ -283,6 +285,45 @@ def has_note(cache: Cache, note: str) -> bool:
 def rebuild_with(open_cache: Callable[[], Cache]) -> None:
     with open_cache() as cache:
         cache.rebuild()
+
+
+class Raising(logging.Handler):
+    """Raises at each line, as a handler whose service is gone may."""
+
+    lines = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += 1
+        raise OSError(f"the log server is gone, {getattr(record, 'event', record.name)} is lost")
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_a_log_handler_that_raises_costs_its_lines_and_nothing_else(path, db, executor):
+    lines, notes, said = apart(work_with_a_raising_handler, path, db, executor)
+    assert lines > 0
+    assert notes == ["new-0", "new-1", "new-2"]
+    assert "OSError: the log server is gone, " in said, "as logging itself shows what its own handlers raise"
+
+
+def work_with_a_raising_handler(path: Path, db: Path, executor: str) -> tuple[int, list[str], str]:
+    handler, notes, said = Raising(), [], io.StringIO()
+    logging.getLogger("mmcache").addHandler(handler)
+    logging.getLogger("mmcache").setLevel(logging.DEBUG)
+    with contextlib.redirect_stderr(said):
+        cache = opens(path, db, executor=executor, check_interval=0.0)()
+        for i in range(3):
+            change(db, note=f"new-{i}")
+            before = cache.generation
+            cache.invalidate()
+            notes.append(note_of(cache, "k5"))
+            until("a rebuild was adopted", functools.partial(is_beyond, cache, before))
+        cache.close()
+    return handler.lines, notes, said.getvalue()
+
+
+def is_beyond(cache: Cache, generation: int | None) -> bool:
+    cache.get("k1")
+    return cache.generation != generation
 
 
 # --- signal handlers --------------------------------------------------------------------------------------------------
