@@ -198,7 +198,7 @@ extern struct core_state {
     PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *between, *hash, *monotonic,
         *processor;
     /* Names of attributes and methods. */
-    PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *look, *sample, *instead,
+    PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *catch_up, *sample, *instead,
         *embedding_instead, *vector;
 } core;
 

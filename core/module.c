@@ -164,7 +164,7 @@ static const struct {
     {&core.nested, "nested"},
     {&core.inner, "inner"},
     {&core.readers, "readers"},
-    {&core.look, "look"},
+    {&core.catch_up, "catch_up"},
     {&core.sample, "sample"},
     {&core.instead, "_instead"},
     {&core.embedding_instead, "_embedding_instead"},

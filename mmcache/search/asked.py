@@ -89,9 +89,9 @@ class Search(NamedTuple):
     @property
     def between(self) -> Callable[[], None]:
         """To be called between two chunks. Raises SearchTimeoutError."""
-        return self._look
+        return self._check_deadline
 
-    def _look(self) -> None:
+    def _check_deadline(self) -> None:
         if time.monotonic() >= self.until:
             raise SearchTimeoutError("the deadline has passed before all records were searched; none of them is given")
 

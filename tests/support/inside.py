@@ -489,8 +489,8 @@ def no_connections(source: SQLiteSource) -> Iterator[None]:
 
 def remembered_fingerprint(source: SQLiteSource, found: bytes) -> bytes | None:
     """`found`, if the source will give it again without a look into files that look the same."""
-    look = source._writes.look
-    return found if look is not None and look.answer == found else None
+    last = source._writes.last_answer
+    return found if last is not None and last.answer == found else None
 
 
 def connection(source: SQLiteSource) -> contextlib.AbstractContextManager[Any]:
