@@ -67,6 +67,8 @@ static int prepare(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, 
  * that interval is never given to the one that waits.) -1 with an exception. Anything may have been closed meanwhile. */
 static int let_others_run(void)
 {
+    if (core.between == NULL) /* the module alone, without the package around it */
+        return 0;
     PyObject *nothing = PyObject_CallNoArgs(core.between);
     Py_XDECREF(nothing);
     return nothing == NULL ? -1 : 0;
