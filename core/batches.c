@@ -5,12 +5,18 @@
 #define AHEAD 128 /* keys that are prepared together */
 #define FAR 24    /* rows ahead of which the entry is asked for */
 #define NEAR 12   /* and the record */
+#define SHORT_KEY 32 /* bytes in which most keys lie, from the begin of their record on */
+#define BREATH 8192 /* rows after which others may run: less than a millisecond */
 
 static inline void prefetch(const Table *table, uint64_t at, uint64_t length)
 {
-    const uint8_t *line = reach(&table->map, at, length);
-    for (uint64_t i = 0; line != NULL && i < length && i < 1024; i += 64)
-        __builtin_prefetch(line + i);
+    const uint8_t *begin = reach(&table->map, at, length);
+    if (begin == NULL || length == 0)
+        return;
+    uint64_t last = (length < 1024 ? length : 1024) - 1;
+    for (uint64_t i = 0; i < last; i += 64)
+        __builtin_prefetch(begin + i);
+    __builtin_prefetch(begin + last); /* in a line of its own, where these bytes begin in the middle of one */
 }
 
 typedef struct {
@@ -61,6 +67,8 @@ static int prepare(ByKey *self, Table *table, PyObject *keys, Py_ssize_t begin, 
  * that interval is never given to the one that waits.) -1 with an exception. Anything may have been closed meanwhile. */
 static int let_others_run(void)
 {
+    if (core.between == NULL) /* the module alone, without the package around it */
+        return 0;
     PyObject *nothing = PyObject_CallNoArgs(core.between);
     Py_XDECREF(nothing);
     return nothing == NULL ? -1 : 0;
@@ -271,11 +279,15 @@ static PyObject *of_rows(PyObject *self, PyObject *given, PyObject *owner)
     uint32_t *rows = rows_of(given, &count);
     PyObject *found = rows == NULL ? NULL : PyList_New(count);
     for (Py_ssize_t i = 0; found != NULL && i < count; i++) {
+        if (i % BREATH == BREATH - 1 && let_others_run() < 0) {
+            Py_CLEAR(found);
+            break;
+        }
         if (i + FAR < count)
             prefetch(table, table->rows_at + ROW_SIZE * (uint64_t)rows[i + FAR], ROW_SIZE);
         row_entry next;
         if (i + NEAR < count && entry_read(table, rows[i + NEAR], &next))
-            prefetch(table, next.offset, owner == NULL ? 64 : next.length);
+            prefetch(table, next.offset, owner == NULL ? SHORT_KEY : next.length);
         PyObject *item = owner == NULL ? key_at(table, rows[i]) : record_of_row(table, rows[i], owner);
         if (item == NULL || PyList_SetItem(found, i, item) < 0)
             Py_CLEAR(found);

@@ -299,8 +299,26 @@ except mmcache.ClosedError:
 """
 
 
+SIGNALLED_ROWS = """
+import signal, mmcache, numpy
+mmcache.build(PATH, [{"id": i} for i in range(1000)], mmcache.Schema("t"))
+snapshot = mmcache.Snapshot.open(PATH)
+table, rows = snapshot.default.file.table, numpy.arange(1000, dtype=numpy.uint32).repeat(3000)
+signal.signal(signal.SIGALRM, lambda *_: snapshot.close())
+signal.setitimer(signal.ITIMER_REAL, 0.01)
+found = ASKED
+print("the handler ran", "within" if found is None else "behind", "the call")
+"""
+
+
 def test_a_signal_is_handled_in_the_middle_of_a_long_batch(tmp_path):
     found = run(SIGNALLED.replace("PATH", repr(str(tmp_path / "c.mmc"))))
+    assert found.stdout == "the handler ran within the call\n", found.stderr
+
+
+@pytest.mark.parametrize("asked", ["table.keys(rows)", "table.records(rows, snapshot.default)"])
+def test_a_signal_is_handled_in_the_middle_of_many_rows(tmp_path, asked):
+    found = run(SIGNALLED_ROWS.replace("PATH", repr(str(tmp_path / "c.mmc"))).replace("ASKED", asked))
     assert found.stdout == "the handler ran within the call\n", found.stderr
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mmcache import native
 from mmcache.search import metrics
@@ -40,7 +41,7 @@ def best_of(ask: Callable[[], object]) -> int:
     return loop
 
 
-def numbers(dim: int) -> tuple[np.ndarray, np.ndarray]:
+def numbers(dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Nine rows and a query: lengths of all kinds, zeros, and numbers that are none."""
     random = np.random.default_rng(dim)
     matrix = (random.standard_normal((9, dim)) * 10.0 ** random.integers(-40, 38, (9, dim))).astype(np.float32)

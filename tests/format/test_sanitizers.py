@@ -16,6 +16,7 @@ from tools.core_build import compiled_into
 ROOT = Path(__file__).parents[2]
 HOSTILE = [
     "tests/format/test_compiled_core.py",
+    "tests/format/test_processors.py",
     "tests/storage/test_bit_flips.py",
     "tests/storage/test_hostile_files.py",
 ]
