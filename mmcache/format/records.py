@@ -11,7 +11,7 @@ The records section is a plain sequence of msgpack arrays; a stock `Unpacker` re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from operator import itemgetter, sub
 from typing import Any
 
@@ -261,6 +261,8 @@ class Encoder:
                 raise ValueError(
                     f"more than {MAX_SHAPES} different sets of fields; put the variable ones into one field as a map"
                 )
+            # Names stand in the metadata: one that is not valid Unicode costs its record here, and the file there.
+            "".join(chain(Shape(names, {}).names, *filter(None, inner))).encode()
             self._numbers[names, inner] = number
             nested = {i: fields for i, fields in zip(maps_at, inner, strict=False) if fields is not None}
             self.shapes.append(Shape(names, nested))

@@ -269,6 +269,13 @@ def read_as(blob: bytes, dim: int | None, dtype: Dtype | None) -> Dtype:
             raise ValueError(
                 f"the embedding BLOB of {size} bytes is no dim={dim} numbers of {DTYPES[kind]}: it is {found}"
             )
+        if likely is not None and likely != kind:
+            raise ValueError(_is_other(blob, kind, likely, "dtype='f4'"))
+        if dtype is None and scattered(blob):
+            raise ValueError(
+                f"the embedding BLOB of {size} bytes makes no sense as dim={dim} numbers of float32, as those of "
+                "integers or an archive make none; set dtype= in the Schema to what they are, 'f4' if they are float32"
+            )
         return kind
     found = described(blob, dim)
     raise ValueError(
@@ -288,18 +295,23 @@ def _without_dim(blob: bytes, kind: Dtype) -> Dtype:
             f"(dtype={kind!r})"
         )
     likely = probable(blob)
-    ours = f"dim={8 * size if kind == 'bits' else size // width} if it is {DTYPES[kind]}"
+    ours = f"dim={8 * size if kind == 'bits' else size // width}"
     if likely is not None and likely != kind and (kind == "f4" or not sensible(blob, kind)):
-        raise ValueError(
-            f"the embedding BLOB of {size} bytes makes no sense as {DTYPES[kind]} and does as {size // WIDTHS[likely]} "
-            f"numbers of {DTYPES[likely]}; set dtype={likely!r} in the Schema to convert it, or {ours}"
-        )
+        raise ValueError(_is_other(blob, kind, likely, ours))
     if kind == "f4" and scattered(blob):
         raise ValueError(
             f"the embedding BLOB of {size} bytes makes no sense as float32; set dtype= in the Schema to 'i1' (int8), "
-            f"'u1' (uint8) or 'bits' if it is that, or {ours}"
+            f"'u1' (uint8) or 'bits' if it is that, or {ours} if it is float32"
         )
     return kind
+
+
+def _is_other(blob: bytes, kind: Dtype, likely: Dtype, ours: str) -> str:
+    return (
+        f"the embedding BLOB of {len(blob)} bytes makes no sense as {DTYPES[kind]} and does as "
+        f"{len(blob) // WIDTHS[likely]} numbers of {DTYPES[likely]}; set dtype={likely!r} in the Schema to convert it, "
+        f"or {ours} if it is {DTYPES[kind]}"
+    )
 
 
 def _converted(blob: bytes, kind: Dtype, dim: int | None) -> bytes:

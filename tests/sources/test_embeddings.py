@@ -221,6 +221,24 @@ def test_without_a_dim_what_is_not_float32_is_refused_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
+    ("blob", "reason"),
+    [
+        (np.tile(VECTOR, 2).astype("f2").tobytes(), "does as 768 numbers of float16; set dtype='f2' .* or dtype='f4'"),
+        (VECTOR[:192].astype("f8").tobytes(), "does as 192 numbers of float64; set dtype='f8' .* or dtype='f4'"),
+        ((VECTOR * 1000).astype("<i4").tobytes(), "no sense as dim=384 numbers of float32.* set dtype= .*'f4' if"),
+        ((np.tile(VECTOR, 4) * 40).astype("i1").tobytes(), "no sense as dim=384 numbers of float32"),
+    ],
+    ids=["float16", "float64", "int32", "int8"],
+)
+def test_bytes_of_the_length_that_a_dim_says_are_float32_only_if_they_can_be(blob, reason):
+    records = [{"id": "k", "v": blob}]
+    with pytest.raises(BuildError, match=f"key 'k': .*{reason}"):
+        read(IterableSource(records, Schema("t", embedding="v", dim=384)))
+    found = matrix(read(IterableSource(records, Schema("t", embedding="v", dim=384, dtype="f4"))))
+    assert found.tobytes() == blob
+
+
+@pytest.mark.parametrize(
     ("value", "reason"),
     [
         (VECTOR.astype("f2").tobytes(), "768 bytes, which is dim=384 numbers of float16; to read them, set dtype='f2'"),

@@ -34,6 +34,8 @@ BAD: dict[str, tuple[Row, str]] = {
     "key no Unicode": ({"id": "\ud800", "kind": "a"}, "not valid Unicode"),
     "int beyond 64 bits": ({"id": "bad", "n": 2**70}, "beyond 64 bits"),
     "text no Unicode": ({"id": "bad", "n": "\ud800"}, "not valid Unicode"),
+    "field no Unicode": ({"id": "bad", "\ud800": 1}, "not valid Unicode"),
+    "map's key no Unicode": ({"id": "bad", "n": {"\ud800": 1}}, "not valid Unicode"),
     "nested too deep": ({"id": "bad", "n": json.loads("[" * 200 + "]" * 200)}, "nest"),
     "above 16 MiB": ({"id": "bad", "n": "x" * 17_000_000}, "bytes when encoded"),
     "term of no kind": ({"id": "bad", "kind": {"a": 1}}, "indexed field 'kind'"),

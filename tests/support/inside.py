@@ -624,6 +624,16 @@ def searched_in_python() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def loops_up_to(most: int) -> Iterator[None]:
+    """The compiled core takes none that is for a later processor: 0 is for any, 2 for the best."""
+    native.bound(most, "processor")
+    try:
+        yield
+    finally:
+        native.bound(None, "processor")
+
+
 def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
     """BLAS has so many threads; None: threadpoolctl is not installed, and the number is not known."""
     libraries = None if threads is None else [_Library(threads)]
