@@ -24,7 +24,7 @@ from .query import Term, parse_query
 from .schema import R_co, Schema
 from .sharing import metrics
 from .sharing.invalidation import Kind, Reason
-from .shown import internal, made_here
+from .shown import ABSENT, internal, made_here
 from .sources.base import Source
 from .storage.asked import SearchOptions, one_of
 from .storage.modelled import modelled
@@ -66,7 +66,9 @@ class CachedCollection(Front[R_co], Collection[R_co]):
     has is logged once.
     """
 
-    def __init__(self, watch: Watch, name: str | None, model: Model[R_co] | None = None) -> None:
+    def __init__(self, watch: Watch = ABSENT, name: str | None = ABSENT, model: Model[R_co] | None = None) -> None:
+        if name is ABSENT:
+            raise TypeError("a CachedCollection is given by a cache: cache.collection(name)")
         self._model = model
         self._watch = watch
         self._counting = watch.counting
@@ -363,7 +365,7 @@ class CachedCollection(Front[R_co], Collection[R_co]):
             collection = self.schema.name if ids is not None or self._name is not None else None
         else:
             collection = self._tiers.known(collection)
-        if ids is not None and not isinstance(ids, (str, bytes)):
+        if ids is not None and not isinstance(ids, (str, bytes, int)):
             ids = self._tiers.answerable(str(collection), list(ids))
         return self._watch.invalidate(collection, ids, reason=reason, hard=hard)
 

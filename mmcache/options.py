@@ -109,6 +109,9 @@ class Options:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
         if self.follow is not None and not (isinstance(self.follow, str) and "://" in self.follow):
             raise ValueError(f"follow must be the URL of a store, such as s3://bucket/items, not {self.follow!r}")
+        for name in ("build", "fallback_on_slow"):
+            if (value := getattr(self, name)) not in (None, True, False):
+                raise ValueError(f"{name} must be True or False, not {value!r}")
         if self.build is None:
             object.__setattr__(self, "build", self.follow is None)
         for name in ("follow_every", "rebuild_after", "build_timeout", "wait", "check_interval", "slow_after"):

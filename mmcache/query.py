@@ -407,6 +407,13 @@ _PREDICATES = Interval, Prefix, Excluding, range
 # --- queries ----------------------------------------------------------------------------------------------------------
 
 
+_INSTEAD: Final = {
+    "limit": "; for the first ten write where(...).limit(10)",
+    "order_by": "; to order the records write where(...).order_by(field)",
+}
+"""What else was meant by a name that is no indexed field."""
+
+
 class Indexed(Protocol):
     """What a query needs of a schema."""
 
@@ -431,7 +438,8 @@ def parse_query(schema: Indexed, terms: Mapping[str, object] | None, more: Mappi
     for field, value in {**(terms or {}), **more}.items():
         if field not in schema.index:
             known = ", ".join(schema.index) or "none"
-            raise ValueError(f"collection {schema.name!r} has no index on {field!r}; indexed fields: {known}")
+            hint = _INSTEAD.get(field, "")
+            raise ValueError(f"collection {schema.name!r} has no index on {field!r}; indexed fields: {known}{hint}")
         try:
             query[field] = (value,) if type(value) is str else _alternatives(value)
         except TypeError as error:

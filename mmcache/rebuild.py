@@ -36,6 +36,7 @@ from .sources.base import Source
 from .storage import buildlock, fs, trust
 from .storage.descriptors import Descriptor
 from .storage.publish import BuildReport, Order
+from .text import ago
 
 __all__ = ["Rebuilder", "last_build"]
 
@@ -113,8 +114,10 @@ class Rebuilder:
         while True:
             failure = page.failure if page is not None else None
             if failure is not None and (failure.at > begun or begun < failure.until):
-                path = self.files.path
-                lines.note(WARNING, "build_failed", "%s: %s", path, str(failure.error))
+                now, path = time.monotonic(), self.files.path
+                text = "%s: a build failed %s, and none is tried for %.0f more seconds: %s"
+                args = path, ago(now - failure.at), max(0.0, failure.until - now), str(failure.error)
+                lines.note(WARNING, "build_failed", text, *args)
                 return
             try:
                 self.build(page, timeout=0.0, first=True, since=begun)

@@ -7,14 +7,17 @@ and makes no promise of them: `dir()` of its instances, `help()` and the pages o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from inspect import Signature
 
-__all__ = ["internal", "internals_of", "made_here"]
+__all__ = ["ABSENT", "internal", "internals_of", "made_here"]
 
 T = TypeVar("T", bound=type)
+
+ABSENT: Final[Any] = object()
+"""The default of what only this package gives to a constructor, so that a call by hand gets a message of its own."""
 
 
 def internal(*names: str) -> Callable[[T], T]:

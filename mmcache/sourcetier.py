@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from .search.neighbours import Neighbours
 
-__all__ = ["SourceTier"]
+__all__ = ["SourceTier", "note_key_types"]
 
 
 class SourceTier:
@@ -162,17 +162,9 @@ class SourceTier:
 
     def _missed(self, keys: Sequence[Key]) -> None:
         """Count keys that no tier has; a line, once a collection, for one of a type that no key in the file has."""
-        watch, collection = self._watch, self._in_file
-        watch.counting.add(metrics.MISSES, len(keys))
-        types = None if collection is None else collection.key_types
-        if collection is None or not types:  # of a file without records, or with keys of very many types
-            return
-        for key in keys:
-            if (found := type_of(key)) not in types:
-                name, expected = collection.name, ", ".join(types)
-                text = f"collection {name!r} was asked for a key of type {found}; its keys are of type {expected}"
-                log_once("key_type", watch.path, text, about=name, collection=name, expected=expected, found=found)
-                return
+        self._watch.counting.add(metrics.MISSES, len(keys))
+        if (collection := self._in_file) is not None:
+            note_key_types(self._watch.path, collection, keys, "for")
 
     def _from_file(self, keys: Sequence[Key], cause: str, error: Exception) -> list[Record | None]:
         reader = self._other_view(cause, error).readers[self._name]
@@ -311,6 +303,19 @@ class SourceTier:
         if other is view or self._name not in other.readers:
             raise _told(error)
         return other
+
+
+def note_key_types(path: str, collection: FileCollection, keys: Sequence[Key], asked: str) -> None:
+    """A line, once a collection, for a key of a type that no key in the file has: "5" is not 5. asked: "for" one."""
+    types = collection.key_types
+    if not types:  # of a file without records, or with keys of very many types
+        return
+    for key in keys:
+        if (found := type_of(key)) not in types:
+            name, expected = collection.name, ", ".join(types)
+            text = f"collection {name!r} was asked {asked} a key of type {found}; its keys are of type {expected}"
+            log_once("key_type", path, text, about=name, collection=name, expected=expected, found=found)
+            return
 
 
 def _told(error: Exception) -> Exception:

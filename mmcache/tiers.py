@@ -18,7 +18,7 @@ from .query import Query
 from .schema import Schema, check_width
 from .sharing import metrics
 from .sharing.widening import schemas_of
-from .sourcetier import SourceTier
+from .sourcetier import SourceTier, note_key_types
 from .storage.asked import SearchOptions
 from .storage.mending import going_on
 from .storage.overlay import Overlay
@@ -229,4 +229,7 @@ class Tiers:
         if schema is not None and schema.key is not None:
             for key in ids:
                 check_width(schema, key)
+        if snapshot is not None and collection in snapshot.collections:
+            ids = check_keys(ids)
+            note_key_types(self._watch.path, snapshot.collection(collection), ids, "to invalidate")
         return ids

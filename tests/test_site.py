@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,27 @@ def test_the_site_is_built_strictly_and_every_link_of_it_leads_somewhere(tmp_pat
     assert 'id="mmcache.Snapshot.verify"' in api
     for kind in (mmcache.Snapshot, mmcache.FileCollection, mmcache.Selection, mmcache.SQLiteSource):
         assert [name for name in internals_of(kind) if f'id="mmcache.{kind.__name__}.{name}"' in api] == []
+    assert found_from_the_disk(tmp_path / "site" / "index.html", "embedding", tmp_path) > 9
+
+
+def found_from_the_disk(page: Path, word: str, scratch: Path) -> int:
+    """How many pages the search of a built site finds, opened by a browser without a server."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no browser to search with")
+    shown = subprocess.run(
+        [
+            browser,
+            *("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch / 'profile'}"),
+            *("--virtual-time-budget=20000", "--dump-dom", f"{page.as_uri()}?q={word}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    found = re.search(r"(\d+) matching documents", shown.stdout)
+    return 0 if found is None else int(found[1])
 
 
 def test_a_dead_link_of_a_built_site_is_found(tmp_path):

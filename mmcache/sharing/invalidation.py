@@ -80,7 +80,7 @@ def invalidate(
     reason = ALIASES.get(reason, reason)
     if reason not in REASONS:
         raise ValueError(f"reason must be one of {', '.join(REASONS)}, not {reason!r}")
-    if isinstance(ids, (str, bytes)):
+    if isinstance(ids, (str, bytes, int)):
         raise TypeError(f"ids must be an iterable of ids, not one: [{ids!r}]")
     if ids is not None and hard is not None:
         raise ValueError("hard is for what is invalidated as a whole: ids are always answered by the source")

@@ -25,7 +25,7 @@ from ..format.select import Found, everything, select, span_of, union
 from ..native import bound, core
 from ..query import Query, Term, parse_query
 from ..schema import Schema
-from ..shown import internal, made_here
+from ..shown import ABSENT, internal, made_here
 from .batches import SMALL_BATCH, Batches
 from .bykey import ByKey
 from .lookup import Lookup
@@ -75,7 +75,9 @@ class FileCollection(ByKey, Collection[Record]):
     _lookup: Lookup
     _batches: Batches
 
-    def __init__(self, file: Mapped, ref: FileRef) -> None:
+    def __init__(self, file: Mapped = ABSENT, ref: FileRef = ABSENT) -> None:
+        if ref is ABSENT:
+            raise TypeError("a FileCollection is given by a snapshot: snapshot.collection(name)")
         self.file = file
         """For the parts of this package."""
         self._ref = ref

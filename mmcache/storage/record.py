@@ -9,7 +9,7 @@ from ..format.keys import Key, key_of
 from ..format.records import Names, Shape
 from ..native import bound, core
 from ..schema import R_co
-from ..shown import made_here
+from ..shown import ABSENT, made_here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +93,11 @@ class Record(Fields, Mapping[str, Any]):
 
     __slots__ = ()
 
-    def __init__(self, shape: Shape, values: list[Any], owner: Owner, row: int) -> None:
+    def __init__(
+        self, shape: Shape = ABSENT, values: list[Any] = ABSENT, owner: Owner = ABSENT, row: int = ABSENT
+    ) -> None:
+        if row is ABSENT:
+            raise TypeError("a Record is given by a cache or a snapshot: cache[key]")
         self._shape = shape
         self._values = values
         self._owner = owner

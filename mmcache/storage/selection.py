@@ -21,7 +21,7 @@ from ..format.keys import Key
 from ..format.records import Names
 from ..query import path_of
 from ..schema import R_co
-from ..shown import internal, made_here
+from ..shown import ABSENT, internal, made_here
 from ..sources.base import SourceRecord, flat
 from .asked import one_of
 from .mending import Instead, after, falls_back, going_on
@@ -75,11 +75,13 @@ class Selection(Sequence[R_co]):
 
     def __init__(
         self,
-        collection: Rows,
-        rows: NDArray[np.uint32] | Packed | Ranged | Ordering,
+        collection: Rows = ABSENT,
+        rows: NDArray[np.uint32] | Packed | Ranged | Ordering = ABSENT,
         given: Given | Unplaced | None = None,
         is_ordered: bool = False,  # noqa: FBT001, FBT002 (as it pickles)
     ) -> None:
+        if rows is ABSENT:
+            raise TypeError("a Selection is given by where(), or nearest(), of a cache or a snapshot")
         self._collection = collection
         self._found = rows
         self._held = given
