@@ -41,9 +41,10 @@ def _write(method: Callable[..., None], *args: Any, **options: Any) -> None:
         method(*args, stacklevel=2, **options)
     except Exception:  # noqa: BLE001 (foreign code, whose error is shown)
         import logging
+        import traceback
 
         if logging.raiseExceptions and sys.stderr is not None:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            traceback.print_exc()
 
 
 if TYPE_CHECKING:

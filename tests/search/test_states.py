@@ -331,7 +331,7 @@ def test_a_search_of_several_vectors_reads_the_source_once(path):
         assert len(reads) == 2, "what cannot be searched for at all is refused before the source is asked"
 
 
-def test_a_vector_without_numbers_is_refused_where_no_file_says_how_many_there_are(path):
+def test_a_vector_without_numbers_is_refused_where_no_file_says_how_many(path):
     records = [{"id": "a", "kind": "x", "vector": [1.0, 2.0]}]
     schema = Schema("items", index=("kind",), embedding="vector", metric="dot")
     with mmcache.open(path, IterableSource(records, schema), build=False) as cache:

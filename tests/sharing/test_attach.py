@@ -18,7 +18,7 @@ import pytest
 import mmcache
 from mmcache import PublishError, SourceError
 from mmcache.format.header import Header, Tokens
-from mmcache.sharing.attach import attach, look
+from mmcache.sharing.attach import attach, open_existing
 from mmcache.sharing.events import Event, Kind, ids_events
 from mmcache.sharing.head import HEAD_SIZE
 from mmcache.sharing.page import MovedError, Page, page_path, wake_path
@@ -121,9 +121,9 @@ def test_a_page_that_was_deleted_is_made_again_by_many_at_once_as_one(path):
 
 
 def test_looking_makes_nothing(path):
-    assert look(path) is None
+    assert open_existing(path) is None
     assert os.listdir(os.path.dirname(path)) == []
-    with opened(path) as page, contextlib.closing(look(path)) as found:  # type: ignore[type-var]
+    with opened(path) as page, contextlib.closing(open_existing(path)) as found:  # type: ignore[type-var]
         assert found is not None
         assert found.nonce == page.nonce
 
@@ -174,7 +174,7 @@ def test_old_wake_files_are_removed_and_their_readers_woken(path):
 )
 def test_garbage_is_replaced_by_a_page_that_distrusts_what_was_before(path, content):
     Path(page_path(path)).write_bytes(content)
-    assert look(path) is None
+    assert open_existing(path) is None
     with opened(path) as page:
         assert heard(page) == []
         assert page.identity.suspect
@@ -233,7 +233,7 @@ def test_a_page_in_another_place_is_taken_over_whole(path, misplace, known):
         assert head is not None
         misplace(path)
         assert not page.is_current()
-        assert look(path) is None
+        assert open_existing(path) is None
         with opened(path, previous=page if known else None) as new:
             assert new.nonce != page.nonce
             assert (new.identity.parent, new.identity.taken) == (page.nonce, captured.ring)

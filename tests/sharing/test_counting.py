@@ -453,7 +453,7 @@ def test_a_child_forked_by_c_code_leaves_its_parents_counters_alone(path):
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
-    assert [shared.is_held(str(file)) for file in Path(path).parent.glob(".*.counts")].count(True) == 1
+    assert [shared.is_locked(str(file)) for file in Path(path).parent.glob(".*.counts")].count(True) == 1
     counters.add(metrics.MISSES)
     assert misses(path) == 12
     counters.close()

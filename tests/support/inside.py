@@ -662,3 +662,19 @@ def front_of(watch: Any) -> Any:
     front = native.core.Front()
     front._watch, front._counting = watch, native.core.Hits()
     return front
+
+
+def thread_given_up_as_it_begins(run: Callable[[], object]) -> threading.Thread:
+    """Started, and given up by its starter at the last moment before `threading` counts it among those that run."""
+    thread = threads._Thread("late", run)
+
+    class Begins(threads._Begun):
+        def set(self) -> None:
+            if not self.is_set():
+                assert thread.turn.acquire(blocking=False)
+                thread.give_up()
+            super().set()
+
+    thread._started = Begins()
+    thread.start()
+    return thread
