@@ -67,7 +67,7 @@ class _WithoutCheck(ast.NodeTransformer):
     """No clock is read, nothing compared, and so none polls."""
 
     def visit_If(self, node: ast.If) -> ast.If | None:
-        return None if _calls(node, "look") else node
+        return None if _calls(node, "catch_up") else node
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign:
         if _calls(node, "_clock"):
@@ -215,13 +215,13 @@ class Hearing:
     def _read(self) -> None:
         cache, words, clock = self._open(), self.words, time.perf_counter_ns
         watch = cache._watch
-        look = watch.look
+        catch_up = watch.catch_up
 
-        def looked(now: float) -> None:
-            look(now)
+        def caught_up(now: float) -> None:
+            catch_up(now)
             words[HEARD] = clock()
 
-        watch.look = looked  # type: ignore[method-assign]
+        watch.catch_up = caught_up  # type: ignore[method-assign]
         while not words[STOP]:
             value = cache[f"item-{words[TARGET]}"]["n"]
             if value != words[SEEN]:

@@ -144,7 +144,7 @@ def ask(report: Report, settings: Settings, directory: str) -> None:
         source.fingerprint()
 
         def look() -> None:
-            source._writes.look = None
+            source._writes.last_answer = None
             source.fingerprint()
 
         contenders = {

@@ -183,8 +183,9 @@ PyObject *by_key_rows(PyObject *object, PyObject *keys)
         if ((begin > 0 && let_others_run() < 0) || prepare(self, table, keys, begin, count, each) < 0)
             goto end;
         for (Py_ssize_t i = 0; i < count && found == FOUND; i++) {
-            PyObject *key = PyList_GetItem(keys, begin + i);
+            PyObject *key = Py_XNewRef(PyList_GetItem(keys, begin + i));
             found = key == NULL ? FAILED : row_find(self, table, key, &rows[begin + i]);
+            Py_XDECREF(key);
         }
     }
     if (found == DIRTY)

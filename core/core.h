@@ -23,7 +23,7 @@
 
 /* native.py has the same number, and loads no other. It is raised with every change of what C and Python share: what is
  * bound, attributes and methods that are asked for by name, arguments, and the meaning of any of these. */
-#define REVISION 5
+#define REVISION 6
 
 #define STEPS 8                      /* format/slots.py: slots that are tried from the home on, before a bisection */
 #define MAX_RECORD_BYTES (16u << 20) /* format/records.py */
@@ -41,6 +41,14 @@ typedef enum { FAILED = -1, FOUND, ABSENT, DIRTY, UNUSUAL } outcome;
 uint64_t xxh3_64(const uint8_t *data, size_t length, uint64_t seed);
 /* Of keys and records: xxh3_64 with seed 0, or in tests, whose keys must collide, the function that is bound as "hash". */
 uint64_t hash_of(const uint8_t *data, size_t length);
+
+/* --- processor.c */
+
+/* Which of three loops runs: 2, 1, or 0, which is for any processor. has_most, has_some: whether this one has what the
+ * others need. Tests, which try each, bind a number as "processor": no loop above it runs. Needs the interpreter's lock. */
+int loop_for(int has_most, int has_some);
+/* For tests: the loop that was chosen last. */
+PyObject *core_loop(PyObject *module, PyObject *none);
 
 /* --- signs.c */
 
@@ -118,7 +126,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     Table *table;
-    PyObject *dirty; /* hash -> keys; or NULL */
+    PyObject *dirty; /* a dict: hash -> keys; or NULL */
     dirty_filter filter;
 } ByKey;
 
@@ -187,9 +195,10 @@ PyObject *core_rows(PyObject *module, PyObject *args);
 extern struct core_state {
     PyTypeObject *table, *by_key, *fields, *first, *watched, *hits, *front, *index_type;
     /* What `bind` was given, see there. */
-    PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *between, *hash, *monotonic;
+    PyObject *record, *collection, *dirty_error, *not_here, *unpackb, *check_keys, *between, *hash, *monotonic,
+        *processor;
     /* Names of attributes and methods. */
-    PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *look, *sample, *instead,
+    PyObject *carefully, *contains, *row, *embedding, *index, *nested, *inner, *readers, *catch_up, *sample, *instead,
         *embedding_instead, *vector;
 } core;
 

@@ -40,20 +40,18 @@ static void filter_make(dirty_filter *filter, PyObject *dirty)
 outcome is_dirty(ByKey *self, uint64_t hash)
 {
     PyObject *dirty = self->dirty;
-    if (dirty == NULL || dirty == Py_None)
+    dirty_filter *filter = &self->filter;
+    if (dirty == NULL)
         return ABSENT;
-    if (PyDict_CheckExact(dirty)) {
-        dirty_filter *filter = &self->filter;
-        if (!filter->made)
-            filter_make(filter, dirty);
-        uint64_t bit = hash & filter->mask;
-        if (filter->words != NULL && filter->count == PyDict_Size(dirty) && !(filter->words[bit / 64] >> (bit % 64) & 1))
-            return ABSENT;
-    }
+    if (!filter->made)
+        filter_make(filter, dirty);
+    uint64_t bit = hash & filter->mask;
+    if (filter->words != NULL && filter->count == PyDict_Size(dirty) && !(filter->words[bit / 64] >> (bit % 64) & 1))
+        return ABSENT;
     PyObject *number = PyLong_FromUnsignedLongLong(hash);
     if (number == NULL)
         return FAILED;
-    int found = PyDict_CheckExact(dirty) ? PyDict_Contains(dirty, number) : PySequence_Contains(dirty, number);
+    int found = PyDict_Contains(dirty, number);
     Py_DECREF(number);
     return found < 0 ? FAILED : found ? DIRTY : ABSENT;
 }
@@ -66,9 +64,13 @@ PyObject *by_key_dirty_get(PyObject *self, void *Py_UNUSED(closure))
 
 int by_key_dirty_set(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 {
+    if (value != NULL && value != Py_None && !PyDict_CheckExact(value)) { /* any other one could run Python in a look-up */
+        PyErr_SetString(PyExc_TypeError, "expected a dict");
+        return -1;
+    }
     PyObject *before = ((ByKey *)self)->dirty;
     filter_drop(&((ByKey *)self)->filter);
-    ((ByKey *)self)->dirty = Py_XNewRef(value);
+    ((ByKey *)self)->dirty = value == Py_None ? NULL : Py_XNewRef(value);
     Py_XDECREF(before);
     return 0;
 }

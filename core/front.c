@@ -327,11 +327,11 @@ static int visit_begin(Front *self, visit_of *visit)
         return -1;
     if (is_new) {
         PyObject *now = PyFloat_FromDouble(seconds(MONOTONIC));
-        PyObject *looked = now == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)watch, core.look, now, NULL);
+        PyObject *caught_up = now == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)watch, core.catch_up, now, NULL);
         Py_XDECREF(now);
-        if (looked == NULL)
+        if (caught_up == NULL)
             return -1;
-        Py_DECREF(looked);
+        Py_DECREF(caught_up);
     }
     if (self->name == NULL || self->name == Py_None)
         visit->reader = Py_XNewRef(watch->reader);

@@ -51,6 +51,7 @@ static const struct {
     {"between", offsetof(struct core_state, between), NULL},
     {"hash", offsetof(struct core_state, hash), NULL},
     {"monotonic", offsetof(struct core_state, monotonic), NULL},
+    {"processor", offsetof(struct core_state, processor), NULL},
 };
 
 static PyObject *core_bind(PyObject *Py_UNUSED(module), PyObject *args)
@@ -123,6 +124,7 @@ static PyMethodDef core_methods[] = {
     {"unpack", core_unpack, METH_O, "unpack(data, /)\n--\n\nmsgpack.unpackb(data), most of it without msgpack."},
     {"is_plain", core_is_plain, METH_O, "is_plain(data, /)\n--\n\nWhether `unpack` does without msgpack."},
     {"xxh3_64", core_xxh3_64, METH_VARARGS, "xxh3_64(data, seed=0, /)\n--\n\nxxhash.xxh3_64_intdigest."},
+    {"loop", core_loop, METH_NOARGS, "loop()\n--\n\nOf which processors the loop is that ran last: 0 of any, 2 of the best."},
     {"nearby", core_nearby, METH_VARARGS,
      "nearby(signs, query, wanted, entries, (tile, begin, size, limit), /)\n--\n\n"
      "The rows that differ from a query in the fewest bits: see search/distances.py."},
@@ -162,7 +164,7 @@ static const struct {
     {&core.nested, "nested"},
     {&core.inner, "inner"},
     {&core.readers, "readers"},
-    {&core.look, "look"},
+    {&core.catch_up, "catch_up"},
     {&core.sample, "sample"},
     {&core.instead, "_instead"},
     {&core.embedding_instead, "_embedding_instead"},

@@ -37,13 +37,13 @@ static inline float total(const lanes *sums)
 
 static way best_way(void)
 {
-    if (__builtin_cpu_supports("avx512f"))
-        return by_avx512;
-    return __builtin_cpu_supports("avx2") ? by_avx2 : anywhere;
+    static const way ways[] = {anywhere, by_avx2, by_avx512};
+    return ways[loop_for(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx2"))];
 }
 #else
 static way best_way(void)
 {
+    loop_for(0, 0);
     return anywhere;
 }
 #endif

@@ -39,13 +39,13 @@ typedef struct {
 
 static const kind *best_kind(void)
 {
-    if (__builtin_cpu_supports("avx512f"))
-        return &avx512_kind;
-    return __builtin_cpu_supports("avx2") ? &avx2_kind : &any_kind;
+    static const kind *const kinds[] = {&any_kind, &avx2_kind, &avx512_kind};
+    return kinds[loop_for(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx2"))];
 }
 #else
 static const kind *best_kind(void)
 {
+    loop_for(0, 0);
     return &any_kind;
 }
 #endif
@@ -75,9 +75,8 @@ static const float *row_at(const scores *in, size_t i)
     return in->matrix + in->dim * (row < in->there ? row : in->there - 1);
 }
 
-static void score(const scores *in)
+static void score(const scores *in, const kind *add)
 {
-    const kind *add = best_kind();
     size_t ahead = in->dim < AHEAD ? AHEAD / in->dim : 1;
     for (size_t i = 0; i < in->count; i++) {
         if (i + ahead < in->count) {
@@ -122,8 +121,9 @@ PyObject *core_sums(PyObject *Py_UNUSED(module), PyObject *args)
     if (fits && !(fits = is_sound(&in, &matrix, &rows, &query, &out, &squares)))
         PyErr_SetString(PyExc_ValueError, "a matrix, rows, a query and sums that do not fit each other");
     if (fits) {
+        const kind *add = best_kind();
         Py_BEGIN_ALLOW_THREADS
-        score(&in);
+        score(&in, add);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&matrix);

@@ -128,13 +128,13 @@ __attribute__((target("avx512f,avx512vpopcntdq"))) static void by_vectors(const 
 
 static way best_way(void)
 {
-    if (__builtin_cpu_supports("avx512vpopcntdq"))
-        return by_vectors;
-    return __builtin_cpu_supports("popcnt") ? by_popcnt : anywhere;
+    static const way ways[] = {anywhere, by_popcnt, by_vectors};
+    return ways[loop_for(__builtin_cpu_supports("avx512vpopcntdq"), __builtin_cpu_supports("popcnt"))];
 }
 #else
 static way best_way(void)
 {
+    loop_for(0, 0);
     return anywhere;
 }
 #endif

@@ -29,8 +29,8 @@ from .stats import Stats
 from .storage import fs
 from .storage.publish import LOCK_TIMEOUT, BuildReport
 from .storage.snapshot import Access, Snapshot, Verify
+from .text import html_of, number
 from .watch import Watch
-from .words import html_of, number
 
 if TYPE_CHECKING:
     from .sources.call import ChangedSince, Fetch, Fingerprint, Load

@@ -43,7 +43,7 @@ class PureFront(Generic[R_co]):
         watch = self._watch
         begun = time.monotonic()
         if begun >= watch.due or watch.word[0] != watch.seen:
-            watch.look(begun)
+            watch.catch_up(begun)
         reader = watch.view.readers.get(self._name)
         if reader is not None:
             try:
@@ -78,7 +78,7 @@ class PureFront(Generic[R_co]):
         watch = self._watch
         begun = time.monotonic()
         if begun >= watch.due or watch.word[0] != watch.seen:
-            watch.look(begun)
+            watch.catch_up(begun)
         reader = watch.view.readers.get(self._name)
         if reader is not None:
             try:

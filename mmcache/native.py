@@ -26,7 +26,7 @@ __all__ = [
 
 VARIABLE: Final = "MMCACHE_PURE"
 
-REVISION: Final = 5
+REVISION: Final = 6
 """Of what C and Python share; core/core.h has the same number."""
 
 Implementation = Literal["compiled", "pure"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TextIO, cast
 
-from .words import bytes_of, number, printable
+from .text import bytes_of, number, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

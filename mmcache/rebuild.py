@@ -26,9 +26,10 @@ from .lines import Lines
 from .logs import WARNING, log
 from .options import Options
 from .progress import shown
-from .sharing import levers, metrics
+from .sharing import metrics
 from .sharing.announce import Announcer
 from .sharing.job import Job
+from .sharing.levers import read_levers
 from .sharing.page import Page
 from .sharing.publishing import build_once
 from .sources.base import Source
@@ -152,7 +153,7 @@ class Rebuilder:
             lock: Descriptor | None = buildlock.take(directory, 0.0)
         try:
             assert lock is not None
-            if last_build(page) != heard or levers.look(path).held:
+            if last_build(page) != heard or read_levers(path).held:
                 return False
             log.info("%s: rebuilding, because %s", path, why, extra={"event": "rebuild_started", "path": path})
             executor = self.options.executor

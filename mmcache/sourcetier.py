@@ -102,7 +102,7 @@ class SourceTier:
                 self._missed(keys)
                 return [None] * len(keys)
             answers = list(self._plain(self.source.fetch(self._collection(), keys)))
-        except Exception as error:  # noqa: BLE001 (raised again by `stand_in` unless the file may answer)
+        except Exception as error:  # noqa: BLE001 (raised again by `stale_if_error` unless the file may answer)
             return self._from_file(keys, cause, error)
         # A row that is left out of all else is given to a lookup as the source has it.
         raw = [self._living(row.record if isinstance(row, Invalid) else row) for row in answers]
@@ -191,7 +191,7 @@ class SourceTier:
             assert schema is not None
             found = Selection.from_source(self._admitted(source.find(schema.name, query), chosen=True), schema)
         except Exception as error:
-            reader = self.stand_in(cause, error)
+            reader = self.stale_if_error(cause, error)
             if not set(query).issubset(reader.schema.index):
                 raise
             return reader.find(query)
@@ -211,7 +211,7 @@ class SourceTier:
         except Exception as error:
             if isinstance(error, SearchTimeoutError):
                 raise
-            reader = self.stand_in(cause, error)
+            reader = self.stale_if_error(cause, error)
             if not set(query).issubset(reader.schema.index):
                 raise
             return reader.find(query).nearest_many(matrix, k, **options)
@@ -233,7 +233,7 @@ class SourceTier:
                 assert schema is not None
                 return Selection.from_source(self._admitted(reading.records(schema.name)), schema)
         except Exception as error:  # noqa: BLE001 (as in `fetch`)
-            whole = self.stand_in(cause, error)
+            whole = self.stale_if_error(cause, error)
             return whole.everything() if isinstance(whole, Overlay) else whole
 
     def count(self, cause: str) -> int:
@@ -249,7 +249,7 @@ class SourceTier:
                     count if count is not None else sum(1 for _ in self._admitted(reading.records(self._collection())))
                 )
         except Exception as error:  # noqa: BLE001 (as in `fetch`)
-            return len(self.stand_in(cause, error))
+            return len(self.stale_if_error(cause, error))
 
     def records(self, cause: str) -> Iterator[Record]:
         """All records, streamed. The file stands in only before the first was given."""
@@ -262,7 +262,7 @@ class SourceTier:
         except Exception as error:
             if given:
                 raise
-            yield from self.stand_in(cause, error).all_records()
+            yield from self.stale_if_error(cause, error).all_records()
 
     def terms(self, field: str, cause: str) -> dict[Term, int]:
         """The values of an indexed field and how many records have each, in the order of terms. Reads all records."""
@@ -274,7 +274,7 @@ class SourceTier:
                         for term in terms_in(detached(*record), field):
                             counts[term] = counts.get(term, 0) + 1
         except Exception as error:
-            reader = self.stand_in(cause, error)
+            reader = self.stale_if_error(cause, error)
             if field not in reader.schema.index:
                 raise
             return reader.terms(field)
@@ -295,7 +295,7 @@ class SourceTier:
         self._watch.counting.add_fallback("invalidated", len(records), time.perf_counter() - begun)
         return Overlay(collection, keys, chosen.values(), gone)
 
-    def stand_in(self, cause: str, error: Exception) -> FileCollection | Overlay:
+    def stale_if_error(self, cause: str, error: Exception) -> FileCollection | Overlay:
         """What is read as a whole of the file, in the place of a source that has just failed, if it may answer, which
         dirty ids forbid; else raises the source's error."""
         view, other = self._watch.view, self._other_view(cause, error)
@@ -307,7 +307,7 @@ class SourceTier:
     def _other_view(self, cause: str, error: Exception) -> View:
         """The view in which the file answers, if it may; else raises the source's error."""
         view: View = self._watch.view
-        other = view.stand_in() if view.decision.stale_if_error and cause == view.cause else view
+        other = view.stale_if_error() if view.decision.stale_if_error and cause == view.cause else view
         if other is view or self._name not in other.readers:
             raise _told(error)
         return other

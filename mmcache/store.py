@@ -183,7 +183,7 @@ class Store:
             raise StoreError(f"{name}: the server does not answer range requests", path=self.url)
         return iter(found.stream(min_chunk_size=2**20))
 
-    def look(self, name: str) -> Found | None:
+    def stat(self, name: str) -> Found | None:
         """An object, without its bytes; None where there is none."""
         found = self._there(f"look at {name}", lambda: self._library.head(self._objects(), name))
         return None if found is None else Found.of(found, name)
@@ -217,7 +217,7 @@ class Store:
         """A new object under a name of its own. Raises StoreError, too, where the store has another size afterwards."""
         part = max(_PART, -(-size // _MOST_PARTS))
         self._done(f"write {name}", lambda: self._put(name, iter(pieces), chunk_size=part))
-        found = self.look(name)
+        found = self.stat(name)
         if found is None or found.size != size:
             there = "is absent" if found is None else f"has {found.size} bytes"
             raise StoreError(f"{name} {there} after {size} bytes were written", path=self.url)

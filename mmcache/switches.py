@@ -18,7 +18,7 @@ __all__ = ["Switches"]
 
 
 class Switches:
-    """held, resumed, disabled: why, or "". As of the last look, which reads do not take.
+    """held, resumed, disabled: why, or "". As last read, which no read of a record does.
 
     A cache without a source goes on with the file: only MMCACHE_DISABLE disables it.
     """
@@ -33,9 +33,9 @@ class Switches:
         self._has_source = has_source
         self._files = LeverFiles(path, refused)
 
-    def look(self) -> bool:
+    def read(self) -> bool:
         """Whether reads are sent to the source. Three `stat`s."""
-        self.held, disabled, self.resumed = self._files.look()
+        self.held, disabled, self.resumed = self._files.read()
         if is_disabled():
             disabled = BY_ENVIRONMENT
         elif not self._has_source:
@@ -48,7 +48,7 @@ class Switches:
     def heard(self, event: Event, _: Head) -> None:
         """A listener of `Hearing`."""
         if event.kind is Kind.LEVER:
-            self.look()
+            self.read()
 
 
 class _Draw:

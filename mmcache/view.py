@@ -54,7 +54,7 @@ class View:
         """Why the source answers where the file does not."""
         return self.decision.cause
 
-    def stand_in(self) -> View:
+    def stale_if_error(self) -> View:
         """The view in which the file answers although it is not its turn, because the source has failed."""
         return View(self.decision._replace(serves=True), self.snapshot)
 

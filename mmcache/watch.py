@@ -112,11 +112,11 @@ class Watch(Watched):
         """
         now = time.monotonic()
         if now >= self.due or self.word[0] != self.seen:
-            self.look(now)
+            self.catch_up(now)
         view = self.view
         return self._attached() if view.snapshot is None else view
 
-    def look(self, now: float) -> None:
+    def catch_up(self, now: float) -> None:
         """Find out what is new: what was said, and once in `check_interval` everything else."""
         renew_if_forked()
         known = self._known
@@ -127,7 +127,7 @@ class Watch(Watched):
             self.due = now + (min(every, _RETRY) if self.view.snapshot is None else every)
             if self.view is not NOTHING:  # else the file is about to be opened, which polls
                 self._poller.poll()
-            elif known.switches.look():
+            elif known.switches.read():
                 self.counting.note_gauges(self.path, self.options.label, 0, [])
         before = self.view.decision.rebuild
         if self.word[0] != self.seen:
@@ -172,7 +172,7 @@ class Watch(Watched):
             return False
         self.due = time.monotonic() + self.options.check_interval
         self._poller.poll(None)
-        self.look(time.monotonic())
+        self.catch_up(time.monotonic())
         return self.files.snapshot is not old
 
     # --- hearing
@@ -242,7 +242,7 @@ class Watch(Watched):
         if self._known.is_closed:
             return
         with self._lock:
-            self._known.switches.look()
+            self._known.switches.read()
             self._renew_page()
             if self.hearing.page is not None:
                 if (snapshot := self.files.snapshot) is not None and not self.hearing.is_based_on(snapshot.header):
@@ -376,7 +376,7 @@ class Watch(Watched):
         files, known = self.files, self._known
         if known.is_closed:
             raise closed(self.path)
-        if known.switches.disabled or (self.view is NOTHING and known.switches.look()):
+        if known.switches.disabled or (self.view is NOTHING and known.switches.read()):
             if self.view is NOTHING:
                 self._poller.poll(0.0)  # which lets others see this worker
             with self._lock:
@@ -459,7 +459,7 @@ class Watch(Watched):
                 self.path, self.page_now, collection, ids, reason=reason, hard=hard, counting=self.counting.counters
             )
         finally:
-            self.look(time.monotonic())
+            self.catch_up(time.monotonic())
 
     def page_now(self) -> Page:
         """The page that is shared now, to be written to. Raises ClosedError."""

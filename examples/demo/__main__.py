@@ -22,7 +22,7 @@ from typing import Any
 
 from mmcache import MmcacheError
 from mmcache.cli.output import Output
-from mmcache.words import span
+from mmcache.text import span
 
 from .steps import WORKERS, Demo
 

@@ -25,7 +25,7 @@ from mmcache.sharing.counters import read_fleet
 from mmcache.sharing.publishing import rebuild
 from mmcache.storage import buildlock, fs
 from mmcache.storage.verify import verify_bytes
-from mmcache.words import bytes_of, number, plural, printable, span
+from mmcache.text import bytes_of, number, plural, printable, span
 
 from .bank import write_bank
 from .lookups import compare

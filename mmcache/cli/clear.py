@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import Final
 
-from ..words import printable
+from ..text import printable
 from .options import ERROR, OK, UsageError, file_argument, setting
 from .output import Output
 from .rebuild import add_timeout, report

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Final
 
-from ..words import number, printable, short
+from ..text import number, printable, short
 from .options import FILE_COMPLETION, OK
 from .output import Output
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from ..words import printable
+from ..text import printable
 from .options import OK, file_argument
 from .output import Output
 from .rollback import add_reason

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import MissingFileError, MmcacheError, UnusableFileError
-from ..words import ago, number, plural, printable, source_path, span
+from ..text import ago, number, plural, printable, source_path, span
 from .options import ERROR, FILE_COMPLETION, OK, add_policy, policy_of
 from .output import Output
 
@@ -276,9 +276,9 @@ def _source(layout: Layout, path: str) -> Check:
 
 def _freshness(path: str, policy: Policy) -> Check:
     from .doctor_directory import Check
-    from .status import look
+    from .status import report_of
 
-    status = look(path, policy).status
+    status = report_of(path, policy).status
     text = f"{status.state}: {status.why}"
     if status.state in ("fresh", "stale"):
         return Check("freshness", "ok", text)
@@ -292,7 +292,7 @@ def _freshness(path: str, policy: Policy) -> Check:
 
 
 def _control_page(path: str) -> Check:
-    from ..sharing.attach import look
+    from ..sharing.attach import open_existing
     from ..sharing.page import page_path
     from ..storage.pagefile import open_page_file
     from .doctor_directory import Check
@@ -305,7 +305,7 @@ def _control_page(path: str) -> Check:
     if file is None:
         return Check(name, "ok", "there is none yet: the first worker makes it")
     file.close()
-    page = look(os.path.abspath(path))
+    page = open_existing(os.path.abspath(path))
     if page is None:
         text = "is damaged, a copy, of another version, or from before this machine started"
         return Check(name, "warn", text, "nothing: the next worker puts another in its place")
@@ -318,18 +318,18 @@ def _control_page(path: str) -> Check:
 
 
 def _builds(path: str) -> Check:
-    from ..sharing.attach import look
+    from ..sharing.attach import open_existing
     from ..storage import shared
     from ..storage.names import lock_name
     from .doctor_directory import Check
 
-    page = look(os.path.abspath(path))
+    page = open_existing(os.path.abspath(path))
     head = page.head() if page is not None else None
     builder = head.builder if head is not None else None
     failure = page.failure if page is not None else None
     if page is not None:
         page.close()
-    if shared.is_held(lock_name(path)):
+    if shared.is_locked(lock_name(path)):
         if builder is None:
             return Check("builds", "ok", "a process holds the build lock")
         age = time.monotonic() - builder.since
@@ -352,7 +352,7 @@ def _leftovers(path: str) -> Check:
     left = fs.leftovers(path)
     if not left:
         return Check("leftovers", "ok", "no temporary files")
-    if shared.is_held(lock_name(path)):
+    if shared.is_locked(lock_name(path)):
         return Check("leftovers", "ok", f"{plural(len(left), 'temporary file')}, of the build that is running")
     text = f"{plural(len(left), 'temporary file')} of builds that died: {', '.join(map(os.path.basename, left))}"
     return Check("leftovers", "warn", text, "nothing: the next build removes them")

@@ -29,7 +29,7 @@ from ..sharing.page import Page
 from ..storage import buildlock, fs, shared
 from ..storage.names import control_name, lock_name, wake_name
 from ..storage.trust import VARIABLE, accepts_mode
-from ..words import bytes_of, printable, span
+from ..text import bytes_of, printable, span
 
 __all__ = ["Check", "check_directory"]
 

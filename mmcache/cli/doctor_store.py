@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from ..errors import MmcacheError, StoreError
-from ..words import span
+from ..text import span
 from .doctor_directory import Check
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _lists(store: Store, name: str) -> Check:
 
 
 def _clock(store: Store, name: str) -> Check:
-    found = store.look(name)
+    found = store.stat(name)
     if found is None:
         return Check("clock", "fail", f"{name} is gone")
     ahead = found.modified.timestamp() - time.time()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import NoneType
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from ..words import bytes_of, plural, printable
+from ..text import bytes_of, plural, printable
 from .get import add_reading, collection_of, open_snapshot
 from .jsontext import dumps, plain
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, names

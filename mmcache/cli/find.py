@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
 from ..query import follow, path_of
-from ..words import number, plural, short
+from ..text import number, plural, short
 from .get import add_reading, collection_of, fields_of, open_snapshot
 from .options import OK, UsageError, count, file_argument
 from .output import Output

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ..sharing.alerts import DAY, TARGET
 from ..sharing.fleet import Event, Fleet, Histogram, Worker, answers_of
 from ..sharing.metrics import FAMILIES, Family, Metric
-from ..words import ago, bytes_of, number, plural, printable, short, span
+from ..text import ago, bytes_of, number, plural, printable, short, span
 from .output import Output
 
 __all__ = ["render", "render_workers", "to_json"]

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
-from ..words import ago, printable, span
+from ..text import ago, printable, span
 from .options import FILE_COMPLETION, MISSING, OK, UsageError, count, file_argument, seconds, setting
 from .output import Output
 from .rebuild import add_timeout

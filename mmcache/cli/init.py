@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-from ..words import number, plural, printable
+from ..text import number, plural, printable
 from .options import FILE_COMPLETION, OK, UsageError, file_argument
 from .output import Output
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import CorruptFileError
 from ..format.curves import WHOLE
 from ..format.header import KINDS
-from ..words import number, plural, printable, short
+from ..text import number, plural, printable, short
 from .jsontext import dumps
 from .options import CORRUPT, OK, UsageError, count, file_argument
 from .output import Output

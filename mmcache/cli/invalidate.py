@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import CorruptFileError
 from ..presets.reasons import ALIASES
 from ..storage.describe import layout_from_file_or_backup
-from ..words import plural, printable
+from ..text import plural, printable
 from .files import layout_of
 from .keys import keys_of, types_in
 from .options import FILE_COMPLETION, OK, UsageError, file_argument, one_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
 from ..format.curves import WHOLE
-from ..words import number, printable
+from ..text import number, printable
 from .get import add_reading, collection_of, open_snapshot
 from .nearest import array_of_npy
 from .options import FILE_COMPLETION, OK, UsageError, count, file_argument

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
 from ..schema import MAX_DIM
-from ..words import plural, short
+from ..text import plural, short
 from .find import cell_of
 from .get import add_reading, collection_of, fields_of, found_of, open_snapshot
 from .options import ERROR, FILE_COMPLETION, OK, UsageError, count, file_argument

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 from ..progress import Step, console_of, shown, unseen, wants_colour
-from ..words import printable, short
+from ..text import printable, short
 
 __all__ = ["Output", "Step"]
 

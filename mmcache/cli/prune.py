@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Final
 
-from ..words import bytes_of, plural, printable
+from ..text import bytes_of, plural, printable
 from .options import OK, UsageError, count
 from .output import Output
 from .releases import url_argument

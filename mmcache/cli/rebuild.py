@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from ..schema import DTYPES, ON_DUPLICATE, ON_INVALID
-from ..words import bytes_of, plural, printable, span
+from ..text import bytes_of, plural, printable, span
 from .options import FILE_COMPLETION, OK, UsageError, add_policy, count, file_argument, policy_of, seconds, setting
 from .output import Output
 
@@ -127,9 +127,9 @@ def _given(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _seen(arguments: argparse.Namespace, source_override: str | None) -> StatusReport:
-    from .status import look
+    from .status import report_of
 
-    return look(arguments.file, policy_of(arguments), source_override, _given(arguments))
+    return report_of(arguments.file, policy_of(arguments), source_override, _given(arguments))
 
 
 def _report_fresh(seen: StatusReport, output: Output) -> None:

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from ..words import ago, bytes_of, number, plural, printable, short
+from ..text import ago, bytes_of, number, plural, printable, short
 from .options import OK, UsageError, count
 from .output import Output
 

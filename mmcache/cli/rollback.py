@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Final
 
-from ..words import printable
+from ..text import printable
 from .options import OK, UsageError, count, file_argument, setting
 from .output import Output
 from .rebuild import add_timeout
@@ -41,7 +41,7 @@ def add_reason(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from ..sharing.levers import look
+    from ..sharing.levers import read_levers
     from ..sharing.operate import rollback
 
     path: str = arguments.file
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise UsageError("--to names a release of a store: mmcache rollback URL --to N")
     done = rollback(path, timeout=setting(arguments, "timeout"), reason=arguments.reason)
     if output.json:
-        output.document({**asdict(done), "held": look(path).held})
+        output.document({**asdict(done), "held": read_levers(path).held})
         return OK
     output.say(f"{printable(path)}: generation {done.generation} has the records of the backup, and is held")
     output.note(f"to end that: mmcache rebuild {printable(path)}, or mmcache resume {printable(path)}")

@@ -18,7 +18,7 @@ from ..errors import MmcacheError, UnusableFileError
 from ..format.header import Header
 from ..format.layout import CollectionLayout, Layout
 from ..storage.names import backup_name
-from ..words import ago, bytes_of, number, plural, printable, short, source_path, span
+from ..text import ago, bytes_of, number, plural, printable, short, source_path, span
 from . import fleet
 from .files import layout_of
 from .options import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..sharing.status import Status
     from ..sources.base import Source
 
-__all__ = ["HELP", "StatusReport", "add_arguments", "look", "run", "source_of"]
+__all__ = ["HELP", "StatusReport", "add_arguments", "report_of", "run", "source_of"]
 
 HELP: Final = """\
 Say what a cache file is, whether it is fresh, and what the workers that have it open are doing.
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         return _check(path, policy, _rules(arguments), output)
     if arguments.watch is not None:
         _watch(arguments, path, policy, output)
-    seen = look(path, policy)._replace(window=setting(arguments, "window"))
+    seen = report_of(path, policy)._replace(window=setting(arguments, "window"))
     if output.json:
         output.document(_to_json(seen))
     if seen.error is not None:
@@ -140,15 +140,15 @@ class StatusReport(NamedTuple):
     window: float = 600.0
 
 
-def look(
+def report_of(
     path: str, policy: Policy, source_override: str | None = None, given: Mapping[str, Any] | None = None
 ) -> StatusReport:
     """At everything; changes nothing. source_override: where the source is now. given: as of `from_spec`."""
-    seen = _look(path, policy, source_override, given)
+    seen = _report_of(path, policy, source_override, given)
     for _ in range(3):
         if _is_of_one_file(seen):
             break
-        seen = _look(path, policy, source_override, given)  # another file was published between the two looks
+        seen = _report_of(path, policy, source_override, given)  # another file was published between the two looks
     return seen
 
 
@@ -158,7 +158,7 @@ def _is_of_one_file(seen: StatusReport) -> bool:
     return seen.error is None or seen.status.state in (seen.error.cause, "disabled")
 
 
-def _look(path: str, policy: Policy, source_override: str | None, given: Mapping[str, Any] | None) -> StatusReport:
+def _report_of(path: str, policy: Policy, source_override: str | None, given: Mapping[str, Any] | None) -> StatusReport:
     from ..options import is_disabled
     from ..sharing.status import status_of
     from ..sources import closing
@@ -224,7 +224,7 @@ def _rules(arguments: argparse.Namespace) -> Rules:
 def _check(path: str, policy: Policy, rules: Rules, output: Output) -> int:
     from ..sharing.status import check
 
-    seen = look(path, policy)._replace(window=rules.window)
+    seen = report_of(path, policy)._replace(window=rules.window)
     alerts: list[Alert] = check(seen.status, rules, time.time())
     if output.json:
         broken = [dataclasses.asdict(alert) for alert in alerts]
@@ -246,7 +246,7 @@ def _watch(arguments: argparse.Namespace, path: str, policy: Policy, output: Out
     every, seconds = arguments.watch, setting(arguments, "window")
     with _screen(output) as show:
         while True:
-            show(look(path, policy)._replace(window=seconds))
+            show(report_of(path, policy)._replace(window=seconds))
             if sys.stdout is not None:
                 sys.stdout.flush()
             if had_terminal and not output.is_terminal:  # to rich it is a file from now on, and it writes no more
@@ -308,13 +308,13 @@ def _created(header: Header) -> datetime | None:
 
 
 def _to_json(seen: StatusReport) -> dict[str, Any]:
-    from ..sharing.levers import look as look_at_levers
+    from ..sharing.levers import read_levers
     from .follow import to_json as following_to_json
 
     status = seen.status
     now = time.monotonic()
     builder, failure = status.builder, status.failure
-    levers = look_at_levers(seen.path)
+    levers = read_levers(seen.path)
     found: dict[str, Any] = {"path": seen.path, "state": status.state, "why": status.why}
     found |= {"held": levers.held or None, "disabled": levers.disabled or None}
     if seen.error is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ..schema import DTYPES, MAX_NAME_BYTES
-from ..words import number, plural
+from ..text import number, plural
 
 __all__ = ["SAMPLE", "Choice", "Survey", "can_be_named", "choices", "is_unique"]
 

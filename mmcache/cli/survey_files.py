@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Final
 
 from ..schema import Schema
-from ..words import number
+from ..text import number
 from .options import UsageError
 from .survey import SAMPLE, Survey, is_unique
 

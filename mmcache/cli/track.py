@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..schema import Schema
-from ..words import number, plural, printable
+from ..text import number, plural, printable
 from .options import FILE_COMPLETION, OK, UsageError, count, names
 from .output import Output
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import UnusableFileError
-from ..words import bytes_of, plural, printable, span
+from ..text import bytes_of, plural, printable, span
 from .files import opened
 from .options import OK, file_argument
 from .output import Output, Step

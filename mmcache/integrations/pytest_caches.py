@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Unpack, overload
 
 from ..shown import internal
-from ..words import bytes_of, number, plural, printable, span
+from ..text import bytes_of, number, plural, printable, span
 
 if TYPE_CHECKING:
     from ..cache import Cache

@@ -29,7 +29,7 @@ from ..cache import Cache
 from ..errors import SourceError
 from ..storage.record import Record
 from ..storage.selection import Selection
-from ..storage.snapshot import FileCollection, Place, Snapshot
+from ..storage.snapshot import CollectionRef, FileCollection, Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,7 +97,7 @@ class MmcacheDataset(Dataset[Any]):
                     "leave them out with drop_missing=True"
                 )
             rows = rows[has]
-        self._at: FileCollection | Place = collection
+        self._at: FileCollection | CollectionRef = collection
         self._rows = rows
         self._names = names
         self._fields = {name for name in names if name != embedding}
@@ -135,16 +135,16 @@ class MmcacheDataset(Dataset[Any]):
         return list(columns[0]) if self._is_one else list(zip(*columns, strict=True))
 
     def _collection(self) -> FileCollection:
-        if isinstance(self._at, Place):
+        if isinstance(self._at, CollectionRef):
             self._at = self._at.collection()
         return self._at
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_at": self._at.place()}
+        return self.__dict__ | {"_at": self._at.ref()}
 
     def __repr__(self) -> str:
-        place = self._at.place()
-        return f"<MmcacheDataset {place.path!r}, generation {place.generation}, {len(self)} of {place.name!r}>"
+        ref = self._at.ref()
+        return f"<MmcacheDataset {ref.path!r}, generation {ref.generation}, {len(self)} of {ref.name!r}>"
 
 
 def _rows_of(of: Cache | Snapshot | FileCollection | Selection) -> tuple[FileCollection, NDArray[np.uint32]]:
@@ -157,7 +157,7 @@ def _rows_of(of: Cache | Snapshot | FileCollection | Selection) -> tuple[FileCol
         return of, np.arange(len(of), dtype=np.uint32)
     if isinstance(of, Selection):
         collection = of._collection
-        if not of.complete or not isinstance(collection, FileCollection | Place):
+        if not of.complete or not isinstance(collection, FileCollection | CollectionRef):
             raise SourceError(
                 f"{len(of) - len(of.rows)} of {len(of)} records are the source's answer, and only a file has rows: "
                 "pin a snapshot, or use where(..., snapshot=True)"

@@ -33,7 +33,7 @@ from ..progress import Shown, Step, shown, unseen
 from ..sharing.announce import Announcer
 from ..sharing.attach import attach
 from ..sharing.following import Following, following, say_polled, tell
-from ..sharing.levers import look as look_at_levers
+from ..sharing.levers import read_levers
 from ..sharing.operate import settle
 from ..sharing.page import MovedError
 from ..sources.base import Source
@@ -151,7 +151,7 @@ class Follower:
         if number is None:
             self._newest = newest
             return replace(seen, error="every release was withdrawn: the file stays as it is", behind=0.0)
-        levers = look_at_levers(self.path)
+        levers = read_levers(self.path)
         if levers.rolled_back:  # then the file is of no release
             seen = replace(seen, release=None, behind=seen.behind or time.time())
         if levers.held:

@@ -115,9 +115,9 @@ class Keeper:
         """Of a poller: see that the store is polled. Raises nothing."""
         with Turn(self._turn, 0.0) as is_ours:  # Case: a read waits for the first file while a poll is due
             if is_ours:
-                self._look()
+                self._start_what_is_due()
 
-    def _look(self) -> None:
+    def _start_what_is_due(self) -> None:
         self._reap()
         self._ask_to_mend()
         now = time.monotonic()

@@ -68,7 +68,7 @@ class ReleaseLog:
             found = self.newest(known)
             self._listed = begun
             return found
-        return known if self.store.look(entry_path(known.number + 1)) is None else self.newest(known)
+        return known if self.store.stat(entry_path(known.number + 1)) is None else self.newest(known)
 
     def numbers(self) -> list[int]:
         """Of all entries, ascending."""
@@ -98,7 +98,7 @@ class ReleaseLog:
             listed = self.store.listed("generations", entry_path(after) if after else "")
             return max((n for one in listed if (n := number_of(one.name)) is not None), default=after)
         after = max(after, self._hinted())
-        while step := next((n for n in range(1, _ABSENT + 1) if self.store.look(entry_path(after + n)) is not None), 0):
+        while step := next((n for n in range(1, _ABSENT + 1) if self.store.stat(entry_path(after + n)) is not None), 0):
             after += step
         return after
 

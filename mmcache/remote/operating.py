@@ -191,7 +191,7 @@ def prune(url: str, *, keep: int = 5, older_than: float = 7 * 86_400.0, dry_run:
     """
     keep, age = at_least_one("keep", keep), timedelta(seconds=seconds("older_than", older_than))
     pruning = _Pruning(Store(url), keep, age)
-    return pruning.look() if dry_run else pruning.run()
+    return pruning.dry_run() if dry_run else pruning.run()
 
 
 class _Operation:
@@ -248,7 +248,7 @@ class _Pruning:
         self._older_than = older_than
         self._plan = _Plan(1, (), ())
 
-    def look(self) -> Pruned:
+    def dry_run(self) -> Pruned:
         newest = self.log.newest()
         return Pruned([], [], 0) if newest is None else self._planned(newest).report()
 
@@ -296,7 +296,7 @@ class _Pruning:
     def _now(self) -> datetime:
         """By the store's clock, which is another than ours: of an object that is put now."""
         self.store.hint(_CLOCK, b"{}")
-        found = self.store.look(_CLOCK)
+        found = self.store.stat(_CLOCK)
         if found is None:
             raise StoreError(f"{_CLOCK} cannot be put, so the store's time is not known", path=self.store.url)
         return found.modified

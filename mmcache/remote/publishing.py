@@ -22,9 +22,9 @@ from ..format.header import Header
 from ..format.layout import Layout
 from ..logs import log
 from ..progress import Shown, Step, shown, unseen
-from ..sharing import levers
-from ..sharing.attach import look
+from ..sharing.attach import open_existing
 from ..sharing.decide import baseline_of
+from ..sharing.levers import read_levers
 from ..storage import fs
 from ..storage.names import backup_name
 from ..storage.verify import verify_bytes
@@ -134,7 +134,7 @@ def publish(
     ratio("min_records_ratio", min_records_ratio)
     public_url(url)
     name = os.path.abspath(os.fspath(path))
-    if why := levers.look(name).rolled_back:
+    if why := read_levers(name).rolled_back:
         raise ReleaseError(
             f"it is {why}, and says of older records that they are of then; rebuild it, or go back in the store with "
             "mmcache rollback URL",
@@ -211,7 +211,7 @@ def _validate(path: str, layout: Layout, before: File | None, ratio: float, chec
 
 def _header_now(path: str, layout: Layout) -> Header:
     """The file's own, with the time and the fingerprint of the last rebuild that found it unchanged."""
-    page = look(path)
+    page = open_existing(path)
     if page is None:
         return layout.header
     with contextlib.closing(page):

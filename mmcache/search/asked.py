@@ -89,9 +89,9 @@ class Search(NamedTuple):
     @property
     def between(self) -> Callable[[], None]:
         """To be called between two chunks. Raises SearchTimeoutError."""
-        return self._look
+        return self._check_deadline
 
-    def _look(self) -> None:
+    def _check_deadline(self) -> None:
         if time.monotonic() >= self.until:
             raise SearchTimeoutError("the deadline has passed before all records were searched; none of them is given")
 
@@ -109,7 +109,9 @@ def _checked(matrix: ArrayLike, dim: int, metric: Metric) -> NDArray[np.float32]
         raise ValueError("the vector has masked numbers: fill them first")
     if given.dtype.kind not in "fiub":
         raise TypeError(f"a vector has numbers, not {given.dtype}")
-    if given.ndim != 2 or (dim and given.shape[1] != dim):
+    if dim and given.shape == (dim,):
+        raise ValueError(f"one vector of {dim} numbers, where a list of vectors is expected")
+    if given.ndim != 2 or given.shape[1] != (dim or max(1, given.shape[1])):
         shape = given.shape[1:] if given.shape[:1] == (1,) else given.shape
         expected = f"({dim},)" if dim else "(dim,)"
         raise ValueError(f"a vector of shape {expected} is expected, one for each search; found {shape}")

@@ -35,7 +35,7 @@ from .page import (
     wake_path,
 )
 
-__all__ = ["PATIENCE", "attach", "look", "sweep"]
+__all__ = ["PATIENCE", "attach", "open_existing", "sweep"]
 
 PATIENCE: Final = 0.02
 """Seconds that a read waits for the page lock when it has to make a page."""
@@ -73,7 +73,7 @@ def attach(path: str, *, previous: Page | None = None, lost: bool = False, patie
         return private_page(path, str(error), watched=denied)
 
 
-def look(path: str) -> Page | None:
+def open_existing(path: str) -> Page | None:
     """The page of the cache file at a path, if there is one that can be used now."""
     try:
         return _usable(path)

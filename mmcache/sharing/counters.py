@@ -308,7 +308,7 @@ def read_fleet(path: str) -> Fleet:
     for counters in _living():
         if counters._path == path:
             counters.flush()
-    return _fleet({where: (found, shared.is_held(where)) for where, found in _found(path)})
+    return _fleet({where: (found, shared.is_locked(where)) for where, found in _found(path)})
 
 
 def _found(path: str) -> Iterator[tuple[str, Found]]:

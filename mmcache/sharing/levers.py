@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 from ..errors import UntrustedPathError, UnusableFileError
 from ..storage import fs
 from ..storage.names import disabled_name, hold_name, resumed_name
-from ..words import printable
+from ..text import printable
 
-__all__ = ["BY_ENVIRONMENT", "LeverFiles", "Levers", "look", "when"]
+__all__ = ["BY_ENVIRONMENT", "LeverFiles", "Levers", "read_levers", "when"]
 
 BY_ENVIRONMENT: Final = "MMCACHE_DISABLE sends every read to the source"
 _LONGEST: Final = 512
@@ -49,7 +49,7 @@ class LeverFiles:
         self._paths = hold_name(path), disabled_name(path), resumed_name(path)
         self._seen: dict[str, tuple[fs.Identity | None, str]] = {}
 
-    def look(self) -> Levers:
+    def read(self) -> Levers:
         held, disabled, resumed = map(self._line, self._paths)
         return Levers(
             held and f"held {held}",
@@ -94,9 +94,9 @@ def _is_trusted(path: str) -> bool:
     return True
 
 
-def look(path: str) -> Levers:
+def read_levers(path: str) -> Levers:
     """The levers of a cache file, as of now."""
-    return LeverFiles(os.path.abspath(path)).look()
+    return LeverFiles(os.path.abspath(path)).read()
 
 
 def when(seconds: float) -> str:

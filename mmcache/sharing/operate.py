@@ -13,7 +13,7 @@ from ..storage import fs, levers as storage
 from ..storage.describe import layout_from_file_or_backup
 from ..storage.names import backup_name, control_name, disabled_name, hold_name, resumed_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport
-from ..words import printable
+from ..text import printable
 from .announce import Announcer
 from .decide import NO_FINGERPRINT
 from .events import Kind

@@ -27,10 +27,11 @@ from ..storage.descriptors import Descriptor
 from ..storage.fs import with_name
 from ..storage.publish import LOCK_TIMEOUT, BuildReport, Order, Serves
 from ..storage.trust import name_owners, uids_of
-from . import levers, metrics, operate
+from . import metrics, operate
 from .announce import Announcer
-from .attach import look
+from .attach import open_existing
 from .counters import WorkerCounters, record_event, remove
+from .levers import read_levers
 from .page import Page
 from .widening import as_found, schemas_of, still_there, widened
 
@@ -281,7 +282,7 @@ class _Need:
     def _is_after(self, there: Layout) -> bool:
         """Whether it was built, or found to be right, after it was asked for, and has the schemas that are needed."""
         # Case: a rollback came first. Its file says that it is of then, and has older records.
-        if self.asked_ns is None or levers.look(self.path).rolled_back:
+        if self.asked_ns is None or read_levers(self.path).rolled_back:
             return False
         # What is ahead of the clock, which then went back since, may be from any time.
         is_later = self.asked_ns < self.control.covered_ns(there.header) <= time.time_ns()
@@ -387,7 +388,7 @@ def clear(path: str | os.PathLike[str], *, timeout: float = LOCK_TIMEOUT, dry_ru
     found += remove(name, dry_run=dry_run)
     if not dry_run:
         operate.release(os.path.abspath(name))
-        page = look(name)
+        page = open_existing(name)
         if page is not None:
             Announcer(name, page).cleared()
             page.close()

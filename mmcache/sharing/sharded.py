@@ -76,7 +76,7 @@ class Sharded:
         self._run(tasks, made, progress, {} if progress is None else _counts(source))
         made.sort()
         if len(made) > 1:
-            _look_at_first(source, made[0])
+            _read_first_records(source, made[0])
         if fingerprint_of(source) != before:
             raise moved(source)
         if sent is not None:
@@ -211,7 +211,7 @@ def _dtypes(segments: Sequence[Segment]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _look_at_first(source: Source, first: Made) -> None:
+def _read_first_records(source: Source, first: Made) -> None:
     """For fields that none of them has, and that are misspelt: the first shard does that where it has enough of them.
 
     Raises BuildError.

@@ -20,14 +20,14 @@ from ..storage.fs import ReadFile
 from ..storage.names import lock_name
 from .alerts import Alert, Rules, broken
 from .asking import ask
-from .attach import look
+from .attach import open_existing
 from .counters import read_fleet
 from .decide import Decision, Facts, Rules as DecisionRules, Trouble, decide
 from .fleet import Fleet, State
 from .following import Following, following_now
 from .head import Builder, Failure
 from .hearing import Hearing
-from .levers import BY_ENVIRONMENT, look as look_at_levers
+from .levers import BY_ENVIRONMENT, read_levers
 from .page import MovedError, Page, private_page
 from .widening import promised_by, still_there
 
@@ -87,7 +87,7 @@ def status_of(
     of it; by default what a cache that opened it now would, with MMCACHE_DISABLE set where `disabled` says so.
     """
     path = os.path.abspath(path)
-    found = look(path)
+    found = open_existing(path)
     control = None if found is not None else "there is no control page: no worker has made one, or none can"
     header, layout, trouble = _header(path, source)
     with contextlib.closing(found or private_page(path, control)) as page:
@@ -108,7 +108,7 @@ def status_of(
         revalidated=hearing.baseline is not None and hearing.baseline.revalidated,
         dirty=decided.ids,
         control=control,
-        building=shared.is_held(lock_name(path)),
+        building=shared.is_locked(lock_name(path)),
         builder=None if head is None else head.builder,
         failure=failure,
         fleet=read_fleet(path),
@@ -127,7 +127,7 @@ def _facts(
     disabled: bool,
 ) -> Facts:
     """What a cache that opened the file now would decide by. Asks the source."""
-    levers = look_at_levers(hearing.path)
+    levers = read_levers(hearing.path)
     return Facts(
         now=time.time(),
         monotonic=time.monotonic(),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..schema import Schema
-from ..words import plural
+from ..text import plural
 from .lacking import read_by
 from .names import Origin, find_table, listed, origin_of, quoted, resolved
 from .triggers import PREFIX

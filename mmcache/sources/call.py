@@ -214,8 +214,10 @@ class CallableSource(BaseSource[R_co]):
             raise SourceError(f"fetch={described(fetch)} gave a {kind}, expected an iterable of mappings")
         items = found.values() if isinstance(found, Mapping) else found
         there = (item for item in items if item is not None)
-        place = f"record {{}} of fetch={described(fetch)}".format
-        return Keyed(schema, shape_records(schema, there, place, values_by=self._values, some=True), frozenset(wanted))
+        location = f"record {{}} of fetch={described(fetch)}".format
+        return Keyed(
+            schema, shape_records(schema, there, location, values_by=self._values, some=True), frozenset(wanted)
+        )
 
     # --- what has changed
 

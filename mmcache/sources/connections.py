@@ -31,7 +31,7 @@ from weakref import WeakSet, finalize
 from ..errors import SourceError
 from ..forks import in_child, renew_if_forked
 from ..owner import Within
-from ..words import open_files
+from ..text import open_files
 from .fingerprint import Stamp, stamp_of
 from .opening import Connect, Opening, what_it_lacks
 
@@ -184,7 +184,7 @@ class Connections:
                 connection.execute(f"PRAGMA busy_timeout = {round(1000 * self.timeout)}")
 
     def _take(self) -> Connection:
-        home, now = self._idle, self._look()
+        home, now = self._idle, self._stamp()
         while home:
             try:
                 connection = home.pop()
@@ -211,7 +211,7 @@ class Connections:
         self._open.add(connection)
         return connection.lend(self, home)
 
-    def _look(self) -> Stamp | None:
+    def _stamp(self) -> Stamp | None:
         try:
             return stamp_of(os.stat(self.path))
         except OSError:

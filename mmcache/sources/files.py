@@ -328,7 +328,7 @@ class FileReading:
                 yield from shape_records(
                     schema,
                     self._items(schema),
-                    self._place,
+                    self._location,
                     self._vectors(schema, held),
                     decoders=self._decoders[collection],
                     values_by=self.values_by,
@@ -375,7 +375,7 @@ class FileReading:
                     continue
                 yield item
 
-    def _place(self, ordinal: int) -> str:
+    def _location(self, ordinal: int) -> str:
         start, part = next((one for one in reversed(self._starts) if one[0] <= ordinal), (0, None))
         back = ordinal - self._seen
         known = self.lines and -len(self.lines) <= back < 0

@@ -45,7 +45,7 @@ Layout = tuple[tuple[Any, ...], Callable[[Any], tuple[Any, ...]]]
 def shape_records(
     schema: Schema,
     items: Iterable[Any],
-    place: Callable[[int], str],
+    location: Callable[[int], str],
     vectors: Iterator[Vector] | None = None,
     *,
     decoders: Decoders | None = None,
@@ -56,9 +56,9 @@ def shape_records(
 ) -> Iterator[SourceRecord | Invalid]:
     """Mappings as source records; a bad one as `refused`. Raises BuildError.
 
-    place: says where the item of an ordinal is, for messages.
+    location: says where the item of an ordinal is, for messages.
     vectors: the embeddings, one for each item, where the items do not hold them.
-    values_by: the rule for values; None where all are plain already, and each item is to be taken alone, as `place`
+    values_by: the rule for values; None where all are plain already, and each item is to be taken alone, as `location`
         knows only the last.
     adapter: makes mappings of the items, in place of the one that applies the schema's names and casts.
     some: these are not all records, and may lack fields that the schema names.
@@ -67,7 +67,9 @@ def shape_records(
     Records of the same fields share one `names`, whatever the order of the fields in each.
     """
     adapter = adapter or adapter_of(schema, values_by or Values())
-    shaper = _Shaper(schema, place, vectors, decode=decoders or Decoders(schema), values_by=values_by, adapter=adapter)
+    shaper = _Shaper(
+        schema, location, vectors, decode=decoders or Decoders(schema), values_by=values_by, adapter=adapter
+    )
     if some or shard:
         shaper.sought.fields.clear()
     if values_by is None:
@@ -87,7 +89,7 @@ class _Shaper:
     def __init__(
         self,
         schema: Schema,
-        place: Callable[[int], str],
+        location: Callable[[int], str],
         vectors: Iterator[Vector] | None,
         *,
         decode: Decoders,
@@ -95,7 +97,7 @@ class _Shaper:
         adapter: Adapter | None,
     ) -> None:
         self.schema = schema
-        self.place = place
+        self.location = location
         self.vectors = vectors
         self.decode = decode
         self.values_by = values_by
@@ -136,13 +138,13 @@ class _Shaper:
         except BuildError:
             raise  # of the source as a whole
         except ValueError as error:
-            reason = item.reason if type(item) is Unread else f"{self.place(self.ordinal)}: {error}"
+            reason = item.reason if type(item) is Unread else f"{self.location(self.ordinal)}: {error}"
             row: SourceRecord | Invalid = refused(schema, key, reason, self._raw(item), cause=error)
         else:
             row = SourceRecord(names, values, vector)
         if self.vectors is not None and given is None:
             rows = f"embeddings= has {self.ordinal} rows and there are more records; give each a row"
-            raise BuildError.of(schema.name, key, f"{self.place(self.ordinal)}: {rows}")
+            raise BuildError.of(schema.name, key, f"{self.location(self.ordinal)}: {rows}")
         self.ordinal += 1
         return row
 

@@ -70,7 +70,7 @@ class Objects:
     def _parts(self, suffixes: tuple[str, ...]) -> list[Part]:
         store = self._opened()
         if self.name and not self._is_pattern:
-            found = store.look(self.name)
+            found = store.stat(self.name)
             if found is not None:
                 return [Part(self.url, found=found)]
             if not store.can_list:

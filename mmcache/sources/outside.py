@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .fingerprint import Stamp, fingerprint_of, stamp_of, unsettled
 
-__all__ = ["Look", "Outside", "look_at"]
+__all__ = ["LastAnswer", "Outside", "outside_of"]
 
 
 class Outside(NamedTuple):
@@ -20,14 +20,14 @@ class Outside(NamedTuple):
     wait: float
 
 
-class Look(NamedTuple):
+class LastAnswer(NamedTuple):
     """What the files looked like from outside, once their times could tell, and what `fingerprint` made of it."""
 
     outside: bytes
     answer: bytes
 
 
-def look_at(path: str, attached: Iterable[str]) -> Outside:
+def outside_of(path: str, attached: Iterable[str]) -> Outside:
     """A database, those that are attached to it, and the -wal of each. An empty -wal is as good as none, since a reader
     creates one. Raises OSError where there is no database."""
     begun = time.time_ns()

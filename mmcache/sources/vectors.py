@@ -110,7 +110,7 @@ class VectorDecoder:
 
     def __call__(self, value: object) -> bytes | None:
         if self._doubts and _is_blob(value):
-            self._look(bytes(value))
+            self._learn_from(bytes(value))
         vector = vector_bytes(value, dim=self.dim, dtype=self.dtype)
         if vector is not None and self.size < 0:
             if self.dim is None and (self._allow_nan or is_finite(vector)):
@@ -132,7 +132,7 @@ class VectorDecoder:
         if self.dim and self.dtype == "f4" and not self._doubts:
             self.size = 4 * self.dim
 
-    def _look(self, blob: bytes) -> None:
+    def _learn_from(self, blob: bytes) -> None:
         """By what the schema says, not by what was learned from embeddings that left doubts. Raises ValueError."""
         if describes_itself(blob):
             return

@@ -12,7 +12,7 @@ from .base import Changes
 from .catalog import Catalog
 from .connections import BusyError, Connections
 from .fingerprint import once_only
-from .outside import Look, look_at
+from .outside import LastAnswer, outside_of
 from .tracking import Tracking, changes_since, track, tracked, untrack
 
 __all__ = ["Writes"]
@@ -25,16 +25,16 @@ class Writes:
         self._connections = connections
         self._catalog = catalog
         # Each is replaced whole, so that threads need no lock, and is as true in a forked child.
-        self.look: Look | None = None
+        self.last_answer: LastAnswer | None = None
         self._identity: tuple[object, ...] | None = None
         self._tracked = False
 
     def fingerprint(self) -> bytes:
         """See `SQLiteSource.fingerprint`."""
         outside, wait = self._outside()
-        look = self.look
-        if look is not None and look.outside == outside and not wait:
-            return look.answer
+        last = self.last_answer
+        if last is not None and last.outside == outside and not wait:
+            return last.answer
         # Looked at from outside first: a write in between makes the next look ask again, and never goes unseen.
         try:
             exact = self._exact()
@@ -44,7 +44,7 @@ class Writes:
             return once_only(outside)
         answer = outside if exact is None else exact
         if not wait:
-            self.look = Look(outside, answer)
+            self.last_answer = LastAnswer(outside, answer)
         return answer
 
     def changes(self, since: bytes) -> Changes | None:
@@ -73,7 +73,7 @@ class Writes:
         """What the database and its -wal look like, and `unsettled`. Closes connections to a file that was replaced."""
         path = self._connections.path
         try:
-            outside = look_at(path, self._attached())
+            outside = outside_of(path, self._attached())
         except OSError as error:
             self._connections.close()  # or they would go on reading a database that is gone
             self._identity = None

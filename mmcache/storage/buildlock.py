@@ -15,7 +15,7 @@ from typing import Final
 
 from ..errors import LockTimeoutError, PublishError, UntrustedPathError
 from . import fs
-from .descriptors import RANGES, Descriptor, is_locked, lock_byte
+from .descriptors import RANGES, Descriptor, is_byte_locked, lock_byte
 from .failures import failed
 from .names import lock_name
 
@@ -136,7 +136,7 @@ def _tried(directory: fs.Directory) -> Descriptor | str:
 
 def _take(fd: int) -> bool:
     """The byte, if this file system has such locks, and the lock."""
-    return (lock_byte(fd, _BUILD_BYTE) or not is_locked(fd, _BUILD_BYTE)) and _try_flock(fd)
+    return (lock_byte(fd, _BUILD_BYTE) or not is_byte_locked(fd, _BUILD_BYTE)) and _try_flock(fd)
 
 
 def _try_flock(fd: int) -> bool:
@@ -148,7 +148,7 @@ def _try_flock(fd: int) -> bool:
 
 
 def _is_built_elsewhere(lock: Descriptor) -> bool:
-    return RANGES and is_locked(lock.fd, _BUILD_BYTE)
+    return RANGES and is_byte_locked(lock.fd, _BUILD_BYTE)
 
 
 def _sign(fd: int) -> None:

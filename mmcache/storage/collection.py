@@ -32,7 +32,7 @@ from .lookup import Lookup
 from .mapped import UNEXPECTED, Mapped, careful
 from .readable import Collection, EmbeddingRef
 from .record import Record, RecordItems, RecordValues
-from .rows import FilePlace
+from .rows import FileRef
 from .selection import Selection
 from .unread import Packed, Ranged
 from .vectors import Vectors
@@ -53,7 +53,7 @@ _unpack_record = struct.Struct("<QI2xHQ").unpack_from
 
 @made_here
 @internal("all_records", "around", "close", "corrupt", "embeddings_at", "file", "find", "ids_at", "index", "is_dirty")
-@internal("layout", "place", "records_at", "rows_between", "table_at", "vector", "vectors")
+@internal("layout", "ref", "records_at", "rows_between", "table_at", "vector", "vectors")
 class FileCollection(ByKey, Collection[Record]):
     """The records of one collection: a read-only mapping from key to `Record`, in the order of its rows.
 
@@ -70,15 +70,15 @@ class FileCollection(ByKey, Collection[Record]):
     """
 
     # A dict of attributes would make a copy of a collection slower than the original: see `around`.
-    __slots__ = ("__weakref__", "_batches", "_first", "_indexes", "_lookup", "_place", "_vectors", "file")
+    __slots__ = ("__weakref__", "_batches", "_first", "_indexes", "_lookup", "_ref", "_vectors", "file")
 
     _lookup: Lookup
     _batches: Batches
 
-    def __init__(self, file: Mapped, place: FilePlace) -> None:
+    def __init__(self, file: Mapped, ref: FileRef) -> None:
         self.file = file
         """For the parts of this package."""
-        self._place = place
+        self._ref = ref
         self._lookup = Lookup(file)
         self._batches = Batches(file)
         self._indexes: dict[str, IndexReader] = {}
@@ -155,7 +155,7 @@ class FileCollection(ByKey, Collection[Record]):
     def embedding_ref(self, key: Key, field: str | None = None) -> EmbeddingRef:
         """What to send to another process in place of an embedding. Raises KeyError."""
         self._vectors_of(field)
-        return EmbeddingRef(self._place, self._lookup.find(key), field)
+        return EmbeddingRef(self._ref, self._lookup.find(key), field)
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
@@ -382,9 +382,9 @@ class FileCollection(ByKey, Collection[Record]):
 
     # --- what a selection asks; rows are uint32 and below n
 
-    def place(self) -> FilePlace:
+    def ref(self) -> FileRef:
         """Where another process finds this collection."""
-        return self._place
+        return self._ref
 
     def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]:
         """The keys of rows; bytes of them, as the compiled core gives them, need no numpy."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..forks import on_fork
 from ..owner import Owner
 
-__all__ = ["RANGES", "Descriptor", "is_locked", "lock_byte", "unlock_byte"]
+__all__ = ["RANGES", "Descriptor", "is_byte_locked", "lock_byte", "unlock_byte"]
 
 
 class Descriptor:
@@ -132,7 +132,7 @@ def unlock_byte(fd: int, byte: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK, byte))
 
 
-def is_locked(fd: int, byte: int) -> bool:
+def is_byte_locked(fd: int, byte: int) -> bool:
     """Whether another open file has the lock. Raises OSError."""
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, byte))
     return int(struct.unpack("@hhqqi4x", found)[0]) != fcntl.F_UNLCK

@@ -7,7 +7,7 @@ import os
 import stat
 
 from ..errors import PublishError
-from ..words import open_files
+from ..text import open_files
 
 __all__ = ["failed", "kind_of", "mounted"]
 

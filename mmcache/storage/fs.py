@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ..errors import MissingFileError, PublishError, UntrustedPathError, UnusableFileError
-from ..words import open_files
+from ..text import open_files
 from .descriptors import Descriptor
 from .failures import failed, kind_of, mounted
 from .names import is_leftover, temp_name

@@ -104,10 +104,10 @@ def lay_out(
         meta = encode_meta(writer, source, metadata or {}, layouts, asked)
     except ValueError as error:
         raise BuildError(str(error), reason=str(error)) from None
-    return place([Part(META_NAME, h.META, len(meta), lambda _: [meta], entries=len(layouts)), *parts])
+    return assign_offsets([Part(META_NAME, h.META, len(meta), lambda _: [meta], entries=len(layouts)), *parts])
 
 
-def place(parts: Sequence[Part]) -> Plan:
+def assign_offsets(parts: Sequence[Part]) -> Plan:
     """Offsets for these sections in this order, and for the checksums after them."""
     offsets = {}
     end = h.HEADER_SIZE + (len(parts) + 2) * h.TABLE_ROW_SIZE

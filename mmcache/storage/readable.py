@@ -15,7 +15,7 @@ from ..query import Term
 from ..schema import R_co, Schema
 from ..shown import made_here
 from .asked import SearchOptions
-from .rows import FilePlace
+from .rows import FileRef
 from .selection import Selection
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class EmbeddingRef(NamedTuple):
     (2, None, [1.0, 1.0])
     """
 
-    place: FilePlace
+    place: FileRef
     row: int
     field: str | None = None
 

@@ -1,7 +1,7 @@
 """What a selection asks of its collection, `NoFile`, which answers where there is no file, and `Given`.
 
-`Rows` is a collection or the place that leads to one in another process; `File` is the collection itself. Both are in
-`snapshot`, which imports the selection. Rows are uint32.
+`Rows` is a collection or the reference that leads to one in another process; `File` is the collection itself. Both are
+in `snapshot`, which imports the selection. Rows are uint32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .record import Record
     from .vectors import Vectors
 
-__all__ = ["NO_ROW", "File", "FilePlace", "Given", "NoFile", "Place", "Rows", "Unplaced", "joined", "merged", "row_of"]
+__all__ = ["NO_ROW", "File", "FileRef", "Given", "NoFile", "Ref", "Rows", "Unplaced", "joined", "merged", "row_of"]
 
 NO_ROW = 2**32
 """Above every row. Added to a place in the source's order, it orders a key that the file does not have."""
@@ -100,7 +100,7 @@ class Unplaced(NamedTuple):
 
 
 class Rows(Protocol):
-    """The collection, or the place that leads there."""
+    """The collection, or the reference that leads there."""
 
     def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]: ...
 
@@ -110,17 +110,17 @@ class Rows(Protocol):
 
     def table_at(self, rows: NDArray[np.uint32], columns: Iterable[str] | None) -> pa.Table: ...
 
-    def place(self) -> Place: ...
+    def ref(self) -> Ref: ...
 
 
-class Place(Rows, Protocol):
+class Ref(Rows, Protocol):
     """Equal for the same collection of the same generation."""
 
     def collection(self) -> File: ...
 
 
-class FilePlace(Place, Protocol):
-    """The place of a collection of a file."""
+class FileRef(Ref, Protocol):
+    """The reference to a collection of a file."""
 
     @property
     def path(self) -> str: ...
@@ -188,7 +188,7 @@ class _Indexes:
 
 
 class NoFile:
-    """A collection without a record, for the selections that have no file. It is its own place and layout.
+    """A collection without a record, for the selections that have no file. It is its own reference and layout.
 
     fields, dims: of its embeddings; a dim is 0 where it is not known. index: the fields that have one.
     """
@@ -236,7 +236,7 @@ class NoFile:
     def vectors(self, field: str | None = None) -> Vectors:
         raise NotImplementedError  # there are no rows to be searched
 
-    def place(self) -> NoFile:
+    def ref(self) -> NoFile:
         return self
 
     def collection(self) -> NoFile:

@@ -150,7 +150,7 @@ class Sent:
         """The path of a temporary file with the bytes of a segment, which goes when `held` is closed. That they are
         whole is for the reader to verify. Raises StoreError and PublishError."""
         store = Store(self.url)
-        found = store.look(name)
+        found = store.stat(name)
         if found is None:
             raise StoreError(f"{name} is gone, which a worker has just put there", path=self.url)
         file = held.enter_context(directory.create())

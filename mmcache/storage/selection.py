@@ -28,7 +28,7 @@ from .mending import Instead, after, falls_back, going_on
 from .mixing import interleaved, mixed_embeddings, mixed_table, place_among
 from .ordering import Ordering
 from .record import UNNAMED, Record, copied, parts_of
-from .rows import NO_ROW, File, Given, NoFile, Place, Rows, Unplaced, merged, row_of
+from .rows import NO_ROW, File, Given, NoFile, Ref, Rows, Unplaced, merged, row_of
 from .unread import Packed, Ranged
 
 if TYPE_CHECKING:
@@ -258,11 +258,11 @@ class Selection(Sequence[R_co]):
 
     @falls_back
     def __reduce__(self) -> tuple[Any, ...]:
-        place, given, ordered = self._collection.place(), self._given, (True,) if self._is_ordered else ()
+        ref, given, ordered = self._collection.ref(), self._given, (True,) if self._is_ordered else ()
         if given is None:
-            return Selection, (place, self._rows, *((None, True) if ordered else ()))
+            return Selection, (ref, self._rows, *((None, True) if ordered else ()))
         records = list(map(tuple, given.records))
-        return _arrived, (place, self._rows, records, given.at.tolist(), given.order.tolist(), *ordered)
+        return _arrived, (ref, self._rows, records, given.at.tolist(), given.order.tolist(), *ordered)
 
     def __repr__(self) -> str:
         source = f", {self._from_source} from the source" if self._from_source else ""
@@ -323,8 +323,8 @@ class Selection(Sequence[R_co]):
 
     def _file(self) -> File:
         """The collection, also where the selection arrived from another process. Raises GenerationGoneError."""
-        place = self._collection.place()
-        return place.collection() if place is self._collection else cast("File", self._collection)
+        ref = self._collection.ref()
+        return ref.collection() if ref is self._collection else cast("File", self._collection)
 
 
 def _found_in(one: Selection[Any]) -> Any:
@@ -339,8 +339,8 @@ def _is_canonical(one: Selection[Any], other: Selection[Any]) -> bool:
 
 def _are_beside(one: Selection[Any], other: Selection[Any]) -> bool:
     """Whether the rows of both are of one generation."""
-    place = one._collection.place()
-    return place == other._collection.place() and not isinstance(place, NoFile)
+    ref = one._collection.ref()
+    return ref == other._collection.ref() and not isinstance(ref, NoFile)
 
 
 def _fields(one: Selection[Any], given: Given) -> Sequence[str]:
@@ -425,7 +425,7 @@ def _without_rows(file: File, records: Sequence[SourceRecord], *, is_ordered: bo
 
 
 def _arrived(
-    place: Place,
+    ref: Ref,
     rows: NDArray[np.uint32],
     records: Sequence[Any],
     at: Sequence[int],
@@ -434,7 +434,7 @@ def _arrived(
 ) -> Selection[Any]:
     """What `Selection.__reduce__` sent."""
     given = Given(list(map(SourceRecord._make, records)), np.array(at, np.intp), np.array(order, np.int64))
-    return Selection(place, rows, given, *ordered)
+    return Selection(ref, rows, given, *ordered)
 
 
 def _shared(one: Selection[Any], other: Selection[Any]) -> NDArray[np.bool_]:

@@ -31,7 +31,7 @@ __all__ = [
     "SmallFile",
     "create",
     "create_held",
-    "is_held",
+    "is_locked",
     "names_beside",
     "open_small",
     "take_held",
@@ -144,7 +144,7 @@ class HeldLock:
         self._descriptor.close()
 
 
-def is_held(path: str) -> bool:
+def is_locked(path: str) -> bool:
     """Whether another descriptor, of any process, holds the lock of the file at a path. False where there is none."""
     lock = Descriptor(fs.system, is_lock=True)
     try:
@@ -289,7 +289,7 @@ def create_held(path: str, content: bytes) -> HeldLock:
 def take_held(path: str) -> HeldLock | None:
     """The lock of a file that lost its holder, to be written; None where another holds it, or it is gone.
 
-    A reader that asks `is_held` has it for a moment, so a lock that is only shared is tried again, some times.
+    A reader that asks `is_locked` has it for a moment, so a lock that is only shared is tried again, some times.
     Raises UnusableFileError or OSError for what cannot be trusted or written.
     """
     for pause in (0.0002, 0.001, 0.004, None):
@@ -298,7 +298,7 @@ def take_held(path: str) -> HeldLock | None:
         except FileNotFoundError:
             return None
         except BlockingIOError:
-            if pause is None or is_held(path):
+            if pause is None or is_locked(path):
                 return None
             time.sleep(pause)
             continue

@@ -27,7 +27,7 @@ from ..format.layout import CollectionLayout, Layout, validate
 from ..query import Term
 from ..schema import Schema
 from ..shown import internal, made_here
-from ..words import ago, bytes_of, html_of
+from ..text import ago, bytes_of, html_of
 from .blocks import Blocks
 from .bykey import First
 from .collection import FileCollection
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Collection",
+    "CollectionRef",
     "DirtyError",
     "EmbeddingRef",
     "FileCollection",
-    "Place",
     "Record",
     "Selection",
     "Snapshot",
@@ -72,7 +72,7 @@ class UnverifiedError(Exception):
     """The file was not verified on this machine since it started, and opening it now would take a while."""
 
 
-class Place(NamedTuple):
+class CollectionRef(NamedTuple):
     """Which collection of which generation, for another process: there it stands in for the collection."""
 
     path: str
@@ -106,7 +106,7 @@ class Place(NamedTuple):
             path=self.path,
         )
 
-    def place(self) -> Place:
+    def ref(self) -> CollectionRef:
         return self
 
     def ids_at(self, rows: NDArray[np.uint32] | bytes) -> list[Key]:
@@ -122,7 +122,7 @@ class Place(NamedTuple):
         return self.collection().table_at(rows, columns)
 
 
-_arrived: WeakValueDictionary[Place, FileCollection] = WeakValueDictionary()
+_arrived: WeakValueDictionary[CollectionRef, FileCollection] = WeakValueDictionary()
 _last: list[FileCollection] = []
 
 
@@ -264,7 +264,7 @@ class Snapshot(First, Collection[Record]):
             collections = {
                 name: FileCollection(
                     Mapped(file.path, buffer, view, described, blocks, ids_verified=ids_verified),
-                    Place(path, name, generation, build_id),
+                    CollectionRef(path, name, generation, build_id),
                 )
                 for name, described in seen.items()
             }

@@ -19,7 +19,7 @@ from mmcache.cli.options import PROFILES, SETTINGS, UsageError, policy_of, setti
 from mmcache.freshness import PROFILES as POLICIES, Policy
 from mmcache.sharing.alerts import Rules
 from mmcache.sharing.events import REASONS as MEANINGS
-from mmcache.words import ago, bytes_of, printable, short, span
+from mmcache.text import ago, bytes_of, printable, short, span
 from tests.support.console import ROOT
 
 

@@ -91,13 +91,13 @@ def hard_ignored() -> None:
 @breaks("late", "stale", "wrong count")
 def wake_unheard() -> None:
     """Readers find out what is new only once in a second."""
-    really = Watch.look
+    really = Watch.catch_up
 
-    def look(self: Watch, now: float) -> None:
+    def catch_up(self: Watch, now: float) -> None:
         if now >= self.due:
             really(self, now)
 
-    Watch.look = look  # type: ignore[method-assign]
+    Watch.catch_up = catch_up  # type: ignore[method-assign]
 
 
 @breaks("stale", "wrong count")

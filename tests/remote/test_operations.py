@@ -229,7 +229,7 @@ class Asked:
     """How often a store was asked for a list, and for one object without its bytes."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.counts = {"listed": 0, "look": 0}
+        self.counts = {"listed": 0, "stat": 0}
         for name in self.counts:
             patch.setattr(Store, name, self._counted(name, getattr(Store, name)))
 
@@ -249,10 +249,10 @@ def test_polls_look_for_the_next_entry_and_list_once_a_minute(url, made, node, m
         asked = Asked(within)
         for _ in range(10):
             follower.poll()
-        assert asked.counts == {"listed": 0, "look": 10}
+        assert asked.counts == {"listed": 0, "stat": 10}
         within.setattr(log, "LIST_EVERY", 0.0)
         follower.poll()
-        assert asked.counts == {"listed": 1, "look": 10}
+        assert asked.counts == {"listed": 1, "stat": 10}
     publish(made, url, 2)
     assert follower.poll().release == 2
     assert number_of(node) == 2

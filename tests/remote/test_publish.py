@@ -289,7 +289,7 @@ def watched(name):
             os._exit(9)
         return found
     setattr(Store, name, call)
-for name in ("get", "look", "listed", "create", "upload", "hint", "remove"):
+for name in ("get", "stat", "listed", "create", "upload", "hint", "remove"):
     watched(name)
 import mmcache
 mmcache.publish(sys.argv[3], sys.argv[4], reason="by the one that may be killed")

@@ -105,6 +105,11 @@ def test_no_vectors_have_no_neighbours(snapshot):
     assert snapshot.nearest_many(np.empty((0, 2))) == []
 
 
+def test_one_vector_in_the_place_of_several_is_named(snapshot):
+    with pytest.raises(ValueError, match="one vector of 2 numbers, where a list of vectors is expected"):
+        snapshot.nearest_many([1.0, 0.0])
+
+
 def test_a_text_is_not_taken_for_several_keys_to_skip(snapshot):
     for vector in ({"vector": [1.0, 0.0]}, {"id": "b"}):
         with pytest.raises(TypeError, match="put it into a list"):

@@ -331,6 +331,19 @@ def test_a_search_of_several_vectors_reads_the_source_once(path):
         assert len(reads) == 2, "what cannot be searched for at all is refused before the source is asked"
 
 
+def test_a_vector_without_numbers_is_refused_where_no_file_says_how_many_there_are(path):
+    records = [{"id": "a", "kind": "x", "vector": [1.0, 2.0]}]
+    schema = Schema("items", index=("kind",), embedding="vector", metric="dot")
+    with mmcache.open(path, IterableSource(records, schema), build=False) as cache:
+        for search in (cache.nearest, cache.where(kind="x").nearest, cache.where(kind="none").nearest):
+            with pytest.raises(ValueError, match="is expected"):
+                search([])
+        with pytest.raises(ValueError, match="is expected"):
+            cache.nearest_many(np.empty((0, 0)))
+        assert cache.nearest_many(np.empty((0, 2))) == []
+        assert cache.nearest([3.0, 4.0]).scores.tolist() == [11.0]
+
+
 def test_source_records_of_one_score_are_in_the_order_of_their_key_bytes(path):
     """As msgpack has them: 7 before 300, which takes three bytes, before the text "a"."""
     records: list[Any] = [{"id": key, "vector": [1.0, 1.0]} for key in ("b", 300, 7, b"x", "a", -1)]

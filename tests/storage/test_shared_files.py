@@ -12,7 +12,7 @@ import pytest
 
 from mmcache import CorruptFileError, PublishError, UntrustedPathError, UnusableFileError
 from mmcache.storage import fs, shared
-from mmcache.storage.shared import HeldLock, create, create_held, is_held, open_small, take_held
+from mmcache.storage.shared import HeldLock, create, create_held, is_locked, open_small, take_held
 from tests.support.faults import Ends, FailName, Short, faults
 from tests.support.processes import in_child, together
 
@@ -143,16 +143,16 @@ def test_a_limit_of_descriptors_or_memory_is_an_unusable_file(path, error):
 
 def test_who_holds_lives(path):
     create(path, ZEROS)
-    assert not is_held(path)
-    assert not is_held(f"{path}.missing")
+    assert not is_locked(path)
+    assert not is_locked(f"{path}.missing")
     holding = HeldLock(path)
-    assert is_held(path)
+    assert is_locked(path)
     with pytest.raises(BlockingIOError):
         HeldLock(path)
-    assert in_child(lambda: None if is_held(path) else pytest.fail("a child sees its parent's lock")) == 0
-    assert is_held(path)
+    assert in_child(lambda: None if is_locked(path) else pytest.fail("a child sees its parent's lock")) == 0
+    assert is_locked(path)
     holding.close()
-    assert not is_held(path)
+    assert not is_locked(path)
 
 
 def test_a_file_is_held_before_it_has_content(path):
@@ -160,14 +160,14 @@ def test_a_file_is_held_before_it_has_content(path):
 
     def look(number: int, name: str, args: tuple[object, ...], call: Callable[[], object]) -> object:
         if name == "pwrite":
-            seen.append(is_held(path))
+            seen.append(is_locked(path))
         return call()
 
     with faults(look):
         holding = create_held(path, numbered(2))
     assert seen == [True]
     assert Path(path).read_bytes() == numbered(2)
-    assert is_held(path)
+    assert is_locked(path)
     holding.close()
 
 

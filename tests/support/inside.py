@@ -489,8 +489,8 @@ def no_connections(source: SQLiteSource) -> Iterator[None]:
 
 def remembered_fingerprint(source: SQLiteSource, found: bytes) -> bytes | None:
     """`found`, if the source will give it again without a look into files that look the same."""
-    look = source._writes.look
-    return found if look is not None and look.answer == found else None
+    last = source._writes.last_answer
+    return found if last is not None and last.answer == found else None
 
 
 def connection(source: SQLiteSource) -> contextlib.AbstractContextManager[Any]:
@@ -622,6 +622,16 @@ def searched_in_python() -> Iterator[None]:
         for module in (distances, metrics, scan, signing):
             patches.enter_context(mock.patch.object(module, "core", None))
         yield
+
+
+@contextlib.contextmanager
+def loops_up_to(most: int) -> Iterator[None]:
+    """The compiled core takes none that is for a later processor: 0 is for any, 2 for the best."""
+    native.bound(most, "processor")
+    try:
+        yield
+    finally:
+        native.bound(None, "processor")
 
 
 def blas_with(threads: int | None) -> contextlib.AbstractContextManager[Any]:
