@@ -264,7 +264,7 @@ def test_records_whose_first_map_is_in_a_later_file_are_encoded_anew(tmp_path):
     check(tmp_path, rows[::-1], Schema("t"), [3, 16])
 
 
-def test_maps_of_more_names_than_are_split_are_merged_as_one_build_has_them(tmp_path):
+def test_maps_that_are_not_split_are_merged_as_one_build_has_them(tmp_path):
     rows = [{"id": i, "m": {f"{i % 3}-{j:090}": j for j in range(60 if i in (0, 9) else 3)}} for i in range(20)]
     check(tmp_path, rows, Schema("t"), [5, 9])
     check(tmp_path, rows, Schema("t"), [9, 15])
