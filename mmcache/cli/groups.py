@@ -156,7 +156,7 @@ def assigned(text: str) -> tuple[str, Any]:
         return key, value
     try:
         return key[:-1], json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{value!r} after := is not JSON ({error})") from None
 
 

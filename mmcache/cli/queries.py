@@ -75,7 +75,7 @@ def _split(word: str, fields: Sequence[str]) -> tuple[str, str, str]:
 def _json(text: str) -> Term:
     try:
         value: object = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{text!r} after := is not JSON ({error})") from None
     if value is None or isinstance(value, (str, int, float)):
         return value

@@ -226,7 +226,10 @@ def encode_meta(
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"metadata does not encode: {error}") from None
     if len(data) > MAX_META_BYTES:
-        raise ValueError(f"metadata and field names take {len(data)} bytes; at most {MAX_META_BYTES} fit")
+        raise ValueError(
+            f"metadata and field names take {len(data)} bytes; at most {MAX_META_BYTES} fit: put fields that differ "
+            "from record to record into one field, as a map"
+        )
     return data
 
 

@@ -82,8 +82,9 @@ class Entry(NamedTuple):
 
 
 def encode_term(term: Term) -> bytes:
-    """One msgpack object, in its shortest form; of equal terms the same: 1 for True and 1.0."""
-    return msgpack.packb(canonical(term))  # type: ignore[no-any-return]
+    """One msgpack object, in its shortest form; of equal terms the same: 1 for True and 1.0. That of text which is not
+    valid Unicode is in no file."""
+    return msgpack.packb(canonical(term), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
 
 class EncodedIndex(NamedTuple):

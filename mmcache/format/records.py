@@ -29,11 +29,20 @@ MAX_RECORD_BYTES = 16 * 2**20
 MAX_SHAPES = 4096
 MAX_NESTED_SHAPES = 256
 """Once a collection has this many shapes, nested maps stay maps."""
+MAX_MAP_NAMES = 4096
+"""Characters of a map's names. One with more, such as a vocabulary, stays a map: the shapes of all such maps, each with
+other names, would be more than metadata may have."""
 
 Nested = dict[int, tuple[str, ...]]
 
 Names = tuple[Any, ...]
 """The fields of a record: texts, but for the first of a key of several fields, which is the tuple of these."""
+
+
+def is_split(fields: Iterable[Any]) -> bool:
+    """Whether a shape may name the fields of a map with these."""
+    names = tuple(fields)
+    return all(type(name) is str for name in names) and sum(map(len, names)) <= MAX_MAP_NAMES
 
 
 class Shape:
@@ -242,10 +251,7 @@ class Encoder:
         number = self._numbers.get((names, inner))
         if number is None:
             full = len(self.shapes) >= MAX_NESTED_SHAPES
-            inner = tuple(
-                None if full or fields is None or not all(type(field) is str for field in fields) else fields
-                for fields in inner
-            )
+            inner = tuple(None if full or fields is None or not is_split(fields) else fields for fields in inner)
             number = self._number(names, inner, maps_at)
         nested = self.shapes[number].nested
         for i in maps_at:

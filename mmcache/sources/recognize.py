@@ -393,6 +393,8 @@ def _lines_or_values(start: str, named: str | None) -> str:
     line, end, _ = start.partition("\n")
     try:
         json.loads(line)
+    except RecursionError:
+        return "json" if named == "json" else "jsonl"
     except ValueError:
         # Case: a first line that is longer than what was read.
         return "jsonl" if not end and named != "json" else "jsonl" if named == "jsonl" else "json"

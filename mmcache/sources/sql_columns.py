@@ -25,6 +25,7 @@ __all__ = [
     "bindable",
     "bounds",
     "moments",
+    "moments_of_arrays",
     "vectors_of_arrays",
     "vectors_of_pgvector",
     "wholes",
@@ -233,6 +234,11 @@ def _written(value: str) -> str:
         raise ValueError(f"the moment {value!r} is not one of the years 1 to 9999; convert it to text by query=")
     below, zone = found["below"] or "", found["zone"] or ""
     return found["whole"] + (below and below.ljust(7, "0")) + (f"{zone}:00" if len(zone) == 3 else zone)
+
+
+def moments_of_arrays(values: Sequence[Any]) -> Sequence[Any]:
+    """`moments` at every depth. Raises ValueError."""
+    return [moments_of_arrays(value) if isinstance(value, list) else moments([value])[0] for value in values]
 
 
 _HEAD = 20

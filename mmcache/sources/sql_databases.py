@@ -21,6 +21,7 @@ from .sql_columns import (
     bindable,
     bounds,
     moments,
+    moments_of_arrays,
     vectors_of_arrays,
     vectors_of_pgvector,
     wholes,
@@ -189,7 +190,8 @@ class PostgreSQL(Database):
             return _plain(name, "opaque", sql, selected=f"NULLIF(concat({sql}), '')")
         word, category, send = names.get(oid, ("", "", ""))
         if category == "A":
-            return _plain(name, "opaque", sql, selected=f"CAST({sql} AS text[])")
+            found = _plain(name, "opaque", sql, selected=f"CAST({sql} AS text[])")
+            return found._replace(convert=moments_of_arrays) if word in _ARRAYS_OF_MOMENTS else found
         found = _plain(name, "word", sql, selected=f"CAST({sql} AS text)", cast="text")
         if word == "vector" and send.endswith("vector_send"):  # pgvector
             return found._replace(as_vector=f"{send}({sql})", convert_vector=vectors_of_pgvector)
@@ -298,6 +300,8 @@ _OIDS: dict[int, tuple[Kind, str]] = {
     **dict.fromkeys((1000, 1001, 1014, 1021, 1022, 1231, 2951), ("opaque", "")),
 }
 """Types whose values drivers give as plain ones, or as those of the rule of `values`. Of others the text is read."""
+
+_ARRAYS_OF_MOMENTS = frozenset({"_date", "_time", "_timetz", "_timestamp", "_timestamptz"})
 
 _SMALL = {"smallint[]": 2**15, "integer[]": 2**31, "bigint[]": 2**63}
 

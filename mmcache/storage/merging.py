@@ -27,7 +27,7 @@ from ..format.keys import Key
 from ..format.layout import MAX_KEY_TYPES, MAX_ROWS, CollectionLayout, IndexLayout, Layout, ids_sizes
 from ..format.leftout import MAX_NAMED, LeftOut
 from ..format.postings import BITMAP, LIST, RANGE, entry_type, rows_of_bitmap
-from ..format.records import Names, decode
+from ..format.records import Names, decode, is_split
 from ..format.slots import EMPTY
 from ..format.terms import PackedTerms, terms_end_to_end
 from ..progress import Progress
@@ -276,12 +276,8 @@ class _Part:
             if number in first_of:
                 row = rows[first_of[number]]
                 values = decode(self.read(int(row["offset"]), int(row["length"])))
-                # One whose keys are texts would have been split, had there been a map in the first record.
-                at |= {
-                    i
-                    for i, value in enumerate(values)
-                    if isinstance(value, dict) and not all(type(name) is str for name in value)
-                }
+                # One that can be split would have been, had there been a map in the first record.
+                at |= {i for i, value in enumerate(values) if isinstance(value, dict) and not is_split(value)}
             found[shape.fields] = tuple(sorted(at))
         return found
 

@@ -68,6 +68,15 @@ def test_what_is_read_of_a_selection_is_as_the_source_has_it(cache, name):
     assert cache.stats().fallbacks["record"] == 1
 
 
+def test_a_question_that_is_no_unicode_is_no_damage(tmp_path):
+    items = [{"id": 1, "kind": "a"}, {"id": 2, "kind": None}]
+    source = IterableSource(items, Schema("items", index=("kind",)))
+    with mmcache.open(tmp_path / "i.mmc", source) as cache:
+        assert cache.where(kind=["\ud800", "a"]).ids == [1]
+        assert cache.where(kind=mmcache.excluding("a\ud800")).ids == [1, 2]
+        assert cache.stats().corruptions == 0
+
+
 def test_the_file_is_built_again(tmp_path):
     path = tmp_path / "items.mmc"
     source = IterableSource(ROWS, SCHEMA)

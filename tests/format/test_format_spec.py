@@ -70,6 +70,7 @@ def test_every_constant_on_the_page_is_the_codes():
     ):
         assert name in constants(), name
     assert constants()["MAX_NESTED_SHAPES"] == records.MAX_NESTED_SHAPES
+    assert constants()["MAX_MAP_NAMES"] == records.MAX_MAP_NAMES
 
 
 def rows_after(heading: str) -> list[list[str]]:

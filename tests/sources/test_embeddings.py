@@ -230,7 +230,7 @@ def test_without_a_dim_what_is_not_float32_is_refused_by_name(tmp_path, kind):
     ],
     ids=["float16", "float64", "int32", "int8"],
 )
-def test_bytes_that_a_dim_fits_are_float32_only_if_they_can_be(blob, reason):
+def test_bytes_of_the_length_of_a_dim_are_float32_only_if_they_can_be(blob, reason):
     records = [{"id": "k", "v": blob}]
     with pytest.raises(BuildError, match=f"key 'k': .*{reason}"):
         read(IterableSource(records, Schema("t", embedding="v", dim=384)))

@@ -51,6 +51,13 @@ def test_text_is_known_by_its_content(tmp_path, name, text, kind, pack):
     assert source_at(tmp_path / name, Schema("t")).kind == kind
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t"])
+def test_a_first_line_that_nests_too_deep_is_a_bad_row(tmp_path, name):
+    (tmp_path / name).write_text('{"id": "deep", "v": ' + "[" * 10_000 + "]" * 10_000 + "}\n" + LINES)
+    report = mmcache.build(tmp_path / "t.mmc", source_at(tmp_path / name, Schema("t", on_invalid="skip")))
+    assert (report.records["t"], report.left_out["t"].invalid) == (2, 1)
+
+
 def test_databases_are_known_whatever_their_name(tmp_path):
     with sqlite3.connect(tmp_path / "t.csv") as connection:
         connection.execute("CREATE TABLE t (id TEXT PRIMARY KEY)")

@@ -52,6 +52,8 @@ POSTGRES: dict[str, tuple[str, str, Any]] = {
     "numbers": ("int[]", "'{1,2}'", [1, 2]),
     "grid": ("int[]", "'{{1,2},{3,4}}'", [[1, 2], [3, 4]]),
     "days": ("date[]", f"'{{{DAY}}}'", [DAY]),
+    "moments": ("timestamptz[]", f"'{{{DAY} 23:59:59.5+02,NULL}}'", [f"{DAY} 21:59:59.500000+00:00", None]),
+    "clocks": ("timetz[]", "'{10:00:00-05}'", ["10:00:00-05:00"]),
     "address": ("inet", "'10.0.0.1'", "10.0.0.1"),
     "between": ("int4range", "'[1,5)'", "[1,5)"),
     "own": ("positive", "5", 5),

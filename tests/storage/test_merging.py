@@ -264,6 +264,12 @@ def test_records_whose_first_map_is_in_a_later_file_are_encoded_anew(tmp_path):
     check(tmp_path, rows[::-1], Schema("t"), [3, 16])
 
 
+def test_maps_that_are_not_split_are_merged_as_one_build_has_them(tmp_path):
+    rows = [{"id": i, "m": {f"{i % 3}-{j:090}": j for j in range(60 if i in (0, 9) else 3)}} for i in range(20)]
+    check(tmp_path, rows, Schema("t"), [5, 9])
+    check(tmp_path, rows, Schema("t"), [9, 15])
+
+
 def test_more_sets_of_fields_than_maps_are_split_for_are_encoded_anew(tmp_path):
     rows = [{"id": i, "m": {f"f{i % 400}": i}} for i in range(900)]
     check(tmp_path, rows, Schema("t"), [MAX_NESTED_SHAPES - 1, 500])

@@ -321,6 +321,14 @@ def test_a_key_of_another_type_is_a_miss_and_what_is_no_key_a_type_error(path):
                         many(letters)
 
 
+def test_maps_of_many_names_that_differ_by_record_are_no_metadata(path):
+    items = [{"id": i, "m": {f"user-{i}-{j:040}": j for j in range(150)}, "n": {"a": i}} for i in range(600)]
+    mmcache.build(path, items, Schema("items"))
+    with Snapshot.open(path) as snapshot:
+        assert snapshot[7].asdict() == items[7]
+        assert [shape.nested for shape in snapshot.collection("items").layout.shapes] == [{2: ("a",)}]
+
+
 def test_many_shapes_and_many_fields_round_trip(path):
     def item(i: int) -> dict:
         return {
