@@ -69,7 +69,7 @@ def test_what_is_read_of_a_selection_is_as_the_source_has_it(cache, name):
 
 
 def test_a_question_that_is_no_unicode_is_no_damage(tmp_path):
-    items = [{"id": 1, "kind": "a"}, {"id": 2, "kind": None}]
+    items: list[dict[str, object]] = [{"id": 1, "kind": "a"}, {"id": 2, "kind": None}]
     source = IterableSource(items, Schema("items", index=("kind",)))
     with mmcache.open(tmp_path / "i.mmc", source) as cache:
         assert cache.where(kind=["\ud800", "a"]).ids == [1]
