@@ -351,7 +351,7 @@ def _faults(scene: Scene, watcher: Child, name: str, open_before: dict[int, str]
     if _opened(scene, open_before):
         gc.collect()
         with contextlib.suppress(AssertionError):  # a thread that reads the source may be about to end
-            until("nothing is open", lambda: not _opened(scene, open_before), 5.0)
+            until("nothing is open", lambda: not _opened(scene, open_before), PATIENCE)
     found += [f"open: {what}" for what in _opened(scene, open_before)]
     return found
 
