@@ -5,23 +5,20 @@ is no moment in which two start, a builder that is killed frees the lock at once
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-from . import threads, wallclock
+from . import children, threads, wallclock
 from .counting import Counting
 from .errors import LockTimeoutError, MmcacheError, SourceError
 from .filetier import FileTier
-from .forks import in_child, on_fork
+from .forks import on_fork
 from .lines import Lines
 from .logs import WARNING, log
 from .options import Options
@@ -48,7 +45,7 @@ _GRACE: Final = 10.0
 class _Child(NamedTuple):
     """A process that rebuilds. begun, deadline: by `time.monotonic()`. before: what the page said of the last build."""
 
-    process: subprocess.Popen[bytes]
+    process: children.Child
     begun: float
     deadline: float
     before: object
@@ -189,7 +186,7 @@ class Rebuilder:
     def _job(self) -> bytes | None:
         """What another process needs to build; None where no other can, or this interpreter cannot be started again."""
         source, options = self.source, self.options
-        if source is None or "python" not in os.path.basename(sys.executable or "").lower():
+        if source is None or not children.can_start():
             return None
         job = Job.of(
             source,
@@ -218,21 +215,16 @@ class Rebuilder:
     def _spawn(self, page: Page, lock: Descriptor, job: bytes) -> bool:
         """Start a process that builds, and holds the lock from now on; False if the system does not let us."""
         path, limit = self.files.path, self.options.build_timeout
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        environment = os.environ | trust.environment(path) | {"PYTHONPATH": search}
-        command = [sys.executable, "-P", "-m", "mmcache.sharing.background", path, str(lock.fd)]
         before, begun = (last_build(page) if page.shared else None), time.monotonic()
-        nothing = subprocess.DEVNULL
         try:
             with _as_input(job) as document:
-                process = subprocess.Popen(  # noqa: S603
-                    command,
-                    env=environment,
-                    pass_fds=(lock.fd,),
+                process = children.start(
+                    "mmcache.sharing.background",
+                    path,
+                    str(lock.fd),
                     stdin=document.fileno(),
-                    stdout=nothing,
-                    stderr=nothing,
+                    pass_fds=(lock.fd,),
+                    environment=trust.environment(path),
                 )
         except (OSError, subprocess.SubprocessError, MemoryError) as error:
             log.warning(
@@ -243,15 +235,12 @@ class Rebuilder:
             )
             return False
         lock.close()  # and not free it: the child has it
-        _children.add(process)
         self._child = _Child(process, begun, begun + limit + _GRACE, before)
         return True
 
     def reap(self, page: Page | None) -> None:
         """See what became of the process that rebuilds."""
-        for process in list(_children):
-            if process.poll() is not None:
-                _children.discard(process)
+        children.reap()
         if self._child is None:
             return
         process, begun, deadline, before = self._child
@@ -303,18 +292,3 @@ def last_build(page: Page) -> object:
     """What differs after any build, also one that failed or found the file unchanged."""
     head = page.head()
     return None if head is None else (head.announced, head.covered, head.failure_record)
-
-
-_children: Final[set[subprocess.Popen[bytes]]] = set()
-
-
-def _let_go() -> None:
-    """Rebuilds go on without us; the interpreter must not complain that they are not waited for."""
-    for process in _children:
-        if process.returncode is None:
-            process.returncode = 0
-    _children.clear()
-
-
-in_child(_let_go)
-atexit.register(_let_go)

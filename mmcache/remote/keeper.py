@@ -9,12 +9,9 @@ thread that finds it due; with "external" a side-car or cron follows.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,10 +20,10 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from .. import threads
+from .. import children, threads
 from ..errors import MissingFileError, MmcacheError
 from ..filetier import DAMAGED, FileTier
-from ..forks import in_child, on_fork
+from ..forks import on_fork
 from ..logs import DEBUG, WARNING, log
 from ..options import Options
 from ..owner import Turn
@@ -66,7 +63,7 @@ class _Child(NamedTuple):
     """A process that polls. line: our end of its standard input, with which it ends. polled: what the node said of its
     last poll, and heard: since when, by `time.monotonic`."""
 
-    process: subprocess.Popen[bytes]
+    process: children.Child
     line: Descriptor
     polled: float
     heard: float
@@ -245,13 +242,9 @@ class Keeper:
     def _spawn(self) -> bool:
         """Start a process that polls; False where none can be had."""
         job = self._job()
-        if job is None or "python" not in os.path.basename(sys.executable or "").lower():
+        if job is None or not children.can_start():
             return False
         path = self._files.path
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        environment = os.environ | trust.environment(path) | {"PYTHONPATH": search}
-        nothing = subprocess.DEVNULL
         ours, theirs = socket.socketpair()
         try:
             with ours, theirs:
@@ -259,17 +252,12 @@ class Keeper:
                 if ours.send(job) < len(job):
                     raise OSError("the description of the source does not fit into a socket")
                 line = fs.copied(ours.fileno())
-                child = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-P", "-m", "mmcache.remote.background", path],
-                    env=environment,
-                    stdin=theirs.fileno(),
-                    stdout=nothing,
-                    stderr=nothing,
+                child = children.start(
+                    "mmcache.remote.background", path, stdin=theirs.fileno(), environment=trust.environment(path)
                 )
         except (OSError, subprocess.SubprocessError, MemoryError) as error:
             self._note(error)
             return True
-        _children.add(child)
         now = time.monotonic()
         self._child, self._not_before = _Child(child, line, polled_at(path), now), now + self._options.follow_every
         return True
@@ -307,7 +295,7 @@ class Keeper:
         return now - child.heard > self._options.build_timeout + pause + _GRACE
 
     def _forget(self, child: _Child) -> None:
-        _children.discard(child.process)
+        children.reap()
         child.line.close()
         self._child = None
 
@@ -327,18 +315,3 @@ class Keeper:
             child.process.kill()
             child.process.wait()
         self._forget(child)
-
-
-_children: Final[set[subprocess.Popen[bytes]]] = set()
-
-
-def _let_go() -> None:
-    """They end by themselves when this process does; the interpreter must not complain that they are not waited for."""
-    for child in _children:
-        if child.returncode is None:
-            child.returncode = 0
-    _children.clear()
-
-
-in_child(_let_go)
-atexit.register(_let_go)
