@@ -27,7 +27,7 @@ class Child(subprocess.Popen[bytes]):
             raise
 
     def _runs(self) -> bool:
-        return hasattr(self, "pid")
+        return getattr(self, "pid", None) is not None
 
 
 _children: Final[set[Child]] = set()

@@ -13,7 +13,7 @@ import pytest
 from mmcache import children
 from tests.support.waits import until
 
-CODE = "import sys; sys.exit(sys.stdin.read() != '')"
+CODE = "pass"
 
 
 def started(code: str = CODE) -> children.Child:
@@ -52,9 +52,12 @@ def test_a_child_whose_start_was_interrupted_is_reaped(monkeypatch, recwarn):
 
 
 def test_a_child_that_cannot_start_is_forgotten(monkeypatch):
-    monkeypatch.setattr("sys.executable", "/nowhere/python")
-    with pytest.raises(FileNotFoundError):
-        started()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.executable", "/nowhere/python")
+        with pytest.raises(FileNotFoundError):
+            started()
+    with pytest.raises(ValueError, match="embedded null byte"):  # found before there is a process
+        started("\0")
     children.reap()
 
 
