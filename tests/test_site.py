@@ -191,8 +191,8 @@ def test_the_page_of_open_has_every_option_with_its_default():
 
 def test_the_page_and_the_docstring_of_open_have_the_same_groups():
     page = (DOCS / "open.md").read_text("utf-8").split("\n## ")[1:]
-    text = str(mmcache.open.__doc__)
-    headings = [f"\n    {section.partition(chr(10))[0]}:\n" for section in page]
+    text = inspect.cleandoc(str(mmcache.open.__doc__))
+    headings = [f"\n{section.partition(chr(10))[0]}:\n" for section in page]
     places = [text.find(heading) for heading in headings]
     assert -1 not in places
     assert places == sorted(places)

@@ -376,11 +376,17 @@ def test_a_core_of_these_sources_has_their_revision():
 def test_a_sub_interpreter_is_refused():
     code = """
 import _interpreters
-one = _interpreters.create()
+one = _interpreters.create(OPTIONS)
 print(_interpreters.exec(one, "import mmcache._core"))
 """
-    found = run(code.replace("_interpreters", "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"))
+    if sys.version_info < (3, 13):
+        code = code.replace("_interpreters.exec", "_interpreters.run_string").replace("OPTIONS", "isolated=False")
+        code = code.replace("_interpreters", "_xxsubinterpreters")
+    found = run(code.replace("OPTIONS", "'legacy'"))
     assert "sub-interpreters run pure Python" in found.stdout + found.stderr
+    if sys.version_info >= (3, 13):  # one with a lock of its own is refused by Python
+        found = run(code.replace("OPTIONS", ""))
+        assert "module mmcache._core does not support loading in subinterpreters" in found.stdout
 
 
 # --- signs ------------------------------------------------------------------------------------------------------------
