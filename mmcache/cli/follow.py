@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MmcacheError
-from ..text import ago, printable, span
+from ..text import printable
+from .following import to_json
 from .options import FILE_COMPLETION, MISSING, OK, UsageError, count, file_argument, seconds, setting
 from .output import Output
 from .rebuild import add_timeout
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..sharing.following import Following
     from ..sources.base import Source
 
-__all__ = ["HELP", "add_arguments", "line_of", "run", "to_json"]
+__all__ = ["HELP", "add_arguments", "run"]
 
 HELP: Final = """\
 Keep a cache file at the release that a store has for it, until Ctrl-C or SIGTERM; with --once bring it there, and end.
@@ -126,39 +127,6 @@ def _loop(follower: Any, arguments: argparse.Namespace, output: Output) -> int:
             shown = now
         pause = min(arguments.every * 2 ** min(failures, 6), max(_SLOWEST, arguments.every))
         time.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 (so that a fleet does not poll at one moment)
-
-
-def to_json(said: Following) -> dict[str, Any]:
-    """For JSON."""
-    now = time.time()
-    return {
-        "url": said.url,
-        "release": said.release,
-        "target": said.target,
-        "newest": said.newest,
-        "pinned": said.pinned,
-        "generation": said.generation,
-        "lag": said.lag,
-        "lag_seconds": round(said.lag_seconds(now), 3),
-        "polled_seconds": round(max(0.0, now - said.polled), 3) if said.polled else None,
-        "error": said.error or None,
-    }
-
-
-def line_of(said: Following) -> str:
-    """For people."""
-    now = time.time()
-    parts = [f"{'none' if said.release is None else said.release} of {printable(said.url)}"]
-    if said.pinned is not None:
-        parts.append(f"pinned to {said.pinned}")
-    if said.newest is not None and said.newest != said.release:
-        parts.append(f"the newest is {said.newest}")
-    if said.behind:
-        parts.append(f"not of release {said.target} for {span(said.lag_seconds(now))}")
-    parts.append(f"polled {ago(max(0.0, now - said.polled))}" if said.polled else "never polled")
-    if said.error:
-        parts.append(printable(said.error))
-    return ", ".join(parts)
 
 
 def _say(said: Following, path: str, output: Output) -> None:

@@ -76,7 +76,7 @@ def _print_json(path: str, output: Output) -> int:
     from ..sharing.counters import read_fleet
     from ..sharing.following import following_now
     from .fleet import to_json
-    from .follow import to_json as following_to_json
+    from .following import to_json as following_to_json
 
     _check_exists(path)
     said = following_now(path)

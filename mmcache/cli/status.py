@@ -309,7 +309,7 @@ def _created(header: Header) -> datetime | None:
 
 def _to_json(seen: StatusReport) -> dict[str, Any]:
     from ..sharing.levers import read_levers
-    from .follow import to_json as following_to_json
+    from .following import to_json as following_to_json
 
     status = seen.status
     now = time.monotonic()
@@ -434,7 +434,7 @@ def _live_rows(seen: StatusReport) -> list[tuple[str, str]]:
     if status.failure is not None:
         rows.append(("last build", _failure(status)))
     if status.following is not None:
-        from .follow import line_of
+        from .following import line_of
 
         rows.append(("release", line_of(status.following)))
     rows.append(("control page", "shared by all workers" if status.control is None else printable(status.control)))

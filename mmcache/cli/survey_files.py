@@ -24,7 +24,7 @@ _FILES: Final = ("jsonl", "json", "csv", "parquet", "arrow")
 
 def survey_file(where: str, name: str, kind: str) -> Survey:
     """kind: as of a spec. Raises SourceError and UsageError."""
-    from ..sources.recognize import source_at
+    from ..sources.at import source_at
 
     if kind not in _FILES:
         raise UsageError(f"{where} is {kind}: init looks at SQLite databases and files of records; see build --help")

@@ -102,7 +102,7 @@ def _tracker(path: str, schemas: Sequence[Schema], arguments: argparse.Namespace
 
 
 def _source(url: str, schemas: Sequence[Schema]) -> Any:
-    from ..sources.recognize import source_at
+    from ..sources.at import source_at
 
     return source_at(url, *schemas or [Schema("none", key="id")])
 
@@ -175,7 +175,7 @@ def _is_url(where: str) -> bool:
 def _located(where: str) -> str:
     """A path made absolute; a URL as it is."""
     if where.startswith("sqlite:"):
-        from ..sources.recognize import source_at
+        from ..sources.at import source_at
 
         with closing(source_at(where, Schema("none", key="id"))) as source:
             where = source.path

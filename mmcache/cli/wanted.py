@@ -89,7 +89,7 @@ def gathered(wanted: Sequence[Wanted]) -> Gathered:
 
 
 def _made(part: _Part) -> Source:
-    from ..sources.recognize import source_at
+    from ..sources.at import source_at
 
     try:
         if part.options:

@@ -139,7 +139,7 @@ def as_source(records_or_source: Any, schemas: Iterable[AnySchema], *, embedding
 
 def source_there(place: Where, schemas: Iterable[AnySchema]) -> Source:
     """The source at a path or URL. Raises SourceError."""
-    found: Source = import_module("mmcache.sources.recognize").source_at(place, *schemas)
+    found: Source = import_module("mmcache.sources.at").source_at(place, *schemas)
     return found
 
 

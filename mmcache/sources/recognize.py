@@ -1,4 +1,4 @@
-"""What a source is, by its content first and its name second; and the source for it.
+"""What a source is, by its content first and its name second.
 
 A SQLite database is asked by SQLite: to open and close its file otherwise would drop the locks of this process's
 connections to it. What cannot be read raises a SourceError that says what it is and the way out.
@@ -12,22 +12,18 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from ..errors import SourceError
-from ..schema import AnySchema
 from .objects import Objects, is_object_url
 from .parts import absolute, is_pattern, parts_of
 from .streams import compression_of, decompressed, encoding_of, is_pipe, open_file
 from .unreadable import foreign_directory, foreign_file, foreign_text
 
-__all__ = ["KINDS", "content_of", "is_url", "kind_of", "source_at"]
+__all__ = ["KINDS", "NAMES", "content_of", "is_url", "kind_of"]
 
 _HEAD = 1 << 16
 _SQLITE_PAGE = 512
 _URL = re.compile(r"([a-z][a-z0-9.]*(?:\+[a-z0-9_]+)?)://", re.IGNORECASE)
-_REMOTE = ("gcs", "ftp", "sftp", "hdfs", "webhdfs")
 _STREAMED = ("csv", "json", "jsonl", "arrow")
 _SINGLE = ("sqlite", "duckdb", "npy")
 """Of which several files are no one source."""
@@ -43,6 +39,18 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str | None]] = {
     "npy": ("", (".npy",), None),
 }
 """Kind -> its class, what its files' names end with, and the extra that it needs."""
+
+NAMES = {
+    "sqlite": "a SQLite database",
+    "jsonl": "JSON lines",
+    "json": "JSON",
+    "csv": "CSV",
+    "parquet": "a Parquet file",
+    "arrow": "an Arrow file",
+    "duckdb": "a DuckDB database",
+    "npy": "a .npy file",
+}
+"""Kind -> what it is in a message."""
 
 _FOREIGN = ", which is no source here"
 
@@ -83,89 +91,7 @@ def content_of(path: str, kind: str) -> str:
     except SourceError as error:
         return f"; {error.message}" if _FOREIGN in error.message else ""
     reader = KINDS[found][0].partition(":")[2]
-    return "" if found == kind else f"; this is {_NAMES[found]}" + f", which {reader} reads" * bool(reader)
-
-
-def source_at(where: str | os.PathLike[str], *schemas: AnySchema, **options: Any) -> Any:
-    """The source at a path, a pattern of paths, a directory, "-" for standard input, a URL of a database, or one of
-    files in an object store.
-
-    options: those of the class, such as `delimiter` of CSV. `sqlite:///shop.db` is the path `shop.db`; any other URL is
-    one of SQLAlchemy. Raises SourceError for what cannot be read, ValueError or TypeError for options and schemas that
-    do not fit.
-    """
-    where = os.fsdecode(os.fspath(where))
-    if is_url(where) and not is_object_url(where):
-        scheme = where.partition(":")[0].lower()
-        if scheme == "file":
-            where = unquote(urlsplit(where).path)
-        elif scheme.startswith("sqlite"):
-            where = _sqlite_path(where)
-        elif scheme in _REMOTE:
-            raise SourceError(
-                f"{scheme}:// cannot be read; download it, and give the file, or - after a pipe", path=where
-            )
-        else:
-            return _database(where, schemas, options)
-    kind = kind_of(where)
-    if kind == "npy":
-        raise SourceError(
-            f"this is a .npy file{_shape(where)}: embeddings, without their records; give the table whose row i has "
-            f"embedding i, with embeddings={os.path.basename(where)!r}",
-            path=where,
-        )
-    source_class = _class_of(kind, where)
-    if kind != "sqlite" and len(schemas) != 1:
-        raise TypeError(
-            f"{where} holds one collection, and {len(schemas)} schemas were given; several are Sources(a, b)"
-        )
-    return source_class(where, *schemas, **options)
-
-
-def _class_of(kind: str, where: str) -> Any:
-    from importlib import import_module
-
-    home, _, extra = KINDS[kind]
-    module, _, name = home.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except ImportError as error:
-        raise SourceError(
-            f"this is {_NAMES[kind]}, which needs pip install 'mmcache[{extra}]' ({error})", path=where
-        ) from error
-
-
-_NAMES = {
-    "sqlite": "a SQLite database",
-    "jsonl": "JSON lines",
-    "json": "JSON",
-    "csv": "CSV",
-    "parquet": "a Parquet file",
-    "arrow": "an Arrow file",
-    "duckdb": "a DuckDB database",
-    "npy": "a .npy file",
-}
-
-
-def _database(url: str, schemas: tuple[AnySchema, ...], options: dict[str, Any]) -> Any:
-    from importlib import import_module
-
-    try:
-        source_class: Any = import_module("mmcache.sources.sql").SQLAlchemySource
-    except ImportError as error:
-        shown = re.sub(r"//[^/@]*@", "//***@", url)
-        raise SourceError(
-            f"this is the URL of a database, which needs pip install 'mmcache[sqlalchemy]' and its driver ({error})",
-            path=shown,
-        ) from error
-    return source_class(url, *schemas, **options)
-
-
-def _sqlite_path(url: str) -> str:
-    path = url.partition("://")[2].partition("?")[0]
-    if not path.startswith("/") or path == "/":
-        raise SourceError("expected sqlite:///relative/path.db or sqlite:////absolute/path.db", path=url)
-    return unquote(path[1:])
+    return "" if found == kind else f"; this is {NAMES[found]}" + f", which {reader} reads" * bool(reader)
 
 
 def _kind_of_several(path: str) -> str:
@@ -194,7 +120,7 @@ def _kind_of_several(path: str) -> str:
     parts = parts_of(path, ())
     kind = _kind_of_file(parts[0].path)
     if len(parts) > 1 and kind in _SINGLE:
-        raise SourceError(f"{len(parts)} files match, and the first is {_NAMES[kind]}: give one path", path=path)
+        raise SourceError(f"{len(parts)} files match, and the first is {NAMES[kind]}: give one path", path=path)
     return kind
 
 
@@ -218,7 +144,7 @@ def _kind_of_objects(url: str) -> str:
         except OSError as error:
             raise SourceError(f"cannot read the object: {error}", path=parts[0].path) from error
     if kind in _SINGLE:
-        raise SourceError(f"this is {_NAMES[kind]}, which is not read from an object store; download it", path=url)
+        raise SourceError(f"this is {NAMES[kind]}, which is not read from an object store; download it", path=url)
     return kind
 
 
@@ -255,7 +181,7 @@ def _kind_of_open(file: io.BufferedReader, path: str, by_name: tuple[str, bool] 
     kind = _told(inner, path, by_name)
     if kind not in _STREAMED or (kind == "arrow" and inner.startswith(b"ARROW1")):
         raise SourceError(
-            f"this is {_NAMES[kind]}, compressed as {compressed}, which cannot be read in place; decompress it first",
+            f"this is {NAMES[kind]}, compressed as {compressed}, which cannot be read in place; decompress it first",
             path=path,
         )
     return kind
@@ -422,7 +348,7 @@ def _unknown(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
             "this is no SQLite database that can be read: it does not begin as one; it is encrypted (SQLCipher, SEE), "
             "or of another program; decrypt it to a copy, as by sqlcipher_export(), or export its table as CSV"
         )
-    said = "" if named is None else f", though its name says {_NAMES[named]}"
+    said = "" if named is None else f", though its name says {NAMES[named]}"
     if not any(head[1:64:2]) or not any(head[:64:2]):
         said += ", unless it is UTF-16 without its byte order mark: save it as UTF-8"
     return f"the content is of no kind that is known here{said}: it begins with {head[:8]!r}; expected {_READABLE}"
@@ -431,14 +357,3 @@ def _unknown(head: bytes, path: str, by_name: tuple[str, bool] | None) -> str:
 def _refusal(found: tuple[str, str], path: str) -> SourceError:
     what, way = found
     return SourceError(f"this is {what}{_FOREIGN}; {way}", path=path)
-
-
-def _shape(path: str) -> str:
-    from .npy import header_of
-
-    try:
-        with open_file(path) as file:
-            header = header_of(file)
-    except (OSError, ValueError):
-        return ""
-    return f" of shape {header.shape} and dtype {header.dtype}"

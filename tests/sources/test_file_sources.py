@@ -23,7 +23,8 @@ import mmcache
 from mmcache import BuildError, CSVSource, IterableSource, Schema, Snapshot, SourceError
 from mmcache.schema import Cast
 from mmcache.sharing.publishing import rebuild
-from mmcache.sources.recognize import kind_of, source_at
+from mmcache.sources.at import source_at
+from mmcache.sources.recognize import kind_of
 from tests.support.waits import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -237,7 +238,7 @@ def test_standard_input_is_read_like_a_file(tmp_path, directory, name):
     if not (directory / name).exists():
         FORMS[name](directory / name)
     program = (
-        "import sys, mmcache; from mmcache.sources.recognize import kind_of, source_at\n"
+        "import sys, mmcache; from mmcache.sources.at import source_at; from mmcache.sources.recognize import kind_of\n"
         "from tests.sources.test_file_sources import SCHEMA, source_of\n"
         "source = source_of('-'); mmcache.build(sys.argv[1], source)\n"
         "assert source.spec() is None\n"

@@ -26,8 +26,8 @@ import mmcache
 from mmcache import CSVSource, JSONLinesSource, ParquetSource, Schema, SourceError
 from mmcache.cli import main
 from mmcache.cli.wanted import kind_at
+from mmcache.sources.at import source_at
 from mmcache.sources.objects import Objects, is_object_url
-from mmcache.sources.recognize import source_at
 from tests.support import stores
 
 obstore = pytest.importorskip("obstore", reason="the extra remote is not installed")

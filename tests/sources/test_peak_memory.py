@@ -34,7 +34,7 @@ CHILD = """
 import sys
 import mmcache
 from mmcache import Schema
-from mmcache.sources.recognize import source_at
+from mmcache.sources.at import source_at
 schema = Schema(sys.argv[3], index=("kind",))
 source = mmcache.SQLAlchemySource(sys.argv[1], schema) if "://" in sys.argv[1] else source_at(sys.argv[1], schema)
 mmcache.build(sys.argv[2], source)

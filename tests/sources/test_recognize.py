@@ -18,7 +18,8 @@ import pytest
 
 import mmcache
 from mmcache import Schema, SourceError, SQLiteSource
-from mmcache.sources.recognize import kind_of, source_at
+from mmcache.sources.at import source_at
+from mmcache.sources.recognize import kind_of
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -224,7 +225,7 @@ def test_a_file_that_is_not_there_is_of_the_kind_of_its_name(tmp_path):
 def test_a_pipe_is_read_like_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     program = (
-        "import sys, mmcache; from mmcache import Schema; from mmcache.sources.recognize import source_at\n"
+        "import sys, mmcache; from mmcache import Schema; from mmcache.sources.at import source_at\n"
         "source = source_at(sys.argv[1], Schema('t'))\n"
         "assert mmcache.build(sys.argv[2], source).records == {'t': 2} and source.spec() is None"
     )

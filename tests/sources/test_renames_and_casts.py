@@ -22,7 +22,7 @@ from mmcache import (
     SQLiteSource,
 )
 from mmcache.additive import covers
-from mmcache.sources.recognize import source_at
+from mmcache.sources.at import source_at
 
 SCHEMA = Schema(
     "t",
