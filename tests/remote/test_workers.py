@@ -67,8 +67,8 @@ def test_a_cache_without_a_file_waits_for_its_release_and_follows(local, made, n
         assert shows(cache, 1)
         publish(made, local, 2)
         until("the release is adopted", lambda: shows(cache, 2))
-        said = told(cache)
-        assert (said.release, said.url) == (2, local)
+        until("the node says so, after it has published the file", lambda: told(cache).release == 2)
+        assert told(cache).url == local
     assert pollers(node) == []
 
 
