@@ -131,7 +131,7 @@ def write_bank(path: str | os.PathLike[str], n: int, *, dim: int = 768, seed: in
     Streams, in a few MB beside SQLite's cache. A failure leaves an empty file, a crash a broken one: it is not written
     durably, as it can be made again. Raises FileExistsError when there is a database with anything in it.
 
-    >>> mmcache.presets.patterns.write_bank("bank.db", 10, dim=8)
+    >>> write_bank("bank.db", 10, dim=8)
     >>> report = mmcache.build("bank.mmc", "bank.db", Schema("patterns", embedding="embedding", dim=8))
     >>> dict(report.records)
     {'patterns': 10}
