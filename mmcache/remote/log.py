@@ -57,9 +57,8 @@ class ReleaseLog:
         costs one request."""
         number = self._last(0 if known is None else known.number)
         if known is not None and not number and self.at(known.number) is None:
-            return (
-                self.newest()
-            )  # Case: the store was emptied, and perhaps begun anew. No prune removes the newest entry
+            # Case: the store was emptied, and perhaps begun anew. No prune removes the newest entry.
+            return self.newest()
         if known is not None and number <= known.number:
             return known
         return None if not number else self._read(number)

@@ -42,6 +42,11 @@ _REFUSALS: Final = (MmcacheError, MemoryError)
 """What a read or a write may end with while there is an accident, besides a right answer."""
 
 
+def _slowness(builder: float) -> float:
+    """How many times as long as on a quiet machine a builder's process took; at least 1."""
+    return max(1.0, builder / QUIET)
+
+
 class Aborted(BaseException):
     """Raised by a signal handler."""
 
@@ -259,7 +264,7 @@ class World:
         """The accident, from its begin until all is well again, or should be."""
         accident = self.accident
         builder = seconds_of_a_builder()
-        limit = _BASELINE * max(1.0, builder / QUIET)
+        limit = _BASELINE * _slowness(builder)
         baseline = self.changed_and_served(limit)
         if not self.is_healed():
             return self._outcome(builder, baseline, limit)
@@ -271,7 +276,7 @@ class World:
             accident.step(self)
             time.sleep(0.02)
         builder = max(builder, seconds_of_a_builder())
-        limit = LONGEST * max(1.0, builder / QUIET)
+        limit = LONGEST * _slowness(builder)
         lifted = time.monotonic()
         accident.end(self)
         self._command(2)
